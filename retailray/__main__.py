@@ -1,0 +1,3 @@
+from retailray.cli import run
+
+run()

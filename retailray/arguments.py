@@ -1,0 +1,198 @@
+"""From ``[--config FILE]... [--section.key VALUE]...`` to one frozen config, or to the list of all that is wrong.
+
+pydantic-settings makes the command line out of the config models. jsonargparse was tried on the same grammar: it stops
+at the first error, where this reports all of them with their source.
+"""
+
+import difflib
+import itertools
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import CliApp
+
+from retailray import storage
+from retailray.config import VERBS, VerbConfig
+from retailray.errors import ConfigError, StorageError
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings of a config model, in order."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
+    """The config of one verb; ``--help`` prints and raises SystemExit(0).
+
+    Raises:
+        ConfigError: with every problem found in the files and on the command line.
+    """
+    model = VERBS[verb]
+    if "--help" in argv or "-h" in argv:
+        _print_help(verb, model)
+        raise SystemExit(0)
+    problems: list[str] = []
+    files, arguments = _split_arguments(verb, argv, problems)
+    values, sources = _read_files(verb, files, problems)
+    sources |= dict.fromkeys((key for key, _ in arguments), "command line")
+    tokens = list(itertools.chain.from_iterable((f"--{key}", value) for key, value in arguments))
+    try:
+        config = CliApp.run(model, cli_args=tokens, cli_exit_on_error=False, **values)
+    except ValidationError as error:
+        problems += [_explain(detail, sources) for detail in error.errors()]
+    except Exception as error:  # argparse's and the CLI source's own complaints
+        problems.append(f"command line: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _split_arguments(
+    verb: str, argv: Sequence[str], problems: list[str]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Config files and (key, value) pairs; what does not belong is noted in ``problems`` and left out."""
+    keys = set(known_keys(VERBS[verb]))
+    files: list[str] = []
+    pairs: list[tuple[str, str]] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            problems.append(f"unexpected argument {token!r}: settings are given as --section.key VALUE")
+            continue
+        key, has_value, value = token.removeprefix("--").partition("=")
+        if not has_value:
+            if not tokens or tokens[0].startswith("--"):
+                known = key in keys or key == "config"
+                problems.append(f"--{key} needs a value" if known else _unknown(verb, key, "command line"))
+                continue
+            value = tokens.pop(0)
+        if key == "config":
+            files.append(value)
+        elif key in keys:
+            pairs.append((key, value))
+        else:
+            problems.append(_unknown(verb, key, "command line"))
+    return files, pairs
+
+
+def _unknown(verb: str, key: str, source: str) -> str:
+    readers = [other for other, model in VERBS.items() if key in set(known_keys(model))]
+    if readers:
+        return f"{key} ({source}): {verb} does not read it and would ignore it; it belongs to {', '.join(readers)}"
+    near = difflib.get_close_matches(key, list(known_keys(VERBS[verb])), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"retailray {verb} --help lists the keys"
+    return f"{key} ({source}): unknown key; {hint}"
+
+
+def _read_files(
+    verb: str, files: list[str], problems: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge YAML files, later ones over earlier ones. One file may serve several verbs: what only others read is left."""
+    keys, merged, sources = set(known_keys(VERBS[verb])), {}, {}
+    everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
+    for file in files:
+        try:
+            loaded = yaml.safe_load(storage.read_bytes(storage.normalize(file))) or {}
+        except (StorageError, yaml.YAMLError, UnicodeDecodeError) as error:
+            problems.append(f"--config {file}: {' '.join(str(error).split())}")
+            continue
+        if not isinstance(loaded, dict):
+            problems.append(f"--config {file}: a mapping of sections is expected, found {type(loaded).__name__}")
+            continue
+        for key, value in _flatten(loaded, everyone):
+            if key in keys:
+                merged[key], sources[key] = value, file
+            elif key not in everyone:
+                problems.append(_unknown(verb, key, file))
+    return _nest(merged), sources
+
+
+def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in leaves:
+            yield from _flatten(value, leaves, f"{key}.")
+        else:
+            yield key, value
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        section = nested
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return nested
+
+
+def _explain(detail: Any, sources: dict[str, str]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{key}: required and not given" if "." in key or key == "out" else f"{key}.uri: required and not given"
+    if not key:
+        return message
+    owner = next((source for known, source in sources.items() if key == known or key.startswith(known + ".")), "config")
+    return f"{key} = {json.dumps(detail['input'], default=str)} ({owner}): {message}"
+
+
+def _print_help(verb: str, model: type[VerbConfig]) -> None:
+    """Print the verb's settings by section: name, type, default, help. Wide terminals get one line a setting."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)  # narrower columns break every line; pagers and pipes have no width
+    console.print(f"[bold]retailray {verb}[/] [--config FILE]... [--section.key VALUE]...\n")
+    console.print("  --config FILE   YAML with these sections; may be given several times, later files win\n")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            doc = " ".join((annotation.__doc__ or "").split())
+            table.add_row(f"\n[bold]{name}[/]", "", f"\n{doc}")
+            for inner, inner_field in annotation.model_fields.items():
+                table.add_row(*_help_row(f"{name}.{inner}", inner_field))
+        else:
+            table.add_row(*_help_row(name, field))
+    console.print(table)
+    console.print("\nExit: 0 done, 1 failed, 2 usage or config, 3 too many failed rows, 4 a gate said no, 130 interrupted")
+
+
+def _help_row(key: str, field: Any) -> tuple[str, str, str]:
+    from rich.markup import escape
+
+    text = field.description or ""
+    if field.is_required():
+        text += " (required)"
+    elif field.default is not None and field.default not in ([], {}):
+        text += f" (default: {field.default})"
+    return f"  --{key}", escape(_type_name(field.annotation)), escape(text)
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments)) if len(arguments) <= 5 else "name"
+    if origin in (types.UnionType, typing.Union):
+        return _type_name(next(argument for argument in arguments if argument is not type(None)))
+    if origin is list:
+        return f"{_type_name(arguments[0])},..."
+    if origin is dict:
+        return "JSON"
+    return {"str": "text", "int": "int", "float": "number", "bool": "true|false"}.get(annotation.__name__, "text")

@@ -1,0 +1,72 @@
+"""``retailray VERB``: parse, call one function, set the exit code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from retailray import arguments
+from retailray.config import VERBS
+from retailray.errors import ConfigError, RetailrayError
+
+# verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
+ACTIONS = {
+    "demo": ("retailray.demo", "run_demo"),
+    "check": ("retailray.evaluation", "check"),
+    "train": ("retailray.training", "train"),
+    "evaluate": ("retailray.evaluation", "evaluate"),
+    "score": ("retailray.scoring", "score"),
+}
+SUMMARIES = {
+    "demo": "the whole story on a made-up catalog, in a few minutes",
+    "check": "what is in a catalog and what is wrong with it",
+    "train": "fine-tune a pretrained torchvision model on a labelled catalog",
+    "evaluate": "measure a bundle on a labelled catalog",
+    "score": "classify a whole catalog and publish the result",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code (see DESIGN: 0, 1, 2, 3, 4, 130)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_usage()
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"retailray {version('retailray')}")
+        return 0
+    verb = argv[0]
+    try:
+        if verb not in VERBS:
+            raise ConfigError([f"unknown verb {verb!r}; one of: {', '.join(VERBS)}"])
+        config = arguments.parse(verb, argv[1:])
+        module, name = ACTIONS[verb]
+        getattr(importlib.import_module(module), name)(config)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"retailray {verb}: {problem}", file=sys.stderr)
+        return error.exit_code
+    except RetailrayError as error:
+        print(f"retailray {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run() -> None:
+    """The console script: leave at once with the code, without waiting for a store that never answers."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _print_usage() -> None:
+    print("usage: retailray VERB [--config FILE]... [--section.key VALUE]...\n")
+    for verb in VERBS:
+        print(f"  {verb:<10}{SUMMARIES[verb]}")
+    print("\nretailray VERB --help lists a verb's settings")

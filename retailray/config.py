@@ -1,0 +1,247 @@
+"""Every setting: its type, default, unit and one line of help.
+
+Sections are frozen pydantic models; a verb's config is the set of sections it reads. ``arguments.py`` fills them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from retailray import storage
+
+Finding = Literal[
+    "errors",
+    "missing",
+    "orphans",
+    "exact_duplicates",
+    "near_duplicates",
+    "leakage",
+    "duplicate_ids",
+    "empty_labels",
+    "similar_labels",
+    "small_classes",
+    "imbalance",
+]
+
+
+class Section(BaseModel):
+    model_config = {"extra": "forbid", "frozen": True}
+
+
+class CatalogSection(Section):
+    """Where the table is and which of its columns say what."""
+
+    uri: str = Field(description="CSV, TSV, Parquet or JSONL file, a folder or pattern of them, or class folders")
+    root: str | None = Field(None, description="where relative image paths start; default: the file's folder")
+    image: str = Field("image", description="image column; file_name is tried when this default is absent")
+    image_template: str = Field(
+        "{image}", description="path from columns, e.g. images/{name}.jpg; {stem} is the catalog file's name"
+    )
+    label: str = Field("label", description="label column")
+    label_map: dict[str, str] = Field({}, description='renames of labels as JSON, e.g. {"0": "PC"}')
+    id: str | None = Field(None, description="id column; default: the image path")
+    group: str | None = Field(None, description="product column; its images stay in one split; default: the id")
+    split: str | None = Field(None, description="column that names the split: train, validation or test")
+    validation_uri: str | None = Field(None, description="separate catalog for validation, same columns")
+    test_uri: str | None = Field(None, description="separate catalog for test, same columns")
+    encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
+    max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _labels_are_names(cls, value: Any) -> Any:
+        # YAML reads the 0 of `0: PC` as a number
+        return {str(old): str(new) for old, new in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("uri", "root", "validation_uri", "test_uri")
+    @classmethod
+    def _same_in_every_process(cls, value: str | None) -> str | None:
+        return storage.normalize(value) if value else value
+
+
+class SplitSection(Section):
+    """Fractions of products held out, by a hash of the product: stable when rows are added."""
+
+    validation: float = Field(0.15, ge=0, lt=1, description="share held out to choose the best epoch [fraction]")
+    test: float = Field(0.0, ge=0, lt=1, description="share held out for evaluate [fraction]")
+    seed: int = Field(0, ge=0, description="another seed, another split")
+
+
+class TransformSection(Section):
+    """What happens to pixels. The eval transform travels inside the bundle."""
+
+    image_size: int = Field(224, ge=8, le=2048, description="side of the square the model sees [px]")
+    resize_size: int | None = Field(
+        None, ge=8, le=4096, description="shorter side before the centre crop [px]; default: image_size * 256 / 224"
+    )
+    augment: Literal["none", "article", "standard"] = Field(
+        "standard",
+        description="none | article (rotation, shift, shear, flip) | standard (random resized crop, flip, colour)",
+    )
+
+    @property
+    def resolved_resize_size(self) -> int:
+        return self.resize_size or round(self.image_size * 256 / 224)
+
+
+class ModelSection(Section):
+    """Which model is fine-tuned, and under which name it is registered."""
+
+    arch: str = Field("resnet50", description="torchvision classification model")
+    weights: str = Field(
+        "DEFAULT", description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle, or none"
+    )
+    trainable: Literal["head", "all"] = Field("head", description="what is trained: the new head, or everything")
+    registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
+    name: str | None = Field(None, description="registered name; the bundle becomes <registry>/<name>/<version>")
+
+
+class BundleSection(Section):
+    """Which trained model is used."""
+
+    uri: str = Field(description="a bundle: its directory, or <registry>/<name>/<version>")
+
+    @field_validator("uri")
+    @classmethod
+    def _same_in_every_process(cls, value: str) -> str:
+        return storage.normalize(value)
+
+
+class TrainSection(Section):
+    """Fine-tuning."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training rows")
+    batch_size: int = Field(64, ge=1, description="images a step, over all workers together")
+    head_lr: float = Field(1e-2, gt=0, description="peak learning rate of the head (AdamW, one-cycle)")
+    backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the backbone; needs model.trainable all")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where a short measurement on the worker says it is faster"
+    )
+    seed: int = Field(0, ge=0, description="head initialisation, shuffling, augmentation")
+
+
+class EvaluateSection(Section):
+    """Measuring."""
+
+    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
+    bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0 for none")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+
+
+class ScoreSection(Section):
+    """Scoring a whole catalog."""
+
+    top_k: int = Field(5, ge=1, description="classes listed in topk_labels and topk_scores")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+    max_error_rate: float = Field(0.05, ge=0, le=1, description="more failed rows than this: exit 3 [fraction]")
+    rows_per_file: int = Field(100_000, ge=1, description="rows a Parquet part")
+
+
+class CheckSection(Section):
+    """What counts as a finding, and which findings are a no."""
+
+    fail_on: list[Finding] = Field([], description="findings that give exit 4, e.g. errors,leakage")
+    min_images: int = Field(10, ge=1, description="a class with fewer is small [images]")
+    max_imbalance: float = Field(100.0, ge=1, description="largest class / smallest class")
+    near_distance: int = Field(3, ge=0, le=7, description="perceptual hashes this close are near duplicates [of 64 bits]")
+    samples: int = Field(8, ge=0, description="pictures a label in the report [images]")
+
+
+class ClusterSection(Section):
+    """Ray."""
+
+    address: str | None = Field(None, description="running cluster; default: RAY_ADDRESS, else a local Ray")
+    num_workers: int | None = Field(
+        None, ge=1, description="training workers or predictors; default: one a GPU, else what the CPUs carry"
+    )
+    use_gpu: bool | None = Field(None, description="default: if the cluster has one")
+
+
+class DemoSection(Section):
+    """The made-up catalog."""
+
+    num_images: int = Field(400, ge=60, description="pictures in the catalog, broken files apart [images]")
+    seed: int = Field(0, ge=0, description="another seed, another catalog")
+
+
+class VerbConfig(BaseSettings):
+    """What every verb reads. A subclass adds the sections of one verb."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
+    )
+    out: str = Field(description="where results go; a run directory is made in it")
+    cluster: ClusterSection = ClusterSection()
+
+    @field_validator("out")
+    @classmethod
+    def _same_in_every_process(cls, value: str) -> str:
+        return storage.normalize(value)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # environment variables such as OUT must not leak into a run
+
+
+class CheckConfig(VerbConfig):
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    check: CheckSection = CheckSection()
+
+
+class TrainConfig(VerbConfig):
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    transform: TransformSection = TransformSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "TrainConfig":
+        problems = []
+        if self.catalog.validation_uri and "validation" in self.split.model_fields_set:
+            problems.append("split.validation would be ignored: catalog.validation_uri names the validation rows")
+        if self.catalog.split and self.split.model_fields_set:
+            problems.append("split.* would be ignored: catalog.split names the column that says the split")
+        if self.model.trainable == "head" and "backbone_lr" in self.train.model_fields_set:
+            problems.append("train.backbone_lr would be ignored: model.trainable is head; set it to all")
+        if (self.model.registry is None) != (self.model.name is None):
+            problems.append("model.registry and model.name go together: one is given and the other is not")
+        if self.transform.resolved_resize_size < self.transform.image_size:
+            problems.append("transform.resize_size must be at least transform.image_size")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class EvaluateConfig(VerbConfig):
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+class ScoreConfig(VerbConfig):
+    catalog: CatalogSection
+    model: BundleSection
+    score: ScoreSection = ScoreSection()
+
+
+class DemoConfig(VerbConfig):
+    out: str = Field("demo-run", description="folder for the catalog, the models and the reports")
+    demo: DemoSection = DemoSection()
+
+
+VERBS: dict[str, type[VerbConfig]] = {
+    "demo": DemoConfig,
+    "check": CheckConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+}

@@ -1,0 +1,213 @@
+"""A catalog: the user's table, untouched, and beside it what each row means to us."""
+
+import dataclasses
+import difflib
+import os
+import string
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retailray import storage
+from retailray.config import CatalogSection
+from retailray.data.tables import as_text, read_table, table_suffix, with_lossless_types
+from retailray.errors import CatalogError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """``table`` holds the input columns with their types; ``rows``, aligned with it, what they mean.
+
+    Columns of ``rows`` (all text): ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row
+    names none), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not say), ``file``; and ``line``
+    (int64, counted from 1 with the header; for Parquet the row).
+    """
+
+    uri: str
+    table: pa.Table
+    rows: pa.Table
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def select(self, mask: np.ndarray) -> "Catalog":
+        keep = pa.array(mask)
+        return Catalog(self.uri, self.table.filter(keep), self.rows.filter(keep))
+
+    def take(self, indices: np.ndarray) -> "Catalog":
+        return Catalog(self.uri, self.table.take(indices), self.rows.take(indices))
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of ``rows`` as an object (or int64) array."""
+        return self.rows.column(name).to_numpy()
+
+    def repeated_ids(self) -> np.ndarray:
+        """bool (N,): True for every row whose id an earlier row has."""
+        _, first = np.unique(self.column("id").astype(str), return_index=True)
+        mask = np.ones(len(self), dtype=bool)
+        mask[first] = False
+        return mask
+
+
+def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label: bool = True) -> Catalog:
+    """Read the catalog that a config section describes (``uri`` overrides the section's, for a split's own table).
+
+    Raises:
+        CatalogError: naming file, line, column and value, and what to set.
+        StorageError: the address cannot be reached.
+    """
+    uri = uri or section.uri
+    storage.check_readable(uri)
+    files = _table_files(uri)
+    if not files:
+        return _class_folders(uri, section)
+    image = None
+    parts = []
+    for file in files:
+        table = read_table(file, encoding=section.encoding)
+        image = _image_column(table, file, section)
+        parts.append((file, table))
+    ours = {name for name in (image, section.id, section.label, section.group, section.split) if name}
+    rows = [_meaning(file, table, str(image), section, uri, needs_label) for file, table in parts]
+    try:
+        merged = pa.concat_tables([table for _, table in parts], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
+    if table_suffix(files[0]) in (".csv", ".tsv"):
+        merged = with_lossless_types(merged, keep_text=ours)
+    return Catalog(uri, merged, pa.concat_tables(rows))
+
+
+def _table_files(uri: str) -> list[str]:
+    fs, path = storage.filesystem(uri)
+    if fsspec.core.has_magic(path):
+        names = sorted(storage.guarded(uri, lambda: fs.glob(path)))
+        found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
+        if not any(map(table_suffix, found)):
+            raise CatalogError(f"{uri}: the pattern matches no table")
+        return [name for name in found if table_suffix(name)]
+    if storage.guarded(uri, lambda: fs.isfile(path)):
+        return [uri]
+    visible = [name for name in storage.list_files(uri) if not os.path.basename(name).startswith(("_", "."))]
+    return sorted(name for name in visible if table_suffix(name))
+
+
+def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
+    chosen = section.image
+    if chosen not in table.column_names and "image" not in section.model_fields_set:
+        chosen = "file_name" if "file_name" in table.column_names else chosen  # Hugging Face's imagefolder
+    _require(table, chosen, "catalog.image", file)
+    return chosen
+
+
+def _require(table: pa.Table, name: str, key: str, file: str) -> None:
+    if name not in table.column_names:
+        near = difflib.get_close_matches(name, table.column_names, n=1)
+        raise CatalogError(
+            f"{file}: {key} = {name!r}: there is no such column"
+            + (f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(table.column_names)}")
+        )
+
+
+def _meaning(
+    file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool
+) -> pa.Table:
+    """The ``rows`` of one file."""
+
+    def text(name: str, key: str) -> list[str]:
+        _require(table, name, key, file)
+        try:
+            return as_text(table.column(name)).to_pylist()
+        except (TypeError, pa.ArrowException) as error:
+            raise CatalogError(f"{file}: {key} = {name!r}: {error}") from error
+
+    num_rows = table.num_rows
+    folder = storage.parent(file)
+    images = text(image, "catalog.image")
+    paths = _expand_template(file, table, images, section)
+    has_label = needs_label or section.label in table.column_names
+    labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
+    # files of one catalog in several folders may use the same relative paths for different images
+    prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
+    ids = text(section.id, "catalog.id") if section.id else [storage.join(prefix, path) if prefix else path for path in paths]
+    first_line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
+    return pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "image": pa.array(images, pa.string()),
+            "uri": pa.array([storage.join(section.root or folder, path) if path else "" for path in paths], pa.string()),
+            "label": pa.array([section.label_map.get(label, label) for label in labels], pa.string()),
+            "group": pa.array(text(section.group, "catalog.group") if section.group else ids, pa.string()),
+            "split": pa.array(_splits(file, text(section.split, "catalog.split"), first_line), pa.string())
+            if section.split
+            else pa.array([""] * num_rows, pa.string()),
+            "file": pa.array([file] * num_rows, pa.string()),
+            "line": pa.array(np.arange(first_line, first_line + num_rows)),
+        }
+    )
+
+
+def _splits(file: str, values: list[str], first_line: int) -> list[str]:
+    named = [SPLIT_NAMES.get(value.strip().lower(), "") for value in values]
+    if "" in named:
+        at = named.index("")
+        raise CatalogError(
+            f"{file}: line {at + first_line}: split {values[at]!r} is none of {', '.join(sorted(SPLIT_NAMES))}"
+        )
+    return named
+
+
+def _expand_template(file: str, table: pa.Table, images: list[str], section: CatalogSection) -> list[str]:
+    """Image paths by ``catalog.image_template``; '' where the image column is empty."""
+    if section.image_template == "{image}":
+        return [image.strip() for image in images]
+    stem = os.path.basename(file).split(".")[0]
+    try:
+        wanted = {name for _, name, _, _ in string.Formatter().parse(section.image_template) if name is not None}
+    except ValueError as error:
+        raise CatalogError(f"catalog.image_template = {section.image_template!r}: {error}") from error
+    columns = {"stem": [stem] * len(images), "image": images}
+    for name in wanted - columns.keys():
+        _require(table, name, "catalog.image_template", file)
+        columns[name] = as_text(table.column(name)).to_pylist()
+    return [
+        section.image_template.format(**{name: columns[name][index] for name in wanted}) if image.strip() else ""
+        for index, image in enumerate(images)
+    ]
+
+
+def _class_folders(uri: str, section: CatalogSection) -> Catalog:
+    """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
+    ignored = section.model_fields_set - {"uri", "group", "label_map", "validation_uri", "test_uri", "max_pixels"}
+    ignored -= {"max_aspect_ratio", "encoding"}
+    if ignored:
+        names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
+        raise CatalogError(f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored")
+    found = sorted(name for name in storage.list_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
+    if not found:
+        raise CatalogError(f"{uri}: neither a table nor images in it")
+    relative = [name[len(uri) :].lstrip("/") for name in found]
+    labels = [os.path.basename(os.path.dirname(name)) for name in relative]
+    table = pa.table({"image": relative, "label": labels})
+    rows = _meaning(f"{uri}/", table, "image", CatalogSection(uri=uri, label_map=section.label_map), uri, True)
+    return Catalog(uri, table, rows)
+
+
+def count_labels(labels: np.ndarray) -> dict[str, int]:
+    """Rows a label, '' left out, sorted by name."""
+    counts = pc.value_counts(pa.array(labels, pa.string()))
+    return {row["values"]: row["counts"] for row in sorted(counts.to_pylist(), key=lambda row: row["values"]) if row["values"]}

@@ -1,0 +1,153 @@
+"""Bytes to pixels: ``uint8 (3, H, W)`` RGB, the same function for training and scoring.
+
+JPEGs are decoded at a reduced scale where libjpeg can (Pillow's ``draft``), everything else at full size.
+Transparent pixels are composed over white, as product pages show them.
+"""
+
+import dataclasses
+import io
+import struct
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from retailray.errors import ImageError
+
+# MPO is what many phones write and call .jpg
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# our own limit, checked on the header, takes the place of Pillow's
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What is refused before it is decoded."""
+
+    max_pixels: int
+    max_aspect_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """What the header says. Width and height [px] are as displayed, orientation applied."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+
+
+def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
+    """Read the header only.
+
+    Raises:
+        ImageError: ``empty_file``, ``not_an_image``, ``corrupt``, ``too_many_pixels``, ``bad_aspect_ratio``.
+    """
+    if not data:
+        raise ImageError("empty_file", "the file has zero bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise ImageError("corrupt", "the header is damaged or incomplete") from error
+        raise ImageError("not_an_image", f"no known image format; it begins with {data[:24]!r}") from error
+    except Exception as error:  # a damaged header makes Pillow raise nearly anything
+        raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height} px is over catalog.max_pixels = {limits.max_pixels}")
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        raise ImageError(
+            "bad_aspect_ratio", f"{width} x {height} px is over catalog.max_aspect_ratio = {limits.max_aspect_ratio:g}"
+        )
+    if _orientation(image) in (5, 6, 7, 8):
+        width, height = height, width
+    return image, ImageFacts(image.format or "", width, height, image.mode)
+
+
+def decode(data: bytes, *, resize_size: int, crop_size: int, limits: Limits) -> np.ndarray:
+    """Decode, scale the shorter side to ``resize_size`` and cut the central square of ``crop_size``, all in pixels.
+
+    Returns:
+        uint8 ``(3, crop_size, crop_size)``, RGB.
+
+    Raises:
+        ImageError: with one of the ``decode`` codes.
+    """
+    image, _ = open_image(data, limits)
+    return pixels(image, resize_size=resize_size, crop_size=crop_size)
+
+
+def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarray:
+    """The same from an image that :func:`open_image` has opened."""
+    orientation = _orientation(image)
+    try:
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, (resize_size, resize_size))
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:
+        raise _damage(error) from error
+    width, height = rgb.size
+    side = min(width, height) * crop_size / resize_size  # of the cut square, in source pixels
+    left, top = (width - side) / 2, (height - side) / 2
+    square = rgb.resize(
+        (crop_size, crop_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
+    if orientation in _TRANSPOSITIONS:  # a central square may be turned after the cut, which is cheaper
+        square = square.transpose(_TRANSPOSITIONS[orientation])
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a sample, kept in 16 or 32
+        samples = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((samples >> 8 if samples.max(initial=0) > 255 else samples).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        samples = np.nan_to_num(np.asarray(image))
+        image = Image.fromarray((samples * (255 if samples.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _damage(error: Exception) -> ImageError:
+    text = f"{type(error).__name__}: {error}"
+    short = isinstance(error, (EOFError, struct.error)) or any(
+        word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "broken data stream")
+    )
+    return ImageError("truncated" if short else "corrupt", text)
+
+
+def to_jpeg(image: np.ndarray, *, quality: int = 80) -> bytes:
+    """A small JPEG of uint8 ``(3, H, W)``, for reports."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def facts_row(facts: ImageFacts) -> dict[str, Any]:
+    return dataclasses.asdict(facts)

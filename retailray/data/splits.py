@@ -1,0 +1,54 @@
+"""Which rows train, which choose the best epoch, which are kept for the last word."""
+
+import hashlib
+
+import numpy as np
+
+from retailray.config import CatalogSection, SplitSection
+from retailray.data.catalog import Catalog, read_catalog
+from retailray.errors import CatalogError
+
+
+def hash_unit(seed: int, key: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def assign_splits(groups: np.ndarray, *, validation: float, test: float, seed: int) -> np.ndarray:
+    """Split names (N,) by a hash of each row's group: products stay together, and added rows move nobody.
+
+    The hash knows nothing of the others, so every class is divided in the same proportion only on average: the price
+    of a split that never moves a row from training to test when the catalog grows.
+    """
+    units = {group: hash_unit(seed, group) for group in set(groups)}
+
+    def name(group: str) -> str:
+        unit = units[group]
+        return "test" if unit < test else "validation" if unit < test + validation else "train"
+
+    return np.array([name(group) for group in groups], dtype=object)
+
+
+def read_splits(catalog: CatalogSection, split: SplitSection) -> dict[str, Catalog]:
+    """All labelled rows as train, validation and test catalogs; a split without rows is left out.
+
+    Separate catalogs (``catalog.validation_uri``, ``catalog.test_uri``) and a split column win over hashing.
+
+    Raises:
+        CatalogError, StorageError: see :func:`retailray.data.catalog.read_catalog`.
+    """
+    main = read_catalog(catalog)
+    if catalog.split:
+        names = main.column("split")
+    else:
+        validation = 0.0 if catalog.validation_uri else split.validation
+        test = 0.0 if catalog.test_uri else split.test
+        if validation + test >= 1:
+            raise CatalogError(f"split.validation + split.test = {validation + test:g}: nothing is left to train on")
+        names = assign_splits(main.column("group"), validation=validation, test=test, seed=split.seed)
+    parts = {name: main.select(names == name) for name in ("train", "validation", "test")}
+    for name, uri in (("validation", catalog.validation_uri), ("test", catalog.test_uri)):
+        if uri:
+            parts[name] = read_catalog(catalog, uri=uri)
+    return {name: part for name, part in parts.items() if len(part)}

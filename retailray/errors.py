@@ -1,0 +1,90 @@
+"""Every error a user can meet, in one tree. Each leaf carries the command's exit code.
+
+    RetailrayError            1
+    ├── ConfigError           2   the command line or a config file is wrong
+    ├── CatalogError          1   the catalog table cannot be used
+    ├── StorageError          1   an address cannot be reached, read or written
+    ├── ModelError            1   an architecture, weights file or bundle cannot be used
+    ├── CapacityError         1   the Ray cluster lacks what the command needs
+    ├── GateFailed            4   a gate said no; the results are written
+    └── TooManyRowErrors      3   done and published, but more rows failed than score.max_error_rate
+    ImageError                    one bad image: becomes an error row, never ends a run
+"""
+
+
+class RetailrayError(Exception):
+    """Base of all errors shown to a user as one line; ``exit_code`` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(RetailrayError):
+    """All that is wrong with a command's configuration, reported together."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class CatalogError(RetailrayError):
+    """The catalog table cannot be used as it is; the message names file, line, column and value."""
+
+
+class StorageError(RetailrayError):
+    """An address cannot be reached, read or written; the message says why."""
+
+
+class ModelError(RetailrayError):
+    """An architecture, a weights file or a bundle cannot be used."""
+
+
+class CapacityError(RetailrayError):
+    """The Ray cluster lacks what the command asks for; the message has the numbers."""
+
+
+class GateFailed(RetailrayError):
+    """A gate said no. The results have been written."""
+
+    exit_code = 4
+
+
+class TooManyRowErrors(RetailrayError):
+    """Results are published, but more rows failed than the configuration allows."""
+
+    exit_code = 3
+
+
+# stage and meaning of every code an error row can carry; docs/errors.md is this table in prose
+ERROR_CODES: dict[str, tuple[str, str]] = {
+    "empty_path": ("fetch", "the catalog row names no image"),
+    "duplicate_id": ("fetch", "an earlier row has the same id"),
+    "bad_address": ("fetch", "the image path has a scheme or form that cannot be opened"),
+    "not_found": ("fetch", "there is no such object"),
+    "access_denied": ("fetch", "the store refused the credentials"),
+    "timeout": ("fetch", "the store did not answer in time, retries included"),
+    "fetch_failed": ("fetch", "reading failed for another reason, given in the message"),
+    "empty_file": ("decode", "the object has zero bytes"),
+    "not_an_image": ("decode", "the bytes are no image format we read (HTML pages land here)"),
+    "truncated": ("decode", "the image file ends too early"),
+    "corrupt": ("decode", "the image file is damaged"),
+    "too_many_pixels": ("decode", "larger than catalog.max_pixels (a decompression bomb)"),
+    "bad_aspect_ratio": ("decode", "one side is longer than catalog.max_aspect_ratio times the other"),
+    "predict_failed": ("predict", "the model failed on this image"),
+}
+
+
+class ImageError(Exception):
+    """One image cannot be used. ``code`` is a key of :data:`ERROR_CODES`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        if code not in ERROR_CODES:
+            raise ValueError(f"unknown error code {code!r}")
+        self.code = code
+        self.message = message[:500]
+        super().__init__(code, self.message)
+
+    @property
+    def stage(self) -> str:
+        return ERROR_CODES[self.code][0]

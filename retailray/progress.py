@@ -1,0 +1,57 @@
+"""What a person or a program sees while a command runs.
+
+On a terminal: lines for people and, from Ray Data and the training loop, progress bars. Elsewhere: one JSON line an
+event on standard output. The last line is always the summary: counts, seconds, images/s.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Report one event: a JSON line, or on a terminal a readable one. Floats are rounded to four digits."""
+    fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
+    if not on_terminal():
+        print(json.dumps({"event": event, **fields}, default=str), flush=True)
+        return
+    text = "  ".join(f"[dim]{key}[/] {value}" for key, value in fields.items())
+    Console(highlight=False).print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int) -> Iterator[Any]:
+    """A progress bar on a terminal; yields a function that sets (completed, note). Silent elsewhere."""
+    if not on_terminal():
+        yield lambda completed, note="": None
+        return
+    columns = TextColumn("[bold cyan]{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}"), transient=True) as progress:
+        task = progress.add_task(label, total=total, note="")
+        yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+
+
+class Stopwatch:
+    """Seconds since it was made, for the summary line."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def summary(self, verb: str, *, num_images: int, **counts: Any) -> None:
+        """The last line of every command."""
+        seconds = self.seconds
+        emit("done", verb=verb, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))

@@ -1,0 +1,233 @@
+"""One way to every address: local folders, ``s3://`` and whatever else fsspec knows.
+
+Endpoint and credentials of object stores come from the usual environment variables, which fsspec's s3fs honours
+in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
+"""
+
+import asyncio
+import os
+import posixpath
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from retailray.errors import ImageError, StorageError
+
+T = TypeVar("T")
+
+DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
+# botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
+_S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "retries": {"total_max_attempts": 3, "mode": "standard"},
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "max_pool_connections": 64,
+    },
+    "use_listings_cache": False,
+}
+_S3FS_RETRIES = 2
+WORKER_ENV = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+)
+
+
+def is_uri(address: str) -> bool:
+    """True for ``scheme://…``; plain paths are local."""
+    return "://" in address
+
+
+def normalize(address: str) -> str:
+    """An address that means the same in every process: URIs stay, local paths become absolute."""
+    address = address.removeprefix("file://")
+    return address.rstrip("/") if is_uri(address) else os.path.abspath(os.path.expanduser(address))
+
+
+def join(root: str, *parts: str) -> str:
+    """``root/part/…`` with ``.`` and ``..`` resolved; a part that is absolute or a URI replaces what is before it."""
+    for part in parts:
+        if is_uri(part) or part.startswith("/"):
+            root = part
+            continue
+        scheme, separator, path = root.rpartition("://")
+        root = scheme + separator + posixpath.normpath(posixpath.join(path, part))
+    return root
+
+
+def parent(address: str) -> str:
+    return address.rsplit("/", 1)[0]
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """The fsspec filesystem of an address and the path inside it.
+
+    Raises:
+        StorageError: the scheme is unknown or its package is not installed.
+    """
+    options = _S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
+    try:
+        fs, path = url_to_fs(address, **options)
+    except (ValueError, ImportError) as error:
+        raise StorageError(f"{address}: {error}") from error
+    if options:
+        fs.retries = _S3FS_RETRIES
+    return fs, path
+
+
+def describe(error: BaseException, address: str) -> str:
+    """One line that says what went wrong at an address and what to look at next."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
+    name, text = type(error).__name__, " ".join(str(error).split())[:300]
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
+        return f"{address}: not found (no such file, object or bucket)"
+    if isinstance(error, PermissionError) or "AccessDenied" in text or "Forbidden" in text:
+        return f"{address}: access denied ({text}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if "Credentials" in name:
+        return f"{address}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, TimeoutError) or "Endpoint" in name or "Connect" in name or "Timeout" in name:
+        return f"{address}: no answer from {endpoint} ({name}: {text}); check AWS_ENDPOINT_URL_S3 and the network"
+    return f"{address}: {name}: {text}"
+
+
+def guarded(address: str, action: Callable[[], T], *, deadline_s: float = 120.0) -> T:
+    """Run ``action`` with a deadline; every failure becomes a one-line :class:`StorageError` that names ``address``."""
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["value"] = action()
+        except BaseException as error:  # handed to the caller's thread below
+            done["error"] = error
+
+    # a daemon thread, because a store that never answers must not hold the process at exit either
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    if thread.is_alive():
+        raise StorageError(describe(TimeoutError(f"gave up after {deadline_s:.0f} s"), address))
+    if isinstance(done.get("error"), StorageError):
+        raise done["error"]
+    if "error" in done:
+        raise StorageError(describe(done["error"], address)) from done["error"]
+    return done["value"]
+
+
+def check_readable(address: str) -> None:
+    """Fail within :data:`DEADLINE_S` if nothing can be read at ``address`` (a file, a folder or a pattern).
+
+    Raises:
+        StorageError: unreachable, refused, or nothing there.
+    """
+
+    def look() -> None:
+        fs, path = filesystem(address)
+        found = fs.glob(path) if fsspec.core.has_magic(path) else fs.exists(path) or fs.info(path)
+        if not found:
+            raise FileNotFoundError(address)
+
+    guarded(address, look, deadline_s=DEADLINE_S)
+
+
+def exists(address: str) -> bool:
+    fs, path = filesystem(address)
+    return guarded(address, lambda: fs.exists(path))
+
+
+def read_bytes(address: str) -> bytes:
+    """The whole object. Raises StorageError."""
+    fs, path = filesystem(address)
+    return guarded(address, lambda: fs.cat_file(path))
+
+
+def write_bytes(address: str, data: bytes, *, deadline_s: float = 120.0) -> None:
+    """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
+
+    def write() -> None:
+        fs, path = filesystem(address)
+        if not is_local(address):
+            fs.pipe_file(path, data)  # one PUT: atomic in every object store
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+
+    guarded(address, write, deadline_s=deadline_s)
+
+
+def is_local(address: str) -> bool:
+    return not is_uri(address) or address.startswith("file://")
+
+
+def list_files(address: str) -> dict[str, dict[str, Any]]:
+    """Every file below a folder: full address → fsspec's details (``size`` in bytes at least). Raises StorageError."""
+    fs, path = filesystem(address)
+    found = guarded(address, lambda: fs.find(path, detail=True), deadline_s=600)
+    return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
+
+
+def remove_folder(address: str) -> None:
+    fs, path = filesystem(address)
+    if guarded(address, lambda: fs.exists(path)):
+        guarded(address, lambda: fs.rm(path, recursive=True))
+
+
+def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
+    """The bytes of many objects, concurrently, in order; what cannot be fetched comes back as an ImageError."""
+    results: list[bytes | ImageError | None] = [None] * len(addresses)
+    groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    for index, address in enumerate(addresses):
+        try:
+            fs, path = filesystem(address)
+        except StorageError as error:
+            results[index] = ImageError("bad_address", str(error))
+            continue
+        groups.setdefault(id(fs), (fs, []))[1].append((index, path))
+    for fs, members in groups.values():
+        found = _cat(fs, sorted({path for _, path in members}))
+        for index, path in members:
+            value = found[path]
+            results[index] = value if isinstance(value, bytes) else _fetch_error(value, addresses[index])
+    return [value for value in results if value is not None]
+
+
+def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:
+    try:
+        if getattr(fs, "async_impl", False) or len(paths) > 1:
+            found = fs.cat(paths, on_error="return")
+            return {path: found.get(path, found.get("/" + path, FileNotFoundError(path))) for path in paths}
+        return {paths[0]: fs.cat_file(paths[0])}
+    except Exception as error:  # whatever the client raises for the whole group holds for each of its members
+        return dict.fromkeys(paths, error)
+
+
+def _fetch_error(error: BaseException, address: str) -> ImageError:
+    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
+        return ImageError("not_found", f"{address}: not found")
+    if isinstance(error, PermissionError):
+        return ImageError("access_denied", describe(error, address))
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "Timeout" in type(error).__name__:
+        return ImageError("timeout", describe(error, address))
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return ImageError("bad_address", f"{address!r}: {error}")
+    return ImageError("fetch_failed", describe(error, address))
+
+
+def arrow_filesystem(address: str) -> tuple[Any, str]:
+    """The pyarrow view of an address, for libraries that take a pyarrow filesystem (Ray Train does)."""
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+    fs, path = filesystem(address)
+    return (LocalFileSystem() if is_local(address) else PyFileSystem(FSSpecHandler(fs))), path
