@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from retailray import arguments
+from retailray.cluster import prepare_environment
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise ConfigError([f"unknown verb {verb!r}; one of: {', '.join(VERBS)}"])
         config = arguments.parse(verb, argv[1:])
+        prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
         getattr(importlib.import_module(module), name)(config)
     except ConfigError as error:

@@ -30,15 +30,15 @@ def assign_splits(groups: np.ndarray, *, validation: float, test: float, seed: i
     return np.array([name(group) for group in groups], dtype=object)
 
 
-def read_splits(catalog: CatalogSection, split: SplitSection) -> dict[str, Catalog]:
-    """All labelled rows as train, validation and test catalogs; a split without rows is left out.
+def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bool = True) -> dict[str, Catalog]:
+    """All rows as train, validation and test catalogs; a split without rows is left out.
 
     Separate catalogs (``catalog.validation_uri``, ``catalog.test_uri``) and a split column win over hashing.
 
     Raises:
         CatalogError, StorageError: see :func:`retailray.data.catalog.read_catalog`.
     """
-    main = read_catalog(catalog)
+    main = read_catalog(catalog, needs_label=needs_label)
     if catalog.split:
         names = main.column("split")
     else:
@@ -50,5 +50,5 @@ def read_splits(catalog: CatalogSection, split: SplitSection) -> dict[str, Catal
     parts = {name: main.select(names == name) for name in ("train", "validation", "test")}
     for name, uri in (("validation", catalog.validation_uri), ("test", catalog.test_uri)):
         if uri:
-            parts[name] = read_catalog(catalog, uri=uri)
+            parts[name] = read_catalog(catalog, uri=uri, needs_label=needs_label)
     return {name: part for name, part in parts.items() if len(part)}

@@ -1,0 +1,6 @@
+"""Start or find Ray, and plan what runs where before anything starts."""
+
+from retailray.cluster.capacity import Capacity, Plan, plan_scoring, plan_training, wait_until_free
+from retailray.cluster.session import prepare_environment, ray_session
+
+__all__ = ["Capacity", "Plan", "plan_scoring", "plan_training", "prepare_environment", "ray_session", "wait_until_free"]

@@ -1,0 +1,93 @@
+"""Who gets how many CPUs and GPUs, decided before anything starts.
+
+Ray waits in silence for a CPU that its own actors hold. So actors together never take more than half of the CPUs:
+there is always room for the tasks that feed them, on a cluster of one CPU too.
+"""
+
+import dataclasses
+import time
+
+from retailray import progress
+from retailray.config import ClusterSection
+from retailray.errors import CapacityError
+
+MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """What the cluster has in all (not what is free now)."""
+
+    num_cpus: float
+    num_gpus: float
+    object_store_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """``num_actors`` training workers or predictors, and what each of them and each data task reserves."""
+
+    num_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    task_cpus: float
+    torch_threads: int
+
+
+def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
+    """Data-parallel training workers: one a GPU, else one, unless ``cluster.num_workers`` says."""
+    return _plan(capacity, section, default_on_cpu=1)
+
+
+def plan_scoring(capacity: Capacity, section: ClusterSection) -> Plan:
+    """A fixed pool of predictors: one a GPU, else one for every two CPUs, unless ``cluster.num_workers`` says."""
+    return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)))
+
+
+def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -> Plan:
+    """Raises CapacityError, with the numbers, for what could never start."""
+    cpus, gpus = capacity.num_cpus, capacity.num_gpus
+    if cpus <= 0:
+        raise CapacityError("the Ray cluster has no CPUs: nothing can be read or decoded; start it with --num-cpus")
+    use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
+    if use_gpu and gpus < 1:
+        raise CapacityError("cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false")
+    limit = int(gpus) if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
+    count = section.num_workers or (int(gpus) if use_gpu else default_on_cpu)
+    if count > limit:
+        what = f"{int(gpus)} GPUs" if use_gpu else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
+        raise CapacityError(
+            f"cluster.num_workers = {count}, and the Ray cluster has {what}; lower it to {limit} or add nodes"
+        )
+    return Plan(
+        num_actors=count,
+        actor_cpus=min(1.0, cpus / 2 / count),
+        actor_gpus=1.0 if use_gpu else 0.0,
+        # never the same as actor_cpus: Ray Data fuses a task stage into an actor stage when both reserve the same,
+        # and decoding would then take turns with inference in one process
+        task_cpus=0.9 * min(1.0, cpus / 2),
+        torch_threads=max(1, int(cpus // count)),
+    )
+
+
+def wait_until_free(plan: Plan, *, deadline_s: float = 300.0) -> None:
+    """Return when the cluster has free what the actors of a plan reserve; say so while it has not.
+
+    Raises:
+        CapacityError: others still hold it when the deadline is over.
+    """
+    import ray
+
+    asked = {"CPU": plan.actor_cpus * plan.num_actors, "GPU": plan.actor_gpus * plan.num_actors}
+    started, said = time.monotonic(), False
+    while True:
+        free = ray.available_resources()
+        short = {name: f"{free.get(name, 0):g} of {need:g}" for name, need in asked.items() if free.get(name, 0) < need}
+        if not short:
+            return
+        if time.monotonic() - started > deadline_s:
+            raise CapacityError(f"after {deadline_s:.0f} s the cluster still has too little free: {short}; others hold it")
+        if not said:
+            progress.emit("waiting", reason="others hold what this command needs", free_of_needed=short)
+            said = True
+        time.sleep(0.5)

@@ -1,0 +1,105 @@
+"""One Ray for one command: a running cluster if one is named, else a local Ray that ends with the command."""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+
+from retailray import progress, storage
+from retailray.cluster.capacity import Capacity
+from retailray.config import ClusterSection
+from retailray.errors import CapacityError
+
+CONNECT_S = 10.0
+START_S = 120.0  # how long a pool of actors may take to come up before the command gives up
+
+
+def prepare_environment(section: ClusterSection) -> None:
+    """Settings that Ray reads when it is imported; the command line calls this before anything imports it."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not _named_address(section) and "RAY_AUTH_MODE" not in os.environ:
+        # a token of this process alone: no file in the home directory, and nobody else's jobs on our Ray
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _named_address(section: ClusterSection) -> str | None:
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
+@contextlib.contextmanager
+def ray_session(section: ClusterSection) -> Iterator[Capacity]:
+    """Connect to Ray for the length of a ``with`` block. A Ray that the caller has initialised is used as it is.
+
+    Raises:
+        CapacityError: the named cluster cannot be reached.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _start(section)
+    _quiet()
+    try:
+        yield _capacity()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(section: ClusterSection) -> None:
+    import ray
+
+    address = _named_address(section)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        _check_reachable(address)
+        present = {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
+        try:
+            ray.init(address=address, runtime_env={"env_vars": present}, **quiet)
+        except Exception as error:
+            raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
+        return
+    ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself retries an address that does not answer for minutes, without a word."""
+    host, _, port = address.rpartition("://")[2].partition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise CapacityError(
+            f"no Ray answers at {address} ({error}); start one, correct RAY_ADDRESS or --cluster.address, "
+            "or unset both to use a local Ray"
+        ) from error
+
+
+def _quiet() -> None:
+    import ray.data
+
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = progress.on_terminal()
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = int(START_S)
+    context.execution_options.verbose_progress = False
+
+
+def _capacity() -> Capacity:
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if free.get("CPU", 0) < total.get("CPU", 0) / 2:
+        progress.emit(
+            "waiting", reason="most CPUs of the cluster are taken by others", free=free.get("CPU", 0), total=total["CPU"]
+        )
+    return Capacity(total.get("CPU", 0), total.get("GPU", 0), total.get("object_store_memory", 0))

@@ -1,0 +1,123 @@
+"""Ray Data: from catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
+
+Rows travel as Arrow tables. Our own columns begin with two underscores; pixels are fixed-size binary, so that a block
+is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from retailray import storage
+from retailray.data.catalog import Catalog
+from retailray.data.images import Limits, decode
+from retailray.errors import ERROR_CODES, ImageError
+
+ID, IMAGE, URI, LABEL = "__id", "__image", "__uri", "__label"
+CODE, MESSAGE, PIXELS = "__error_code", "__message", "__pixels"
+PADDING = "padding"  # the code of rows that only fill up the last batch
+CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, about 10 MB of pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """Shorter side to ``resize_size``, central square of ``crop_size`` [px]; what exceeds ``limits`` is refused."""
+
+    resize_size: int
+    crop_size: int
+    limits: Limits
+
+    @property
+    def num_bytes(self) -> int:
+        return 3 * self.crop_size**2
+
+
+def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
+    """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched carry their code already."""
+    rows = catalog.rows
+    repeated = catalog.repeated_ids()
+    empty = catalog.column("uri") == ""
+    code = np.where(empty, "empty_path", np.where(repeated, "duplicate_id", ""))
+    message = np.where(empty, "the image column is empty", np.where(repeated, "an earlier row has this id", ""))
+    at = [f" ({file} line {line})" if text else "" for file, line, text in
+          zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)]
+    table = catalog.table if with_input else pa.table({})
+    values = {
+        ID: rows.column("id"),
+        IMAGE: rows.column("image"),
+        URI: rows.column("uri"),
+        LABEL: rows.column("label"),
+        CODE: pa.array(code.tolist(), pa.string()),
+        MESSAGE: pa.array([text + where for text, where in zip(message, at, strict=True)], pa.string()),
+    }
+    if not with_input:
+        return pa.table(values)
+    for name, column in values.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> ray.data.Dataset:
+    """A lazy dataset: ``table`` with a :data:`PIXELS` column, fetched and decoded by CPU tasks."""
+    rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
+    blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
+    return ray.data.from_arrow(blocks).map_batches(
+        decode_rows,
+        batch_format="pyarrow",
+        batch_size=CHUNK_ROWS,
+        fn_kwargs={"spec": spec},
+        num_cpus=task_cpus,
+    )
+
+
+def decode_rows(table: pa.Table, *, spec: DecodeSpec) -> pa.Table:
+    """Fetch and decode the rows of one chunk; failures become codes."""
+    codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
+    wanted = [index for index, code in enumerate(codes) if not code]
+    uris = table.column(URI).to_pylist()
+    pixels = np.zeros((table.num_rows, 3, spec.crop_size, spec.crop_size), np.uint8)
+    fetched = storage.fetch_many([uris[index] for index in wanted])
+    for index, data in zip(wanted, fetched, strict=True):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            pixels[index] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
+        except ImageError as error:
+            codes[index], messages[index] = error.code, error.message
+    for name, values in ((CODE, codes), (MESSAGE, messages)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    return table.append_column(PIXELS, pixels_to_arrow(pixels))
+
+
+def pixels_to_arrow(pixels: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """uint8 ``(N, 3, H, W)`` as fixed-size binary (N,), without a copy."""
+    kind = pa.binary(int(np.prod(pixels.shape[1:])))
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(np.ascontiguousarray(pixels))])
+
+
+def pixels_to_numpy(column: pa.ChunkedArray, size_px: int) -> np.ndarray:
+    """The reverse: uint8 ``(N, 3, size_px, size_px)``; read-only and without a copy where the column is one chunk."""
+    arrays = []
+    for chunk in column.chunks:
+        flat = np.frombuffer(chunk.buffers()[1], np.uint8)
+        width = 3 * size_px**2
+        arrays.append(flat[chunk.offset * width : (chunk.offset + len(chunk)) * width])
+    flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, np.uint8)
+    return flat.reshape(-1, 3, size_px, size_px)
+
+
+def error_rows(table: pa.Table) -> pa.Table:
+    """The error rows of a decoded or predicted table: ``id, image, stage, error_code, message`` (all text)."""
+    failed = table.filter(pa.compute.not_equal(table.column(CODE), ""))
+    stages = [ERROR_CODES[code][0] for code in failed.column(CODE).to_pylist()]
+    columns: dict[str, Any] = {
+        "id": failed.column(ID),
+        "image": failed.column(IMAGE),
+        "stage": pa.array(stages, pa.string()),
+        "error_code": failed.column(CODE),
+        "message": failed.column(MESSAGE),
+    }
+    return pa.table(columns)

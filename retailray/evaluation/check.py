@@ -1,0 +1,144 @@
+"""``check``: read a whole catalog in parallel and say what is in it and what is wrong with it."""
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retailray import progress, storage
+from retailray.cluster import plan_scoring, ray_session
+from retailray.config import CheckConfig
+from retailray.data.catalog import IMAGE_SUFFIXES, Catalog, count_labels
+from retailray.data.images import Limits
+from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
+from retailray.data.quality import Result, find_problems
+from retailray.data.scan import FACTS, scan_catalog
+from retailray.data.splits import read_splits
+from retailray.errors import GateFailed
+from retailray.reports import write_check_report
+from retailray.runs import RunDirectory
+
+
+def check(config: CheckConfig) -> dict[str, Any]:
+    """Check every row and image of a catalog; write ``check.json``, ``report.html``, ``images.parquet`` and ``errors/``.
+
+    Returns:
+        What ``check.json`` holds.
+
+    Raises:
+        GateFailed: a finding that ``check.fail_on`` names was made; the report is written.
+        RetailrayError: the catalog or the store cannot be read.
+    """
+    watch = progress.Stopwatch()
+    # without a word about labels, a catalog that has none is fine: it is there to be scored
+    splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.model_fields_set)
+    run = RunDirectory(config)
+    num_rows = sum(map(len, splits.values()))
+    progress.emit("start", verb="check", run=run.address, rows=num_rows)
+    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
+    table = pa.concat_tables([transport_table(part, with_input=False) for part in splits.values()])
+    with ray_session(config.cluster) as capacity:
+        task_cpus = plan_scoring(capacity, config.cluster).task_cpus
+        scanned = scan_catalog(table, limits, task_cpus=task_cpus, num_blocks=int(4 * capacity.num_cpus))
+    orphans = find_orphans(table.column(URI).to_pylist())
+    scan = _frame(splits, scanned)
+    labels = count_labels(scan.label.to_numpy())
+    results = find_problems(scan, orphans, labels, has_labels=bool(labels), section=config.check)
+    report = _summarize(scan, results, labels, orphans)
+    run.write_json("check.json", report)
+    for name, rows in (("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
+                       ("errors/part-0.parquet", error_rows(scanned))):
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        run.write(name, buffer.getvalue())
+    write_check_report(run, config, scan, report, results)
+    run.publish({"verb": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
+    failed = num_rows - report["num_images_ok"]
+    watch.summary("check", num_images=num_rows, rows=num_rows, ok=report["num_images_ok"], failed=failed,
+                  report=run.path("report.html"))
+    _gate(results, config.check.fail_on, run)
+    return report
+
+
+def _gate(results: Sequence[Result], fail_on: Sequence[str], run: RunDirectory) -> None:
+    found = [f"{result.name} ({result.count})" for result in results if result.count and result.name in fail_on]
+    if found:
+        raise GateFailed(f"check.fail_on: found {', '.join(found)}; see {run.path('report.html')}")
+
+
+def _frame(splits: dict[str, Catalog], scanned: pa.Table) -> pd.DataFrame:
+    """One row a catalog row: what it means, and what was found at its address."""
+    frame = pa.concat_tables([part.rows for part in splits.values()]).to_pandas()
+    frame["split"] = np.repeat(list(splits), [len(part) for part in splits.values()])
+    frame["error_code"] = scanned.column(CODE).to_pylist()
+    frame["message"] = scanned.column(MESSAGE).to_pylist()
+    for field in FACTS:
+        kind = {"uint64": "UInt64", "int64": "Int64", "int32": "Int32"}.get(str(field.type), "object")
+        frame[field.name] = pd.array(scanned.column(field.name).to_pylist(), dtype=kind)
+    return frame
+
+
+def find_orphans(uris: Sequence[str]) -> list[str]:
+    """Images below the folder that all rows of one store have in common, which no row names. Not for http(s)."""
+    named = {uri for uri in uris if uri}
+    by_store: dict[str, list[str]] = defaultdict(list)
+    for uri in named:
+        scheme, _, path = uri.rpartition("://")
+        if scheme not in ("http", "https"):
+            by_store[f"{scheme}://{path.split('/')[0]}" if scheme else ""].append(uri)
+    orphans: list[str] = []
+    for members in by_store.values():
+        folders = [storage.parent(uri).split("/") for uri in members]
+        first, last = min(folders), max(folders)
+        depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+        folder = "/".join(first[:depth])
+        if folder.strip("/") and storage.exists(folder):  # never the whole disk
+            found = storage.list_files(folder)
+            orphans += [name for name in found if name.lower().endswith(IMAGE_SUFFIXES) and name not in named]
+    return sorted(orphans)
+
+
+def _summarize(
+    scan: pd.DataFrame, results: Sequence[Result], labels: dict[str, int], orphans: Sequence[str]
+) -> dict[str, Any]:
+    count = {result.name: result.count for result in results}
+    ok = scan[scan.error_code == ""]
+
+    def spread(name: str) -> dict[str, float]:
+        values = ok[name].astype(float)
+        return {} if ok.empty else {"min": values.min(), "median": values.median(), "max": values.max()}
+
+    return {
+        "num_rows": len(scan),
+        "num_images_ok": len(ok),
+        "num_missing": count["missing"],
+        "num_orphans": count["orphans"],
+        "num_exact_duplicates": count["exact_duplicates"],
+        "num_near_duplicates": count["near_duplicates"],
+        "num_leaks": count["leakage"],
+        "num_labels": len(labels),
+        "labels": labels,
+        "splits": scan.split.value_counts().to_dict(),
+        "errors_by_code": dict(Counter(scan.error_code[scan.error_code != ""])),
+        "formats": ok.format.value_counts().to_dict(),
+        "modes": ok["mode"].value_counts().to_dict(),
+        "width": spread("width"),
+        "height": spread("height"),
+        "num_bytes": int(ok.num_bytes.sum()),
+        "findings": [
+            {"name": result.name, "count": result.count, "advice": result.advice,
+             "examples": [_example(example, scan) for example in result.examples]}
+            for result in results if result.count
+        ],
+        "orphans": list(orphans[:100]),
+    }  # fmt: skip
+
+
+def _example(example: Any, scan: pd.DataFrame) -> Any:
+    """Groups of row numbers become groups of ids; texts stay."""
+    return example if isinstance(example, str) else scan.id.iloc[example].tolist()

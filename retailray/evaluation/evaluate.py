@@ -1,0 +1,134 @@
+"""``evaluate``: a bundle on a labelled catalog, with intervals, calibration and pictures of what it confuses."""
+
+import io
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from retailray import progress
+from retailray.cluster import plan_scoring, ray_session
+from retailray.config import EvaluateConfig
+from retailray.data.catalog import Catalog, count_labels, read_catalog
+from retailray.data.images import Limits
+from retailray.data.pipeline import DecodeSpec, error_rows, image_dataset, transport_table
+from retailray.data.splits import read_splits
+from retailray.errors import CatalogError, RetailrayError
+from retailray.evaluation.metrics import classification_metrics, confused_pairs, confusion
+from retailray.models.bundle import BundleMeta, load_bundle
+from retailray.reports import write_evaluation_report
+from retailray.runs import RunDirectory
+from retailray.scoring import predict_dataset
+
+NUM_PAIRS = 8
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Predict every labelled row and compare; write ``metrics.json``, ``confusion.csv``, ``errors/``, ``report.html``.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        RetailrayError: see :mod:`retailray.errors`.
+    """
+    watch = progress.Stopwatch()
+    meta = load_bundle(config.model.uri).meta
+    catalog = _rows(config)
+    known = set(meta.labels)
+    unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
+    if unknown:
+        progress.emit("warning", labels_unknown_to_the_model=list(unknown)[:10], rows=sum(unknown.values()),
+                      note="reported, and left out of the measures; rename with catalog.label_map")
+    run = RunDirectory(config)
+    progress.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
+    predicted = _predict(config, catalog, meta)
+    errors = error_rows(predicted)
+    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix("__"))
+    used = frame[(frame.error_code == "") & frame.label.isin(known)].reset_index(drop=True)
+    if used.empty:
+        raise CatalogError(
+            f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
+            f"{sum(unknown.values())} have labels that the model does not know (it knows {', '.join(meta.labels[:5])}, ...)"
+        )
+    metrics = _measure(used, bootstrap=config.evaluate.bootstrap) | {
+        "num_failed": errors.num_rows,
+        "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
+        "num_unlabelled": int((catalog.column("label") == "").sum()),
+        "unknown_labels": unknown,
+        "labels_without_rows": sorted(known - set(used.label)),
+        "model_name": meta.name,
+        "model_version": meta.version,
+        "catalog": config.catalog.uri,
+    }
+    _write(run, config, meta, used, errors, metrics)
+    run.publish({"verb": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds,
+                 **{name: value for name, value in metrics.items() if name != "per_class"}})
+    watch.summary("evaluate", num_images=len(used), rows=len(catalog), evaluated=len(used), failed=errors.num_rows,
+                  top1=metrics["top1"], macro_f1=metrics["macro_f1"], report=run.path("report.html"))
+    return metrics
+
+
+def _rows(config: EvaluateConfig) -> Catalog:
+    wanted = config.evaluate.split
+    if wanted == "all":
+        return read_catalog(config.catalog)
+    splits = read_splits(config.catalog, config.split)
+    if wanted not in splits:
+        there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
+        raise CatalogError(f"{config.catalog.uri}: evaluate.split = {wanted}: it has no rows; there are {there}")
+    return splits[wanted]
+
+
+def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
+    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
+    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
+    with ray_session(config.cluster) as capacity:
+        plan = plan_scoring(capacity, config.cluster)
+        images = image_dataset(
+            transport_table(catalog, with_input=False),
+            spec,
+            task_cpus=plan.task_cpus,
+            num_blocks=int(4 * capacity.num_cpus),
+        )
+        predicted = predict_dataset(
+            images, bundle_uri=config.model.uri, plan=plan, batch_size=config.evaluate.batch_size, top_k=5
+        )
+        try:
+            parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
+        except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
+            raise RetailrayError(f"evaluation stopped: {' '.join(str(error).split())[-400:]}") from error
+    table = pa.concat_tables(parts)
+    if table.num_rows != len(catalog):
+        raise RetailrayError(f"{len(catalog)} rows went in and {table.num_rows} came out; please report this")
+    return table
+
+
+def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:
+    top = [list(names) for names in used.topk_labels]
+    truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
+    return classification_metrics(truth, predicted, used.pred_score.to_numpy(float), top, bootstrap=bootstrap)
+
+
+def _write(
+    run: RunDirectory,
+    config: EvaluateConfig,
+    meta: BundleMeta,
+    used: pd.DataFrame,
+    errors: pa.Table,
+    metrics: dict[str, Any],
+) -> None:
+    truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
+    matrix, labels = confusion(truth, predicted)
+    run.write_json("metrics.json", metrics)
+    run.write("confusion.csv", pd.DataFrame(matrix, index=pd.Index(labels, name="truth"), columns=labels).to_csv())
+    buffer = io.BytesIO()
+    pq.write_table(errors, buffer)
+    run.write("errors/part-0.parquet", buffer.getvalue())
+    pairs = confused_pairs(truth, predicted, limit=NUM_PAIRS)
+    write_evaluation_report(run, config, meta, used, metrics, (matrix, labels), pairs)
+
+

@@ -1,0 +1,77 @@
+"""How good predictions are: scikit-learn's and torchmetrics' measures on names, with bootstrap intervals."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torchmetrics.functional.classification import binary_calibration_error
+
+ECE_BINS = 15
+
+
+def classification_metrics(
+    truth: np.ndarray, predicted: np.ndarray, score: np.ndarray, top: list[list[str]], *, bootstrap: int, seed: int = 0
+) -> dict[str, Any]:
+    """Measures of N predictions whose true labels the model knows.
+
+    Args:
+        truth, predicted: names (N,). score: confidence of the prediction, float (N,). top: up to five names a row,
+            best first. bootstrap: resamples of rows behind the 95 % intervals.
+
+    Returns:
+        ``top1, top5, macro_f1`` (over the labels that occur in the truth), ``ece`` (15 bins of equal width, Guo et al.
+        2017), ``num_rows``, ``per_class`` and ``intervals``.
+    """
+    labels = sorted(set(truth))
+    correct = (truth == predicted).astype(float)
+    in_top5 = np.array([name in names[:5] for name, names in zip(truth, top, strict=True)], dtype=float)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    ece = binary_calibration_error(torch.tensor(score), torch.tensor(correct).int(), n_bins=ECE_BINS, norm="l1")
+    per_class = {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
+    }
+    return {
+        "top1": float(correct.mean()),
+        "top5": float(in_top5.mean()),
+        "macro_f1": float(f1.mean()),
+        "ece": float(ece),
+        "num_rows": len(truth),
+        "intervals": _intervals(truth, predicted, correct, in_top5, bootstrap, seed) if bootstrap else {},
+        "per_class": per_class,
+    }
+
+
+def _intervals(
+    truth: np.ndarray, predicted: np.ndarray, correct: np.ndarray, in_top5: np.ndarray, num_resamples: int, seed: int
+) -> dict[str, list[float]]:
+    """95 % percentile intervals; whole rows are drawn with replacement."""
+    names, codes = np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)
+    size, count = len(names), len(truth)
+    cell = codes[:count] * size + codes[count:]
+    draws: dict[str, list[float]] = {"top1": [], "top5": [], "macro_f1": []}
+    generator = np.random.default_rng(seed)
+    for _ in range(num_resamples):
+        rows = generator.integers(0, count, count)
+        matrix = np.bincount(cell[rows], minlength=size * size).reshape(size, size)
+        support = matrix.sum(1)
+        f1 = 2 * matrix.diagonal() / np.maximum(support + matrix.sum(0), 1)
+        draws["top1"].append(correct[rows].mean())
+        draws["top5"].append(in_top5[rows].mean())
+        draws["macro_f1"].append(f1[support > 0].mean())
+    return {name: [float(value) for value in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Counts ``(L, L)``, rows the truth, and the labels that occur on either side."""
+    labels = sorted(set(truth) | set(predicted))
+    return confusion_matrix(truth, predicted, labels=labels), labels
+
+
+def confused_pairs(truth: np.ndarray, predicted: np.ndarray, *, limit: int) -> list[tuple[str, str, int]]:
+    """(true label, predicted label, rows), most frequent first."""
+    wrong = truth != predicted
+    pairs = Counter(zip(truth[wrong], predicted[wrong], strict=True)).most_common(limit)
+    return [(true, guess, count) for (true, guess), count in pairs]

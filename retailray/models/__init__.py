@@ -1,0 +1,1 @@
+"""Torch only, no Ray: backbones, weights, bundles, prediction."""

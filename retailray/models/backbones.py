@@ -1,0 +1,67 @@
+"""Torchvision's classification models, by name, with a head of our own size."""
+
+import difflib
+
+import torch
+import torchvision
+from torch import nn
+
+from retailray.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def arch_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def build_model(arch: str, num_classes: int) -> nn.Module:
+    """An untrained model with ``num_classes`` outputs: float ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
+
+    Raises:
+        ModelError: torchvision has no such model.
+    """
+    if arch not in arch_names():
+        near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
+        raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
+    options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+
+
+def head_name(model: nn.Module) -> str:
+    """The dotted name of the layer that makes the logits: the last linear layer, or the last convolution (SqueezeNet)."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    linear = [name for name, module in layers if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else layers[-1][0]
+
+
+def initialize_head(model: nn.Module, *, seed: int) -> None:
+    """Fresh, seeded weights for the head: zero bias, small normal weights, so that all classes start alike."""
+    head = model.get_submodule(head_name(model))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leave only the head trainable. Pair every ``model.train()`` with :func:`train_mode`, which keeps it frozen."""
+    head = head_name(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(f"{head}."))
+
+
+def train_mode(model: nn.Module) -> None:
+    """``model.train()`` that leaves modules without trainable parameters as they serve: BatchNorm and dropout in eval."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()

@@ -1,0 +1,166 @@
+"""A bundle: all that is needed to serve a model, in one directory, written once and never changed.
+
+``bundle.json`` says what it is, ``model.safetensors`` holds the weights, ``MANIFEST`` has their SHA-256 sums and is
+written last, so that a bundle with a MANIFEST is whole.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from retailray import storage
+from retailray.errors import ModelError, StorageError
+from retailray.models.backbones import build_model
+
+SCHEMA_VERSION = 1
+META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
+
+
+class _Part(pydantic.BaseModel):
+    model_config = {"extra": "forbid", "frozen": True}
+
+
+class EvalTransform(_Part):
+    """Shorter side to ``resize_size``, central square of ``crop_size`` [px], then (x / 255 - mean) / std a channel."""
+
+    resize_size: int
+    crop_size: int
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Thresholds(_Part):
+    """Scores from ``accept`` on are accepted, below ``abstain`` nothing is claimed, between them a person looks."""
+
+    accept: float = 0.8
+    abstain: float = 0.2
+
+
+class BundleMeta(_Part):
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: str
+    arch: str
+    labels: list[str]
+    transform: EvalTransform
+    temperature: float = 1.0
+    thresholds: Thresholds = Thresholds()
+    metrics: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    created_at: str = ""
+    git_commit: str | None = None
+    libraries: dict[str, str] = {}
+
+
+class Bundle(NamedTuple):
+    """``state`` holds the tensors of ``model.safetensors`` on the CPU."""
+
+    meta: BundleMeta
+    state: dict[str, torch.Tensor]
+
+    def build(self) -> nn.Module:
+        """The model in eval mode, float32, on the CPU."""
+        model = build_model(self.meta.arch, len(self.meta.labels))
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def provenance() -> dict[str, Any]:
+    """What made this: UTC time, git commit of this code (None outside a checkout), versions of the libraries."""
+    names = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy")
+    # outside a git checkout (an installed wheel, a container without git) there is no commit to name
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = result.stdout.strip() if result.returncode == 0 else None
+    except OSError:
+        commit = None
+    return {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "libraries": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def new_version(state: dict[str, torch.Tensor]) -> str:
+    """A version that sorts by time and tells weights apart: ``20260101T020304Z-1a2b3c4d``."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{stamp}-{hashlib.sha256(safetensors.torch.save(_plain(state))).hexdigest()[:8]}"
+
+
+def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # clones, because safetensors refuses tensors that share memory
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_bundle(address: str, meta: BundleMeta, state: dict[str, torch.Tensor]) -> None:
+    """Write a bundle to a new directory.
+
+    Raises:
+        ModelError: there is a bundle already; versions are immutable.
+        StorageError: the address cannot be written.
+    """
+    if storage.exists(storage.join(address, MANIFEST_NAME)):
+        raise ModelError(f"{address}: there is a bundle already, and bundles are never overwritten")
+    files = {
+        META_NAME: meta.model_dump_json(indent=2).encode(),
+        WEIGHTS_NAME: safetensors.torch.save(_plain(state)),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(address, name), data)
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    storage.write_bytes(storage.join(address, MANIFEST_NAME), sums.encode())
+
+
+def copy_bundle(source: str, target: str) -> None:
+    """Register: copy a bundle to a new address, MANIFEST last. Raises ModelError, StorageError."""
+    if storage.exists(storage.join(target, MANIFEST_NAME)):
+        raise ModelError(f"{target}: there is a bundle already, and bundles are never overwritten")
+    for name in (META_NAME, WEIGHTS_NAME, MANIFEST_NAME):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+
+
+def load_bundle(address: str) -> Bundle:
+    """Read a bundle and verify its sums.
+
+    Raises:
+        ModelError: not a bundle, not whole, changed since it was written, or of a schema we do not know.
+        StorageError: the address cannot be reached.
+    """
+    if "@" in address.rsplit("/", 1)[-1]:
+        raise ModelError(
+            f"model.uri = {address}: aliases need `retailray promote`, which this version does not have yet; "
+            "name a version: <registry>/<name>/<version>"
+        )
+    storage.check_readable(address)
+    try:
+        manifest = storage.read_bytes(storage.join(address, MANIFEST_NAME)).decode()
+    except StorageError as error:
+        raise ModelError(
+            f"{address}: not a whole bundle: it has no MANIFEST. `train` leaves one at <out>/run_id=.../bundle"
+        ) from error
+    files = {}
+    for line in manifest.splitlines():
+        digest, _, name = line.partition("  ")
+        files[name] = storage.read_bytes(storage.join(address, name))
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise ModelError(f"{address}: {name} is not what MANIFEST says: it was changed or damaged")
+    try:
+        meta = BundleMeta.model_validate_json(files[META_NAME])
+        state = safetensors.torch.load(files[WEIGHTS_NAME])
+    except (KeyError, pydantic.ValidationError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{address}: cannot be read as a bundle of schema {SCHEMA_VERSION}: {error}") from error
+    if meta.schema_version != SCHEMA_VERSION:
+        raise ModelError(f"{address}: bundle schema {meta.schema_version}, this version reads {SCHEMA_VERSION}")
+    return Bundle(meta, state)

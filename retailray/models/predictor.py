@@ -1,0 +1,46 @@
+"""Pixels to probabilities with one bundle on one device."""
+
+import numpy as np
+import torch
+
+from retailray.models.bundle import Bundle
+from retailray.models.precision import autocast, choose_precision
+
+
+class Normalize(torch.nn.Module):
+    """uint8 ``(B, 3, H, W)`` to float ``(B, 3, H, W)`` on the device of the buffers: (x / 255 - mean) / std."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(self.mean.device, non_blocking=True)
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class Predictor:
+    """A model in eval mode, channels_last, in the precision that is faster here."""
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", precision: str = "auto") -> None:
+        self.device = torch.device(device)
+        self.labels = bundle.meta.labels
+        self.temperature = bundle.meta.temperature
+        transform = bundle.meta.transform
+        self.normalize = Normalize(transform.mean, transform.std).to(self.device)
+        self.model = bundle.build().to(self.device, memory_format=torch.channels_last)
+        if precision == "auto":
+            precision = choose_precision(self.model, size_px=transform.crop_size, device=self.device)
+        self.precision = precision
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``(B, 3, H, W)`` to probabilities, float32 ``(B, num_labels)``, temperature applied."""
+        batch = torch.from_numpy(np.array(images))  # a copy: Arrow's memory is read-only, which torch does not know
+        with autocast(self.device, self.precision):
+            logits = self.model(self.normalize(batch))
+        return torch.softmax(logits.float() / self.temperature, dim=1).cpu().numpy()

@@ -1,0 +1,56 @@
+"""The report of an evaluation: measures, calibration, and pictures of what is confused."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from retailray.config import EvaluateConfig
+from retailray.models.bundle import BundleMeta
+from retailray.reports import plots
+from retailray.reports.page import data_uri, render, thumbnails
+from retailray.reports.training import error_summary
+from retailray.runs import RunDirectory
+
+PICTURES_A_PAIR = 3
+
+
+def write_evaluation_report(
+    run: RunDirectory,
+    config: EvaluateConfig,
+    meta: BundleMeta,
+    used: pd.DataFrame,
+    metrics: Mapping[str, Any],
+    confusion: tuple[np.ndarray, Sequence[str]],
+    pairs: Sequence[tuple[str, str, int]],
+) -> None:
+    """Write ``confusion.png`` and ``report.html`` into the run directory. ``used`` has one row an evaluated image."""
+    matrix = plots.confusion(*confusion)
+    run.write("confusion.png", matrix)
+    correct = (used.label == used.pred_label).to_numpy(float)
+    page = render(
+        "evaluation.html.j2",
+        title=f"Evaluation of {meta.name}",
+        subtitle=f"{config.catalog.uri} · {config.model.uri}",
+        run_id=run.run_id,
+        metrics=metrics,
+        pairs=[_pair(used, metrics, *pair) for pair in pairs],
+        confusion=data_uri(matrix, "image/png"),
+        reliability=data_uri(plots.reliability(used.pred_score.to_numpy(float), correct), "image/png"),
+        per_class=sorted(metrics["per_class"].items(), key=lambda item: (item[1]["f1"], item[0])),
+        errors=error_summary(metrics["errors_by_code"], {}),
+    )
+    run.write("report.html", page)
+
+
+def _pair(used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str, count: int) -> dict[str, Any]:
+    """The surest mistakes of one kind."""
+    mistakes = used[(used.label == truth) & (used.pred_label == guess)]
+    members = mistakes.sort_values("pred_score", ascending=False).head(PICTURES_A_PAIR)
+    pictures = thumbnails(members.uri.tolist())
+    rows = [
+        {"picture": picture, "caption": f"{row.pred_score:.2f} · {row.id}"}
+        for picture, row in zip(pictures, members.itertuples(), strict=True)
+    ]
+    return {"truth": truth, "guess": guess, "count": count, "support": metrics["per_class"][truth]["support"], "members": rows}

@@ -1,0 +1,151 @@
+"""The plots of the reports, as PNG bytes. One style: few lines, direct labels, one accent colour."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ACCENT, SECOND, GREY = "#0f766e", "#d97706", "#94a3b8"
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#cbd5e1",
+    "axes.labelcolor": "#334155",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+    "axes.grid": True,
+    "grid.color": "#eef2f6",
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
+MAX_BARS = 30
+
+
+def _figure(columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=144)
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def label_bars(counts: Mapping[str, int], title: str) -> bytes:
+    """Rows a label, largest first; the middle is left out where there are more than :data:`MAX_BARS`."""
+    items = sorted(counts.items(), key=lambda item: -item[1])
+    if len(items) > MAX_BARS:
+        left_out = len(items) - MAX_BARS
+        items = items[: MAX_BARS // 2] + [(f"… {left_out} more …", 0)] + items[-(MAX_BARS // 2) :]
+    figure, (axes,) = _figure(1, width=6.4, height=max(1.6, 0.22 * len(items) + 0.6))
+    names, values = [_short(name) for name, _ in items], [value for _, value in items]
+    bars = axes.barh(range(len(items)), values, color=ACCENT, height=0.7)
+    axes.bar_label(bars, labels=[str(value) if value else "" for value in values], padding=3, fontsize=8, color="#475569")
+    axes.set_yticks(range(len(items)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_title(title)
+    return _png(figure)
+
+
+def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
+    """Width, height and aspect ratio of images [px]."""
+    figure, axes = _figure(3, width=9.6, height=2.4)
+    for ax, values, title in zip(
+        axes, (width, height, width / height), ("width [px]", "height [px]", "width / height"), strict=True
+    ):
+        ax.hist(values, bins=30, color=ACCENT)
+        ax.axvline(float(np.median(values)), color=SECOND, linewidth=1)
+        ax.set_title(f"{title}: median {np.median(values):.4g}")
+        ax.set_ylabel("images")
+    return _png(figure)
+
+
+def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
+    """Accuracy and loss by epoch, the best epoch marked."""
+    figure, axes = _figure(2, width=9.6, height=3.0)
+    epochs = [row["epoch"] for row in history]
+    for ax, metric, title in zip(axes, ("top1", "loss"), ("accuracy (top-1)", "loss (cross-entropy)"), strict=True):
+        for split, colour in (("train", GREY), ("validation", ACCENT)):
+            values = [row[f"{split}_{metric}"] for row in history]
+            ax.plot(epochs, values, color=colour, marker="o", markersize=3, label=split)
+        ax.axvline(best_epoch, color=SECOND, linewidth=1, linestyle="--", label=f"best epoch ({best_epoch})")
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
+    """Rows are the truth, normalised to 1; columns the prediction. Numbers only where they can be read."""
+    size = len(labels)
+    side = min(11.0, max(3.6, 0.16 * size + 2.4))
+    figure, (axes,) = _figure(1, width=side + 0.8, height=side)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="BuGn", vmin=0, vmax=1)
+    font = 8 if size <= 20 else max(3.5, 8 - 0.05 * size)
+    axes.set_xticks(range(size), [_short(label) for label in labels], rotation=90, fontsize=font)
+    axes.set_yticks(range(size), [_short(label) for label in labels], fontsize=font)
+    axes.grid(visible=False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    if size <= 15:
+        for row in range(size):
+            for column in range(size):
+                if matrix[row, column]:
+                    colour = "white" if shares[row, column] > 0.5 else "#334155"
+                    axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    return _png(figure)
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) -> bytes:
+    """Accuracy by confidence; on the diagonal the model knows what it knows."""
+    figure, (axes,) = _figure(1, width=3.6, height=3.2)
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    means = np.array([correct[which == index].mean() if (which == index).any() else np.nan for index in range(bins)])
+    axes.bar(centres, means, width=1 / bins * 0.9, color=ACCENT)
+    axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.set_title("calibration")
+    return _png(figure)
+
+
+def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> bytes:
+    """How confident the predictions are, with the decision thresholds."""
+    figure, (axes,) = _figure(1, width=6.4, height=2.6)
+    edges = np.linspace(0, 1, len(counts) + 1)
+    axes.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.9 / len(counts), color=ACCENT)
+    for name, value in thresholds.items():
+        axes.axvline(value, color=SECOND, linewidth=1, linestyle="--")
+        axes.annotate(f" {name} {value:g}", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color=SECOND, va="top")
+    axes.set_xlabel("pred_score")
+    axes.set_ylabel("images")
+    axes.set_title("confidence")
+    return _png(figure)
+
+
+def _short(text: str, length: int = 26) -> str:
+    # matplotlib reads $ as mathematics
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

@@ -1,0 +1,57 @@
+"""The report of a scoring run: counts, confidence, doubtful pictures, errors."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from retailray.config import ScoreConfig
+from retailray.models.bundle import BundleMeta
+from retailray.reports import plots
+from retailray.reports.page import data_uri, render, thumbnails
+from retailray.reports.training import error_summary
+from retailray.runs import RunDirectory
+
+NUM_DOUBTFUL = 24
+
+
+class ScoreTotals(Protocol):
+    """What the report reads of the run's totals."""
+
+    labels: Any
+    decisions: Any
+    codes: Any
+    histogram: np.ndarray
+    review: list[dict[str, Any]]
+    examples: dict[str, list[dict[str, str]]]
+
+
+def write_score_report(
+    run: RunDirectory,
+    meta: BundleMeta,
+    totals: ScoreTotals,
+    counts: Mapping[str, int],
+    config: ScoreConfig,
+    *,
+    seconds: float,
+) -> None:
+    """Write ``report.html`` into the run directory."""
+    doubtful = totals.review[:NUM_DOUBTFUL]
+    pictures = thumbnails([row["uri"] for row in doubtful])
+    page = render(
+        "score.html.j2",
+        title="Scored catalog",
+        subtitle=config.catalog.uri,
+        run_id=run.run_id,
+        counts=counts,
+        decisions=totals.decisions,
+        thresholds=meta.thresholds,
+        meta=meta,
+        model_uri=config.model.uri,
+        seconds=seconds,
+        histogram=data_uri(plots.score_histogram(totals.histogram, meta.thresholds.model_dump()), "image/png"),
+        labels=data_uri(plots.label_bars(totals.labels, "predicted labels"), "image/png"),
+        doubtful=[row | {"picture": picture} for row, picture in zip(doubtful, pictures, strict=True)],
+        errors=error_summary(totals.codes, totals.examples),
+    )
+    run.write("report.html", page)

@@ -1,0 +1,47 @@
+"""The report of a training run: curves, epochs, what it was trained on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retailray.config import TrainConfig
+from retailray.errors import ERROR_CODES
+from retailray.reports import plots
+from retailray.reports.page import data_uri, render
+from retailray.runs import RunDirectory
+
+
+def error_summary(codes: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
+    """Rows for the error table: most frequent code first, with one example where there is one."""
+    summary = []
+    for code, count in sorted(codes.items(), key=lambda item: -item[1]):
+        first = examples.get(code) or [{}]
+        example = f"{first[0]['id']}: {first[0]['message']}" if first[0] else ""
+        summary.append({"code": code, "count": count, "meaning": ERROR_CODES[code][1], "example": example})
+    return summary
+
+
+def write_training_report(
+    run: RunDirectory,
+    config: TrainConfig,
+    history: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    label_counts: Mapping[str, int],
+    failed: Mapping[str, int],
+) -> None:
+    """Write ``curves.png`` and ``report.html`` into the run directory."""
+    curves = plots.curves(history, best["epoch"])
+    run.write("curves.png", curves)
+    page = render(
+        "training.html.j2",
+        title=f"Training {config.model.arch}",
+        subtitle=f"{config.catalog.uri} · weights {config.model.weights} · trainable {config.model.trainable} · "
+        f"{config.transform.image_size} px · augment {config.transform.augment}",
+        run_id=run.run_id,
+        best=best,
+        history=history,
+        num_labels=len(label_counts),
+        curves=data_uri(curves, "image/png"),
+        labels=data_uri(plots.label_bars(label_counts, "training rows"), "image/png"),
+        errors=error_summary(failed, {}),
+    )
+    run.write("report.html", page)

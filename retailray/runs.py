@@ -1,0 +1,45 @@
+"""A run directory: made new for every run, filled, then marked complete, then pointed to. Nothing is overwritten."""
+
+import datetime
+import json
+import secrets
+from typing import Any
+
+import yaml
+
+from retailray import storage
+from retailray.config import VerbConfig
+
+
+class RunDirectory:
+    """``<out>/run_id=<UTC timestamp>-<short id>/``; making one writes the resolved config into it.
+
+    That first write is also the test that ``out`` can be written at all, before any work is done.
+    """
+
+    def __init__(self, config: VerbConfig) -> None:
+        started = datetime.datetime.now(datetime.UTC)
+        self.run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.started_at = started.isoformat(timespec="seconds")
+        self.out = config.out
+        self.address = storage.join(config.out, f"run_id={self.run_id}")
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.address, *parts)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        storage.write_bytes(self.path(name), content.encode() if isinstance(content, str) else content)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
+
+    def publish(self, summary: dict[str, Any]) -> None:
+        """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run."""
+        finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.write_json(
+            "run.json", {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary}
+        )
+        self.write("_SUCCESS", b"")
+        storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())

@@ -1,0 +1,105 @@
+"""Decoded rows to prediction rows in a pool of predictor actors."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from retailray.cluster import Plan
+from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy
+from retailray.models.bundle import Thresholds, load_bundle
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("pred_label", pa.string()),
+        ("pred_score", pa.float32()),
+        ("topk_labels", pa.list_(pa.string())),
+        ("topk_scores", pa.list_(pa.float32())),
+        ("decision", pa.string()),
+    ]
+)
+
+
+def predict_dataset(
+    images: ray.data.Dataset, *, bundle_uri: str, plan: Plan, batch_size: int, top_k: int
+) -> ray.data.Dataset:
+    """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed)."""
+    return images.map_batches(
+        PredictBatch,
+        fn_constructor_kwargs={
+            "bundle_uri": bundle_uri,
+            "use_gpu": plan.actor_gpus > 0,
+            "threads": plan.torch_threads,
+            "top_k": top_k,
+        },
+        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        num_cpus=plan.actor_cpus,
+        num_gpus=plan.actor_gpus or None,
+    )
+
+
+def decide(score: float, thresholds: Thresholds) -> str:
+    """``accept``, ``review`` or ``abstain``."""
+    return "accept" if score >= thresholds.accept else "abstain" if score < thresholds.abstain else "review"
+
+
+class PredictBatch:
+    """One predictor: an actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
+
+    def __init__(self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int) -> None:
+        import torch
+
+        from retailray.models.predictor import Predictor
+
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        bundle = load_bundle(bundle_uri)
+        self.predictor = Predictor(bundle, device="cuda" if use_gpu else "cpu")
+        self.size = bundle.meta.transform.crop_size
+        self.thresholds = bundle.meta.thresholds
+        self.labels = np.array(bundle.meta.labels, dtype=object)
+        self.top_k = min(top_k, len(self.labels))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
+        usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
+        predictions: list[dict[str, Any] | None] = [None] * table.num_rows
+        images = pixels_to_numpy(table.column(PIXELS), self.size)
+        for index, outcome in zip(usable, self._predict(images[usable]), strict=True):
+            if isinstance(outcome, Exception):
+                codes[index], messages[index] = "predict_failed", f"{type(outcome).__name__}: {outcome}"[:500]
+            else:
+                predictions[index] = self._row(outcome)
+        table = table.drop_columns([PIXELS])
+        for name, values in ((CODE, codes), (MESSAGE, messages)):
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+        for field in PREDICTION_SCHEMA:
+            values = [row[field.name] if row else None for row in predictions]
+            table = table.append_column(field, pa.array(values, field.type))
+        return table
+
+    def _predict(self, images: np.ndarray) -> list[np.ndarray | Exception]:
+        """Probabilities an image; a batch that fails is tried in halves until the culprit stands alone."""
+        if len(images) == 0:
+            return []
+        try:
+            return list(self.predictor(images))
+        except Exception as error:  # whatever the model raises is this image's error row
+            if len(images) == 1:
+                return [error]
+            middle = len(images) // 2
+            return self._predict(images[:middle]) + self._predict(images[middle:])
+
+    def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
+        top = np.argsort(-probabilities, kind="stable")[: self.top_k]
+        score = float(probabilities[top[0]])
+        return {
+            "pred_label": self.labels[top[0]],
+            "pred_score": score,
+            "topk_labels": self.labels[top].tolist(),
+            "topk_scores": probabilities[top].tolist(),
+            "decision": decide(score, self.thresholds),
+        }
