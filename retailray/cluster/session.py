@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 
 from retailray import progress, storage
@@ -21,6 +22,7 @@ def prepare_environment(section: ClusterSection) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes over ours, past every Python logger
     if not _named_address(section) and "RAY_AUTH_MODE" not in os.environ:
         # a token of this process alone: no file in the home directory, and nobody else's jobs on our Ray
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -61,11 +63,27 @@ def _start(section: ClusterSection) -> None:
         _check_reachable(address)
         present = {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
         try:
-            ray.init(address=address, runtime_env={"env_vars": present}, **quiet)
+            with _silent_stderr():
+                ray.init(address=address, runtime_env={"env_vars": present}, **quiet)
         except Exception as error:
             raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
         return
-    ray.init(address="local", include_dashboard=False, **quiet)
+    with _silent_stderr():
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on file descriptor 2: Ray's C++ side announces its log level there, and failures are exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_reachable(address: str) -> None:

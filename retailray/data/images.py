@@ -15,8 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from retailray.errors import ImageError
 
-# MPO is what many phones write and call .jpg
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -28,6 +27,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Image.init()  # registers WebP and TIFF too; open() with names that are not registered yet fails
 # our own limit, checked on the header, takes the place of Pillow's
 Image.MAX_IMAGE_PIXELS = None
 
@@ -97,7 +97,7 @@ def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarra
     """The same from an image that :func:`open_image` has opened."""
     orientation = _orientation(image)
     try:
-        if image.format in ("JPEG", "MPO"):
+        if image.format in ("JPEG", "MPO"):  # MPO is what many phones write and call .jpg
             image.draft(None, (resize_size, resize_size))
         image.load()
         rgb = _to_rgb(image)

@@ -14,7 +14,7 @@ from retailray.reports.training import error_summary
 from retailray.runs import RunDirectory
 
 MAX_SHEET_LABELS = 60  # a page that a browser opens at once; some 2 MB of thumbnails
-MAX_GROUP_PICTURES = 6
+MAX_GROUP_PICTURES = 3
 
 
 def write_check_report(

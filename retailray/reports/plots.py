@@ -1,8 +1,9 @@
 """The plots of the reports, as PNG bytes. One style: few lines, direct labels, one accent colour."""
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 
@@ -32,21 +33,33 @@ _STYLE = {
 MAX_BARS = 30
 
 
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _styled(plot: Callable[P, R]) -> Callable[P, R]:
+    """Our style for one plot, and the caller's (a notebook's, say) left as it is."""
+
+    @functools.wraps(plot)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context(_STYLE):
+            return plot(*args, **kwargs)
+
+    return wrapper
+
+
 def _figure(columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=144)
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=(width, height), dpi=144)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def label_bars(counts: Mapping[str, int], title: str) -> bytes:
+@_styled
+def label_bars(counts: Mapping[str, int], unit: str) -> bytes:
     """Rows a label, largest first; the middle is left out where there are more than :data:`MAX_BARS`."""
     items = sorted(counts.items(), key=lambda item: -item[1])
     if len(items) > MAX_BARS:
@@ -59,10 +72,12 @@ def label_bars(counts: Mapping[str, int], title: str) -> bytes:
     axes.set_yticks(range(len(items)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_title(title)
+    axes.set_xlabel(unit)
+    axes.margins(y=0.01)
     return _png(figure)
 
 
+@_styled
 def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
     """Width, height and aspect ratio of images [px]."""
     figure, axes = _figure(3, width=9.6, height=2.4)
@@ -76,6 +91,7 @@ def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
     return _png(figure)
 
 
+@_styled
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
     """Accuracy and loss by epoch, the best epoch marked."""
     figure, axes = _figure(2, width=9.6, height=3.0)
@@ -92,14 +108,15 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
     return _png(figure)
 
 
+@_styled
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     """Rows are the truth, normalised to 1; columns the prediction. Numbers only where they can be read."""
     size = len(labels)
-    side = min(11.0, max(3.6, 0.16 * size + 2.4))
+    side = min(12.5, max(3.6, 0.16 * size + 2.4))
     figure, (axes,) = _figure(1, width=side + 0.8, height=side)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="BuGn", vmin=0, vmax=1)
-    font = 8 if size <= 20 else max(3.5, 8 - 0.05 * size)
+    font = 8 if size <= 20 else max(5, 8 - 0.05 * size)
     axes.set_xticks(range(size), [_short(label) for label in labels], rotation=90, fontsize=font)
     axes.set_yticks(range(size), [_short(label) for label in labels], fontsize=font)
     axes.grid(visible=False)
@@ -111,10 +128,11 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
                 if matrix[row, column]:
                     colour = "white" if shares[row, column] > 0.5 else "#334155"
                     axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    figure.colorbar(image, ax=axes, shrink=0.4, pad=0.01, label="share of the true class")
     return _png(figure)
 
 
+@_styled
 def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) -> bytes:
     """Accuracy by confidence; on the diagonal the model knows what it knows."""
     figure, (axes,) = _figure(1, width=3.6, height=3.2)
@@ -128,10 +146,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) 
     axes.set_ylim(0, 1)
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
-    axes.set_title("calibration")
     return _png(figure)
 
 
+@_styled
 def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> bytes:
     """How confident the predictions are, with the decision thresholds."""
     figure, (axes,) = _figure(1, width=6.4, height=2.6)
@@ -142,7 +160,6 @@ def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> byte
         axes.annotate(f" {name} {value:g}", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color=SECOND, va="top")
     axes.set_xlabel("pred_score")
     axes.set_ylabel("images")
-    axes.set_title("confidence")
     return _png(figure)
 
 
