@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RetailrayError as error:
         print(f"retailray {verb}: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as asked_for_help:
+        return int(asked_for_help.code or 0)
     except KeyboardInterrupt:
         print(f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS", file=sys.stderr)
         return 130

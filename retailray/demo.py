@@ -74,7 +74,8 @@ def run_demo(config: DemoConfig) -> str:
             )
         )
         results = {}
-        for name, weights in (("pretrained on other shapes", backbone), ("random weights", "none")):
+        # the pretrained one last, so that LATEST points to it
+        for name, weights in (("random weights", "none"), ("pretrained on other shapes", backbone)):
             bundle = train(
                 TrainConfig(
                     out=at("train"),
@@ -98,6 +99,7 @@ def run_demo(config: DemoConfig) -> str:
             )
             results[name] = {"bundle": bundle, **metrics}
         best = max(results.values(), key=lambda result: result["top1"])["bundle"]
+        results = dict(reversed(results.items()))
         scored = score(
             ScoreConfig(
                 out=at("score"),

@@ -26,11 +26,11 @@ class Result:
     examples: Sequence[Any] = ()
 
 
-def same_content(sha256: Sequence[str | None]) -> list[list[int]]:
+def same_content(sha256: Sequence[Any]) -> list[list[int]]:
     """Groups of row numbers whose bytes are equal, each of two rows or more."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(sha256):
-        if digest:
+        if isinstance(digest, str):  # rows that failed have none (pandas says None or NaN)
             groups[digest].append(row)
     return [rows for rows in groups.values() if len(rows) > 1]
 

@@ -1,0 +1,133 @@
+"""One S3-protocol server and one Ray for the whole session; everything real, nothing mocked."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# before anything imports Ray or s3fs, and inherited by every Ray worker
+S3_ENV = {
+    "AWS_ACCESS_KEY_ID": "test-key",
+    "AWS_SECRET_ACCESS_KEY": "test-secret",
+    "AWS_REGION": "us-east-1",
+}
+for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
+os.environ.update(S3_ENV)
+os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
+# pytest's capture keeps stderr open anyway; Ray's own messages would hide the test that failed
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_s3_server(log: Path, **env: str) -> tuple[subprocess.Popen, str]:
+    """A moto server in a process of its own; returns it with its endpoint once it answers."""
+    port = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "s3_server.py"), str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+        )
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return process, f"http://127.0.0.1:{port}"
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+    raise TimeoutError(log.read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def s3_endpoint(tmp_path_factory):
+    process, endpoint = start_s3_server(tmp_path_factory.mktemp("s3") / "server.log")
+    os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
+    yield endpoint
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def bucket(s3_endpoint, request):
+    """A new, empty bucket; its address without a trailing slash."""
+    import s3fs
+
+    name = f"t-{abs(hash(request.node.nodeid)) % 10**12}"
+    s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True).mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_session_cpus(s3_endpoint):
+    """The session's Ray, with four logical CPUs; commands called in this process use it."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield 4
+    ray.shutdown()
+
+
+@pytest.fixture
+def retailray(capfd):
+    """Run a command in this process: ``retailray("check", **{"catalog.uri": ...})`` → (exit code, stdout, stderr)."""
+    from retailray.cli import main
+
+    def run(verb: str, **settings: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        arguments = [verb]
+        for key, value in settings.items():
+            arguments += [f"--{key}", str(value)]
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_catalog(tmp_path_factory):
+    """A made-up catalog of 96 pictures with its planted faults: (folder, what was planted)."""
+    from retailray.data.synthetic import write_catalog
+
+    folder = tmp_path_factory.mktemp("catalog")
+    return folder, write_catalog(str(folder), num_images=96, label_noise=0.05, seed=3)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory):
+    """An untrained resnet18 bundle for the made-up products at 32 px: (address, labels)."""
+    from retailray.data.synthetic import PRODUCTS
+    from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
+    from retailray.models.weights import pretrained_model
+
+    labels = sorted(PRODUCTS)
+    model, _, _ = pretrained_model("resnet18", "none", len(labels), seed=0)
+    transform = EvalTransform(resize_size=36, crop_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    address = str(tmp_path_factory.mktemp("bundle") / "bundle")
+    meta = BundleMeta(name="untrained", version="1", arch="resnet18", labels=labels, transform=transform)
+    save_bundle(address, meta, model.state_dict())
+    return address, labels
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """(grocery folder, weights folder); set RETAILRAY_REAL_DATA to the folder that holds data/ and weights/."""
+    where = os.environ.get("RETAILRAY_REAL_DATA")
+    if not where:
+        pytest.skip("needs real photos: set RETAILRAY_REAL_DATA to a folder with data/grocery and weights (CI does)")
+    folder = Path(where)
+    assert (folder / "data/grocery/train.csv").exists(), f"RETAILRAY_REAL_DATA = {where} has no data/grocery/train.csv"
+    return folder / "data/grocery", folder / "weights"

@@ -1,0 +1,75 @@
+"""Layers import downwards only; what is meant to be torch only has no Ray; the public surface is pinned."""
+
+import ast
+from pathlib import Path
+
+import retailray
+
+PACKAGE = Path(retailray.__file__).parent
+# a room may import what stands above it in this list, and rooms in one line may import each other's surface
+LAYERS = [
+    {"errors"},
+    {"storage"},
+    {"config"},
+    {"arguments", "progress", "runs"},
+    {"data"},
+    {"models"},
+    {"cluster"},
+    {"reports"},
+    {"training", "scoring", "evaluation"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "retailray":
+                found |= {f"retailray.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield path, parts[0]
+
+
+def test_rooms_import_downwards_only():
+    wrong = []
+    for path, room in modules():
+        if room == "__init__":
+            continue
+        for name in imports(path):
+            if name.startswith("retailray."):
+                other = name.split(".")[1]
+                if other != room and LEVEL[other] >= LEVEL[room]:
+                    inside = name.count(".") > 1
+                    if LEVEL[other] > LEVEL[room] or inside:
+                        wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_models_are_torch_only_and_the_ground_floor_is_light():
+    for path, room in modules():
+        names = {name.split(".")[0] for name in imports(path)}
+        if room == "models":
+            assert "ray" not in names, path
+        if LEVEL.get(room, 99) <= LEVEL["arguments"]:
+            assert not names & {"ray", "torch", "torchvision"}, path
+
+
+def test_every_job_is_thin_and_every_verb_has_one():
+    from retailray.config import VERBS
+
+    jobs = PACKAGE.parent / "jobs"
+    assert {path.stem for path in jobs.glob("*.py")} == set(VERBS)
+    for path in jobs.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 15

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+import yaml
+
+from retailray import arguments
+from retailray.cli import main
+from retailray.config import VERBS
+from retailray.errors import ConfigError
+
+CHECK = ["--catalog.uri", "/c.csv", "--out", "/o"]
+
+
+def problems(verb, *argv):
+    with pytest.raises(ConfigError) as caught:
+        arguments.parse(verb, argv)
+    return caught.value.problems
+
+
+def test_all_problems_are_reported_together(tmp_path):
+    file = tmp_path / "night.yaml"
+    file.write_text("train: {epochs: -1, batchsize: 4}\nfoo: 1\n")
+    found = "\n".join(
+        problems("train", "--config", str(file), "--train.head_lr", "fast", "--train.epoch", "3", "--score.top_k", "2")
+    )
+    assert "train.epochs = -1 (" in found
+    assert str(file) in found
+    assert "train.batchsize" in found
+    assert "did you mean train.batch_size?" in found
+    assert 'train.head_lr = "fast" (command line)' in found
+    assert "did you mean train.epochs?" in found
+    assert "score.top_k (command line): train does not read it" in found
+    assert "foo (" in found
+    assert "out: required" in found
+    assert "catalog.uri: required" in found
+
+
+def test_exit_code_is_2_and_nothing_is_written(tmp_path, capsys):
+    assert main(["check", "--out", str(tmp_path / "o"), "--catalog.url", "x"]) == 2
+    assert "did you mean catalog.uri?" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_verb(capsys):
+    assert main(["chek"]) == 2
+    assert "check" in capsys.readouterr().err
+
+
+def test_settings_that_would_be_ignored_are_refused():
+    base = ["--catalog.uri", "/c.csv", "--out", "/o"]
+    assert "split.validation" in problems("train", *base, "--split.validation", "0.2", "--catalog.validation_uri", "/v")[0]
+    assert "split.*" in problems("train", *base, "--split.seed", "2", "--catalog.split", "s")[0]
+    assert "train.backbone_lr" in problems("train", *base, "--train.backbone_lr", "0.1")[0]
+    assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
+
+
+def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("out: /a\ncatalog: {uri: /c.csv, label: kind, label_map: {0: PC, 1: bag}}\ntrain: {epochs: 3, seed: 1}")
+    second.write_text("train: {epochs: 4}\nscore: {top_k: 2}  # another verb's; one file may serve the whole night")
+    config = arguments.parse("train", ["--config", str(first), "--config", str(second), "--train.seed", "9"])
+    assert (config.out, config.train.epochs, config.train.seed) == ("/a", 4, 9)
+    assert config.catalog.label_map == {"0": "PC", "1": "bag"}
+    assert arguments.parse("score", ["--config", str(second), *CHECK, "--model.uri", "/b"]).score.top_k == 2
+
+
+def test_values_of_every_kind():
+    argv = [*CHECK, "--check.fail_on", "errors,leakage", "--catalog.label_map", json.dumps({"0": "PC"})]
+    config = arguments.parse("check", [*argv, "--cluster.use_gpu=false", "--check.max_imbalance", "2.5"])
+    assert config.check.fail_on == ["errors", "leakage"]
+    assert config.catalog.label_map == {"0": "PC"}
+    assert config.cluster.use_gpu is False
+    assert config.check.max_imbalance == 2.5
+    assert "--out needs a value" in problems("check", "--catalog.uri", "/c", "--out")[0]
+    assert "fail_on" in problems("check", *CHECK, "--check.fail_on", "nonsense")[0]
+
+
+def test_the_environment_does_not_leak_in(monkeypatch):
+    monkeypatch.setenv("OUT", "/wrong")
+    monkeypatch.setenv("CATALOG__URI", "/wrong")
+    assert len(problems("check")) == 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_every_key_with_help(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in arguments.known_keys(VERBS[verb]):
+        assert f"--{key}" in text
+    for field in VERBS[verb].model_fields.values():
+        for inner in getattr(field.annotation, "model_fields", {"": field}).values():
+            assert inner.description
+
+
+def test_resolved_config_round_trips(tmp_path):
+    config = arguments.parse("train", [*CHECK, "--catalog.label_map", '{"a": "b"}', "--train.epochs", "2"])
+    file = tmp_path / "resolved.yaml"
+    dumped = config.model_dump(mode="json")
+    file.write_text(yaml.safe_dump(dumped))
+    # every key is given now, so what would be ignored is refused: that is for keys a person sets
+    dumped["train"].pop("backbone_lr")
+    file.write_text(yaml.safe_dump(dumped))
+    assert arguments.parse("train", ["--config", str(file)]) == config
