@@ -1,5 +1,6 @@
 """``check``: read a whole catalog in parallel and say what is in it and what is wrong with it."""
 
+import contextlib
 import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_ta
 from retailray.data.quality import Result, find_problems
 from retailray.data.scan import FACTS, scan_catalog
 from retailray.data.splits import read_splits
-from retailray.errors import GateFailed
+from retailray.errors import GateFailed, StorageError
 from retailray.reports import write_check_report
 from retailray.runs import RunDirectory
 
@@ -97,7 +98,9 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
         first, last = min(folders), max(folders)
         depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
         folder = "/".join(first[:depth])
-        if folder.strip("/") and storage.exists(folder):  # never the whole disk
+        if not folder.strip("/"):  # never the whole disk
+            continue
+        with contextlib.suppress(StorageError):  # what cannot be listed is an error row already
             found = storage.list_files(folder)
             orphans += [name for name in found if name.lower().endswith(IMAGE_SUFFIXES) and name not in named]
     return sorted(orphans)

@@ -14,6 +14,8 @@ from retailray.errors import ModelError
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head
 from retailray.models.bundle import load_bundle
 
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's side heads, which fine-tuning leaves out
+
 
 def pretrained_model(
     arch: str, weights: str, num_classes: int, *, seed: int
@@ -102,8 +104,9 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: 
                if state[name].shape != own[name].shape]
     # counters of BatchNorm are absent from old checkpoints and irrelevant to what a frozen layer computes
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or misfits:
-        problems = (missing and [f"{len(missing)} tensors missing, first {missing[0]}"]) or []
-        problems += (misfits and [f"{len(misfits)} of another shape, first {misfits[0]}"]) or []
+    strange = sorted(name for name in state if name not in own and not name.startswith((head, *_AUXILIARY)))
+    found = {"tensors missing": missing, "of another shape": misfits, "that the model does not have": strange}
+    problems = [f"{len(names)} {what}, first {names[0]}" for what, names in found.items() if names]
+    if problems:
         raise ModelError(f"model.weights = {source}: does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict({name: state[name] for name in wanted & state.keys()}, strict=False)

@@ -78,7 +78,8 @@ def test_weights_that_do_not_fit_or_are_not_weights(tmp_path):
     torch.save({"w": print}, evil)
     (tmp_path / "pickle.pth").write_bytes(evil.getvalue())
     for name, words in {
-        "squeeze.pth": "tensors missing, first conv1.weight",
+        "squeeze.pth": "tensors missing, first bn1.bias",
+        "r34.pth": "that the model does not have, first layer1.2",
         "html.pth": "not a plain state dict",
         "pickle.pth": "not a plain state dict",
     }.items():

@@ -1,0 +1,28 @@
+"""Read what commands leave, with other programs' readers."""
+
+import json
+
+import fsspec
+
+
+def latest(out: str) -> str:
+    """The run directory that LATEST names, checked to be complete."""
+    fs, path = fsspec.core.url_to_fs(out, **({"use_listings_cache": False} if out.startswith("s3") else {}))
+    run = f"{out}/{fs.cat_file(f'{path}/LATEST').decode()}"
+    assert fs.exists(f"{run}/_SUCCESS".removeprefix("s3://"))
+    return run
+
+
+def read_json(address: str) -> dict:
+    with fsspec.open(address) as file:
+        return json.load(file)
+
+
+def read_text(address: str) -> str:
+    with fsspec.open(address, "rt") as file:
+        return file.read()
+
+
+def events(stdout: str) -> list[dict]:
+    """Every line of standard output off a terminal is JSON."""
+    return [json.loads(line) for line in stdout.splitlines()]

@@ -1,0 +1,90 @@
+import os
+
+import pytest
+import s3fs
+
+from retailray import storage
+from retailray.errors import ImageError, StorageError
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        (("s3://b/k", "a.jpg"), "s3://b/k/a.jpg"),
+        (("s3://b/k", "./x/../a.jpg"), "s3://b/k/a.jpg"),
+        (("/root", "../a.jpg"), "/a.jpg"),
+        (("/root", "/abs.jpg"), "/abs.jpg"),
+        (("s3://b/k", "gs://c/d"), "gs://c/d"),
+        (("/root", "a b/ü.jpg"), "/root/a b/ü.jpg"),
+    ],
+)
+def test_join(parts, joined):
+    assert storage.join(*parts) == joined
+
+
+def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("a/../b") == str(tmp_path / "b")
+    assert storage.normalize("s3://b/k/") == "s3://b/k"
+    assert storage.normalize("file:///x/y") == "/x/y"
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_write_read_list(place, tmp_path, bucket):
+    root = str(tmp_path) if place == "local" else bucket
+    for name in ("x/a b+ü%.bin", "x/deep/b.bin"):
+        storage.write_bytes(f"{root}/{name}", name.encode())
+        assert storage.read_bytes(f"{root}/{name}") == name.encode()
+    storage.write_bytes(f"{root}/x/deep/b.bin", b"new")
+    assert {name: info["size"] for name, info in storage.list_files(f"{root}/x").items()} == {
+        f"{root}/x/a b+ü%.bin": len("x/a b+ü%.bin".encode()),
+        f"{root}/x/deep/b.bin": 3,
+    }
+    assert storage.exists(f"{root}/x/deep/b.bin")
+    storage.remove_folder(f"{root}/x")
+    assert not storage.exists(f"{root}/x/deep/b.bin")
+    with pytest.raises(StorageError, match="not found"):
+        storage.read_bytes(f"{root}/x/deep/b.bin")
+
+
+def test_local_writes_leave_no_partial_file(tmp_path):
+    target = tmp_path / "a"
+    storage.write_bytes(str(target), b"old")
+    os.chmod(target, 0o400)
+    storage.write_bytes(str(target), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert target.read_bytes() == b"new"
+
+
+def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
+    (tmp_path / "a.bin").write_bytes(b"A")
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/b.bin", b"B")
+    wanted = [
+        f"{bucket}/b.bin",
+        str(tmp_path / "a.bin"),
+        f"{bucket}/nope.bin",
+        str(tmp_path / "nope.bin"),
+        str(tmp_path),
+        f"{bucket}/b.bin",
+        "gopher://x/y",
+        "s3://no-such-bucket/x",
+        f"{tmp_path}/nul\0.jpg",
+    ]
+    found = storage.fetch_many(wanted)
+    assert [item.code if isinstance(item, ImageError) else item for item in found] == [
+        b"B",
+        b"A",
+        "not_found",
+        "not_found",
+        "not_found",
+        b"B",
+        "bad_address",
+        "not_found",
+        "bad_address",
+    ]
+    assert "nope.bin" in found[2].message
+
+
+def test_unknown_scheme_names_itself():
+    with pytest.raises(StorageError, match="gopher"):
+        storage.read_bytes("gopher://x/y")
