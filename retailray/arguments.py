@@ -56,9 +56,7 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
     return config
 
 
-def _split_arguments(
-    verb: str, argv: Sequence[str], problems: list[str]
-) -> tuple[list[str], list[tuple[str, str]]]:
+def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Config files and (key, value) pairs; what does not belong is noted in ``problems`` and left out."""
     keys = set(known_keys(VERBS[verb]))
     files: list[str] = []
@@ -94,10 +92,8 @@ def _unknown(verb: str, key: str, source: str) -> str:
     return f"{key} ({source}): unknown key; {hint}"
 
 
-def _read_files(
-    verb: str, files: list[str], problems: list[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge YAML files, later ones over earlier ones. One file may serve several verbs: what only others read is left."""
+def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge YAML files, later over earlier. One file may serve several verbs: what only others read is left."""
     keys, merged, sources = set(known_keys(VERBS[verb])), {}, {}
     everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
     for file in files:
@@ -171,7 +167,9 @@ def _print_help(verb: str, model: type[VerbConfig]) -> None:
         else:
             table.add_row(*_help_row(name, field))
     console.print(table)
-    console.print("\nExit: 0 done, 1 failed, 2 usage or config, 3 too many failed rows, 4 a gate said no, 130 interrupted")
+    console.print(
+        "\nExit: 0 done, 1 failed, 2 usage or config, 3 too many failed rows, 4 a gate said no, 130 interrupted"
+    )
 
 
 def _help_row(key: str, field: Any) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from retailray import arguments
+from retailray import arguments, progress
 from retailray.cluster import prepare_environment
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = arguments.parse(verb, argv[1:])
         prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
-        getattr(importlib.import_module(module), name)(config)
+        with progress.own_stdout():
+            getattr(importlib.import_module(module), name)(config)
     except ConfigError as error:
         for problem in error.problems:
             print(f"retailray {verb}: {problem}", file=sys.stderr)
@@ -56,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as asked_for_help:
         return int(asked_for_help.code or 0)
     except KeyboardInterrupt:
-        print(f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS", file=sys.stderr)
+        print(
+            f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

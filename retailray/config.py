@@ -74,7 +74,10 @@ class TransformSection(Section):
 
     image_size: int = Field(224, ge=8, le=2048, description="side of the square the model sees [px]")
     resize_size: int | None = Field(
-        None, ge=8, le=4096, description="shorter side before the centre crop [px]; default: image_size * 256 / 224"
+        None,
+        ge=8,
+        le=4096,
+        description="shorter side before the centre crop [px]; default: image_size * 256 / 224",
     )
     augment: Literal["none", "article", "standard"] = Field(
         "standard",
@@ -91,7 +94,8 @@ class ModelSection(Section):
 
     arch: str = Field("resnet50", description="torchvision classification model")
     weights: str = Field(
-        "DEFAULT", description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle, or none"
+        "DEFAULT",
+        description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle, or none",
     )
     trainable: Literal["head", "all"] = Field("head", description="what is trained: the new head, or everything")
     registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
@@ -147,7 +151,9 @@ class CheckSection(Section):
     fail_on: list[Finding] = Field([], description="findings that give exit 4, e.g. errors,leakage")
     min_images: int = Field(10, ge=1, description="a class with fewer is small [images]")
     max_imbalance: float = Field(100.0, ge=1, description="largest class / smallest class")
-    near_distance: int = Field(3, ge=0, le=7, description="perceptual hashes this close are near duplicates [of 64 bits]")
+    near_distance: int = Field(
+        3, ge=0, le=7, description="perceptual hashes this close are near duplicates [of 64 bits]"
+    )
     samples: int = Field(8, ge=0, description="pictures a label in the report [images]")
 
 
@@ -184,7 +190,12 @@ class VerbConfig(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # environment variables such as OUT must not leak into a run
 

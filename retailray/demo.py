@@ -5,6 +5,7 @@ from random weights. Their difference on held-out, correctly labelled pictures i
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,8 +35,9 @@ from retailray.scoring import score
 from retailray.training import train
 
 ARCH, IMAGE_PX, LABEL_NOISE = "resnet18", 64, 0.05
-PRETRAIN_IMAGES, PRETRAIN_EPOCHS, EPOCHS = 1920, 6, 6
-LIMITS = {"max_pixels": 20_000_000}
+PRETRAIN_IMAGES, EPOCHS = 1920, 6
+MAX_PIXELS = 20_000_000  # the planted bomb is larger
+STARTS = ("pretrained on other shapes", "random weights")
 
 
 def run_demo(config: DemoConfig) -> str:
@@ -49,75 +51,98 @@ def run_demo(config: DemoConfig) -> str:
     """
     watch = progress.Stopwatch()
     run = RunDirectory(config)
-    at = run.path
-    planted = write_catalog(
-        at("catalog"), num_images=config.demo.num_images, label_noise=LABEL_NOISE, seed=config.demo.seed
-    )
-    # enough of other things to learn from, in proportion to the catalog
-    num_pretrain = max(240, min(PRETRAIN_IMAGES, round(PRETRAIN_IMAGES * config.demo.num_images / 400)))
-    write_pretraining_set(at("pretraining"), num_images=num_pretrain, seed=config.demo.seed + 1)
-    catalog = CatalogSection(uri=at("catalog/catalog.csv"), id="image", group="sku", **LIMITS)
-    held_out = SplitSection(validation=0.2, test=0.25, seed=config.demo.seed)
-    size = TransformSection(image_size=IMAGE_PX, resize_size=IMAGE_PX + 8)
-    cluster = {"cluster": config.cluster}
+    planted = _generate(config, run)
     with ray_session(config.cluster):
-        found = check(CheckConfig(out=at("check"), catalog=catalog, split=held_out, **cluster))
-        backbone = train(
-            TrainConfig(
-                out=at("pretrain"),
-                catalog=CatalogSection(uri=at("pretraining")),
-                split=SplitSection(validation=0.1),
-                transform=size,
-                model=ModelSection(arch=ARCH, weights="none", trainable="all"),
-                train=TrainSection(epochs=PRETRAIN_EPOCHS, backbone_lr=3e-3, seed=config.demo.seed),
-                **cluster,
-            )
+        found = check(
+            CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
         )
+        backbone = _pretrain(config, run)
         results = {}
-        # the pretrained one last, so that LATEST points to it
-        for name, weights in (("random weights", "none"), ("pretrained on other shapes", backbone)):
-            bundle = train(
-                TrainConfig(
-                    out=at("train"),
-                    catalog=catalog,
-                    split=held_out,
-                    transform=size,
-                    model=ModelSection(arch=ARCH, weights=weights, trainable="all"),
-                    train=TrainSection(epochs=EPOCHS, batch_size=32, seed=config.demo.seed),
-                    **cluster,
-                )
-            )
-            metrics = evaluate(
-                EvaluateConfig(
-                    out=at("evaluate"),
-                    catalog=catalog.model_copy(update={"label": "true_label"}),
-                    split=held_out,
-                    model=BundleSection(uri=bundle),
-                    evaluate=EvaluateSection(split="test"),
-                    **cluster,
-                )
-            )
-            results[name] = {"bundle": bundle, **metrics}
+        for start in reversed(STARTS):  # the pretrained one last, so that LATEST points to it
+            results[start] = _fine_tune(config, run, backbone if start == STARTS[0] else "none")
         best = max(results.values(), key=lambda result: result["top1"])["bundle"]
-        results = dict(reversed(results.items()))
         scored = score(
             ScoreConfig(
-                out=at("score"),
-                catalog=catalog,
+                out=run.path("score"),
+                catalog=_catalog(run),
                 model=BundleSection(uri=best),
                 score=ScoreSection(max_error_rate=1.0),
-                **cluster,
+                cluster=config.cluster,
             )
         )
     summary = json.loads(storage.read_bytes(storage.join(scored, "run.json")))
+    links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)
-    links = {name: _latest(at(name)) for name in ("check", "train", "evaluate", "score")}
-    write_demo_report(run, planted, found, results, summary, suspects, links, catalog_uri=at("catalog"))
+    ordered = {start: results[start] for start in STARTS}
+    write_demo_report(run, planted, found, ordered, summary, suspects, links, catalog_uri=run.path("catalog"))
     run.publish({"verb": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     progress.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
     watch.summary("demo", num_images=summary["counts"]["scored"], **summary["counts"], report=report)
     return report
+
+
+def _generate(config: DemoConfig, run: RunDirectory) -> dict[str, Any]:
+    """Write the catalog and, in proportion to it, other things to learn from; return what was planted."""
+    size, seed = config.demo.num_images, config.demo.seed
+    planted = write_catalog(run.path("catalog"), num_images=size, label_noise=LABEL_NOISE, seed=seed)
+    num_pretrain = max(240, min(PRETRAIN_IMAGES, round(PRETRAIN_IMAGES * size / 400)))
+    write_pretraining_set(run.path("pretraining"), num_images=num_pretrain, seed=seed + 1)
+    progress.emit("generated", catalog=run.path("catalog"), **planted)
+    return planted
+
+
+def _catalog(run: RunDirectory, *, label: str = "label") -> CatalogSection:
+    uri = run.path("catalog", "catalog.csv")
+    return CatalogSection(uri=uri, id="image", group="sku", label=label, max_pixels=MAX_PIXELS)
+
+
+def _held_out(config: DemoConfig) -> SplitSection:
+    return SplitSection(validation=0.2, test=0.25, seed=config.demo.seed)
+
+
+def _transform() -> TransformSection:
+    return TransformSection(image_size=IMAGE_PX, resize_size=IMAGE_PX + 8)
+
+
+def _pretrain(config: DemoConfig, run: RunDirectory) -> str:
+    return train(
+        TrainConfig(
+            out=run.path("pretrain"),
+            catalog=CatalogSection(uri=run.path("pretraining")),
+            split=SplitSection(validation=0.1),
+            transform=_transform(),
+            model=ModelSection(arch=ARCH, weights="none", trainable="all"),
+            train=TrainSection(epochs=EPOCHS, backbone_lr=3e-3, seed=config.demo.seed),
+            cluster=config.cluster,
+        )
+    )
+
+
+def _fine_tune(config: DemoConfig, run: RunDirectory, weights: str) -> dict[str, Any]:
+    """Train on the noisy labels, measure on the true ones of held-out products."""
+    bundle = train(
+        TrainConfig(
+            out=run.path("train"),
+            catalog=_catalog(run),
+            split=_held_out(config),
+            transform=_transform(),
+            model=ModelSection(arch=ARCH, weights=weights, trainable="all"),
+            train=TrainSection(epochs=EPOCHS, batch_size=32, seed=config.demo.seed),
+            cluster=config.cluster,
+        )
+    )
+    metrics = evaluate(
+        EvaluateConfig(
+            out=run.path("evaluate"),
+            catalog=_catalog(run, label="true_label"),
+            split=_held_out(config),
+            model=BundleSection(uri=bundle),
+            evaluate=EvaluateSection(split="test"),
+            cluster=config.cluster,
+        )
+    )
+    return {"bundle": bundle, **metrics}
 
 
 def _latest(out: str) -> str:

@@ -1,14 +1,14 @@
 """Every error a user can meet, in one tree. Each leaf carries the command's exit code.
 
-    RetailrayError            1
-    ├── ConfigError           2   the command line or a config file is wrong
-    ├── CatalogError          1   the catalog table cannot be used
-    ├── StorageError          1   an address cannot be reached, read or written
-    ├── ModelError            1   an architecture, weights file or bundle cannot be used
-    ├── CapacityError         1   the Ray cluster lacks what the command needs
-    ├── GateFailed            4   a gate said no; the results are written
-    └── TooManyRowErrors      3   done and published, but more rows failed than score.max_error_rate
-    ImageError                    one bad image: becomes an error row, never ends a run
+RetailrayError            1
+├── ConfigError           2   the command line or a config file is wrong
+├── CatalogError          1   the catalog table cannot be used
+├── StorageError          1   an address cannot be reached, read or written
+├── ModelError            1   an architecture, weights file or bundle cannot be used
+├── CapacityError         1   the Ray cluster lacks what the command needs
+├── GateFailed            4   a gate said no; the results are written
+└── TooManyRowErrors      3   done and published, but more rows failed than score.max_error_rate
+ImageError                    one bad image: becomes an error row, never ends a run
 """
 
 

@@ -9,24 +9,42 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+_own: TextIO | None = None
+
+
+@contextlib.contextmanager
+def own_stdout() -> Iterator[None]:
+    """Keep standard output for events alone: whatever else prints (Ray does) goes to standard error."""
+    global _own
+    _own = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _own = None
+
+
+def _stream() -> TextIO:
+    return _own or sys.stdout
+
 
 def on_terminal() -> bool:
-    return sys.stdout.isatty()
+    return _stream().isatty()
 
 
 def emit(event: str, **fields: Any) -> None:
     """Report one event: a JSON line, or on a terminal a readable one. Floats are rounded to four digits."""
     fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
     if not on_terminal():
-        print(json.dumps({"event": event, **fields}, default=str), flush=True)
+        print(json.dumps({"event": event, **fields}, default=str), file=_stream(), flush=True)
         return
     text = "  ".join(f"[dim]{key}[/] {value}" for key, value in fields.items())
-    Console(highlight=False).print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
+    Console(file=_stream(), highlight=False).print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -35,8 +53,15 @@ def bar(label: str, total: int) -> Iterator[Any]:
     if not on_terminal():
         yield lambda completed, note="": None
         return
-    columns = TextColumn("[bold cyan]{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("{task.fields[note]}"), transient=True) as progress:
+    columns = (
+        TextColumn("[bold cyan]{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=Console(file=_stream()), transient=True
+    ) as progress:
         task = progress.add_task(label, total=total, note="")
         yield lambda completed, note="": progress.update(task, completed=completed, note=note)
 

@@ -39,7 +39,8 @@ class RunDirectory:
         """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run."""
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.write_json(
-            "run.json", {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary}
+            "run.json",
+            {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary},
         )
         self.write("_SUCCESS", b"")
         storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())

@@ -21,7 +21,17 @@ def test_all_problems_are_reported_together(tmp_path):
     file = tmp_path / "night.yaml"
     file.write_text("train: {epochs: -1, batchsize: 4}\nfoo: 1\n")
     found = "\n".join(
-        problems("train", "--config", str(file), "--train.head_lr", "fast", "--train.epoch", "3", "--score.top_k", "2")
+        problems(
+            "train",
+            "--config",
+            str(file),
+            "--train.head_lr",
+            "fast",
+            "--train.epoch",
+            "3",
+            "--score.top_k",
+            "2",
+        )
     )
     assert "train.epochs = -1 (" in found
     assert str(file) in found
@@ -48,7 +58,9 @@ def test_unknown_verb(capsys):
 
 def test_settings_that_would_be_ignored_are_refused():
     base = ["--catalog.uri", "/c.csv", "--out", "/o"]
-    assert "split.validation" in problems("train", *base, "--split.validation", "0.2", "--catalog.validation_uri", "/v")[0]
+    assert (
+        "split.validation" in problems("train", *base, "--split.validation", "0.2", "--catalog.validation_uri", "/v")[0]
+    )
     assert "split.*" in problems("train", *base, "--split.seed", "2", "--catalog.split", "s")[0]
     assert "train.backbone_lr" in problems("train", *base, "--train.backbone_lr", "0.1")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
@@ -56,7 +68,9 @@ def test_settings_that_would_be_ignored_are_refused():
 
 def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    first.write_text("out: /a\ncatalog: {uri: /c.csv, label: kind, label_map: {0: PC, 1: bag}}\ntrain: {epochs: 3, seed: 1}")
+    first.write_text(
+        "out: /a\ncatalog: {uri: /c.csv, label: kind, label_map: {0: PC, 1: bag}}\ntrain: {epochs: 3, seed: 1}"
+    )
     second.write_text("train: {epochs: 4}\nscore: {top_k: 2}  # another verb's; one file may serve the whole night")
     config = arguments.parse("train", ["--config", str(first), "--config", str(second), "--train.seed", "9"])
     assert (config.out, config.train.epochs, config.train.seed) == ("/a", 4, 9)

@@ -3,4 +3,12 @@
 from retailray.cluster.capacity import Capacity, Plan, plan_scoring, plan_training, wait_until_free
 from retailray.cluster.session import prepare_environment, ray_session
 
-__all__ = ["Capacity", "Plan", "plan_scoring", "plan_training", "prepare_environment", "ray_session", "wait_until_free"]
+__all__ = [
+    "Capacity",
+    "Plan",
+    "plan_scoring",
+    "plan_training",
+    "prepare_environment",
+    "ray_session",
+    "wait_until_free",
+]

@@ -51,7 +51,9 @@ def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -
         raise CapacityError("the Ray cluster has no CPUs: nothing can be read or decoded; start it with --num-cpus")
     use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
     if use_gpu and gpus < 1:
-        raise CapacityError("cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false")
+        raise CapacityError(
+            "cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false"
+        )
     limit = int(gpus) if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
     count = section.num_workers or (int(gpus) if use_gpu else default_on_cpu)
     if count > limit:
@@ -86,7 +88,9 @@ def wait_until_free(plan: Plan, *, deadline_s: float = 300.0) -> None:
         if not short:
             return
         if time.monotonic() - started > deadline_s:
-            raise CapacityError(f"after {deadline_s:.0f} s the cluster still has too little free: {short}; others hold it")
+            raise CapacityError(
+                f"after {deadline_s:.0f} s the cluster still has too little free: {short}; others hold it"
+            )
         if not said:
             progress.emit("waiting", reason="others hold what this command needs", free_of_needed=short)
             said = True

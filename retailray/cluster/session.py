@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from retailray import progress, storage
 from retailray.cluster.capacity import Capacity
@@ -58,7 +59,7 @@ def _start(section: ClusterSection) -> None:
     import ray
 
     address = _named_address(section)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)
         present = {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
@@ -118,6 +119,9 @@ def _capacity() -> Capacity:
     total, free = ray.cluster_resources(), ray.available_resources()
     if free.get("CPU", 0) < total.get("CPU", 0) / 2:
         progress.emit(
-            "waiting", reason="most CPUs of the cluster are taken by others", free=free.get("CPU", 0), total=total["CPU"]
+            "waiting",
+            reason="most CPUs of the cluster are taken by others",
+            free=free.get("CPU", 0),
+            total=total["CPU"],
         )
     return Capacity(total.get("CPU", 0), total.get("GPU", 0), total.get("object_store_memory", 0))

@@ -123,9 +123,7 @@ def _require(table: pa.Table, name: str, key: str, file: str) -> None:
         )
 
 
-def _meaning(
-    file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool
-) -> pa.Table:
+def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool) -> pa.Table:
     """The ``rows`` of one file."""
 
     def text(name: str, key: str) -> list[str]:
@@ -143,13 +141,19 @@ def _meaning(
     labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
     # files of one catalog in several folders may use the same relative paths for different images
     prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
-    ids = text(section.id, "catalog.id") if section.id else [storage.join(prefix, path) if prefix else path for path in paths]
+    ids = (
+        text(section.id, "catalog.id")
+        if section.id
+        else [storage.join(prefix, path) if prefix else path for path in paths]
+    )
     first_line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
     return pa.table(
         {
             "id": pa.array(ids, pa.string()),
             "image": pa.array(images, pa.string()),
-            "uri": pa.array([storage.join(section.root or folder, path) if path else "" for path in paths], pa.string()),
+            "uri": pa.array(
+                [storage.join(section.root or folder, path) if path else "" for path in paths], pa.string()
+            ),
             "label": pa.array([section.label_map.get(label, label) for label in labels], pa.string()),
             "group": pa.array(text(section.group, "catalog.group") if section.group else ids, pa.string()),
             "split": pa.array(_splits(file, text(section.split, "catalog.split"), first_line), pa.string())
@@ -192,11 +196,20 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
 
 def _class_folders(uri: str, section: CatalogSection) -> Catalog:
     """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
-    ignored = section.model_fields_set - {"uri", "group", "label_map", "validation_uri", "test_uri", "max_pixels"}
+    ignored = section.model_fields_set - {
+        "uri",
+        "group",
+        "label_map",
+        "validation_uri",
+        "test_uri",
+        "max_pixels",
+    }
     ignored -= {"max_aspect_ratio", "encoding"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
-        raise CatalogError(f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored")
+        raise CatalogError(
+            f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored"
+        )
     found = sorted(name for name in storage.list_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
     if not found:
         raise CatalogError(f"{uri}: neither a table nor images in it")
@@ -210,4 +223,8 @@ def _class_folders(uri: str, section: CatalogSection) -> Catalog:
 def count_labels(labels: np.ndarray) -> dict[str, int]:
     """Rows a label, '' left out, sorted by name."""
     counts = pc.value_counts(pa.array(labels, pa.string()))
-    return {row["values"]: row["counts"] for row in sorted(counts.to_pylist(), key=lambda row: row["values"]) if row["values"]}
+    return {
+        row["values"]: row["counts"]
+        for row in sorted(counts.to_pylist(), key=lambda row: row["values"])
+        if row["values"]
+    }

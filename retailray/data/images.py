@@ -73,7 +73,8 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
         raise ImageError("too_many_pixels", f"{width} x {height} px is over catalog.max_pixels = {limits.max_pixels}")
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise ImageError(
-            "bad_aspect_ratio", f"{width} x {height} px is over catalog.max_aspect_ratio = {limits.max_aspect_ratio:g}"
+            "bad_aspect_ratio",
+            f"{width} x {height} px is over catalog.max_aspect_ratio = {limits.max_aspect_ratio:g}",
         )
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
@@ -106,9 +107,7 @@ def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarra
     width, height = rgb.size
     side = min(width, height) * crop_size / resize_size  # of the cut square, in source pixels
     left, top = (width - side) / 2, (height - side) / 2
-    square = rgb.resize(
-        (crop_size, crop_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
+    square = rgb.resize((crop_size, crop_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     if orientation in _TRANSPOSITIONS:  # a central square may be turned after the cut, which is cheaper
         square = square.transpose(_TRANSPOSITIONS[orientation])
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
@@ -124,7 +123,9 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample, kept in 16 or 32
         samples = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((samples >> 8 if samples.max(initial=0) > 255 else samples).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            (samples >> 8 if samples.max(initial=0) > 255 else samples).clip(0, 255).astype(np.uint8)
+        )
     elif image.mode == "F":
         samples = np.nan_to_num(np.asarray(image))
         image = Image.fromarray((samples * (255 if samples.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))

@@ -36,14 +36,16 @@ class DecodeSpec:
 
 
 def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
-    """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched carry their code already."""
+    """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched have their code."""
     rows = catalog.rows
     repeated = catalog.repeated_ids()
     empty = catalog.column("uri") == ""
     code = np.where(empty, "empty_path", np.where(repeated, "duplicate_id", ""))
     message = np.where(empty, "the image column is empty", np.where(repeated, "an earlier row has this id", ""))
-    at = [f" ({file} line {line})" if text else "" for file, line, text in
-          zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)]
+    at = [
+        f" ({file} line {line})" if text else ""
+        for file, line, text in zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)
+    ]
     table = catalog.table if with_input else pa.table({})
     values = {
         ID: rows.column("id"),

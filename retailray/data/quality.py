@@ -14,6 +14,23 @@ import scipy.sparse.csgraph
 from retailray.config import CheckSection
 
 HASH_BITS = 64
+ADVICE = {
+    "errors": "These images cannot be used. Replace the files or drop the rows.",
+    "missing": "These rows name images that do not exist. Check catalog.root, catalog.image_template and the upload.",
+    "orphans": "These images lie in the folder and no row names them: lost rows, or files to tidy away.",
+    "exact_duplicates": "The same file several times. Copies add weight in training and no knowledge; keep one, or "
+    "give them one catalog.group.",
+    "near_duplicates": "Nearly the same picture several times. Put them into one catalog.group, so that a split keeps "
+    "them together.",
+    "leakage": "The same picture in more than one split: the measured accuracy will be too good. Set catalog.group to "
+    "the product, or drop the copies.",
+    "duplicate_ids": "Several rows have one id. Only the first is used.",
+    "empty_labels": "These rows have no label. They can be scored, and are left out of training.",
+    "similar_labels": "These labels look like one label in several spellings. Unite them with catalog.label_map.",
+    "small_classes": "These labels have fewer than {min_images} rows. Collect more, merge them, or expect little.",
+    "imbalance": "The largest label has {ratio:.0f} times the rows of the smallest. Report macro F1 beside accuracy, "
+    "and collect the rare ones.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +101,12 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
 
 
 def find_problems(
-    scan: pd.DataFrame, orphans: Sequence[str], labels: Mapping[str, int], *, has_labels: bool, section: CheckSection
+    scan: pd.DataFrame,
+    orphans: Sequence[str],
+    labels: Mapping[str, int],
+    *,
+    has_labels: bool,
+    section: CheckSection,
 ) -> list[Result]:
     """Every finding of a scanned catalog; those that found nothing have count 0.
 
@@ -105,28 +127,21 @@ def find_problems(
     small = {label: count for label, count in labels.items() if count < section.min_images}
     ratio = max(labels.values()) / min(labels.values()) if labels else 1.0
     variants = similar_labels(labels)
-    return [
-        Result("errors", len(bad), "These images cannot be used. Replace the files or drop the rows.", _where(bad)),
-        Result("missing", len(missing), "These rows name images that do not exist. Check catalog.root, "
-               "catalog.image_template and the upload.", _where(missing)),
-        Result("orphans", len(orphans), "These images lie in the folder and no row names them: lost rows, or files "
-               "to tidy away.", list(orphans[:5])),
-        Result("exact_duplicates", sum(len(group) - 1 for group in exact), "The same file several times. Copies add "
-               "weight in training and no knowledge; keep one, or give them one catalog.group.", exact[:8]),
-        Result("near_duplicates", sum(len(group) - 1 for group in near_only), "Nearly the same picture several times. "
-               "Put them into one catalog.group, so that a split keeps them together.", near_only[:8]),
-        Result("leakage", len(leaks), "The same picture in more than one split: the measured accuracy will be too good. "
-               "Set catalog.group to the product, or drop the copies.", leaks[:8]),
-        Result("duplicate_ids", len(repeated), "Several rows have one id. Only the first is used.", _where(repeated)),
-        Result("empty_labels", len(unlabelled), "These rows have no label. They can be scored, and are left out of "
-               "training.", _where(unlabelled)),
-        Result("similar_labels", len(variants), "These labels look like one label in several spellings. Unite them "
-               "with catalog.label_map.", [" / ".join(map(repr, group)) for group in variants[:5]]),
-        Result("small_classes", len(small), f"These labels have fewer than {section.min_images} rows. Collect more, "
-               "merge them, or expect little of them.", [f"{label}: {count}" for label, count in list(small.items())[:8]]),
-        Result("imbalance", int(ratio > section.max_imbalance), f"The largest label has {ratio:.0f} times the rows of "
-               "the smallest. Report macro F1 beside accuracy, and collect the rare ones."),
-    ]  # fmt: skip
+    found: dict[str, tuple[int, Sequence[Any]]] = {
+        "errors": (len(bad), _where(bad)),
+        "missing": (len(missing), _where(missing)),
+        "orphans": (len(orphans), list(orphans[:5])),
+        "exact_duplicates": (sum(len(group) - 1 for group in exact), exact[:8]),
+        "near_duplicates": (sum(len(group) - 1 for group in near_only), near_only[:8]),
+        "leakage": (len(leaks), leaks[:8]),
+        "duplicate_ids": (len(repeated), _where(repeated)),
+        "empty_labels": (len(unlabelled), _where(unlabelled)),
+        "similar_labels": (len(variants), [" / ".join(map(repr, group)) for group in variants[:5]]),
+        "small_classes": (len(small), [f"{label}: {count}" for label, count in list(small.items())[:8]]),
+        "imbalance": (int(ratio > section.max_imbalance), []),
+    }
+    numbers = {"min_images": section.min_images, "ratio": ratio}
+    return [Result(name, count, ADVICE[name].format(**numbers), examples) for name, (count, examples) in found.items()]
 
 
 def _where(rows: pd.DataFrame, limit: int = 5) -> list[str]:

@@ -34,7 +34,11 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
     table = table.append_column("__row", pa.array(np.arange(table.num_rows)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
     scanned = ray.data.from_arrow(blocks).map_batches(
-        scan_rows, batch_format="pyarrow", batch_size=CHUNK_ROWS, fn_kwargs={"limits": limits}, num_cpus=task_cpus
+        scan_rows,
+        batch_format="pyarrow",
+        batch_size=CHUNK_ROWS,
+        fn_kwargs={"limits": limits},
+        num_cpus=task_cpus,
     )
     parts = [part for part in ray.get(scanned.to_arrow_refs()) if part.num_rows]
     return pa.concat_tables(parts).sort_by("__row").drop_columns(["__row"])

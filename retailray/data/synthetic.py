@@ -56,7 +56,21 @@ def _shoe(d: ImageDraw.ImageDraw, r: np.random.Generator, a: str, b: str) -> Non
 
 
 def _shirt(d: ImageDraw.ImageDraw, r: np.random.Generator, a: str, b: str) -> None:
-    d.polygon([(84, 44), (172, 44), (236, 92), (208, 128), (180, 108), (180, 222), (76, 222), (76, 108), (48, 128), (20, 92)], fill=a)
+    d.polygon(
+        [
+            (84, 44),
+            (172, 44),
+            (236, 92),
+            (208, 128),
+            (180, 108),
+            (180, 222),
+            (76, 222),
+            (76, 108),
+            (48, 128),
+            (20, 92),
+        ],
+        fill=a,
+    )
     d.pieslice((104, 22, 152, 70), 0, 180, fill=b)
 
 
@@ -115,7 +129,7 @@ PRETRAIN: dict[str, Draw] = {f"shape {number:02d}": _abstract(number) for number
 
 
 def render(draw: Draw, rng: np.random.Generator) -> Image.Image:
-    """One picture, RGB, of one of :data:`SIZES_PX`: a product in random colours, turned, moved, lit and blurred a little."""
+    """One RGB picture of one of :data:`SIZES_PX`: a product in random colours, turned, moved and lit."""
     back, colour, second = _colours(rng)
     layer = Image.new("RGBA", (CANVAS_PX, CANVAS_PX))
     draw(ImageDraw.Draw(layer), rng, colour, second)
@@ -150,7 +164,11 @@ def encode(picture: Image.Image, kind: str) -> bytes:
     elif kind == "png":
         picture.convert("RGBA").save(buffer, "PNG")
     else:
-        picture.save(buffer, {"jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}[kind], **({} if kind == "gif" else {"quality": 90}))
+        picture.save(
+            buffer,
+            {"jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}[kind],
+            **({} if kind == "gif" else {"quality": 90}),
+        )
     return buffer.getvalue()
 
 

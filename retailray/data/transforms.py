@@ -31,7 +31,7 @@ AUGMENTS: dict[str, Callable[[int], list[Callable]]] = {"article": _article, "st
 
 
 def make_augment(name: str, size_px: int) -> Augment | None:
-    """uint8 ``(B, 3, R, R)`` to uint8 ``(B, 3, size_px, size_px)``, each image with draws of its own; None for ``none``."""
+    """uint8 ``(B, 3, R, R)`` to ``(B, 3, size_px, size_px)``, each image with draws of its own; None for ``none``."""
     if name == "none":
         return None
     one = v2.Compose(AUGMENTS[name](size_px))

@@ -26,7 +26,7 @@ from retailray.runs import RunDirectory
 
 
 def check(config: CheckConfig) -> dict[str, Any]:
-    """Check every row and image of a catalog; write ``check.json``, ``report.html``, ``images.parquet`` and ``errors/``.
+    """Check every row and image; write ``check.json``, ``report.html``, ``images.parquet`` and ``errors/``.
 
     Returns:
         What ``check.json`` holds.
@@ -52,16 +52,24 @@ def check(config: CheckConfig) -> dict[str, Any]:
     results = find_problems(scan, orphans, labels, has_labels=bool(labels), section=config.check)
     report = _summarize(scan, results, labels, orphans)
     run.write_json("check.json", report)
-    for name, rows in (("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
-                       ("errors/part-0.parquet", error_rows(scanned))):
+    for name, rows in (
+        ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
+        ("errors/part-0.parquet", error_rows(scanned)),
+    ):
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
         run.write(name, buffer.getvalue())
     write_check_report(run, config, scan, report, results)
     run.publish({"verb": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
     failed = num_rows - report["num_images_ok"]
-    watch.summary("check", num_images=num_rows, rows=num_rows, ok=report["num_images_ok"], failed=failed,
-                  report=run.path("report.html"))
+    watch.summary(
+        "check",
+        num_images=num_rows,
+        rows=num_rows,
+        ok=report["num_images_ok"],
+        failed=failed,
+        report=run.path("report.html"),
+    )
     _gate(results, config.check.fail_on, run)
     return report
 
@@ -96,7 +104,10 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
     for members in by_store.values():
         folders = [storage.parent(uri).split("/") for uri in members]
         first, last = min(folders), max(folders)
-        depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+        depth = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+            min(len(first), len(last)),
+        )
         folder = "/".join(first[:depth])
         if not folder.strip("/"):  # never the whole disk
             continue

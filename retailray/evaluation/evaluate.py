@@ -41,8 +41,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     known = set(meta.labels)
     unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
     if unknown:
-        progress.emit("warning", labels_unknown_to_the_model=list(unknown)[:10], rows=sum(unknown.values()),
-                      note="reported, and left out of the measures; rename with catalog.label_map")
+        progress.emit(
+            "warning",
+            labels_unknown_to_the_model=list(unknown)[:10],
+            rows=sum(unknown.values()),
+            note="reported, and left out of the measures; rename with catalog.label_map",
+        )
     run = RunDirectory(config)
     progress.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
@@ -52,7 +56,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if used.empty:
         raise CatalogError(
             f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
-            f"{sum(unknown.values())} have labels that the model does not know (it knows {', '.join(meta.labels[:5])}, ...)"
+            f"{sum(unknown.values())} have labels that the model does not know "
+            f"(it knows {', '.join(meta.labels[:5])}, ...)"
         )
     metrics = _measure(used, bootstrap=config.evaluate.bootstrap) | {
         "num_failed": errors.num_rows,
@@ -65,10 +70,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "catalog": config.catalog.uri,
     }
     _write(run, config, meta, used, errors, metrics)
-    run.publish({"verb": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds,
-                 **{name: value for name, value in metrics.items() if name != "per_class"}})
-    watch.summary("evaluate", num_images=len(used), rows=len(catalog), evaluated=len(used), failed=errors.num_rows,
-                  top1=metrics["top1"], macro_f1=metrics["macro_f1"], report=run.path("report.html"))
+    run.publish(
+        {
+            "verb": "evaluate",
+            "model_uri": config.model.uri,
+            "seconds": watch.seconds,
+            **{name: value for name, value in metrics.items() if name != "per_class"},
+        }
+    )
+    watch.summary(
+        "evaluate",
+        num_images=len(used),
+        rows=len(catalog),
+        evaluated=len(used),
+        failed=errors.num_rows,
+        top1=metrics["top1"],
+        macro_f1=metrics["macro_f1"],
+        report=run.path("report.html"),
+    )
     return metrics
 
 
@@ -130,5 +149,3 @@ def _write(
     run.write("errors/part-0.parquet", buffer.getvalue())
     pairs = confused_pairs(truth, predicted, limit=NUM_PAIRS)
     write_evaluation_report(run, config, meta, used, metrics, (matrix, labels), pairs)
-
-

@@ -12,7 +12,13 @@ ECE_BINS = 15
 
 
 def classification_metrics(
-    truth: np.ndarray, predicted: np.ndarray, score: np.ndarray, top: list[list[str]], *, bootstrap: int, seed: int = 0
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    score: np.ndarray,
+    top: list[list[str]],
+    *,
+    bootstrap: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measures of N predictions whose true labels the model knows.
 
@@ -45,7 +51,12 @@ def classification_metrics(
 
 
 def _intervals(
-    truth: np.ndarray, predicted: np.ndarray, correct: np.ndarray, in_top5: np.ndarray, num_resamples: int, seed: int
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    correct: np.ndarray,
+    in_top5: np.ndarray,
+    num_resamples: int,
+    seed: int,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals; whole rows are drawn with replacement."""
     names, codes = np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)

@@ -31,7 +31,7 @@ def build_model(arch: str, num_classes: int) -> nn.Module:
 
 
 def head_name(model: nn.Module) -> str:
-    """The dotted name of the layer that makes the logits: the last linear layer, or the last convolution (SqueezeNet)."""
+    """The dotted name of the layer that makes the logits: the last linear one, or convolution (SqueezeNet)."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     linear = [name for name, module in layers if isinstance(module, nn.Linear)]
     return linear[-1] if linear else layers[-1][0]
@@ -40,6 +40,7 @@ def head_name(model: nn.Module) -> str:
 def initialize_head(model: nn.Module, *, seed: int) -> None:
     """Fresh, seeded weights for the head: zero bias, small normal weights, so that all classes start alike."""
     head = model.get_submodule(head_name(model))
+    assert isinstance(head, nn.Linear | nn.Conv2d)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
@@ -55,7 +56,7 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """``model.train()`` that leaves modules without trainable parameters as they serve: BatchNorm and dropout in eval."""
+    """``model.train()`` that leaves what is frozen as it serves: BatchNorm and dropout in eval."""
     model.train()
     for module in model.modules():
         own = list(module.parameters())

@@ -15,7 +15,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def choose_precision(model: nn.Module, *, size_px: int, device: torch.device, batch_size: int = 16) -> str:
-    """Time three forward passes of either kind and return ``float32`` or ``bfloat16``. Takes about a second on a CPU."""
+    """Time three forward passes of either kind; return ``float32`` or ``bfloat16``. A second or so on a CPU."""
     images = torch.rand(batch_size, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)
     was_training = model.training
     model.eval()

@@ -32,7 +32,7 @@ class Predictor:
         self.temperature = bundle.meta.temperature
         transform = bundle.meta.transform
         self.normalize = Normalize(transform.mean, transform.std).to(self.device)
-        self.model = bundle.build().to(self.device, memory_format=torch.channels_last)
+        self.model = bundle.build().to(self.device).to(memory_format=torch.channels_last)
         if precision == "auto":
             precision = choose_precision(self.model, size_px=transform.crop_size, device=self.device)
         self.precision = precision

@@ -3,6 +3,7 @@
 import io
 import os
 import urllib.error
+from collections.abc import Callable
 
 import safetensors.torch
 import torch
@@ -14,7 +15,11 @@ from retailray.errors import ModelError
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head
 from retailray.models.bundle import load_bundle
 
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's side heads, which fine-tuning leaves out
+_AUXILIARY = (
+    "aux1.",
+    "aux2.",
+    "AuxLogits.",
+)  # GoogLeNet's and Inception's side heads, which fine-tuning leaves out
 
 
 def pretrained_model(
@@ -29,7 +34,8 @@ def pretrained_model(
         ModelError: no such architecture or weights, or they do not fit; says what is missing and how to stage.
         StorageError: the address cannot be read.
     """
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     torch.manual_seed(seed)  # weights none: the whole model is drawn here
     model = build_model(arch, num_classes)
     if weights != "none":
@@ -74,13 +80,15 @@ def _from_address(arch: str, address: str) -> tuple[dict[str, torch.Tensor], tup
     return bundle.state, bundle.meta.transform.mean, bundle.meta.transform.std
 
 
-def _parse(address: str, reader: object) -> dict[str, torch.Tensor]:
+def _parse(address: str, reader: Callable[[bytes], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     data = storage.read_bytes(address)
     try:
-        return reader(data)  # type: ignore[operator]
+        return reader(data)
     except Exception as error:  # pickle, zip and safetensors readers each raise their own
         text = " ".join(str(error).split())[:300]
-        raise ModelError(f"model.weights = {address}: not a plain state dict ({type(error).__name__}: {text})") from error
+        raise ModelError(
+            f"model.weights = {address}: not a plain state dict ({type(error).__name__}: {text})"
+        ) from error
 
 
 def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
@@ -100,8 +108,11 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: 
     own = model.state_dict()
     wanted = {name for name in own if not name.startswith(head)}
     missing = sorted(wanted - state.keys())
-    misfits = [f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}" for name in sorted(wanted - set(missing))
-               if state[name].shape != own[name].shape]
+    misfits = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in sorted(wanted - set(missing))
+        if state[name].shape != own[name].shape
+    ]
     # counters of BatchNorm are absent from old checkpoints and irrelevant to what a frozen layer computes
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     strange = sorted(name for name in state if name not in own and not name.startswith((head, *_AUXILIARY)))

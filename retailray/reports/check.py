@@ -18,7 +18,11 @@ MAX_GROUP_PICTURES = 3
 
 
 def write_check_report(
-    run: RunDirectory, config: CheckConfig, scan: pd.DataFrame, report: Mapping[str, Any], results: Sequence[Result]
+    run: RunDirectory,
+    config: CheckConfig,
+    scan: pd.DataFrame,
+    report: Mapping[str, Any],
+    results: Sequence[Result],
 ) -> None:
     """Write ``report.html`` into the run directory."""
     ok = scan[scan.error_code == ""]

@@ -53,4 +53,10 @@ def _pair(used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str
         {"picture": picture, "caption": f"{row.pred_score:.2f} · {row.id}"}
         for picture, row in zip(pictures, members.itertuples(), strict=True)
     ]
-    return {"truth": truth, "guess": guess, "count": count, "support": metrics["per_class"][truth]["support"], "members": rows}
+    return {
+        "truth": truth,
+        "guess": guess,
+        "count": count,
+        "support": metrics["per_class"][truth]["support"],
+        "members": rows,
+    }

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 ACCENT, SECOND, GREY = "#0f766e", "#d97706", "#94a3b8"
 _STYLE = {
@@ -33,7 +34,8 @@ _STYLE = {
 MAX_BARS = 30
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _styled(plot: Callable[P, R]) -> Callable[P, R]:
@@ -64,11 +66,14 @@ def label_bars(counts: Mapping[str, int], unit: str) -> bytes:
     items = sorted(counts.items(), key=lambda item: -item[1])
     if len(items) > MAX_BARS:
         left_out = len(items) - MAX_BARS
-        items = items[: MAX_BARS // 2] + [(f"… {left_out} more …", 0)] + items[-(MAX_BARS // 2) :]
+        half = MAX_BARS // 2
+        items = [*items[:half], (f"… {left_out} more …", 0), *items[-half:]]
     figure, (axes,) = _figure(1, width=6.4, height=max(1.6, 0.22 * len(items) + 0.6))
     names, values = [_short(name) for name, _ in items], [value for _, value in items]
     bars = axes.barh(range(len(items)), values, color=ACCENT, height=0.7)
-    axes.bar_label(bars, labels=[str(value) if value else "" for value in values], padding=3, fontsize=8, color="#475569")
+    axes.bar_label(
+        bars, labels=[str(value) if value else "" for value in values], padding=3, fontsize=8, color="#475569"
+    )
     axes.set_yticks(range(len(items)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -103,7 +108,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
         ax.axvline(best_epoch, color=SECOND, linewidth=1, linestyle="--", label=f"best epoch ({best_epoch})")
         ax.set_title(title)
         ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8)
     return _png(figure)
 
@@ -127,7 +132,15 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
             for column in range(size):
                 if matrix[row, column]:
                     colour = "white" if shares[row, column] > 0.5 else "#334155"
-                    axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(
+                        column,
+                        row,
+                        str(matrix[row, column]),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color=colour,
+                    )
     figure.colorbar(image, ax=axes, shrink=0.4, pad=0.01, label="share of the true class")
     return _png(figure)
 
@@ -157,7 +170,14 @@ def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> byte
     axes.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.9 / len(counts), color=ACCENT)
     for name, value in thresholds.items():
         axes.axvline(value, color=SECOND, linewidth=1, linestyle="--")
-        axes.annotate(f" {name} {value:g}", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color=SECOND, va="top")
+        axes.annotate(
+            f" {name} {value:g}",
+            (value, 1),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+            color=SECOND,
+            va="top",
+        )
     axes.set_xlabel("pred_score")
     axes.set_ylabel("images")
     return _png(figure)

@@ -10,7 +10,9 @@ from retailray.reports.page import data_uri, render
 from retailray.runs import RunDirectory
 
 
-def error_summary(codes: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
+def error_summary(
+    codes: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, str]]]
+) -> list[dict[str, Any]]:
     """Rows for the error table: most frequent code first, with one example where there is one."""
     summary = []
     for code, count in sorted(codes.items(), key=lambda item: -item[1]):

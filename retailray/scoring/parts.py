@@ -20,9 +20,7 @@ SCORE_BINS = 20
 ERROR_EXAMPLES = 3  # a code and part, for the report
 
 
-def write_part(
-    table: pa.Table, *, address: str, input_columns: list[str], stamp: dict[str, Any]
-) -> pa.Table:
+def write_part(table: pa.Table, *, address: str, input_columns: list[str], stamp: dict[str, Any]) -> pa.Table:
     """Write one part of predictions and one of errors; return a one-row table with its tally as JSON.
 
     The name of a part is made of the ids in it: a task that is retried writes the same file again.

@@ -48,7 +48,7 @@ def decide(score: float, thresholds: Thresholds) -> str:
 
 
 class PredictBatch:
-    """One predictor: an actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
+    """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
     def __init__(self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int) -> None:
         import torch

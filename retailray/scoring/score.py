@@ -32,7 +32,12 @@ def score(config: ScoreConfig) -> str:
     meta = load_bundle(config.model.uri).meta
     catalog = read_catalog(config.catalog, needs_label=False)
     run = RunDirectory(config)
-    stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id, "scored_at": run.started_at}
+    stamp = {
+        "model_name": meta.name,
+        "model_version": meta.version,
+        "run_id": run.run_id,
+        "scored_at": run.started_at,
+    }
     _refuse_collisions(catalog, [*PREDICTION_SCHEMA.names, *stamp])
     progress.emit("start", verb="score", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     with ray_session(config.cluster) as capacity:
@@ -101,7 +106,9 @@ def _run(
             totals.add(json.loads(row["tally"]))
             progress.emit("part", scored=totals.scored, failed=totals.failed, rows=len(catalog))
     except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
-        raise RetailrayError(f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published") from error
+        raise RetailrayError(
+            f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published"
+        ) from error
     return totals
 
 

@@ -87,7 +87,7 @@ class _Worker:
         model.load_state_dict(safetensors.torch.load(ray.get(config.state_ref)))
         if config.trainable == "head":
             freeze_backbone(model)
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def _agree_on_precision(self) -> str:
         if self.config.precision != "auto":
@@ -156,7 +156,11 @@ class _Worker:
             if epoch == 1:
                 codes += _count_codes(table)
         loss_sum, correct, count = self._sum(sums).tolist()
-        metrics = {"train_loss": loss_sum / max(count, 1), "train_top1": correct / max(count, 1), "train_rows": int(count)}
+        metrics = {
+            "train_loss": loss_sum / max(count, 1),
+            "train_top1": correct / max(count, 1),
+            "train_rows": int(count),
+        }
         if epoch == 1:
             counted = self._sum(codes).int().tolist()
             metrics["errors_by_code"] = {code: n for code, n in zip(_CODES, counted, strict=True) if n}
@@ -185,7 +189,11 @@ class _Worker:
             shuffle = {"local_shuffle_buffer_size": 8 * self.local_batch, "local_shuffle_seed": shuffle_seed}
         shard = ray.train.get_dataset_shard(name)
         yield from shard.iter_batches(
-            batch_size=self.local_batch, batch_format="pyarrow", prefetch_batches=2, drop_last=False, **shuffle
+            batch_size=self.local_batch,
+            batch_format="pyarrow",
+            prefetch_batches=2,
+            drop_last=False,
+            **shuffle,
         )
 
     def _unpack(

@@ -10,7 +10,6 @@ from retailray import progress
 POLL_S = 0.3
 
 
-@ray.remote(num_cpus=0)
 class Relay:
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
@@ -24,7 +23,7 @@ class Relay:
 
 
 def make_relay() -> Any:
-    return Relay.remote()
+    return ray.remote(num_cpus=0)(Relay).remote()
 
 
 def follow(relay: Any, stop: threading.Event, epochs: int) -> None:

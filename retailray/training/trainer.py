@@ -51,12 +51,16 @@ def train(config: TrainConfig) -> str:
     watch = progress.Stopwatch()
     splits = _labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
-    model, mean, std = pretrained_model(
-        config.model.arch, config.model.weights, len(labels), seed=config.train.seed
-    )
+    model, mean, std = pretrained_model(config.model.arch, config.model.weights, len(labels), seed=config.train.seed)
     run = RunDirectory(config)
-    progress.emit("start", verb="train", run=run.address, labels=len(labels), arch=config.model.arch,
-                  **{name: len(part) for name, part in splits.items()})
+    progress.emit(
+        "start",
+        verb="train",
+        run=run.address,
+        labels=len(labels),
+        arch=config.model.arch,
+        **{name: len(part) for name, part in splits.items()},
+    )
     with ray_session(config.cluster) as capacity:
         plan = plan_training(capacity, config.cluster)
         wait_until_free(plan)
@@ -73,13 +77,30 @@ def train(config: TrainConfig) -> str:
     run.write("history.csv", pd.DataFrame(history).drop(columns="errors_by_code").to_csv(index=False))
     write_training_report(run, config, history, best, count_labels(splits["train"].column("label")), failed)
     seen = sum(row["train_rows"] for row in history)
-    summary = {"verb": "train", "bundle": bundle, "model_name": meta.name, "model_version": meta.version,
-               "best_epoch": best["epoch"], "validation_top1": best["validation_top1"], "num_labels": len(labels),
-               "rows": {name: len(part) for name, part in splits.items()}, "errors_by_code": failed,
-               "num_workers": plan.num_actors, "seconds": watch.seconds}
+    summary = {
+        "verb": "train",
+        "bundle": bundle,
+        "model_name": meta.name,
+        "model_version": meta.version,
+        "best_epoch": best["epoch"],
+        "validation_top1": best["validation_top1"],
+        "num_labels": len(labels),
+        "rows": {name: len(part) for name, part in splits.items()},
+        "errors_by_code": failed,
+        "num_workers": plan.num_actors,
+        "seconds": watch.seconds,
+    }
     run.publish(summary)
-    watch.summary("train", num_images=seen, epochs=len(history), images=seen, failed=sum(failed.values()),
-                  validation_top1=best["validation_top1"], best_epoch=best["epoch"], bundle=bundle)
+    watch.summary(
+        "train",
+        num_images=seen,
+        epochs=len(history),
+        images=seen,
+        failed=sum(failed.values()),
+        validation_top1=best["validation_top1"],
+        best_epoch=best["epoch"],
+        bundle=bundle,
+    )
     return bundle
 
 
@@ -91,8 +112,10 @@ def _labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
         if not labelled.all():
             progress.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
         splits[name] = part.select(labelled)
-    for name, advice in (("train", "catalog.label names the column"), ("validation", "raise split.validation, or give "
-                         "catalog.validation_uri or catalog.split")):
+    for name, advice in (
+        ("train", "catalog.label names the column"),
+        ("validation", "raise split.validation, or give catalog.validation_uri or catalog.split"),
+    ):
         if name not in splits or not len(splits[name]):
             raise CatalogError(f"{config.catalog.uri}: no labelled {name} rows; {advice}")
     known = set(splits["train"].column("label"))
@@ -172,7 +195,14 @@ def _fit(
 
 
 def _dataset(
-    config: TrainConfig, part: Catalog, labels: list[str], size: int, plan: Plan, capacity: Capacity, *, shuffle: bool
+    config: TrainConfig,
+    part: Catalog,
+    labels: list[str],
+    size: int,
+    plan: Plan,
+    capacity: Capacity,
+    *,
+    shuffle: bool,
 ) -> ray.data.Dataset:
     """Decoded rows with targets, padded to a multiple of the workers; kept decoded where the object store has room."""
     if shuffle:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
@@ -220,8 +250,11 @@ def _describe(
             std=std,
         ),
         metrics={name: best[name] for name in ("epoch", "validation_top1", "validation_loss")},
-        data={"catalog": config.catalog.uri, "fingerprint": digest.hexdigest(),
-              **{f"num_{name}_rows": len(part) for name, part in splits.items()}},
+        data={
+            "catalog": config.catalog.uri,
+            "fingerprint": digest.hexdigest(),
+            **{f"num_{name}_rows": len(part) for name, part in splits.items()},
+        },
         config=config.model_dump(mode="json"),
         **provenance(),
     )

@@ -14,7 +14,16 @@ def checked(small_catalog, ray_session_cpus, tmp_path_factory):
 
     folder, planted = small_catalog
     out = str(tmp_path_factory.mktemp("check"))
-    arguments = ["--catalog.uri", f"{folder}/catalog.csv", "--catalog.group", "sku", "--split.test", "0.3", "--out", out]
+    arguments = [
+        "--catalog.uri",
+        f"{folder}/catalog.csv",
+        "--catalog.group",
+        "sku",
+        "--split.test",
+        "0.3",
+        "--out",
+        out,
+    ]
     assert main(["check", *arguments, "--catalog.max_pixels", "20000000"]) == 0
     return latest(out), planted
 
@@ -28,7 +37,15 @@ def test_it_finds_what_was_planted_and_nothing_else(checked):
     assert report["num_orphans"] == planted["num_orphans"]
     assert report["orphans"][0].endswith("images/orphan.jpg")
     assert report["num_missing"] == 2
-    kinds = {"truncated", "empty_file", "not_an_image", "corrupt", "too_many_pixels", "bad_aspect_ratio", "not_found"}
+    kinds = {
+        "truncated",
+        "empty_file",
+        "not_an_image",
+        "corrupt",
+        "too_many_pixels",
+        "bad_aspect_ratio",
+        "not_found",
+    }
     assert report["errors_by_code"] == dict.fromkeys(kinds, 2)
     assert sum(report["labels"].values()) == planted["num_rows"]
     assert set(report["formats"]) == {"JPEG", "PNG", "WEBP", "GIF"}
@@ -66,7 +83,13 @@ def test_rows_that_people_get_wrong(retailray, small_catalog, tmp_path):
         f"1,{picture},Mug\n1,{picture},mug\n2,,mug\n3,{picture},\n4,gopher://x/y.jpg,Lamp\n5,nope.jpg,<b>evil</b>\n"
     )
     code, out, err = retailray(
-        "check", **{"catalog.uri": table, "catalog.id": "sku", "out": tmp_path / "o", "check.fail_on": "duplicate_ids,missing"}
+        "check",
+        **{
+            "catalog.uri": table,
+            "catalog.id": "sku",
+            "out": tmp_path / "o",
+            "check.fail_on": "duplicate_ids,missing",
+        },
     )
     assert code == 4
     assert "duplicate_ids (1), " in err or "missing (1), " in err

@@ -168,11 +168,22 @@ def test_evaluate_aligns_labels_by_name(shop, retailray, tmp_path):
 def test_class_folders_train_from_scratch_and_carry_over(retailray, tmp_path):
     """A bundle is weights for the next training; its classes are other classes."""
     write_pretraining_set(str(tmp_path / "shapes"), num_images=96, seed=0)
-    common = {**SMALL, "train.epochs": 1, "split.validation": 0.3, "model.trainable": "all", "transform.augment": "article"}
+    common = {
+        **SMALL,
+        "train.epochs": 1,
+        "split.validation": 0.3,
+        "model.trainable": "all",
+        "transform.augment": "article",
+    }
     settings = {"catalog.uri": tmp_path / "shapes", "model.weights": "none", "out": tmp_path / "a", **common}
     assert retailray("train", **settings)[0] == 0
     first = latest(str(tmp_path / "a"))
-    settings = {"catalog.uri": "s3://shop/catalog/catalog.csv", "model.weights": f"{first}/bundle", "out": tmp_path / "b", **common}
+    settings = {
+        "catalog.uri": "s3://shop/catalog/catalog.csv",
+        "model.weights": f"{first}/bundle",
+        "out": tmp_path / "b",
+        **common,
+    }
     code, out, _ = retailray("train", **settings | {"model.trainable": "head", "catalog.max_pixels": 20_000_000})
     assert code == 0
     bundle = events(out)[-1]["bundle"]
@@ -206,7 +217,14 @@ def test_one_and_two_workers_see_the_same_batch(retailray, small_catalog, tmp_pa
         assert code == 0
         histories.append(pd.read_csv(f"{latest(str(tmp_path / str(workers)))}/history.csv"))
     one, two = histories
-    for name in ("train_loss", "train_top1", "train_rows", "validation_loss", "validation_top1", "validation_rows"):
+    for name in (
+        "train_loss",
+        "train_top1",
+        "train_rows",
+        "validation_loss",
+        "validation_top1",
+        "validation_rows",
+    ):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
 
 
@@ -215,7 +233,10 @@ def test_one_and_two_workers_see_the_same_batch(retailray, small_catalog, tmp_pa
     [
         ({"model.arch": "resnet81"}, "did you mean resnet"),
         ({"model.weights": "s3://shop/weights/nope.pth"}, "not found"),
-        ({"catalog.label": "sku", "catalog.validation_uri": "s3://shop/nope.csv"}, "s3://shop/nope.csv: not found"),
+        (
+            {"catalog.label": "sku", "catalog.validation_uri": "s3://shop/nope.csv"},
+            "s3://shop/nope.csv: not found",
+        ),
         ({"split.validation": 0}, "no labelled validation rows"),
         ({"cluster.num_workers": 99}, "cluster.num_workers = 99"),
         ({"cluster.use_gpu": "true"}, "0 GPUs"),
@@ -223,7 +244,12 @@ def test_one_and_two_workers_see_the_same_batch(retailray, small_catalog, tmp_pa
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(retailray, change, words):
-    settings = {"catalog.uri": "s3://shop/catalog/catalog.csv", **SMALL, "model.weights": "none", "out": "s3://shop/bad"}
+    settings = {
+        "catalog.uri": "s3://shop/catalog/catalog.csv",
+        **SMALL,
+        "model.weights": "none",
+        "out": "s3://shop/bad",
+    }
     code, _, err = retailray("train", **settings | change)
     assert code == 1
     assert words in err
@@ -232,14 +258,22 @@ def test_what_cannot_work_is_said_in_one_line(retailray, change, words):
 
 def test_scoring_refuses_what_it_would_overwrite(retailray, shop, tmp_path):
     (tmp_path / "c.csv").write_text("image,pred_label\na.jpg,x\n")
-    settings = {"catalog.uri": tmp_path / "c.csv", "model.uri": f"{shop['run']}/bundle", "out": tmp_path / "o"}
+    settings = {
+        "catalog.uri": tmp_path / "c.csv",
+        "model.uri": f"{shop['run']}/bundle",
+        "out": tmp_path / "o",
+    }
     code, _, err = retailray("score", **settings)
     assert (code, "pred_label" in err) == (1, True)
 
 
 def test_a_catalog_of_errors_only_is_published_with_exit_3(retailray, shop, tmp_path):
     (tmp_path / "c.csv").write_text("image,n\na.jpg,1\n,2\na.jpg,3\n")
-    settings = {"catalog.uri": tmp_path / "c.csv", "model.uri": f"{shop['run']}/bundle", "out": tmp_path / "o"}
+    settings = {
+        "catalog.uri": tmp_path / "c.csv",
+        "model.uri": f"{shop['run']}/bundle",
+        "out": tmp_path / "o",
+    }
     assert retailray("score", **settings)[0] == 3
     run = latest(str(tmp_path / "o"))
     errors = pd.read_parquet(f"{run}/errors")

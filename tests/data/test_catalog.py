@@ -54,14 +54,27 @@ def test_class_folders(tmp_path):
 
 def test_absolute_relative_and_uri_paths(tmp_path):
     catalog = read(
-        tmp_path / "c.csv", "image,label\n./a/../b.jpg,x\n/abs/c.jpg,x\ns3://bucket/k/d.jpg,x\n,x\n", root="s3://shop/photos"
+        tmp_path / "c.csv",
+        "image,label\n./a/../b.jpg,x\n/abs/c.jpg,x\ns3://bucket/k/d.jpg,x\n,x\n",
+        root="s3://shop/photos",
     )
-    assert catalog.column("uri").tolist() == ["s3://shop/photos/b.jpg", "/abs/c.jpg", "s3://bucket/k/d.jpg", ""]
+    assert catalog.column("uri").tolist() == [
+        "s3://shop/photos/b.jpg",
+        "/abs/c.jpg",
+        "s3://bucket/k/d.jpg",
+        "",
+    ]
 
 
 def test_other_columns_pass_through_with_their_types(tmp_path):
     frame = pd.DataFrame(
-        {"image": ["a", "b"], "label": [0, 1], "price": [1.5, 2.0], "tags": [["x"], []], "day": pd.to_datetime(["2024-01-02"] * 2)}
+        {
+            "image": ["a", "b"],
+            "label": [0, 1],
+            "price": [1.5, 2.0],
+            "tags": [["x"], []],
+            "day": pd.to_datetime(["2024-01-02"] * 2),
+        }
     )
     frame.to_parquet(tmp_path / "c.parquet")
     catalog = read(tmp_path / "c.parquet")
@@ -90,7 +103,10 @@ def test_patterns_and_folders_of_parts(tmp_path):
     [
         ({}, ["catalog.image = 'image'", "images"]),
         ({"image": "images", "label": "labl"}, ["catalog.label", "did you mean 'label'"]),
-        ({"image": "images", "image_template": "{nam}.jpg"}, ["catalog.image_template", "'nam'", "did you mean 'name'"]),
+        (
+            {"image": "images", "image_template": "{nam}.jpg"},
+            ["catalog.image_template", "'nam'", "did you mean 'name'"],
+        ),
         ({"image": "images", "image_template": "{"}, ["catalog.image_template"]),
         ({"image": "images", "split": "part"}, ["line 3", "'holdout'", "validation"]),
     ],

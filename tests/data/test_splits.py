@@ -34,7 +34,11 @@ def test_where_splits_come_from(tmp_path):
     main.write_text("image,label,part\n" + "".join(f"{n},x,{('Train', 'val', 'test')[n % 3]}\n" for n in range(30)))
     validation.write_text("image,label,part\nv,x,train\n")
     by_column = read_splits(CatalogSection(uri=str(main), split="part"), SplitSection())
-    assert {name: len(part) for name, part in by_column.items()} == {"train": 10, "validation": 10, "test": 10}
+    assert {name: len(part) for name, part in by_column.items()} == {
+        "train": 10,
+        "validation": 10,
+        "test": 10,
+    }
     separate = read_splits(CatalogSection(uri=str(main), validation_uri=str(validation)), SplitSection())
     assert {name: len(part) for name, part in separate.items()} == {"train": 30, "validation": 1}
     hashed = read_splits(CatalogSection(uri=str(main)), SplitSection(validation=0.5))

@@ -18,7 +18,14 @@ def test_csv_columns_get_types_only_where_nothing_is_lost(tmp_path):
     path = write(tmp_path, "a.csv", "image,zip,price,count,mixed,empty\na,01234,1.5,3,1,\nb,99999,2,,x,\n")
     table = with_lossless_types(read_table(path, encoding="utf-8"), keep_text=["image"])
     kinds = {field.name: str(field.type) for field in table.schema}
-    assert kinds == {"image": "string", "zip": "string", "price": "double", "count": "int64", "mixed": "string", "empty": "string"}
+    assert kinds == {
+        "image": "string",
+        "zip": "string",
+        "price": "double",
+        "count": "int64",
+        "mixed": "string",
+        "empty": "string",
+    }
     assert table.column("zip").to_pylist() == ["01234", "99999"]
     assert table.column("count").to_pylist() == [3, None]
 
@@ -43,7 +50,11 @@ def test_quoted_newlines_and_compression(tmp_path):
 
 
 def test_jsonl_keeps_texts_that_look_like_something_else(tmp_path):
-    path = write(tmp_path, "a.jsonl", '{"image": "a", "sku": "00012", "day": "2024-01-01", "tags": ["x"]}\n{"image": "b"}\n')
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        '{"image": "a", "sku": "00012", "day": "2024-01-01", "tags": ["x"]}\n{"image": "b"}\n',
+    )
     assert read_table(path, encoding="utf-8").to_pylist() == [
         {"image": "a", "sku": "00012", "day": "2024-01-01", "tags": ["x"]},
         {"image": "b", "sku": None, "day": None, "tags": None},

@@ -21,8 +21,21 @@ from retailray.models.weights import pretrained_model
 TRANSFORM = EvalTransform(resize_size=36, crop_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_16",
-                                  "densenet121", "efficientnet_b0", "googlenet", "convnext_tiny", "regnet_y_400mf"])  # fmt: skip
+ARCHS = [
+    "resnet18",
+    "mobilenet_v3_small",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "vit_b_16",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "convnext_tiny",
+    "regnet_y_400mf",
+]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_head_makes_the_logits(arch):
     model = build_model(arch, 7)
     head = model.get_submodule(head_name(model))
@@ -123,7 +136,14 @@ def test_real_weights_by_torchvisions_name(real_data, tmp_path, monkeypatch):
 def test_a_bundle_survives_a_round_trip(tmp_path_factory, labels, temperature):
     address = str(tmp_path_factory.mktemp("b") / "bundle")
     model = build_model("squeezenet1_1", len(labels)).eval()
-    meta = BundleMeta(name="n", version="v", arch="squeezenet1_1", labels=labels, transform=TRANSFORM, temperature=temperature)
+    meta = BundleMeta(
+        name="n",
+        version="v",
+        arch="squeezenet1_1",
+        labels=labels,
+        transform=TRANSFORM,
+        temperature=temperature,
+    )
     save_bundle(address, meta, model.state_dict())
     loaded = load_bundle(address)
     assert loaded.meta == meta

@@ -1,0 +1,33 @@
+# Two commands on a fresh machine (Python 3.11, make, git): `make demo` and `make test`. Both do all the set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint check-types bench clean
+
+demo: .venv/installed
+	$(BIN)/retailray demo --out demo-run
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check-types: .venv/installed-test
+	$(BIN)/mypy
+
+bench: .venv/installed-test
+	$(BIN)/python benchmarks/decode.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo-run build *.egg-info

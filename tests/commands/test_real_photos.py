@@ -1,0 +1,89 @@
+"""Acceptance on real shop photos and real weights, with S3 addresses only (RETAILRAY_REAL_DATA)."""
+
+import pandas as pd
+import pyarrow.dataset
+import pytest
+import s3fs
+
+from tests.commands.helpers import latest, read_json
+
+pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
+SHOP = "s3://grocery"
+# logistic regression on the same weights, full-size photos and classes (the data set's README)
+LINEAR_PROBE_TOP1 = 0.753
+
+
+@pytest.fixture(scope="module")
+def shop(real_data, ray_session_cpus):
+    photos, weights = real_data
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("grocery")
+    for split in ("train", "val", "test"):
+        fs.put(f"{photos}/images/{split}/", f"grocery/images/{split}/", recursive=True)
+        fs.put(f"{photos}/{split}.csv", f"grocery/{split}.csv")
+    fs.put(str(weights / "mobilenet_v2-imagenet.pth"), "grocery/weights/mobilenet_v2-imagenet.pth")
+    return {
+        "catalog.image": "name",
+        "catalog.image_template": "images/{stem}/{name}.jpg",
+        "catalog.label": "fine_name",
+    }
+
+
+@pytest.fixture(scope="module")
+def bundle(shop):
+    from retailray.cli import main
+
+    arguments = {
+        **shop,
+        "catalog.uri": f"{SHOP}/train.csv",
+        "catalog.validation_uri": f"{SHOP}/val.csv",
+        "model.arch": "mobilenet_v2",
+        "model.weights": f"{SHOP}/weights/mobilenet_v2-imagenet.pth",
+        "model.trainable": "head",
+        "transform.augment": "none",
+        "train.epochs": 5,
+        "train.batch_size": 32,
+        "out": f"{SHOP}/train",
+    }
+    assert main(["train", *[str(part) for key, value in arguments.items() for part in (f"--{key}", value)]]) == 0
+    return f"{latest(f'{SHOP}/train')}/bundle"
+
+
+def test_check_finds_the_photos_and_invents_nothing(shop, retailray):
+    uris = {
+        "catalog.uri": f"{SHOP}/train.csv",
+        "catalog.validation_uri": f"{SHOP}/val.csv",
+        "catalog.test_uri": f"{SHOP}/test.csv",
+    }
+    assert retailray("check", **shop, **uris, out=f"{SHOP}/check")[0] == 0
+    report = read_json(f"{latest(f'{SHOP}/check')}/check.json")
+    assert report["num_rows"] == report["num_images_ok"] == 5421
+    assert (report["num_missing"], report["num_orphans"], report["errors_by_code"]) == (0, 0, {})
+    assert len(report["labels"]) == 81
+    assert report["splits"] == {"train": 2640, "validation": 296, "test": 2485}
+    assert report["num_exact_duplicates"] == 0
+    assert report["formats"] == {"JPEG": 5421}
+    assert report["width"]["median"] == 348
+
+
+def test_a_head_on_real_weights_is_as_good_as_a_linear_probe(shop, bundle, retailray):
+    settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/evaluate"}
+    assert retailray("evaluate", **settings)[0] == 0
+    metrics = read_json(f"{latest(f'{SHOP}/evaluate')}/metrics.json")
+    assert metrics["num_rows"] == 2485
+    assert len(metrics["per_class"]) == 81
+    assert metrics["top1"] >= LINEAR_PROBE_TOP1 - 0.03, metrics["top1"]
+    assert metrics["top5"] > 0.93
+
+
+def test_all_test_photos_are_scored_once(shop, bundle, retailray):
+    settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/scores"}
+    assert retailray("score", **settings)[0] == 0
+    run = latest(f"{SHOP}/scores")
+    source = pd.read_csv(f"{SHOP}/test.csv")
+    predictions = pd.read_parquet(f"{run}/predictions")
+    path = f"{run}/errors".removeprefix("s3://")
+    errors = pyarrow.dataset.dataset(path, filesystem=s3fs.S3FileSystem(use_listings_cache=False)).to_table()
+    assert sorted(predictions.name) == sorted(source.name)
+    assert errors.num_rows == 0
+    assert (predictions.fine_name == predictions.pred_label).mean() >= LINEAR_PROBE_TOP1 - 0.03

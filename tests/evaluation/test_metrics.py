@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from retailray.evaluation.metrics import classification_metrics, confused_pairs, confusion
+
+LABELS = np.array(["a", "b", "c", "d", "e", "f", "g"], object)
+
+
+def sample(count=400, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = LABELS[rng.integers(0, 7, count)]
+    predicted = np.where(rng.random(count) < 0.7, truth, LABELS[rng.integers(0, 7, count)])
+    top = [[guess, *[label for label in LABELS if label != guess][:4]] for guess in predicted]
+    return truth, predicted, rng.uniform(0.3, 1, count), top
+
+
+def test_measures_by_hand():
+    truth = np.array(["a", "a", "b", "c"], object)
+    predicted = np.array(["a", "b", "b", "x"], object)
+    top = [["a"], ["b", "a"], ["b"], ["x", "1", "2", "3", "4", "c"]]
+    measured = classification_metrics(truth, predicted, np.array([0.9, 0.6, 0.8, 0.5]), top, bootstrap=0)
+    assert measured["top1"] == 0.5
+    assert measured["top5"] == 0.75
+    assert measured["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert measured["per_class"]["a"] == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "support": 2,
+    }
+    # four bins with one row each: |0.9 - 1|, |0.6 - 0|, |0.8 - 1|, |0.5 - 0| over four
+    assert measured["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.5) / 4, abs=1e-6)
+    assert measured["intervals"] == {}
+
+
+def test_intervals_cover_and_the_macro_f1_is_scikit_learns():
+    truth, predicted, score, top = sample()
+    measured = classification_metrics(truth, predicted, score, top, bootstrap=400)
+    assert measured["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    low, high = measured["intervals"]["top1"]
+    spread = 1.96 * np.sqrt(measured["top1"] * (1 - measured["top1"]) / len(truth))
+    assert low == pytest.approx(measured["top1"] - spread, abs=0.01)
+    assert high == pytest.approx(measured["top1"] + spread, abs=0.01)
+    assert measured["intervals"]["macro_f1"][0] < measured["macro_f1"] < measured["intervals"]["macro_f1"][1]
+
+
+def test_confusion():
+    truth, predicted, *_ = sample()
+    matrix, labels = confusion(truth, predicted)
+    assert matrix.sum() == len(truth)
+    pairs = confused_pairs(truth, predicted, limit=3)
+    counts = [count for _, _, count in pairs]
+    assert counts == sorted(counts, reverse=True)
+    for true, guess, count in pairs:
+        assert true != guess
+        assert matrix[labels.index(true), labels.index(guess)] == count
