@@ -21,11 +21,16 @@ from retailray.config import VERBS, VerbConfig
 from retailray.errors import ConfigError, StorageError
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings of a config model, in order."""
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Dotted names of all settings that a verb reads, in order."""
+    unused: frozenset[str] = getattr(model, "unused", frozenset())
+    return [key for key in _all_keys(model) if key not in unused]
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
 
@@ -84,10 +89,10 @@ def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tup
 
 
 def _unknown(verb: str, key: str, source: str) -> str:
-    readers = [other for other, model in VERBS.items() if key in set(known_keys(model))]
+    readers = [other for other, model in VERBS.items() if key in known_keys(model)]
     if readers:
         return f"{key} ({source}): {verb} does not read it and would ignore it; it belongs to {', '.join(readers)}"
-    near = difflib.get_close_matches(key, list(known_keys(VERBS[verb])), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, known_keys(VERBS[verb]), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"retailray {verb} --help lists the keys"
     return f"{key} ({source}): unknown key; {hint}"
 
@@ -163,7 +168,8 @@ def _print_help(verb: str, model: type[VerbConfig]) -> None:
             doc = " ".join((annotation.__doc__ or "").split())
             table.add_row(f"\n[bold]{name}[/]", "", f"\n{doc}")
             for inner, inner_field in annotation.model_fields.items():
-                table.add_row(*_help_row(f"{name}.{inner}", inner_field))
+                if f"{name}.{inner}" not in model.unused:
+                    table.add_row(*_help_row(f"{name}.{inner}", inner_field))
         else:
             table.add_row(*_help_row(name, field))
     console.print(table)

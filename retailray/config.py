@@ -3,7 +3,7 @@
 Sections are frozen pydantic models; a verb's config is the set of sections it reads. ``arguments.py`` fills them.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -180,6 +180,8 @@ class VerbConfig(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
     )
+    # keys of shared sections that a verb has no use for: refused on the command line, left alone in shared files
+    unused: ClassVar[frozenset[str]] = frozenset()
     out: str = Field(description="where results go; a run directory is made in it")
     cluster: ClusterSection = ClusterSection()
 
@@ -237,8 +239,21 @@ class EvaluateConfig(VerbConfig):
     model: BundleSection
     evaluate: EvaluateSection = EvaluateSection()
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "EvaluateConfig":
+        given = [f"catalog.{name}" for name in ("split", "validation_uri", "test_uri") if getattr(self.catalog, name)]
+        given += [f"split.{name}" for name in sorted(self.split.model_fields_set)]
+        if given and self.evaluate.split == "all":
+            raise ValueError(
+                f"{', '.join(given)} would be ignored: evaluate.split is all; set it to train, validation or test"
+            )
+        return self
+
 
 class ScoreConfig(VerbConfig):
+    unused = frozenset(
+        f"catalog.{name}" for name in ("label", "label_map", "group", "split", "validation_uri", "test_uri")
+    )
     catalog: CatalogSection
     model: BundleSection
     score: ScoreSection = ScoreSection()

@@ -87,15 +87,19 @@ def filesystem(address: str) -> tuple[Any, str]:
 
 def describe(error: BaseException, address: str) -> str:
     """One line that says what went wrong at an address and what to look at next."""
+    s3 = address.startswith(("s3://", "s3a://"))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
     name, text = type(error).__name__, " ".join(str(error).split())[:300]
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
         return f"{address}: not found (no such file, object or bucket)"
     if isinstance(error, PermissionError) or "AccessDenied" in text or "Forbidden" in text:
-        return f"{address}: access denied ({text}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        advice = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if s3 else "its permissions"
+        return f"{address}: access denied ({text}); check {advice}"
     if "Credentials" in name:
         return f"{address}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if isinstance(error, TimeoutError) or "Endpoint" in name or "Connect" in name or "Timeout" in name:
+        if not s3:
+            return f"{address}: no answer ({name}: {text})"
         return f"{address}: no answer from {endpoint} ({name}: {text}); check AWS_ENDPOINT_URL_S3 and the network"
     return f"{address}: {name}: {text}"
 

@@ -64,6 +64,10 @@ def test_settings_that_would_be_ignored_are_refused():
     assert "split.*" in problems("train", *base, "--split.seed", "2", "--catalog.split", "s")[0]
     assert "train.backbone_lr" in problems("train", *base, "--train.backbone_lr", "0.1")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
+    assert "it belongs to check, train" in problems("score", *base, "--model.uri", "/b", "--catalog.group", "sku")[0]
+    evaluate = ["evaluate", *base, "--model.uri", "/b"]
+    assert "evaluate.split is all" in problems(*evaluate, "--catalog.test_uri", "/t")[0]
+    assert arguments.parse("evaluate", [*evaluate[1:], "--split.test", "0.2", "--evaluate.split", "test"])
 
 
 def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
@@ -75,7 +79,10 @@ def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
     config = arguments.parse("train", ["--config", str(first), "--config", str(second), "--train.seed", "9"])
     assert (config.out, config.train.epochs, config.train.seed) == ("/a", 4, 9)
     assert config.catalog.label_map == {"0": "PC", "1": "bag"}
-    assert arguments.parse("score", ["--config", str(second), *CHECK, "--model.uri", "/b"]).score.top_k == 2
+    score = arguments.parse("score", ["--config", str(second), *CHECK, "--model.uri", "/b"])
+    assert score.score.top_k == 2
+    shared = arguments.parse("score", ["--config", str(first), "--model.uri", "/b"])
+    assert (shared.catalog.uri, shared.catalog.label_map) == ("/c.csv", {})
 
 
 def test_values_of_every_kind():

@@ -1,4 +1,7 @@
+import functools
+import http.server
 import os
+import threading
 
 import pytest
 import s3fs
@@ -83,6 +86,18 @@ def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
         "bad_address",
     ]
     assert "nope.bin" in found[2].message
+
+
+def test_http_images(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"A")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        found = storage.fetch_many([f"{base}/a.bin", f"{base}/nope.bin"])
+        server.shutdown()
+    assert found[0] == b"A"
+    assert found[1].code == "not_found"
 
 
 def test_unknown_scheme_names_itself():

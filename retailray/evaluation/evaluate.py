@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import ray
 
 from retailray import progress
-from retailray.cluster import plan_scoring, ray_session
+from retailray.cluster import plan_scoring, ray_session, wait_until_free
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.images import Limits
@@ -107,6 +107,7 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
     with ray_session(config.cluster) as capacity:
         plan = plan_scoring(capacity, config.cluster)
+        wait_until_free(plan)
         images = image_dataset(
             transport_table(catalog, with_input=False),
             spec,

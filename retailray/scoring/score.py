@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 
 from retailray import progress
-from retailray.cluster import Plan, plan_scoring, ray_session
+from retailray.cluster import Plan, plan_scoring, ray_session, wait_until_free
 from retailray.config import ScoreConfig
 from retailray.data.catalog import Catalog, read_catalog
 from retailray.data.images import Limits
@@ -42,6 +42,7 @@ def score(config: ScoreConfig) -> str:
     progress.emit("start", verb="score", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     with ray_session(config.cluster) as capacity:
         plan = plan_scoring(capacity, config.cluster)
+        wait_until_free(plan)
         totals = _run(config, catalog, meta, plan, run, stamp, num_blocks=int(4 * capacity.num_cpus))
     _account(len(catalog), totals)
     _fill_gaps(catalog, totals, run, stamp)
