@@ -24,7 +24,8 @@ def prepare_environment(section: ClusterSection) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes over ours, past every Python logger
-    if not _named_address(section) and "RAY_AUTH_MODE" not in os.environ:
+    # a process that has imported Ray already keeps the mode Ray read then; half a change would lock us out
+    if not _named_address(section) and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # a token of this process alone: no file in the home directory, and nobody else's jobs on our Ray
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -69,8 +70,11 @@ def _start(section: ClusterSection) -> None:
         except Exception as error:
             raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
         return
-    with _silent_stderr():
-        ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        with _silent_stderr():
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as error:
+        raise CapacityError(f"a local Ray could not be started: {' '.join(str(error).split())[:500]}") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The driver's side of ``train``: read, plan, fit, and leave a bundle with its curves."""
 
 import hashlib
+import signal
 import threading
 from typing import Any
 
@@ -178,20 +179,30 @@ def _fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    stop = threading.Event()
-    printer = threading.Thread(target=follow, args=(relay, stop, config.train.epochs), daemon=True)
-    printer.start()
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RetailrayError(f"training failed: {_root_cause(error)}") from error
-    finally:
-        stop.set()
-        printer.join(timeout=5)
+    result = _run(trainer, relay, config.train.epochs)
     with result.checkpoint.as_directory() as folder:
         best = safetensors.torch.load_file(f"{folder}/{WEIGHTS_NAME}")
     storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
     return result.return_value, best
+
+
+def _run(trainer: Any, relay: Any, epochs: int) -> Any:
+    """``trainer.fit()`` with its events shown, its failures in one line, and Ctrl-C as everywhere else."""
+    stop = threading.Event()
+    printer = threading.Thread(target=follow, args=(relay, stop, epochs), daemon=True)
+    printer.start()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit as error:  # how Ray Train's own handler ends an interrupted fit
+        raise KeyboardInterrupt from error
+    except ray.train.TrainingFailedError as error:
+        raise RetailrayError(f"training failed: {_root_cause(error)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
+        stop.set()
+        printer.join(timeout=5)
 
 
 def _dataset(

@@ -1,0 +1,78 @@
+"""Ctrl-C: exit 130, one line, nothing published, no process left; and a killed worker is a clear error."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def start(verb, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    command = [sys.executable, "-m", "retailray", verb, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def training(small_catalog, out):
+    return start(
+        "train",
+        *("--catalog.uri", small_catalog[0] / "catalog.csv", "--catalog.max_pixels", 20_000_000),
+        *("--model.arch", "resnet18", "--model.weights", "none", "--model.trainable", "all"),
+        *("--transform.image_size", 64, "--train.epochs", 500, "--out", out),
+    )
+
+
+def wait_for_epoch(process):
+    for line in process.stdout:
+        if '"event": "epoch"' in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_ctrl_c_while_training(small_catalog, tmp_path):
+    process = training(small_catalog, tmp_path)
+    wait_for_epoch(process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) > 3
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("\n") == 1
+    assert "interrupted" in err
+    assert not (tmp_path / "LATEST").exists()
+    assert not list(tmp_path.glob("*/_SUCCESS"))
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def test_ctrl_c_while_starting(small_catalog, tmp_path):
+    process = training(small_catalog, tmp_path)
+    assert '"event": "start"' in process.stdout.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.count("\n") == 1
+
+
+def test_a_killed_worker_is_one_clear_line(small_catalog, tmp_path):
+    process = training(small_catalog, tmp_path)
+    wait_for_epoch(process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("RayTrainWorker" in part for part in child.cmdline())
+    ]
+    assert len(workers) == 1
+    workers[0].kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    # Ray adds its own word about the dead process before ours
+    assert err.splitlines()[-1].startswith("retailray train: training failed:")
+    assert "Traceback" not in err
+    assert not (tmp_path / "LATEST").exists()
