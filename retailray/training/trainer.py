@@ -141,6 +141,9 @@ def _fit(
     """Run Ray Train; return the history of epochs and the weights of the best one."""
     crop = config.transform.image_size
     source = crop if config.transform.augment == "none" else config.transform.resolved_resize_size
+    # the order of rows is part of what a seed repeats
+    options = ray.data.DataContext.get_current().execution_options
+    options.preserve_order = True
     datasets = {
         "train": _dataset(config, splits["train"], labels, source, plan, capacity, shuffle=True),
         "validation": _dataset(config, splits["validation"], labels, crop, plan, capacity, shuffle=False),
@@ -166,7 +169,7 @@ def _fit(
         train_loop,
         train_loop_config={"config": loop_config},
         datasets=datasets,
-        dataset_config=ray.train.DataConfig(datasets_to_split="all"),
+        dataset_config=ray.train.DataConfig(datasets_to_split="all", execution_options=options),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_actors,
             use_gpu=plan.actor_gpus > 0,
