@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _own: TextIO | None = None
+_live: Progress | None = None  # lines printed while a bar is shown must go through it
 
 
 @contextlib.contextmanager
@@ -44,7 +45,8 @@ def emit(event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, **fields}, default=str), file=_stream(), flush=True)
         return
     text = "  ".join(f"[dim]{key}[/] {value}" for key, value in fields.items())
-    Console(file=_stream(), highlight=False).print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
+    console = _live.console if _live else Console(file=_stream(), highlight=False)
+    console.print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -59,11 +61,15 @@ def bar(label: str, total: int) -> Iterator[Any]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(
-        *columns, TextColumn("{task.fields[note]}"), console=Console(file=_stream()), transient=True
-    ) as progress:
+    global _live
+    console = Console(file=_stream(), highlight=False)
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, note="")
-        yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+        _live = progress
+        try:
+            yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+        finally:
+            _live = None
 
 
 class Stopwatch:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import fsspec
 from fsspec.core import url_to_fs
 
 from retailray.errors import ImageError, StorageError
@@ -136,8 +135,7 @@ def check_readable(address: str) -> None:
 
     def look() -> None:
         fs, path = filesystem(address)
-        found = fs.glob(path) if fsspec.core.has_magic(path) else fs.exists(path) or fs.info(path)
-        if not found:
+        if not fs.exists(path) and not fs.glob(path):
             raise FileNotFoundError(address)
 
     guarded(address, look, deadline_s=DEADLINE_S)
@@ -208,11 +206,9 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
 
 
 def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:
+    """Bytes or exception by path. ``cat_ranges`` and not ``cat``, which takes ``*`` and ``[`` in names for patterns."""
     try:
-        if getattr(fs, "async_impl", False) or len(paths) > 1:
-            found = fs.cat(paths, on_error="return")
-            return {path: found.get(path, found.get("/" + path, FileNotFoundError(path))) for path in paths}
-        return {paths[0]: fs.cat_file(paths[0])}
+        return dict(zip(paths, fs.cat_ranges(paths, None, None, on_error="return"), strict=True))
     except Exception as error:  # whatever the client raises for the whole group holds for each of its members
         return dict.fromkeys(paths, error)
 

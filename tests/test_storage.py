@@ -62,6 +62,10 @@ def test_local_writes_leave_no_partial_file(tmp_path):
 def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
     (tmp_path / "a.bin").write_bytes(b"A")
     s3fs.S3FileSystem().pipe_file(f"{bucket}/b.bin", b"B")
+    odd = "größe [1] 50% *#?&+;=.jpg"
+    (tmp_path / odd).write_bytes(b"O")
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/{odd}", b"O")
+    assert storage.fetch_many([f"{bucket}/{odd}", str(tmp_path / odd)]) == [b"O", b"O"]
     wanted = [
         f"{bucket}/b.bin",
         str(tmp_path / "a.bin"),

@@ -1,6 +1,7 @@
 """Start or find Ray, and plan what runs where before anything starts."""
 
 from retailray.cluster.capacity import Capacity, Plan, plan_scoring, plan_training, wait_until_free
+from retailray.cluster.relay import relay_progress
 from retailray.cluster.session import prepare_environment, ray_session
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "plan_training",
     "prepare_environment",
     "ray_session",
+    "relay_progress",
     "wait_until_free",
 ]

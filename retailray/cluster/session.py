@@ -111,7 +111,7 @@ def _quiet() -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = progress.on_terminal()
+    context.enable_progress_bars = False  # ours count images, theirs operators
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = int(START_S)
     context.execution_options.verbose_progress = False

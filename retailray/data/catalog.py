@@ -94,7 +94,7 @@ def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label
 
 def _table_files(uri: str) -> list[str]:
     fs, path = storage.filesystem(uri)
-    if fsspec.core.has_magic(path):
+    if fsspec.core.has_magic(path) and not storage.exists(uri):
         names = sorted(storage.guarded(uri, lambda: fs.glob(path)))
         found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
         if not any(map(table_suffix, found)):

@@ -28,8 +28,11 @@ FACTS = pa.schema(
 )
 
 
-def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_blocks: int) -> pa.Table:
-    """A transport table with the columns of :data:`FACTS` for every row, in order (null where a row failed)."""
+def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_blocks: int, relay: Any) -> pa.Table:
+    """A transport table with the columns of :data:`FACTS` for every row, in order (null where a row failed).
+
+    ``relay`` is told of every chunk.
+    """
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
     table = table.append_column("__row", pa.array(np.arange(table.num_rows)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
@@ -37,15 +40,16 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
         scan_rows,
         batch_format="pyarrow",
         batch_size=CHUNK_ROWS,
-        fn_kwargs={"limits": limits},
+        fn_kwargs={"limits": limits, "relay": relay},
         num_cpus=task_cpus,
     )
     parts = [part for part in ray.get(scanned.to_arrow_refs()) if part.num_rows]
     return pa.concat_tables(parts).sort_by("__row").drop_columns(["__row"])
 
 
-def scan_rows(table: pa.Table, *, limits: Limits) -> pa.Table:
-    """Fetch and look at one chunk."""
+def scan_rows(table: pa.Table, *, limits: Limits, relay: Any) -> pa.Table:
+    """Fetch and look at one chunk; tell the relay."""
+    relay.step.remote(table.num_rows)
     codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
     uris = table.column(URI).to_pylist()
     wanted = [index for index, code in enumerate(codes) if not code]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import progress, storage
-from retailray.cluster import plan_scoring, ray_session
+from retailray.cluster import plan_scoring, ray_session, relay_progress
 from retailray.config import CheckConfig
 from retailray.data.catalog import IMAGE_SUFFIXES, Catalog, count_labels
 from retailray.data.images import Limits
@@ -45,7 +45,9 @@ def check(config: CheckConfig) -> dict[str, Any]:
     table = pa.concat_tables([transport_table(part, with_input=False) for part in splits.values()])
     with ray_session(config.cluster) as capacity:
         task_cpus = plan_scoring(capacity, config.cluster).task_cpus
-        scanned = scan_catalog(table, limits, task_cpus=task_cpus, num_blocks=int(4 * capacity.num_cpus))
+        num_blocks = int(4 * capacity.num_cpus)
+        with relay_progress("images", num_rows) as relay:
+            scanned = scan_catalog(table, limits, task_cpus=task_cpus, num_blocks=num_blocks, relay=relay)
     orphans = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import ray
 
 from retailray import progress
-from retailray.cluster import plan_scoring, ray_session, wait_until_free
+from retailray.cluster import plan_scoring, ray_session, relay_progress, wait_until_free
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.images import Limits
@@ -114,11 +114,13 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
             task_cpus=plan.task_cpus,
             num_blocks=int(4 * capacity.num_cpus),
         )
-        predicted = predict_dataset(
-            images, bundle_uri=config.model.uri, plan=plan, batch_size=config.evaluate.batch_size, top_k=5
-        )
+        batch_size = config.evaluate.batch_size
         try:
-            parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
+            with relay_progress("images", len(catalog)) as relay:
+                predicted = predict_dataset(
+                    images, bundle_uri=config.model.uri, plan=plan, batch_size=batch_size, top_k=5, relay=relay
+                )
+                parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
         except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
             raise RetailrayError(f"evaluation stopped: {' '.join(str(error).split())[-400:]}") from error
     table = pa.concat_tables(parts)

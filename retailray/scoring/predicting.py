@@ -23,9 +23,12 @@ PREDICTION_SCHEMA = pa.schema(
 
 
 def predict_dataset(
-    images: ray.data.Dataset, *, bundle_uri: str, plan: Plan, batch_size: int, top_k: int
+    images: ray.data.Dataset, *, bundle_uri: str, plan: Plan, batch_size: int, top_k: int, relay: Any
 ) -> ray.data.Dataset:
-    """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed)."""
+    """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
+
+    ``relay`` (:func:`retailray.cluster.relay_progress`) is told of every batch.
+    """
     return images.map_batches(
         PredictBatch,
         fn_constructor_kwargs={
@@ -33,6 +36,7 @@ def predict_dataset(
             "use_gpu": plan.actor_gpus > 0,
             "threads": plan.torch_threads,
             "top_k": top_k,
+            "relay": relay,
         },
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         batch_format="pyarrow",
@@ -50,13 +54,14 @@ def decide(score: float, thresholds: Thresholds) -> str:
 class PredictBatch:
     """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
-    def __init__(self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int) -> None:
+    def __init__(self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int, relay: Any) -> None:
         import torch
 
         from retailray.models.predictor import Predictor
 
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
         bundle = load_bundle(bundle_uri)
+        self.relay = relay
         self.predictor = Predictor(bundle, device="cuda" if use_gpu else "cpu")
         self.size = bundle.meta.transform.crop_size
         self.thresholds = bundle.meta.thresholds
@@ -79,6 +84,7 @@ class PredictBatch:
         for field in PREDICTION_SCHEMA:
             values = [row[field.name] if row else None for row in predictions]
             table = table.append_column(field, pa.array(values, field.type))
+        self.relay.step.remote(table.num_rows)
         return table
 
     def _predict(self, images: np.ndarray) -> list[np.ndarray | Exception]:

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 
 from retailray import progress
-from retailray.cluster import Plan, plan_scoring, ray_session, wait_until_free
+from retailray.cluster import Plan, plan_scoring, ray_session, relay_progress, wait_until_free
 from retailray.config import ScoreConfig
 from retailray.data.catalog import Catalog, read_catalog
 from retailray.data.images import Limits
@@ -87,25 +87,26 @@ def _run(
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
     table = transport_table(catalog, with_input=True)
     images = image_dataset(table, spec, task_cpus=plan.task_cpus, num_blocks=num_blocks)
-    predicted = predict_dataset(
-        images,
-        bundle_uri=config.model.uri,
-        plan=plan,
-        batch_size=config.score.batch_size,
-        top_k=config.score.top_k,
-    )
-    parts = predicted.map_batches(
-        write_part,
-        fn_kwargs={"address": run.address, "input_columns": catalog.table.column_names, "stamp": stamp},
-        batch_format="pyarrow",
-        batch_size=config.score.rows_per_file,
-        num_cpus=plan.task_cpus,
-    )
     totals = Totals()
     try:
-        for row in parts.iter_rows():
-            totals.add(json.loads(row["tally"]))
-            progress.emit("part", scored=totals.scored, failed=totals.failed, rows=len(catalog))
+        with relay_progress("images", len(catalog)) as relay:
+            predicted = predict_dataset(
+                images,
+                bundle_uri=config.model.uri,
+                plan=plan,
+                batch_size=config.score.batch_size,
+                top_k=config.score.top_k,
+                relay=relay,
+            )
+            parts = predicted.map_batches(
+                write_part,
+                fn_kwargs={"address": run.address, "input_columns": catalog.table.column_names, "stamp": stamp},
+                batch_format="pyarrow",
+                batch_size=config.score.rows_per_file,
+                num_cpus=plan.task_cpus,
+            )
+            for row in parts.iter_rows():
+                totals.add(json.loads(row["tally"]))
     except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
         raise RetailrayError(
             f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published"

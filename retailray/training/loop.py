@@ -127,7 +127,8 @@ class _Worker:
             score = (metrics["validation_top1"], -metrics["validation_loss"])
             history.append(metrics)
             if self.rank == 0:
-                self.config.relay.put.remote("epoch", {**metrics, "epochs": self.config.epochs})
+                self.config.relay.event.remote("epoch", {**metrics, "epochs": self.config.epochs})
+                self.config.relay.step.remote(1, f"validation top-1 {metrics['validation_top1']:.3f}")
             self._report(metrics, with_checkpoint=score > best)
             best = max(best, score)
         return history

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from retailray import progress, storage
-from retailray.cluster import Capacity, Plan, plan_training, ray_session, wait_until_free
+from retailray.cluster import Capacity, Plan, plan_training, ray_session, relay_progress, wait_until_free
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.images import Limits
@@ -35,7 +35,6 @@ from retailray.models.weights import pretrained_model
 from retailray.reports import write_training_report
 from retailray.runs import RunDirectory
 from retailray.training.loop import TARGET, LoopConfig, train_loop
-from retailray.training.relay import follow, make_relay
 
 KEEP_DECODED = 0.4  # of the object store; above it images are decoded again in every epoch
 
@@ -65,7 +64,8 @@ def train(config: TrainConfig) -> str:
     with ray_session(config.cluster) as capacity:
         plan = plan_training(capacity, config.cluster)
         wait_until_free(plan)
-        history, state = _fit(config, splits, labels, model.state_dict(), (mean, std), plan, capacity, run)
+        with relay_progress("epochs", config.train.epochs) as relay:
+            history, state = _fit(config, splits, labels, model.state_dict(), (mean, std), plan, capacity, run, relay)
     best = max(history, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
     meta = _describe(config, labels, mean, std, best, splits, state)
     bundle = run.path("bundle")
@@ -137,6 +137,7 @@ def _fit(
     plan: Plan,
     capacity: Capacity,
     run: RunDirectory,
+    relay: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Run Ray Train; return the history of epochs and the weights of the best one."""
     crop = config.transform.image_size
@@ -148,7 +149,6 @@ def _fit(
         "train": _dataset(config, splits["train"], labels, source, plan, capacity, shuffle=True),
         "validation": _dataset(config, splits["validation"], labels, crop, plan, capacity, shuffle=False),
     }
-    relay = make_relay()
     loop_config = LoopConfig(
         arch=config.model.arch,
         num_classes=len(labels),
@@ -182,18 +182,15 @@ def _fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = _run(trainer, relay, config.train.epochs)
+    result = _run(trainer)
     with result.checkpoint.as_directory() as folder:
         best = safetensors.torch.load_file(f"{folder}/{WEIGHTS_NAME}")
     storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
     return result.return_value, best
 
 
-def _run(trainer: Any, relay: Any, epochs: int) -> Any:
-    """``trainer.fit()`` with its events shown, its failures in one line, and Ctrl-C as everywhere else."""
-    stop = threading.Event()
-    printer = threading.Thread(target=follow, args=(relay, stop, epochs), daemon=True)
-    printer.start()
+def _run(trainer: Any) -> Any:
+    """``trainer.fit()`` with its failures in one line, and Ctrl-C as everywhere else."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit()
@@ -204,8 +201,6 @@ def _run(trainer: Any, relay: Any, epochs: int) -> Any:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
-        stop.set()
-        printer.join(timeout=5)
 
 
 def _dataset(

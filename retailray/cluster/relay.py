@@ -1,0 +1,65 @@
+"""Progress from tasks and workers to the driver's terminal, wherever in the cluster they run."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from retailray import progress
+
+POLL_S = 0.3
+EVERY_S = 10.0  # between two progress lines off a terminal
+
+
+class Relay:
+    """An actor that takes steps and events, and hands them to the driver when asked."""
+
+    def __init__(self) -> None:
+        self._steps, self._note = 0, ""
+        self._events: list[tuple[str, dict[str, Any]]] = []
+
+    def step(self, count: int, note: str = "") -> None:
+        """So many more of the bar's units are done."""
+        self._steps, self._note = self._steps + count, note
+
+    def event(self, name: str, fields: dict[str, Any]) -> None:
+        self._events.append((name, fields))
+
+    def take(self) -> tuple[int, str, list[tuple[str, dict[str, Any]]]]:
+        """Steps so far, the latest note, and the events since the last call."""
+        events, self._events = self._events, []
+        return self._steps, self._note, events
+
+
+@contextlib.contextmanager
+def relay_progress(label: str, total: int) -> Iterator[Any]:
+    """An actor handle of :class:`Relay`, followed for the length of the block: a bar, or a line now and then."""
+    import ray
+
+    relay = ray.remote(num_cpus=0)(Relay).remote()
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(relay, stop, label, total), daemon=True)
+    follower.start()
+    try:
+        yield relay
+    finally:
+        stop.set()
+        follower.join(timeout=5)
+
+
+def _follow(relay: Any, stop: threading.Event, label: str, total: int) -> None:
+    import ray
+
+    said = time.monotonic()
+    with progress.bar(label, total) as update, contextlib.suppress(ray.exceptions.RayError):
+        finished = False
+        while not finished:
+            finished = stop.wait(POLL_S)
+            steps, note, events = ray.get(relay.take.remote())
+            update(steps, note)
+            for name, fields in events:
+                progress.emit(name, **fields)
+            if not finished and not progress.on_terminal() and time.monotonic() - said > EVERY_S:
+                said = time.monotonic()
+                progress.emit("progress", done=steps, total=total, unit=label)
