@@ -2,7 +2,7 @@
 
 import sys
 
-from retailray.cli import main
+from retailray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["check", *sys.argv[1:]]))
+    run(["check", *sys.argv[1:]])

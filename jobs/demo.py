@@ -2,7 +2,7 @@
 
 import sys
 
-from retailray.cli import main
+from retailray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["demo", *sys.argv[1:]]))
+    run(["demo", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from retailray.cli import main
+from retailray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    run(["evaluate", *sys.argv[1:]])

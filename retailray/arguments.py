@@ -121,6 +121,8 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
 def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
+        if value is None and any(leaf.startswith(f"{key}.") for leaf in leaves):
+            continue  # a section without entries
         if isinstance(value, dict) and key not in leaves:
             yield from _flatten(value, leaves, f"{key}.")
         else:

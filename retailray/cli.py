@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from retailray import arguments, progress
@@ -56,6 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as asked_for_help:
         return int(asked_for_help.code or 0)
+    except Exception as error:
+        # nobody should see this; when somebody does, one line with a name is worth more than a trace through Ray
+        if os.environ.get("RETAILRAY_TRACEBACK"):
+            traceback.print_exc()
+        text = " ".join(str(error).split())[-400:]
+        print(
+            f"retailray {verb}: unexpected {type(error).__name__}: {text} (RETAILRAY_TRACEBACK=1 shows where; "
+            "please report it)",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS",
@@ -65,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run() -> None:
-    """The console script: leave at once with the code, without waiting for a store that never answers."""
-    code = main()
+def run(argv: Sequence[str] | None = None) -> None:
+    """The console script and the jobs: leave at once with the code, without waiting for a store that never answers."""
+    code = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -118,7 +118,7 @@ class TrainSection(Section):
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
     batch_size: int = Field(64, ge=1, description="images a step, over all workers together")
-    head_lr: float = Field(1e-2, gt=0, description="peak learning rate of the head (AdamW, one-cycle)")
+    head_lr: float = Field(1e-2, gt=0, description="peak learning rate of the head (AdamW, warm-up and cosine)")
     backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the backbone; needs model.trainable all")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
@@ -202,10 +202,30 @@ class VerbConfig(BaseSettings):
         return (init_settings,)  # environment variables such as OUT must not leak into a run
 
 
+def _ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
+    """Settings about splits that others overrule."""
+    problems = []
+    given = split.model_fields_set
+    for name in ("validation", "test"):
+        if getattr(catalog, f"{name}_uri") and name in given:
+            problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")
+        if getattr(catalog, f"{name}_uri") and catalog.split:
+            problems.append(f"catalog.{name}_uri and catalog.split both say which rows are {name}; give one")
+    if catalog.split and given:
+        problems.append("split.* would be ignored: catalog.split names the column that says the split")
+    return problems
+
+
 class CheckConfig(VerbConfig):
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "CheckConfig":
+        if problems := _ignored_splits(self.catalog, self.split):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class TrainConfig(VerbConfig):
@@ -217,11 +237,7 @@ class TrainConfig(VerbConfig):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainConfig":
-        problems = []
-        if self.catalog.validation_uri and "validation" in self.split.model_fields_set:
-            problems.append("split.validation would be ignored: catalog.validation_uri names the validation rows")
-        if self.catalog.split and self.split.model_fields_set:
-            problems.append("split.* would be ignored: catalog.split names the column that says the split")
+        problems = _ignored_splits(self.catalog, self.split)
         if self.model.trainable == "head" and "backbone_lr" in self.train.model_fields_set:
             problems.append("train.backbone_lr would be ignored: model.trainable is head; set it to all")
         if (self.model.registry is None) != (self.model.name is None):
@@ -247,6 +263,8 @@ class EvaluateConfig(VerbConfig):
             raise ValueError(
                 f"{', '.join(given)} would be ignored: evaluate.split is all; set it to train, validation or test"
             )
+        if problems := _ignored_splits(self.catalog, self.split):
+            raise ValueError("; ".join(problems))
         return self
 
 

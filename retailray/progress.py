@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _own: TextIO | None = None
@@ -44,7 +45,7 @@ def emit(event: str, **fields: Any) -> None:
     if not on_terminal():
         print(json.dumps({"event": event, **fields}, default=str), file=_stream(), flush=True)
         return
-    text = "  ".join(f"[dim]{key}[/] {value}" for key, value in fields.items())
+    text = "  ".join(f"[dim]{key}[/] {escape(str(value))}" for key, value in fields.items())
     console = _live.console if _live else Console(file=_stream(), highlight=False)
     console.print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
 

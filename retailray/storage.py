@@ -18,6 +18,7 @@ from retailray.errors import ImageError, StorageError
 
 T = TypeVar("T")
 
+PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 _S3_OPTIONS: dict[str, Any] = {
@@ -49,7 +50,7 @@ def is_uri(address: str) -> bool:
 
 def normalize(address: str) -> str:
     """An address that means the same in every process: URIs stay, local paths become absolute."""
-    address = address.removeprefix("file://")
+    address = canonical(address)
     return address.rstrip("/") if is_uri(address) else os.path.abspath(os.path.expanduser(address))
 
 
@@ -57,15 +58,23 @@ def join(root: str, *parts: str) -> str:
     """``root/part/…`` with ``.`` and ``..`` resolved; a part that is absolute or a URI replaces what is before it."""
     for part in parts:
         if is_uri(part) or part.startswith("/"):
-            root = part
+            root = canonical(part)
             continue
         scheme, separator, path = root.rpartition("://")
         root = scheme + separator + posixpath.normpath(posixpath.join(path, part))
     return root
 
 
+def canonical(address: str) -> str:
+    """One spelling for one place: ``file:///x`` is ``/x``, ``s3a://`` is ``s3://``."""
+    if address.startswith("s3a://"):
+        return "s3://" + address.removeprefix("s3a://")
+    return address.removeprefix("file://")
+
+
 def parent(address: str) -> str:
-    return address.rsplit("/", 1)[0]
+    """The folder of an address."""
+    return address.rsplit("/", 1)[0] or "/"
 
 
 def filesystem(address: str) -> tuple[Any, str]:
@@ -77,8 +86,8 @@ def filesystem(address: str) -> tuple[Any, str]:
     options = _S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
     try:
         fs, path = url_to_fs(address, **options)
-    except (ValueError, ImportError) as error:
-        raise StorageError(f"{address}: {error}") from error
+    except Exception as error:  # filesystems that connect when they are made raise whatever their client does
+        raise StorageError(f"{address}: cannot be opened ({type(error).__name__}: {error})") from error
     if options:
         fs.retries = _S3FS_RETRIES
     return fs, path
@@ -103,7 +112,7 @@ def describe(error: BaseException, address: str) -> str:
     return f"{address}: {name}: {text}"
 
 
-def guarded(address: str, action: Callable[[], T], *, deadline_s: float = 120.0) -> T:
+def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIENCE_S) -> T:
     """Run ``action`` with a deadline; every failure becomes a one-line :class:`StorageError` that names ``address``."""
     done: dict[str, Any] = {}
 
@@ -152,7 +161,7 @@ def read_bytes(address: str) -> bytes:
     return guarded(address, lambda: fs.cat_file(path))
 
 
-def write_bytes(address: str, data: bytes, *, deadline_s: float = 120.0) -> None:
+def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) -> None:
     """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
 
     def write() -> None:
@@ -176,7 +185,7 @@ def is_local(address: str) -> bool:
 def list_files(address: str) -> dict[str, dict[str, Any]]:
     """Every file below a folder: full address → fsspec's details (``size`` in bytes at least). Raises StorageError."""
     fs, path = filesystem(address)
-    found = guarded(address, lambda: fs.find(path, detail=True), deadline_s=600)
+    found = guarded(address, lambda: fs.find(path, detail=True))
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
 
 
@@ -216,7 +225,7 @@ def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:
 def _fetch_error(error: BaseException, address: str) -> ImageError:
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return ImageError("not_found", f"{address}: not found")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
         return ImageError("access_denied", describe(error, address))
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "Timeout" in type(error).__name__:
         return ImageError("timeout", describe(error, address))

@@ -74,6 +74,8 @@ def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
         str(tmp_path),
         f"{bucket}/b.bin",
         "gopher://x/y",
+        "ftp://127.0.0.1:9/x.jpg",
+        "zip://a.jpg",
         "s3://no-such-bucket/x",
         f"{tmp_path}/nul\0.jpg",
     ]
@@ -85,6 +87,8 @@ def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
         "not_found",
         "not_found",
         b"B",
+        "bad_address",
+        "bad_address",
         "bad_address",
         "not_found",
         "bad_address",

@@ -1,12 +1,13 @@
 """Start or find Ray, and plan what runs where before anything starts."""
 
-from retailray.cluster.capacity import Capacity, Plan, plan_scoring, plan_training, wait_until_free
+from retailray.cluster.capacity import Capacity, Plan, plan_reading, plan_scoring, plan_training, wait_until_free
 from retailray.cluster.relay import relay_progress
 from retailray.cluster.session import prepare_environment, ray_session
 
 __all__ = [
     "Capacity",
     "Plan",
+    "plan_reading",
     "plan_scoring",
     "plan_training",
     "prepare_environment",

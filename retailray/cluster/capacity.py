@@ -44,6 +44,12 @@ def plan_scoring(capacity: Capacity, section: ClusterSection) -> Plan:
     return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)))
 
 
+def plan_reading(capacity: Capacity) -> Plan:
+    """Tasks only: nothing is trained or predicted."""
+    plan = _plan(capacity, ClusterSection(use_gpu=False), default_on_cpu=1)
+    return dataclasses.replace(plan, num_actors=0, actor_cpus=0.0)
+
+
 def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -> Plan:
     """Raises CapacityError, with the numbers, for what could never start."""
     cpus, gpus = capacity.num_cpus, capacity.num_gpus
@@ -73,14 +79,14 @@ def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -
 
 
 def wait_until_free(plan: Plan, *, deadline_s: float = 300.0) -> None:
-    """Return when the cluster has free what the actors of a plan reserve; say so while it has not.
+    """Return when the cluster has free what a plan's actors and the first task reserve; say so while it has not.
 
     Raises:
         CapacityError: others still hold it when the deadline is over.
     """
     import ray
 
-    asked = {"CPU": plan.actor_cpus * plan.num_actors, "GPU": plan.actor_gpus * plan.num_actors}
+    asked = {"CPU": plan.actor_cpus * plan.num_actors + plan.task_cpus, "GPU": plan.actor_gpus * plan.num_actors}
     started, said = time.monotonic(), False
     while True:
         free = ray.available_resources()

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from retailray.config import ClusterSection
 from retailray.errors import CapacityError
 
 CONNECT_S = 10.0
+STALL_S = 600  # without one finished task; then Ray Data gives up with an error
 START_S = 120.0  # how long a pool of actors may take to come up before the command gives up
 
 
@@ -46,10 +49,11 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
     import ray
 
     ours = not ray.is_initialized()
-    if ours:
-        _start(section)
-    _quiet()
     try:
+        if ours:
+            with _interrupts_wait():
+                _start(section)
+        _quiet()
         yield _capacity()
     finally:
         if ours:
@@ -75,6 +79,22 @@ def _start(section: ClusterSection) -> None:
             ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:
         raise CapacityError(f"a local Ray could not be started: {' '.join(str(error).split())[:500]}") from error
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C while Ray starts is answered when it has started: in its C++ callbacks an exception would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if caught:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -114,6 +134,7 @@ def _quiet() -> None:
     context.enable_progress_bars = False  # ours count images, theirs operators
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = int(START_S)
+    context.execution_no_progress_timeout_s = STALL_S
     context.execution_options.verbose_progress = False
 
 

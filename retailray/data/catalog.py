@@ -33,8 +33,9 @@ class Catalog:
     """``table`` holds the input columns with their types; ``rows``, aligned with it, what they mean.
 
     Columns of ``rows`` (all text): ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row
-    names none), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not say), ``file``; and ``line``
-    (int64, counted from 1 with the header; for Parquet the row).
+    names none), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not say), ``file``; and
+    ``line`` (int64, counted from 1 with the header; for Parquet the row) and ``repeated`` (bool: an earlier row has
+    the id).
     """
 
     uri: str
@@ -54,13 +55,6 @@ class Catalog:
     def column(self, name: str) -> np.ndarray:
         """One column of ``rows`` as an object (or int64) array."""
         return self.rows.column(name).to_numpy()
-
-    def repeated_ids(self) -> np.ndarray:
-        """bool (N,): True for every row whose id an earlier row has."""
-        _, first = np.unique(self.column("id").astype(str), return_index=True)
-        mask = np.ones(len(self), dtype=bool)
-        mask[first] = False
-        return mask
 
 
 def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label: bool = True) -> Catalog:
@@ -83,13 +77,49 @@ def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label
         parts.append((file, table))
     ours = {name for name in (image, section.id, section.label, section.group, section.split) if name}
     rows = [_meaning(file, table, str(image), section, uri, needs_label) for file, table in parts]
+    if len(files) > 1 and not section.split:
+        rows = _named_by_folder(rows, [storage.parent(file)[len(uri) :] for file in files])
     try:
         merged = pa.concat_tables([table for _, table in parts], promote_options="permissive")
     except pa.ArrowException as error:
         raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
     if table_suffix(files[0]) in (".csv", ".tsv"):
         merged = with_lossless_types(merged, keep_text=ours)
-    return Catalog(uri, merged, pa.concat_tables(rows))
+    return Catalog(uri, merged, _with_repeats(pa.concat_tables(rows)))
+
+
+def _with_repeats(rows: pa.Table) -> pa.Table:
+    """Append ``repeated``: True for every row whose id an earlier row of the same catalog has."""
+    _, first = np.unique(rows.column("id").to_numpy().astype(str), return_index=True)
+    repeated = np.ones(rows.num_rows, dtype=bool)
+    repeated[first] = False
+    return rows.append_column("repeated", pa.array(repeated))
+
+
+def _named_by_folder(rows: list[pa.Table], folders: list[str]) -> list[pa.Table]:
+    """Give tables their split where every one of them lies in a folder named like one (``train/``, ``test/``)."""
+    names = [SPLIT_NAMES.get(folder.strip("/").split("/")[0].lower(), "") for folder in folders]
+    if not all(names):
+        return rows
+    at = rows[0].column_names.index("split")
+    return [
+        part.set_column(at, "split", pa.array([name] * part.num_rows, pa.string()))
+        for part, name in zip(rows, names, strict=True)
+    ]
+
+
+def _visible_files(uri: str) -> list[str]:
+    """Files below a folder, without what runs of ours left there and what is hidden."""
+    return [
+        name
+        for name in storage.list_files(uri)
+        if "/run_id=" not in name[len(uri) :] and not os.path.basename(name).startswith(("_", "."))
+    ]
+
+
+def image_files(uri: str) -> list[str]:
+    """Images below a folder, sorted; pictures in run directories of ours do not count."""
+    return sorted(name for name in _visible_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _table_files(uri: str) -> list[str]:
@@ -102,8 +132,7 @@ def _table_files(uri: str) -> list[str]:
         return [name for name in found if table_suffix(name)]
     if storage.guarded(uri, lambda: fs.isfile(path)):
         return [uri]
-    visible = [name for name in storage.list_files(uri) if not os.path.basename(name).startswith(("_", "."))]
-    return sorted(name for name in visible if table_suffix(name))
+    return sorted(name for name in _visible_files(uri) if table_suffix(name))
 
 
 def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
@@ -141,11 +170,12 @@ def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, ur
     labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
     # files of one catalog in several folders may use the same relative paths for different images
     prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
-    ids = (
-        text(section.id, "catalog.id")
-        if section.id
-        else [storage.join(prefix, path) if prefix else path for path in paths]
-    )
+    ids = [storage.join(prefix, path) if prefix else path for path in paths]
+    if section.id:  # a row without an id still needs one of its own
+        ids = [value or path for value, path in zip(text(section.id, "catalog.id"), ids, strict=True)]
+    groups = ids
+    if section.group:  # rows without a product are not one product
+        groups = [value or own for value, own in zip(text(section.group, "catalog.group"), ids, strict=True)]
     first_line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
     return pa.table(
         {
@@ -155,7 +185,7 @@ def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, ur
                 [storage.join(section.root or folder, path) if path else "" for path in paths], pa.string()
             ),
             "label": pa.array([section.label_map.get(label, label) for label in labels], pa.string()),
-            "group": pa.array(text(section.group, "catalog.group") if section.group else ids, pa.string()),
+            "group": pa.array(groups, pa.string()),
             "split": pa.array(_splits(file, text(section.split, "catalog.split"), first_line), pa.string())
             if section.split
             else pa.array([""] * num_rows, pa.string()),
@@ -179,26 +209,27 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
     """Image paths by ``catalog.image_template``; '' where the image column is empty."""
     if section.image_template == "{image}":
         return [image.strip() for image in images]
-    stem = os.path.basename(file).split(".")[0]
+    template = section.image_template
+    columns = {"stem": [os.path.basename(file).split(".")[0]] * len(images), "image": images}
     try:
-        wanted = {name for _, name, _, _ in string.Formatter().parse(section.image_template) if name is not None}
-    except ValueError as error:
-        raise CatalogError(f"catalog.image_template = {section.image_template!r}: {error}") from error
-    columns = {"stem": [stem] * len(images), "image": images}
-    for name in wanted - columns.keys():
-        _require(table, name, "catalog.image_template", file)
-        columns[name] = as_text(table.column(name)).to_pylist()
-    return [
-        section.image_template.format(**{name: columns[name][index] for name in wanted}) if image.strip() else ""
-        for index, image in enumerate(images)
-    ]
+        wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        for name in wanted - columns.keys():
+            _require(table, name, "catalog.image_template", file)
+            columns[name] = as_text(table.column(name)).to_pylist()
+        return [
+            template.format(**{name: columns[name][index] for name in wanted}) if image.strip() else ""
+            for index, image in enumerate(images)
+        ]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise CatalogError(
+            f"{file}: catalog.image_template = {template!r}: {error}; it takes column names in braces, as text"
+        ) from error
 
 
 def _class_folders(uri: str, section: CatalogSection) -> Catalog:
     """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
     ignored = section.model_fields_set - {
         "uri",
-        "group",
         "label_map",
         "validation_uri",
         "test_uri",
@@ -210,14 +241,17 @@ def _class_folders(uri: str, section: CatalogSection) -> Catalog:
         raise CatalogError(
             f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored"
         )
-    found = sorted(name for name in storage.list_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
+    found = image_files(uri)
     if not found:
         raise CatalogError(f"{uri}: neither a table nor images in it")
     relative = [name[len(uri) :].lstrip("/") for name in found]
     labels = [os.path.basename(os.path.dirname(name)) for name in relative]
     table = pa.table({"image": relative, "label": labels})
     rows = _meaning(f"{uri}/", table, "image", CatalogSection(uri=uri, label_map=section.label_map), uri, True)
-    return Catalog(uri, table, rows)
+    tops = [SPLIT_NAMES.get(name.split("/")[0].lower(), "") if name.count("/") > 1 else "" for name in relative]
+    if all(tops):  # train/mug/1.jpg
+        rows = rows.set_column(rows.column_names.index("split"), "split", pa.array(tops, pa.string()))
+    return Catalog(uri, table, _with_repeats(rows))
 
 
 def count_labels(labels: np.ndarray) -> dict[str, int]:

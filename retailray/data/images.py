@@ -114,6 +114,8 @@ def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarra
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself when it loads them
+        return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF says nothing about the pixels

@@ -1,6 +1,6 @@
 """Ray Data: from catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
 
-Rows travel as Arrow tables. Our own columns begin with two underscores; pixels are fixed-size binary, so that a block
+Rows travel as Arrow tables. Our own columns begin with :data:`OURS`; pixels are fixed-size binary, so that a block
 is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
 """
 
@@ -16,8 +16,9 @@ from retailray.data.catalog import Catalog
 from retailray.data.images import Limits, decode
 from retailray.errors import ERROR_CODES, ImageError
 
-ID, IMAGE, URI, LABEL = "__id", "__image", "__uri", "__label"
-CODE, MESSAGE, PIXELS = "__error_code", "__message", "__pixels"
+OURS = "__rr_"  # how our own columns begin
+ROW, ID, IMAGE, URI, LABEL = (OURS + name for name in ("row", "id", "image", "uri", "label"))
+CODE, MESSAGE, PIXELS = (OURS + name for name in ("error_code", "message", "pixels"))
 PADDING = "padding"  # the code of rows that only fill up the last batch
 CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, about 10 MB of pixels
 
@@ -38,7 +39,7 @@ class DecodeSpec:
 def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
     """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched have their code."""
     rows = catalog.rows
-    repeated = catalog.repeated_ids()
+    repeated = catalog.column("repeated")
     empty = catalog.column("uri") == ""
     code = np.where(empty, "empty_path", np.where(repeated, "duplicate_id", ""))
     message = np.where(empty, "the image column is empty", np.where(repeated, "an earlier row has this id", ""))
@@ -48,6 +49,7 @@ def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
     ]
     table = catalog.table if with_input else pa.table({})
     values = {
+        ROW: pa.array(np.arange(len(catalog))),
         ID: rows.column("id"),
         IMAGE: rows.column("image"),
         URI: rows.column("uri"),

@@ -4,14 +4,13 @@ import hashlib
 from typing import Any
 
 import imagehash
-import numpy as np
 import pyarrow as pa
 import ray.data
 from PIL import Image
 
 from retailray import storage
 from retailray.data.images import Limits, open_image, pixels
-from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, URI
+from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, ROW, URI
 from retailray.errors import ImageError
 
 HASH_PX = 64  # enough for the 32 px cosine transform of the perceptual hash
@@ -34,7 +33,6 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
     ``relay`` is told of every chunk.
     """
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
-    table = table.append_column("__row", pa.array(np.arange(table.num_rows)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
     scanned = ray.data.from_arrow(blocks).map_batches(
         scan_rows,
@@ -44,7 +42,7 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
         num_cpus=task_cpus,
     )
     parts = [part for part in ray.get(scanned.to_arrow_refs()) if part.num_rows]
-    return pa.concat_tables(parts).sort_by("__row").drop_columns(["__row"])
+    return pa.concat_tables(parts).sort_by(ROW)
 
 
 def scan_rows(table: pa.Table, *, limits: Limits, relay: Any) -> pa.Table:

@@ -33,13 +33,16 @@ def assign_splits(groups: np.ndarray, *, validation: float, test: float, seed: i
 def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bool = True) -> dict[str, Catalog]:
     """All rows as train, validation and test catalogs; a split without rows is left out.
 
-    Separate catalogs (``catalog.validation_uri``, ``catalog.test_uri``) and a split column win over hashing.
+    Separate catalogs (``catalog.validation_uri``, ``catalog.test_uri``), a split column, and folders named like splits
+    win over hashing.
 
     Raises:
         CatalogError, StorageError: see :func:`retailray.data.catalog.read_catalog`.
     """
     main = read_catalog(catalog, needs_label=needs_label)
-    if catalog.split:
+    if (main.column("split") != "").any():
+        if split.model_fields_set:
+            raise CatalogError(f"{catalog.uri}: split.* would be ignored: its folders are named like splits")
         names = main.column("split")
     else:
         validation = 0.0 if catalog.validation_uri else split.validation

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -22,7 +23,8 @@ from retailray.errors import CatalogError
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 COMPRESSIONS = {".gz": gzip.decompress, ".bz2": bz2.decompress}
 _INTEGER = r"^(-?(0|[1-9][0-9]{0,17}))?$"
-_DECIMAL = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?)?$"
+# up to 15 digits, which a float64 holds exactly; no exponents, because article numbers look like them (12E4)
+_DECIMAL = r"^(-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)?$"
 
 
 def table_suffix(address: str) -> str | None:
@@ -46,12 +48,15 @@ def read_table(address: str, *, encoding: str) -> pa.Table:
     data = storage.read_bytes(address)
     for ending, decompress in COMPRESSIONS.items():
         if address.lower().endswith(ending):
-            data = decompress(data)
+            try:
+                data = decompress(data)
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                raise CatalogError(f"{address}: not {ending} data ({error})") from error
     if not data.strip():
         raise CatalogError(f"{address}: the file is empty")
     if suffix in (".parquet", ".pq"):
         return _read_parquet(address, data)
-    text = _decode(address, data, encoding)
+    text = _decode(address, data, encoding).replace("\r\n", "\n").replace("\r", "\n")
     table = _read_jsonl(address, text) if suffix in (".jsonl", ".ndjson") else _read_csv(address, text, suffix)
     if table.num_rows == 0:
         raise CatalogError(f"{address}: there is a header and no rows")
@@ -84,7 +89,10 @@ def _decode(address: str, data: bytes, encoding: str) -> str:
 def _read_csv(address: str, text: str, suffix: str) -> pa.Table:
     header_line = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else max(",;\t|", key=header_line.count)
-    names = next(csv.reader(io.StringIO(header_line), delimiter=delimiter))
+    try:
+        names = next(csv.reader(io.StringIO(header_line), delimiter=delimiter))
+    except csv.Error as error:
+        raise CatalogError(f"{address}: line 1: not a CSV header ({error})") from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CatalogError(f"{address}: line 1: column names occur twice: {', '.join(map(repr, twice))}")
@@ -131,8 +139,8 @@ def _read_jsonl(address: str, text: str) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)
-        except (pa.ArrowException, TypeError) as error:
-            raise CatalogError(f"{address}: column {name!r} mixes types ({error})") from error
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
+            raise CatalogError(f"{address}: column {name!r} mixes types or holds values of none ({error})") from error
     return pa.table(columns)
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import progress, storage
-from retailray.cluster import plan_scoring, ray_session, relay_progress
+from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
 from retailray.config import CheckConfig
-from retailray.data.catalog import IMAGE_SUFFIXES, Catalog, count_labels
+from retailray.data.catalog import Catalog, count_labels, image_files
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
 from retailray.data.quality import Result, find_problems
@@ -44,10 +44,11 @@ def check(config: CheckConfig) -> dict[str, Any]:
     limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
     table = pa.concat_tables([transport_table(part, with_input=False) for part in splits.values()])
     with ray_session(config.cluster) as capacity:
-        task_cpus = plan_scoring(capacity, config.cluster).task_cpus
+        plan = plan_reading(capacity)
+        wait_until_free(plan)
         num_blocks = int(4 * capacity.num_cpus)
         with relay_progress("images", num_rows) as relay:
-            scanned = scan_catalog(table, limits, task_cpus=task_cpus, num_blocks=num_blocks, relay=relay)
+            scanned = scan_catalog(table, limits, task_cpus=plan.task_cpus, num_blocks=num_blocks, relay=relay)
     orphans = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
@@ -114,8 +115,7 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
         if not folder.strip("/"):  # never the whole disk
             continue
         with contextlib.suppress(StorageError):  # what cannot be listed is an error row already
-            found = storage.list_files(folder)
-            orphans += [name for name in found if name.lower().endswith(IMAGE_SUFFIXES) and name not in named]
+            orphans += [name for name in image_files(folder) if name not in named]
     return sorted(orphans)
 
 

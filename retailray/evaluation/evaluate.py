@@ -14,7 +14,7 @@ from retailray.cluster import plan_scoring, ray_session, relay_progress, wait_un
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.images import Limits
-from retailray.data.pipeline import DecodeSpec, error_rows, image_dataset, transport_table
+from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
 from retailray.data.splits import read_splits
 from retailray.errors import CatalogError, RetailrayError
 from retailray.evaluation.metrics import classification_metrics, confused_pairs, confusion
@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     watch = progress.Stopwatch()
     meta = load_bundle(config.model.uri).meta
-    catalog = _rows(config)
+    catalog = _rows(config, meta)
     known = set(meta.labels)
     unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
     if unknown:
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     progress.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
-    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix("__"))
+    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(OURS))
     used = frame[(frame.error_code == "") & frame.label.isin(known)].reset_index(drop=True)
     if used.empty:
         raise CatalogError(
@@ -91,7 +91,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return metrics
 
 
-def _rows(config: EvaluateConfig) -> Catalog:
+def _rows(config: EvaluateConfig, meta: BundleMeta) -> Catalog:
     wanted = config.evaluate.split
     if wanted == "all":
         return read_catalog(config.catalog)
@@ -99,6 +99,16 @@ def _rows(config: EvaluateConfig) -> Catalog:
     if wanted not in splits:
         there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
         raise CatalogError(f"{config.catalog.uri}: evaluate.split = {wanted}: it has no rows; there are {there}")
+    trained = meta.config
+    ours = (config.catalog.uri, config.catalog.group, config.split.model_dump())
+    theirs = (trained["catalog"]["uri"], trained["catalog"]["group"], trained["split"]) if trained else ours
+    if wanted != "train" and ours[0] == theirs[0] and ours != theirs:
+        progress.emit(
+            "warning",
+            split=ours[2],
+            trained_with=theirs[2],
+            note="not the split that the model was trained with: some of these rows may have trained it",
+        )
     return splits[wanted]
 
 

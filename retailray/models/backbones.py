@@ -1,6 +1,7 @@
 """Torchvision's classification models, by name, with a head of our own size."""
 
 import difflib
+from collections import OrderedDict
 
 import torch
 import torchvision
@@ -26,8 +27,18 @@ def build_model(arch: str, num_classes: int) -> nn.Module:
         near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
         raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
-    options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    options: dict[str, bool] = {}
+    if arch in ("googlenet", "inception_v3"):
+        # their ImageNet weights expect another normalisation, which the model makes from the usual one
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
+    """``load_state_dict`` for tensors that come without PyTorch's metadata (MNASNet asks for its version)."""
+    with_metadata = OrderedDict(state)
+    with_metadata._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(with_metadata, strict=strict)
 
 
 def head_name(model: nn.Module) -> str:

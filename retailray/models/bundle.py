@@ -19,7 +19,7 @@ from torch import nn
 
 from retailray import storage
 from retailray.errors import ModelError, StorageError
-from retailray.models.backbones import build_model
+from retailray.models.backbones import build_model, load_state
 
 SCHEMA_VERSION = 1
 META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
@@ -72,7 +72,7 @@ class Bundle(NamedTuple):
     def build(self) -> nn.Module:
         """The model in eval mode, float32, on the CPU."""
         model = build_model(self.meta.arch, len(self.meta.labels))
-        model.load_state_dict(self.state)
+        load_state(model, self.state)
         return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import urllib.error
 from collections.abc import Callable
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from retailray import storage
 from retailray.errors import ModelError
-from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head
+from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head, load_state
 from retailray.models.bundle import load_bundle
 
+# torchvision's DenseNet files still have the dots of an older module layout
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _AUXILIARY = (
     "aux1.",
     "aux2.",
@@ -104,6 +107,8 @@ def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
 
 def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: str) -> None:
     """Everything but the head must be there and fit; half-precision weights are widened."""
+    if isinstance(model, torchvision.models.DenseNet):
+        state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     head = f"{head_name(model)}."
     own = model.state_dict()
     wanted = {name for name in own if not name.startswith(head)}
@@ -120,4 +125,4 @@ def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: 
     problems = [f"{len(names)} {what}, first {names[0]}" for what, names in found.items() if names]
     if problems:
         raise ModelError(f"model.weights = {source}: does not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict({name: state[name] for name in wanted & state.keys()}, strict=False)
+    load_state(model, {name: state[name] for name in wanted & state.keys()}, strict=False)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retailray import storage
-from retailray.data.pipeline import CODE, ID, IMAGE, URI, error_rows
+from retailray.data.pipeline import CODE, ID, IMAGE, OURS, ROW, URI, error_rows
 from retailray.scoring.predicting import PREDICTION_SCHEMA
 
 REVIEW_ROWS = 1000  # the queue a team can look at in a morning; the rest is in predictions/ by its decision
@@ -23,12 +23,13 @@ ERROR_EXAMPLES = 3  # a code and part, for the report
 def write_part(table: pa.Table, *, address: str, input_columns: list[str], stamp: dict[str, Any]) -> pa.Table:
     """Write one part of predictions and one of errors; return a one-row table with its tally as JSON.
 
-    The name of a part is made of the ids in it: a task that is retried writes the same file again.
+    The name of a part is made of the rows in it: a task that is retried writes the same file again.
     """
     failed = pc.not_equal(table.column(CODE), "")
     predicted = table.filter(pc.invert(failed))
     errors = error_rows(table)
-    name = f"part-{hashlib.sha256(json.dumps(sorted(table.column(ID).to_pylist())).encode()).hexdigest()[:16]}.parquet"
+    rows = json.dumps(sorted(zip(table.column(ROW).to_pylist(), table.column(ID).to_pylist(), strict=True)))
+    name = f"part-{hashlib.sha256(rows.encode()).hexdigest()[:16]}.parquet"
     if predicted.num_rows:
         output = predicted.select([*input_columns, *PREDICTION_SCHEMA.names])
         _write(storage.join(address, "predictions", name), stamped(output, stamp))
@@ -61,7 +62,7 @@ def _tally(predicted: pa.Table, errors: pa.Table) -> dict[str, Any]:
     doubtful = predicted.filter(pc.not_equal(predicted.column("decision"), "accept"))
     doubtful = doubtful.sort_by("pred_score").slice(0, REVIEW_ROWS)
     columns = [ID, IMAGE, URI, *PREDICTION_SCHEMA.names]
-    review = doubtful.select(columns).rename_columns([name.removeprefix("__") for name in columns]).to_pylist()
+    review = doubtful.select(columns).rename_columns([name.removeprefix(OURS) for name in columns]).to_pylist()
     examples: dict[str, list[dict[str, str]]] = {}
     for row in errors.to_pylist():
         if len(examples.setdefault(row["error_code"], [])) < ERROR_EXAMPLES:

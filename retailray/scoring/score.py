@@ -9,13 +9,15 @@ from retailray.cluster import Plan, plan_scoring, ray_session, relay_progress, w
 from retailray.config import ScoreConfig
 from retailray.data.catalog import Catalog, read_catalog
 from retailray.data.images import Limits
-from retailray.data.pipeline import DecodeSpec, error_rows, image_dataset, transport_table
+from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
 from retailray.errors import CatalogError, RetailrayError, TooManyRowErrors
 from retailray.models.bundle import BundleMeta, load_bundle
 from retailray.reports import write_score_report
 from retailray.runs import RunDirectory
 from retailray.scoring.parts import Totals, stamped, write_empty, write_part
 from retailray.scoring.predicting import PREDICTION_SCHEMA, predict_dataset
+
+STAMP = ("model_name", "model_version", "run_id", "scored_at")
 
 
 def score(config: ScoreConfig) -> str:
@@ -31,6 +33,7 @@ def score(config: ScoreConfig) -> str:
     watch = progress.Stopwatch()
     meta = load_bundle(config.model.uri).meta
     catalog = read_catalog(config.catalog, needs_label=False)
+    _refuse_collisions(catalog, [*PREDICTION_SCHEMA.names, *STAMP])
     run = RunDirectory(config)
     stamp = {
         "model_name": meta.name,
@@ -38,7 +41,6 @@ def score(config: ScoreConfig) -> str:
         "run_id": run.run_id,
         "scored_at": run.started_at,
     }
-    _refuse_collisions(catalog, [*PREDICTION_SCHEMA.names, *stamp])
     progress.emit("start", verb="score", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     with ray_session(config.cluster) as capacity:
         plan = plan_scoring(capacity, config.cluster)
@@ -66,11 +68,9 @@ def score(config: ScoreConfig) -> str:
 
 
 def _refuse_collisions(catalog: Catalog, ours: list[str]) -> None:
-    taken = [name for name in catalog.table.column_names if name in ours or name.startswith("__")]
+    taken = [name for name in catalog.table.column_names if name in ours or name.startswith(OURS)]
     if taken:
-        raise CatalogError(
-            f"{catalog.uri}: columns {', '.join(taken)} have names that the output uses (or begin with __); rename them"
-        )
+        raise CatalogError(f"{catalog.uri}: columns {', '.join(taken)} have names that the output uses; rename them")
 
 
 def _run(

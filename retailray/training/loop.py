@@ -21,15 +21,15 @@ import torch
 import torch.distributed
 from torch import nn
 
-from retailray.data.pipeline import CODE, PIXELS, pixels_to_numpy
+from retailray.data.pipeline import CODE, OURS, PIXELS, pixels_to_numpy
 from retailray.data.transforms import Augment, make_augment
 from retailray.errors import ERROR_CODES
-from retailray.models.backbones import build_model, freeze_backbone, head_name, train_mode
+from retailray.models.backbones import build_model, freeze_backbone, head_name, load_state, train_mode
 from retailray.models.bundle import WEIGHTS_NAME
 from retailray.models.precision import autocast, choose_precision
 from retailray.models.predictor import Normalize
 
-TARGET = "__target"
+TARGET = OURS + "target"
 _CODES = list(ERROR_CODES)
 
 
@@ -79,12 +79,12 @@ class _Worker:
         self.augment = make_augment(config.augment, config.crop_px)
         self.local_batch = max(1, -(-config.batch_size // self.world))
         steps = -(-config.train_rows // self.local_batch)
-        self.optimizer, self.schedule = self._make_optimizer(steps * config.epochs)
+        self.optimizer, self.schedule = make_optimizer(self.plain, config, steps * config.epochs)
 
     def _build(self) -> nn.Module:
         config = self.config
         model = build_model(config.arch, config.num_classes)
-        model.load_state_dict(safetensors.torch.load(ray.get(config.state_ref)))
+        load_state(model, safetensors.torch.load(ray.get(config.state_ref)))
         if config.trainable == "head":
             freeze_backbone(model)
         return model.to(self.device).to(memory_format=torch.channels_last)
@@ -95,18 +95,6 @@ class _Worker:
         chosen = choose_precision(self.plain, size_px=self.config.crop_px, device=self.device)
         vote = self._sum(torch.tensor([float(chosen == "bfloat16")]))
         return "bfloat16" if vote.item() > self.world / 2 else "float32"
-
-    def _make_optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any]:
-        head = f"{head_name(self.plain)}."
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.plain.named_parameters():
-            if parameter.requires_grad:
-                rate = self.config.head_lr if name.startswith(head) else self.config.backbone_lr
-                groups.setdefault(rate, []).append(parameter)
-        parts = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-        optimizer = torch.optim.AdamW(parts, weight_decay=self.config.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(groups), total_steps=num_steps, pct_start=0.1)
-        return optimizer, schedule
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all workers."""
@@ -223,6 +211,23 @@ class _Worker:
             state = {name: value.detach().cpu().contiguous().clone() for name, value in self.plain.state_dict().items()}
             safetensors.torch.save_file(state, os.path.join(folder, WEIGHTS_NAME))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig, num_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over what is trainable, head and backbone with rates of their own: a tenth of warm-up, then a cosine."""
+    head = f"{head_name(model)}."
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = config.head_lr if name.startswith(head) else config.backbone_lr
+            groups.setdefault(rate, []).append(parameter)
+    parts = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    optimizer = torch.optim.AdamW(parts, weight_decay=config.weight_decay)
+    warm_up = max(1, num_steps // 10)
+    schedules = torch.optim.lr_scheduler
+    rise = schedules.LinearLR(optimizer, start_factor=1 / (warm_up + 1), total_iters=warm_up)
+    fall = schedules.CosineAnnealingLR(optimizer, T_max=max(1, num_steps - warm_up))
+    return optimizer, schedules.SequentialLR(optimizer, [rise, fall], milestones=[warm_up])
 
 
 def _tally(losses: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -47,9 +47,9 @@ def train(config: TrainConfig) -> str:
         checkpoints = run.path("checkpoints")
         history, state = fit(config, splits, labels, model.state_dict(), (mean, std), plan, capacity, checkpoints)
     failed = history[0].get("errors_by_code", {})
-    if not history[0]["train_rows"]:
+    if not history[0]["train_rows"] or not history[0]["validation_rows"]:
         raise CatalogError(
-            f"{config.catalog.uri}: no training image could be read: {failed}; `retailray check` tells more"
+            f"{config.catalog.uri}: no training or no validation image could be read: {failed}; see `retailray check`"
         )
     best = max(history, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
     meta = _describe(config, labels, mean, std, best, splits, state)
@@ -107,6 +107,8 @@ def _labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     if len(known) < 2:
         raise CatalogError(f"{config.catalog.uri}: the training rows have one label only ({known}); two are needed")
     strange = sorted(set(splits["validation"].column("label")) - known)
+    if not known & set(splits["validation"].column("label")):
+        raise CatalogError(f"{config.catalog.uri}: no label of the validation rows occurs in training: {strange[:5]}")
     if strange:
         progress.emit("warning", labels_only_in_validation=strange[:10], note="their rows are left out of its metrics")
     return {name: splits[name] for name in ("train", "validation")}

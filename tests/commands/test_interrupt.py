@@ -18,13 +18,24 @@ def start(verb, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def training(small_catalog, out):
-    return start(
+def training(started, small_catalog, out):
+    process = start(
         "train",
         *("--catalog.uri", small_catalog[0] / "catalog.csv", "--catalog.max_pixels", 20_000_000),
         *("--model.arch", "resnet18", "--model.weights", "none", "--model.trainable", "all"),
         *("--transform.image_size", 64, "--train.epochs", 500, "--out", out),
     )
+    started.append(process)
+    return process
+
+
+@pytest.fixture
+def started():
+    """Processes to end with the test, however it ends."""
+    processes = []
+    yield processes
+    for process in processes:
+        process.kill()
 
 
 def wait_for_epoch(process):
@@ -34,8 +45,8 @@ def wait_for_epoch(process):
     raise AssertionError(process.stderr.read())
 
 
-def test_ctrl_c_while_training(small_catalog, tmp_path):
-    process = training(small_catalog, tmp_path)
+def test_ctrl_c_while_training(started, small_catalog, tmp_path):
+    process = training(started, small_catalog, tmp_path)
     wait_for_epoch(process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) > 3
@@ -50,18 +61,19 @@ def test_ctrl_c_while_training(small_catalog, tmp_path):
     assert not alive
 
 
-def test_ctrl_c_while_starting(small_catalog, tmp_path):
-    process = training(small_catalog, tmp_path)
+@pytest.mark.parametrize("seconds", [0.3, 3])
+def test_ctrl_c_while_starting(started, small_catalog, tmp_path, seconds):
+    process = training(started, small_catalog, tmp_path)
     assert '"event": "start"' in process.stdout.readline()
-    time.sleep(1)
+    time.sleep(seconds)  # into the start of Ray, and somewhat further
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.count("\n") == 1
 
 
-def test_a_killed_worker_is_one_clear_line(small_catalog, tmp_path):
-    process = training(small_catalog, tmp_path)
+def test_a_killed_worker_is_one_clear_line(started, small_catalog, tmp_path):
+    process = training(started, small_catalog, tmp_path)
     wait_for_epoch(process)
     workers = [
         child

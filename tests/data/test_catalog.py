@@ -36,6 +36,7 @@ def test_hugging_face_imagefolder_with_a_table_in_every_folder(tmp_path):
     catalog = read(tmp_path)
     assert sorted(catalog.column("uri")) == [f"{tmp_path}/test/0001.png", f"{tmp_path}/train/0001.png"]
     assert sorted(catalog.column("id")) == ["test/0001.png", "train/0001.png"]
+    assert catalog.column("split").tolist() == ["test", "train"]
 
 
 def test_class_folders(tmp_path):
@@ -55,7 +56,7 @@ def test_class_folders(tmp_path):
 def test_absolute_relative_and_uri_paths(tmp_path):
     catalog = read(
         tmp_path / "c.csv",
-        "image,label\n./a/../b.jpg,x\n/abs/c.jpg,x\ns3://bucket/k/d.jpg,x\n,x\n",
+        "image,label\n./a/../b.jpg,x\n/abs/c.jpg,x\ns3a://bucket/k/d.jpg,x\n,x\n",
         root="s3://shop/photos",
     )
     assert catalog.column("uri").tolist() == [
@@ -87,7 +88,22 @@ def test_ids_keep_their_zeros_and_repeats_are_found(tmp_path):
     catalog = read(tmp_path / "c.csv", "sku,image,label\n007,a,x\n8,b,x\n007,c,x\n", id="sku")
     assert catalog.column("id").tolist() == ["007", "8", "007"]
     assert catalog.table.column("sku").to_pylist() == ["007", "8", "007"]
-    assert catalog.repeated_ids().tolist() == [False, False, True]
+    assert catalog.column("repeated").tolist() == [False, False, True]
+
+
+def test_rows_without_id_or_product_are_not_one_product(tmp_path):
+    text = "sku,product,image,label\n1,p,a,x\n,,b,x\n,,c,x\n2,p,d,x\n"
+    catalog = read(tmp_path / "c.csv", text, id="sku", group="product")
+    assert catalog.column("id").tolist() == ["1", "b", "c", "2"]
+    assert catalog.column("group").tolist() == ["p", "b", "c", "p"]
+    assert not catalog.column("repeated").any()
+
+
+def test_what_our_runs_left_in_the_folder_is_not_the_catalog(tmp_path):
+    for name in ("mug/a.jpg", "out/run_id=1/curves.png", "out/run_id=1/images.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert read(tmp_path).column("id").tolist() == ["mug/a.jpg"]
 
 
 def test_patterns_and_folders_of_parts(tmp_path):
@@ -108,6 +124,7 @@ def test_patterns_and_folders_of_parts(tmp_path):
             ["catalog.image_template", "'nam'", "did you mean 'name'"],
         ),
         ({"image": "images", "image_template": "{"}, ["catalog.image_template"]),
+        ({"image": "images", "image_template": "{name:05d}.jpg"}, ["catalog.image_template", "{name:05d}"]),
         ({"image": "images", "split": "part"}, ["line 3", "'holdout'", "validation"]),
     ],
 )

@@ -63,6 +63,7 @@ KINDS = {
     "gif animated": encoded(picture().quantize(128), "GIF", save_all=True, append_images=[Image.new("P", (420, 300))]),
     "bmp": encoded(picture(), "BMP"),
     "tiff": encoded(picture(), "TIFF"),
+    **{f"tiff exif {n}": encoded(picture(), "TIFF", tiffinfo={274: n}) for n in (3, 6, 8)},
     "tiff cmyk": encoded(picture().convert("CMYK"), "TIFF"),
 }
 

@@ -44,5 +44,15 @@ def test_where_splits_come_from(tmp_path):
     hashed = read_splits(CatalogSection(uri=str(main)), SplitSection(validation=0.5))
     ids = [set(part.column("id")) for part in hashed.values()]
     assert sum(map(len, ids)) == 30 == len(set.union(*ids))
+    for name in ("train/mug/1.jpg", "train/mug/2.jpg", "val/mug/1.jpg"):
+        (tmp_path / "folders" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folders" / name).write_bytes(b"x")
+    folders = CatalogSection(uri=str(tmp_path / "folders"))
+    assert {name: len(part) for name, part in read_splits(folders, SplitSection()).items()} == {
+        "train": 2,
+        "validation": 1,
+    }
+    with pytest.raises(CatalogError, match="named like splits"):
+        read_splits(folders, SplitSection(validation=0.3))
     with pytest.raises(CatalogError, match="nothing is left"):
         read_splits(CatalogSection(uri=str(main)), SplitSection(validation=0.5, test=0.5))

@@ -15,7 +15,8 @@ def write(tmp_path, name, data):
 
 
 def test_csv_columns_get_types_only_where_nothing_is_lost(tmp_path):
-    path = write(tmp_path, "a.csv", "image,zip,price,count,mixed,empty\na,01234,1.5,3,1,\nb,99999,2,,x,\n")
+    text = "image,zip,price,count,mixed,empty,long,sku\na,01234,1.5,3,1,,1234567890123456789,12E4\nb,99999,2,,x,,2,3\n"
+    path = write(tmp_path, "a.csv", text)
     table = with_lossless_types(read_table(path, encoding="utf-8"), keep_text=["image"])
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds == {
@@ -25,6 +26,8 @@ def test_csv_columns_get_types_only_where_nothing_is_lost(tmp_path):
         "count": "int64",
         "mixed": "string",
         "empty": "string",
+        "long": "string",
+        "sku": "string",
     }
     assert table.column("zip").to_pylist() == ["01234", "99999"]
     assert table.column("count").to_pylist() == [3, None]
@@ -36,6 +39,7 @@ def test_csv_columns_get_types_only_where_nothing_is_lost(tmp_path):
         ("a.csv", "image;label\nä.jpg;b\n"),
         ("a.tsv", "image\tlabel\nä.jpg\tb\n"),
         ("a.csv", "\ufeffimage,label\r\nä.jpg,b\r\n"),
+        ("a.csv", "image,label\rä.jpg,b\r"),
         ("a.jsonl", '{"image": "ä.jpg", "label": "b"}\n\n'),
     ],
 )
@@ -72,6 +76,8 @@ def test_jsonl_keeps_texts_that_look_like_something_else(tmp_path):
         ("a.jsonl", b'{"image": 1}\n{"image"\n', ["line 2", "not JSON"]),
         ("a.jsonl", b"[1]\n", ["line 1", "object"]),
         ("a.jsonl", b'{"a": 1}\n{"a": "x"}\n', ["'a'", "mixes types"]),
+        ("a.csv.gz", b"nonsense", ["not .gz data"]),
+        ("a.jsonl", b'{"n": 123456789012345678901234567890}\n', ["'n'"]),
         ("a.parquet", b"nonsense", ["not a Parquet file"]),
         ("a.xlsx", b"x", ["unknown kind", ".parquet"]),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -40,6 +41,22 @@ def test_the_head_makes_the_logits(arch):
     model = build_model(arch, 7)
     head = model.get_submodule(head_name(model))
     assert 7 in (getattr(head, "out_features", None), getattr(head, "out_channels", None))
+
+
+@pytest.mark.parametrize("arch", ["mnasnet0_5", "googlenet", "densenet121"])
+def test_plain_tensors_load_into_every_family(arch, tmp_path):
+    source = build_model(arch, 1000)
+    state = source.state_dict()
+    if arch == "densenet121":  # the names in torchvision's own file
+        state = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in state.items()
+        }
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    model, _, _ = pretrained_model(arch, str(tmp_path / "w.safetensors"), 5, seed=0)
+    own = model.state_dict()
+    head = head_name(model)
+    for name, value in source.state_dict().items():
+        assert name.startswith(head) or torch.equal(own[name], value), name
 
 
 def test_unknown_arch_suggests():
