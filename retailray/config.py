@@ -269,9 +269,7 @@ class EvaluateConfig(VerbConfig):
 
 
 class ScoreConfig(VerbConfig):
-    unused = frozenset(
-        f"catalog.{name}" for name in ("label", "label_map", "group", "split", "validation_uri", "test_uri")
-    )
+    unused = frozenset({"catalog.split", "catalog.validation_uri", "catalog.test_uri"})
     catalog: CatalogSection
     model: BundleSection
     score: ScoreSection = ScoreSection()

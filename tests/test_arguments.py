@@ -64,7 +64,10 @@ def test_settings_that_would_be_ignored_are_refused():
     assert "split.*" in problems("train", *base, "--split.seed", "2", "--catalog.split", "s")[0]
     assert "train.backbone_lr" in problems("train", *base, "--train.backbone_lr", "0.1")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
-    assert "it belongs to check, train" in problems("score", *base, "--model.uri", "/b", "--catalog.group", "sku")[0]
+    assert (
+        "it belongs to check, train, evaluate"
+        in problems("score", *base, "--model.uri", "/b", "--catalog.split", "s")[0]
+    )
     both = "both say which rows"
     assert both in problems("check", *base, "--catalog.split", "s", "--catalog.validation_uri", "/v")[0]
     assert "split.*" in problems("check", *base, "--split.test", "0.2", "--catalog.split", "s")[0]
@@ -77,7 +80,8 @@ def test_settings_that_would_be_ignored_are_refused():
 def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text(
-        "out: /a\ncatalog: {uri: /c.csv, label: kind, label_map: {0: PC, 1: bag}}\ntrain: {epochs: 3, seed: 1}\ncheck:"
+        "out: /a\ncatalog: {uri: /c.csv, label: kind, split: part, label_map: {0: PC, 1: bag}}\n"
+        "train: {epochs: 3, seed: 1}\ncheck:"
     )
     second.write_text("train: {epochs: 4}\nscore: {top_k: 2}  # another verb's; one file may serve the whole night")
     config = arguments.parse("train", ["--config", str(first), "--config", str(second), "--train.seed", "9"])
@@ -86,7 +90,7 @@ def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
     score = arguments.parse("score", ["--config", str(second), *CHECK, "--model.uri", "/b"])
     assert score.score.top_k == 2
     shared = arguments.parse("score", ["--config", str(first), "--model.uri", "/b"])
-    assert (shared.catalog.uri, shared.catalog.label_map) == ("/c.csv", {})
+    assert (shared.catalog.uri, shared.catalog.split) == ("/c.csv", None)
 
 
 def test_values_of_every_kind():

@@ -25,6 +25,9 @@ class ScoreTotals(Protocol):
     review: list[dict[str, Any]]
     examples: dict[str, list[dict[str, str]]]
 
+    @property
+    def label_agreement(self) -> float | None: ...
+
 
 def write_score_report(
     run: RunDirectory,
@@ -45,6 +48,7 @@ def write_score_report(
         run_id=run.run_id,
         counts=counts,
         decisions=totals.decisions,
+        agreement=totals.label_agreement,
         thresholds=meta.thresholds,
         meta=meta,
         model_uri=config.model.uri,

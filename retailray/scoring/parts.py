@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retailray import storage
-from retailray.data.pipeline import CODE, ID, IMAGE, OURS, ROW, URI, error_rows
+from retailray.data.pipeline import CODE, ID, IMAGE, LABEL, OURS, ROW, URI, error_rows
 from retailray.scoring.predicting import PREDICTION_SCHEMA
 
 REVIEW_ROWS = 1000  # the queue a team can look at in a morning; the rest is in predictions/ by its decision
@@ -67,7 +67,11 @@ def _tally(predicted: pa.Table, errors: pa.Table) -> dict[str, Any]:
     for row in errors.to_pylist():
         if len(examples.setdefault(row["error_code"], [])) < ERROR_EXAMPLES:
             examples[row["error_code"]].append(row)
+    labelled = predicted.filter(pc.not_equal(predicted.column(LABEL), ""))
+    agreeing = pc.sum(pc.equal(labelled.column(LABEL), labelled.column("pred_label"))).as_py() or 0
     return {
+        "labelled": labelled.num_rows,
+        "agreeing": agreeing,
         "scored": predicted.num_rows,
         "failed": errors.num_rows,
         "labels": Counter(predicted.column("pred_label").to_pylist()),
@@ -83,7 +87,7 @@ class Totals:
     """The tallies of all parts, added up; memory is bounded by labels, codes and :data:`REVIEW_ROWS`."""
 
     def __init__(self) -> None:
-        self.scored = self.failed = 0
+        self.scored = self.failed = self.labelled = self.agreeing = 0
         self.labels: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
         self.codes: Counter[str] = Counter()
@@ -91,9 +95,16 @@ class Totals:
         self.review: list[dict[str, Any]] = []
         self.examples: dict[str, list[dict[str, str]]] = {}
 
+    @property
+    def label_agreement(self) -> float | None:
+        """Share of the rows with a label that the model agrees with; None where no row has one."""
+        return self.agreeing / self.labelled if self.labelled else None
+
     def add(self, tally: dict[str, Any]) -> None:
         self.scored += tally["scored"]
         self.failed += tally["failed"]
+        self.labelled += tally["labelled"]
+        self.agreeing += tally["agreeing"]
         self.labels.update(tally["labels"])
         self.decisions.update(tally["decisions"])
         self.codes.update(tally["codes"])

@@ -55,6 +55,7 @@ def score(config: ScoreConfig) -> str:
     run.publish({
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, **stamp, "counts": counts,
         "errors_by_code": totals.codes, "labels": totals.labels, "decisions": totals.decisions,
+        "label_agreement": totals.label_agreement,
         "num_workers": plan.num_actors, "seconds": watch.seconds,
     })  # fmt: skip
     watch.summary("score", num_images=totals.scored, **counts, run=run.address)

@@ -23,7 +23,7 @@ from retailray.errors import RetailrayError
 from retailray.models.bundle import WEIGHTS_NAME
 from retailray.training.loop import TARGET, LoopConfig, train_loop
 
-KEEP_DECODED = 0.4  # of the object store; above it images are decoded again in every epoch
+KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
 
 
 def fit(
@@ -90,6 +90,7 @@ def fit(
             run_config=run_config,
         )
         result = _run(trainer)
+    options.preserve_order = False  # the context is the process's, and scoring has no use for the order
     with result.checkpoint.as_directory() as folder:
         best = safetensors.torch.load_file(f"{folder}/{WEIGHTS_NAME}")
     storage.remove_folder(checkpoints)  # the bundle has what they were for
@@ -143,7 +144,7 @@ def _dataset(
         table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus)
     ).select_columns([TARGET, CODE, PIXELS])
     needed = table.num_rows * spec.num_bytes
-    return dataset.materialize() if needed < KEEP_DECODED / 2 * capacity.object_store_bytes else dataset
+    return dataset.materialize() if needed < KEEP_DECODED * capacity.object_store_bytes else dataset
 
 
 def _root_cause(error: BaseException) -> str:

@@ -124,7 +124,6 @@ class _Worker:
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed * 100_003 + epoch * 1_009 + self.rank)
         train_mode(self.plain)
-        self.model.training = True
         sums = torch.zeros(3, dtype=torch.float64)
         codes = torch.zeros(len(_CODES), dtype=torch.float64)
         size = self.config.source_px
@@ -158,6 +157,9 @@ class _Worker:
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:
         self.plain.eval()
+        if self.world > 1:  # every worker validates its share with the model that rank 0 will save
+            for buffer in self.plain.buffers():
+                torch.distributed.broadcast(buffer, 0)
         sums = torch.zeros(3, dtype=torch.float64)
         for table in self._batches("validation"):
             images, target, weight = self._unpack(table, self.config.crop_px, None)

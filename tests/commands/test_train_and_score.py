@@ -117,6 +117,7 @@ def test_the_registered_bundle_scores_the_catalog(shop, retailray):
     assert len(fs.ls(f"{run}/predictions".removeprefix("s3://"))) > 1
     summary = read_json(f"{run}/run.json")
     counts = summary["counts"]
+    assert summary["label_agreement"] == pytest.approx((predictions.label == predictions.pred_label).mean())
     assert counts["rows"] == len(source) == counts["scored"] + counts["carried_over"] + counts["failed"]
     assert events(out)[-1]["scored"] == len(predictions)
     queue = [json.loads(line) for line in read_text(f"{run}/review/queue.jsonl").splitlines()]
