@@ -8,7 +8,6 @@ import dataclasses
 import io
 import struct
 import warnings
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -150,7 +149,3 @@ def to_jpeg(image: np.ndarray, *, quality: int = 80) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def facts_row(facts: ImageFacts) -> dict[str, Any]:
-    return dataclasses.asdict(facts)

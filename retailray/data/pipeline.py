@@ -5,6 +5,7 @@ is one flat buffer of uint8. A row that fails travels on with a code and black p
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,34 +67,52 @@ def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
 
 def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> ray.data.Dataset:
     """A lazy dataset: ``table`` with a :data:`PIXELS` column, fetched and decoded by CPU tasks."""
+    return map_chunks(table, decode_rows, {"spec": spec}, task_cpus=task_cpus, num_blocks=num_blocks)
+
+
+def map_chunks(
+    table: pa.Table, function: Callable[..., pa.Table], arguments: dict[str, Any], *, task_cpus: float, num_blocks: int
+) -> ray.data.Dataset:
+    """A lazy dataset: ``function`` over chunks of :data:`CHUNK_ROWS` rows of a transport table, in CPU tasks."""
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
     return ray.data.from_arrow(blocks).map_batches(
-        decode_rows,
-        batch_format="pyarrow",
-        batch_size=CHUNK_ROWS,
-        fn_kwargs={"spec": spec},
-        num_cpus=task_cpus,
+        function, batch_format="pyarrow", batch_size=CHUNK_ROWS, fn_kwargs=arguments, num_cpus=task_cpus
     )
 
 
 def decode_rows(table: pa.Table, *, spec: DecodeSpec) -> pa.Table:
     """Fetch and decode the rows of one chunk; failures become codes."""
+    pixels = np.zeros((table.num_rows, 3, spec.crop_size, spec.crop_size), np.uint8)
+
+    def take(index: int, data: bytes) -> None:
+        pixels[index] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
+
+    table = fetch_each(table, take)
+    return table.append_column(PIXELS, pixels_to_arrow(pixels))
+
+
+def fetch_each(table: pa.Table, take: Callable[[int, bytes], None]) -> pa.Table:
+    """Fetch the rows of one chunk and hand each row's number and bytes to ``take``; note the code of what fails."""
     codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
     wanted = [index for index, code in enumerate(codes) if not code]
     uris = table.column(URI).to_pylist()
-    pixels = np.zeros((table.num_rows, 3, spec.crop_size, spec.crop_size), np.uint8)
     fetched = storage.fetch_many([uris[index] for index in wanted])
     for index, data in zip(wanted, fetched, strict=True):
         try:
             if isinstance(data, ImageError):
                 raise data
-            pixels[index] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
+            take(index, data)
         except ImageError as error:
             codes[index], messages[index] = error.code, error.message
+    return with_errors(table, codes, messages)
+
+
+def with_errors(table: pa.Table, codes: list[str], messages: list[str]) -> pa.Table:
+    """Replace the error columns of a transport table."""
     for name, values in ((CODE, codes), (MESSAGE, messages)):
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
-    return table.append_column(PIXELS, pixels_to_arrow(pixels))
+    return table
 
 
 def pixels_to_arrow(pixels: np.ndarray) -> pa.FixedSizeBinaryArray:

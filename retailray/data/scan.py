@@ -5,13 +5,11 @@ from typing import Any
 
 import imagehash
 import pyarrow as pa
-import ray.data
+import ray
 from PIL import Image
 
-from retailray import storage
 from retailray.data.images import Limits, open_image, pixels
-from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, ROW, URI
-from retailray.errors import ImageError
+from retailray.data.pipeline import ROW, fetch_each, map_chunks
 
 HASH_PX = 64  # enough for the 32 px cosine transform of the perceptual hash
 FACTS = pa.schema(
@@ -32,15 +30,8 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
 
     ``relay`` is told of every chunk.
     """
-    rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
-    blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
-    scanned = ray.data.from_arrow(blocks).map_batches(
-        scan_rows,
-        batch_format="pyarrow",
-        batch_size=CHUNK_ROWS,
-        fn_kwargs={"limits": limits, "relay": relay},
-        num_cpus=task_cpus,
-    )
+    arguments = {"limits": limits, "relay": relay}
+    scanned = map_chunks(table, scan_rows, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
     parts = [part for part in ray.get(scanned.to_arrow_refs()) if part.num_rows]
     return pa.concat_tables(parts).sort_by(ROW)
 
@@ -48,19 +39,12 @@ def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_block
 def scan_rows(table: pa.Table, *, limits: Limits, relay: Any) -> pa.Table:
     """Fetch and look at one chunk; tell the relay."""
     relay.step.remote(table.num_rows)
-    codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
-    uris = table.column(URI).to_pylist()
-    wanted = [index for index, code in enumerate(codes) if not code]
-    facts: list[dict[str, Any]] = [{} for _ in codes]
-    for index, data in zip(wanted, storage.fetch_many([uris[index] for index in wanted]), strict=True):
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            facts[index] = _look(data, limits)
-        except ImageError as error:
-            codes[index], messages[index] = error.code, error.message
-    for name, values in ((CODE, codes), (MESSAGE, messages)):
-        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    facts: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
+
+    def take(index: int, data: bytes) -> None:
+        facts[index] = _look(data, limits)
+
+    table = fetch_each(table, take)
     for field in FACTS:
         table = table.append_column(field, pa.array([fact.get(field.name) for fact in facts], field.type))
     return table

@@ -96,12 +96,13 @@ def provenance() -> dict[str, Any]:
 def new_version(state: dict[str, torch.Tensor]) -> str:
     """A version that sorts by time and tells weights apart: ``20260101T020304Z-1a2b3c4d``."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{stamp}-{hashlib.sha256(safetensors.torch.save(_plain(state))).hexdigest()[:8]}"
+    return f"{stamp}-{hashlib.sha256(state_to_bytes(state)).hexdigest()[:8]}"
 
 
-def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def state_to_bytes(state: dict[str, torch.Tensor]) -> bytes:
+    """Tensors on any device as a safetensors file."""
     # clones, because safetensors refuses tensors that share memory
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
 
 
 def save_bundle(address: str, meta: BundleMeta, state: dict[str, torch.Tensor]) -> None:
@@ -115,7 +116,7 @@ def save_bundle(address: str, meta: BundleMeta, state: dict[str, torch.Tensor]) 
         raise ModelError(f"{address}: there is a bundle already, and bundles are never overwritten")
     files = {
         META_NAME: meta.model_dump_json(indent=2).encode(),
-        WEIGHTS_NAME: safetensors.torch.save(_plain(state)),
+        WEIGHTS_NAME: state_to_bytes(state),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(address, name), data)

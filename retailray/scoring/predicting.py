@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray.data
 
 from retailray.cluster import Plan
-from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy
+from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
 from retailray.models.bundle import Thresholds, load_bundle
 
 PREDICTION_SCHEMA = pa.schema(
@@ -78,9 +78,7 @@ class PredictBatch:
                 codes[index], messages[index] = "predict_failed", f"{type(outcome).__name__}: {outcome}"[:500]
             else:
                 predictions[index] = self._row(outcome)
-        table = table.drop_columns([PIXELS])
-        for name, values in ((CODE, codes), (MESSAGE, messages)):
-            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+        table = with_errors(table.drop_columns([PIXELS]), codes, messages)
         for field in PREDICTION_SCHEMA:
             values = [row[field.name] if row else None for row in predictions]
             table = table.append_column(field, pa.array(values, field.type))

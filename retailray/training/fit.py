@@ -20,7 +20,7 @@ from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
 from retailray.errors import RetailrayError
-from retailray.models.bundle import WEIGHTS_NAME
+from retailray.models.bundle import WEIGHTS_NAME, state_to_bytes
 from retailray.training.loop import TARGET, LoopConfig, train_loop
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
@@ -69,7 +69,7 @@ def fit(
         loop_config = LoopConfig(
             arch=config.model.arch,
             num_classes=len(labels),
-            state_ref=ray.put(_as_bytes(state)),
+            state_ref=ray.put(state_to_bytes(state)),
             mean=normalization[0],
             std=normalization[1],
             trainable=config.model.trainable,
@@ -95,11 +95,6 @@ def fit(
         best = safetensors.torch.load_file(f"{folder}/{WEIGHTS_NAME}")
     storage.remove_folder(checkpoints)  # the bundle has what they were for
     return result.return_value, best
-
-
-def _as_bytes(state: dict[str, torch.Tensor]) -> bytes:
-    # clones, because safetensors refuses tensors that share memory
-    return safetensors.torch.save({name: value.contiguous().clone() for name, value in state.items()})
 
 
 def _run(trainer: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from retailray.data.pipeline import CODE, OURS, PIXELS, pixels_to_numpy
 from retailray.data.transforms import Augment, make_augment
 from retailray.errors import ERROR_CODES
 from retailray.models.backbones import build_model, freeze_backbone, head_name, load_state, train_mode
-from retailray.models.bundle import WEIGHTS_NAME
+from retailray.models.bundle import WEIGHTS_NAME, state_to_bytes
 from retailray.models.precision import autocast, choose_precision
 from retailray.models.predictor import Normalize
 
@@ -210,8 +211,7 @@ class _Worker:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
-            state = {name: value.detach().cpu().contiguous().clone() for name, value in self.plain.state_dict().items()}
-            safetensors.torch.save_file(state, os.path.join(folder, WEIGHTS_NAME))
+            Path(folder, WEIGHTS_NAME).write_bytes(state_to_bytes(self.plain.state_dict()))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
