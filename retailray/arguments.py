@@ -35,6 +35,15 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def _annotation(model: Any, key: str) -> Any:
+    section, _, rest = key.partition(".")
+    annotation = model.model_fields[section].annotation
+    if rest:
+        assert annotation is not None
+        return _annotation(annotation, rest)
+    return annotation
+
+
 def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
     """The config of one verb; ``--help`` prints and raises SystemExit(0).
 
@@ -64,6 +73,7 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
 def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Config files and (key, value) pairs; what does not belong is noted in ``problems`` and left out."""
     keys = set(known_keys(VERBS[verb]))
+    flags = {key for key in keys if _annotation(VERBS[verb], key) is bool}
     files: list[str] = []
     pairs: list[tuple[str, str]] = []
     tokens = list(argv)
@@ -74,6 +84,9 @@ def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tup
             continue
         key, has_value, value = token.removeprefix("--").partition("=")
         if not has_value:
+            if (not tokens or tokens[0].startswith("--")) and key in flags:
+                pairs.append((key, "true"))
+                continue
             if not tokens or tokens[0].startswith("--"):
                 known = key in keys or key == "config"
                 problems.append(f"--{key} needs a value" if known else _unknown(verb, key, "command line"))

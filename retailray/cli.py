@@ -27,6 +27,8 @@ SUMMARIES = {
     "score": "classify a whole catalog and publish the result",
 }
 
+AFTER_INTERRUPT = {"train": "the same command with --train.resume goes on from the last checkpoint"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code (see DESIGN: 0, 1, 2, 3, 4, 130)."""
@@ -69,10 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print(
-            f"retailray {verb}: interrupted; results are only what is marked complete by _SUCCESS",
-            file=sys.stderr,
-        )
+        advice = AFTER_INTERRUPT.get(verb, "results are only what is marked complete by _SUCCESS")
+        print(f"retailray {verb}: interrupted; {advice}", file=sys.stderr)
         return 130
     return 0
 

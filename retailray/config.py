@@ -66,6 +66,9 @@ class SplitSection(Section):
 
     validation: float = Field(0.15, ge=0, lt=1, description="share held out to choose the best epoch [fraction]")
     test: float = Field(0.0, ge=0, lt=1, description="share held out for evaluate [fraction]")
+    folds: int | None = Field(
+        None, ge=2, le=50, description="train and evaluate this many folds too (stratified, products together)"
+    )
     seed: int = Field(0, ge=0, description="another seed, another split")
 
 
@@ -83,6 +86,7 @@ class TransformSection(Section):
         "standard",
         description="none | article (rotation, shift, shear, flip) | standard (random resized crop, flip, colour)",
     )
+    erasing: float = Field(0.0, ge=0, le=1, description="random erasing of training images [probability]")
 
     @property
     def resolved_resize_size(self) -> int:
@@ -92,14 +96,28 @@ class TransformSection(Section):
 class ModelSection(Section):
     """Which model is fine-tuned, and under which name it is registered."""
 
-    arch: str = Field("resnet50", description="torchvision classification model")
+    arch: str = Field("resnet50", description="torchvision classification model, or cnn1, cnn2, cnn3 (small baselines)")
     weights: str = Field(
         "DEFAULT",
         description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle, or none",
     )
-    trainable: Literal["head", "all"] = Field("head", description="what is trained: the new head, or everything")
+    trainable: str = Field(
+        "last5",
+        pattern=r"^(head|all|last[1-9]\d*)$",
+        description="freeze depth: head, last1, last2, ... (the last blocks and the head) or all",
+    )
     registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
     name: str | None = Field(None, description="registered name; the bundle becomes <registry>/<name>/<version>")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_scratch(cls, given: Any) -> Any:
+        """Without pretrained weights there is nothing to freeze."""
+        if not isinstance(given, dict):
+            return given
+        scratch = {"weights": "none"} if given.get("arch") in ("cnn1", "cnn2", "cnn3") else {}
+        given = scratch | given
+        return ({"trainable": "all"} if given.get("weights") == "none" else {}) | given
 
 
 class BundleSection(Section):
@@ -113,19 +131,68 @@ class BundleSection(Section):
         return storage.normalize(value)
 
 
-class TrainSection(Section):
-    """Fine-tuning."""
+class Phase(Section):
+    """A stretch of epochs with one freeze depth and one pair of rates; left-out rates are train's."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training rows")
-    batch_size: int = Field(64, ge=1, description="images a step, over all workers together")
-    head_lr: float = Field(1e-2, gt=0, description="peak learning rate of the head (AdamW, warm-up and cosine)")
-    backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the backbone; needs model.trainable all")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where a short measurement on the worker says it is faster"
+    epochs: int = Field(ge=1)
+    trainable: str = Field(pattern=r"^(head|all|last[1-9]\d*)$")
+    head_lr: float | None = Field(None, gt=0)
+    backbone_lr: float | None = Field(None, gt=0)
+
+
+class TrainSection(Section):
+    """Fine-tuning: first the head alone, then the last blocks, unless model.trainable or train.phases say otherwise."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training rows, all phases together")
+    phases: list[Phase] = Field(
+        [], description='JSON list in place of epochs: [{"epochs": 3, "trainable": "head", "head_lr": 0.01}, ...]'
     )
-    seed: int = Field(0, ge=0, description="head initialisation, shuffling, augmentation")
+    batch_size: int = Field(64, ge=1, description="images a step, over all workers together")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd's")
+    head_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the head; default: 0.01 while it is trained alone, else 0.003"
+    )
+    backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the last block")
+    lr_decay: float = Field(1.0, gt=0, le=1, description="rate of a block / rate of the next one towards the head")
+    warmup: float = Field(0.1, ge=0, lt=1, description="rising part of a phase, before the cosine [fraction of steps]")
+    weight_decay: float = Field(1e-2, ge=0, description="spares biases and normalisation layers")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
+    mixup: float = Field(0.0, ge=0, description="alpha; mixes what enters the trained blocks; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="alpha; mixes pixels, so that frozen blocks run every time; 0: off")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0: off")
+    balance: bool = Field(False, description="weigh classes by 1 / their number of training rows")
+    patience: int | None = Field(None, ge=1, description="epochs without a better train.metric that end a phase")
+    metric: Literal["top1", "macro_f1", "loss"] = Field("top1", description="validation metric of the best epoch")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where a short measurement says it is faster"
+    )
+    compile: bool = Field(False, description="torch.compile what is trained: minutes at the start, faster steps after")
+    cache: Literal["auto", "off"] = Field(
+        "auto", description="keep what frozen blocks compute (or decoded pixels) where size and time speak for it"
+    )
+    cache_uri: str | None = Field(
+        None, description="where that is kept; default: ~/.cache/retailray, on a cluster of machines <out>/cache"
+    )
+    cache_gb: float = Field(20.0, gt=0, description="budget of that place; the least recently used goes first [GB]")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="fixed augmented views of an image under frozen blocks; default: 8, less to fit the budget",
+    )
+    checkpoint_s: float = Field(10.0, ge=0, description="seconds between two checkpoints at least; 0: every epoch [s]")
+    max_failures: int = Field(3, ge=0, description="lost workers a run survives, each time from its last checkpoint")
+    resume: bool = Field(False, description="go on with the unfinished run of the same settings under out, if any")
+    seed: int = Field(0, ge=0, description="head initialisation, order, augmentation")
+
+    @field_validator("cache_uri")
+    @classmethod
+    def _same_in_every_process(cls, value: str | None) -> str | None:
+        return storage.normalize(value) if value else value
+
+    @property
+    def depths(self) -> list[str]:
+        return [phase.trainable for phase in self.phases]
 
 
 class EvaluateSection(Section):
@@ -164,6 +231,9 @@ class ClusterSection(Section):
     num_workers: int | None = Field(
         None, ge=1, description="training workers or predictors; default: one a GPU, else what the CPUs carry"
     )
+    min_workers: int | None = Field(
+        None, ge=1, description="train goes on with as few as these when machines leave; default: num_workers"
+    )
     use_gpu: bool | None = Field(None, description="default: if the cluster has one")
 
 
@@ -181,7 +251,7 @@ class VerbConfig(BaseSettings):
         extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
     )
     # keys of shared sections that a verb has no use for: refused on the command line, left alone in shared files
-    unused: ClassVar[frozenset[str]] = frozenset()
+    unused: ClassVar[frozenset[str]] = frozenset({"cluster.min_workers"})
     out: str = Field(description="where results go; a run directory is made in it")
     cluster: ClusterSection = ClusterSection()
 
@@ -205,18 +275,19 @@ class VerbConfig(BaseSettings):
 def _ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
     """Settings about splits that others overrule."""
     problems = []
-    given = split.model_fields_set
+    given = split.model_fields_set - {"folds"}
     for name in ("validation", "test"):
         if getattr(catalog, f"{name}_uri") and name in given:
             problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")
         if getattr(catalog, f"{name}_uri") and catalog.split:
             problems.append(f"catalog.{name}_uri and catalog.split both say which rows are {name}; give one")
-    if catalog.split and given:
+    if catalog.split and given - ({"seed"} if split.folds else set()):
         problems.append("split.* would be ignored: catalog.split names the column that says the split")
     return problems
 
 
 class CheckConfig(VerbConfig):
+    unused = VerbConfig.unused | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
@@ -229,6 +300,7 @@ class CheckConfig(VerbConfig):
 
 
 class TrainConfig(VerbConfig):
+    unused = frozenset()
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     transform: TransformSection = TransformSection()
@@ -237,9 +309,7 @@ class TrainConfig(VerbConfig):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainConfig":
-        problems = _ignored_splits(self.catalog, self.split)
-        if self.model.trainable == "head" and "backbone_lr" in self.train.model_fields_set:
-            problems.append("train.backbone_lr would be ignored: model.trainable is head; set it to all")
+        problems = _ignored_splits(self.catalog, self.split) + self._ignored_training()
         if (self.model.registry is None) != (self.model.name is None):
             problems.append("model.registry and model.name go together: one is given and the other is not")
         if self.transform.resolved_resize_size < self.transform.image_size:
@@ -248,8 +318,32 @@ class TrainConfig(VerbConfig):
             raise ValueError("; ".join(problems))
         return self
 
+    def _ignored_training(self) -> list[str]:
+        train = self.train
+        # a value that is the default is no wish: configs that were saved resolved have them all
+        changed = {name: getattr(train, name) != field.default for name, field in TrainSection.model_fields.items()}
+        given = {name for name in train.model_fields_set if changed[name]}
+        depths = train.depths or [self.model.trainable]
+        problems = []
+        if train.phases and "epochs" in given:
+            problems.append("train.epochs would be ignored: train.phases has its own")
+        if train.phases and self.model.trainable not in (ModelSection.model_fields["trainable"].default, "all"):
+            problems.append("model.trainable would be ignored: train.phases has its own")
+        if set(depths) == {"head"}:
+            ignored = sorted({"backbone_lr", "lr_decay"} & given)
+            problems += [f"train.{name} would be ignored: only the head is trained" for name in ignored]
+        if train.optimizer != "sgd" and "momentum" in given:
+            problems.append(f"train.momentum would be ignored: train.optimizer is {train.optimizer}")
+        if train.cache == "off":
+            ignored = sorted({"cache_uri", "cache_gb", "views"} & given)
+            problems += [f"train.{name} would be ignored: train.cache is off" for name in ignored]
+        if (train.views or 1) > 1 and self.transform.augment == "none" and not self.transform.erasing:
+            problems.append(f"train.views = {train.views} would all be the same: transform.augment is none")
+        return problems
+
 
 class EvaluateConfig(VerbConfig):
+    unused = VerbConfig.unused | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     model: BundleSection
@@ -269,7 +363,7 @@ class EvaluateConfig(VerbConfig):
 
 
 class ScoreConfig(VerbConfig):
-    unused = frozenset({"catalog.split", "catalog.validation_uri", "catalog.test_uri"})
+    unused = VerbConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
     catalog: CatalogSection
     model: BundleSection
     score: ScoreSection = ScoreSection()

@@ -3,6 +3,7 @@
 import datetime
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -17,14 +18,35 @@ class RunDirectory:
     That first write is also the test that ``out`` can be written at all, before any work is done.
     """
 
-    def __init__(self, config: VerbConfig) -> None:
+    def __init__(self, config: VerbConfig, *, run_id: str | None = None) -> None:
+        """``run_id``: of an unfinished run that is gone on with."""
         started = datetime.datetime.now(datetime.UTC)
-        self.run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.resumed = run_id is not None
+        self.run_id = run_id or f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
         self.address = storage.join(config.out, f"run_id={self.run_id}")
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
+
+    @classmethod
+    def unfinished(cls, config: VerbConfig, *, ignoring: Sequence[str]) -> "RunDirectory | None":
+        """The newest run of the same settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
+        fs, path = storage.filesystem(config.out)
+        wanted = _without(config.model_dump(mode="json"), ignoring)
+        found = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
+        for name in sorted(found, reverse=True):
+            run_id = name.split("/")[-2].removeprefix("run_id=")
+            address = storage.join(config.out, f"run_id={run_id}")
+            if storage.exists(storage.join(address, "_SUCCESS")):
+                continue
+            try:
+                settings = yaml.safe_load(storage.read_bytes(storage.join(address, "config.yaml")))
+            except yaml.YAMLError:
+                continue  # of somebody else
+            if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
+                return cls(config, run_id=run_id)
+        return None
 
     def path(self, *parts: str) -> str:
         return storage.join(self.address, *parts)
@@ -44,3 +66,15 @@ class RunDirectory:
         )
         self.write("_SUCCESS", b"")
         storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())
+
+
+def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A copy without some dotted keys."""
+    kept = json.loads(json.dumps(settings))
+    for key in keys:
+        *path, name = key.split(".")
+        section = kept
+        for part in path:
+            section = section.get(part, {})
+        section.pop(name, None)
+    return kept

@@ -5,6 +5,7 @@ in every process. Retries happen in the client; they are bounded so that a dead 
 """
 
 import asyncio
+import functools
 import os
 import posixpath
 import threading
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
+LISTING_PAYS = 8  # objects wanted of one folder; a listing brings a thousand for the price of one
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
@@ -187,6 +189,61 @@ def list_files(address: str) -> dict[str, dict[str, Any]]:
     fs, path = filesystem(address)
     found = guarded(address, lambda: fs.find(path, detail=True))
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
+
+
+def identities(addresses: Sequence[str]) -> list[str | None]:
+    """What tells one content at an address from another, without reading it; None where the store cannot tell.
+
+    Object stores: ETag (or time of change) and size, from listings where many objects share a folder. Local files:
+    size, inode and the times of the last change of content and of inode, the second of which no program can set.
+    """
+    found: dict[str, str | None] = {}
+    remote: dict[str, set[str]] = {}
+    for address in set(addresses):
+        if not address:
+            found[address] = ""
+        elif is_local(address):
+            found[address] = _local_identity(canonical(address))
+        else:
+            remote.setdefault(parent(address), set()).add(address)
+    for folder, members in remote.items():
+        found |= _remote_identities(folder, members)
+    return [found[address] for address in addresses]
+
+
+def _local_identity(path: str) -> str:
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError) as error:
+        return type(error).__name__  # reading it will say so; when it appears, its identity changes
+    return f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+
+
+def _remote_identities(folder: str, members: set[str]) -> dict[str, str | None]:
+    fs, path = filesystem(folder)
+    paths = {address: fs._strip_protocol(address) for address in members}
+    if len(members) >= LISTING_PAYS:
+        try:
+            listed = {entry["name"]: entry for entry in guarded(folder, lambda: fs.ls(path, detail=True))}
+            return {address: _remote_identity(listed.get(name)) for address, name in paths.items()}
+        except (StorageError, NotImplementedError):
+            pass  # a store that lists nothing, or no such folder; each object can still be asked
+    found: dict[str, str | None] = {}
+    for address, name in paths.items():
+        try:
+            found[address] = _remote_identity(guarded(address, functools.partial(fs.info, name)))
+        except StorageError as error:
+            found[address] = "absent" if isinstance(error.__cause__, FileNotFoundError) else None
+    return found
+
+
+def _remote_identity(detail: dict[str, Any] | None) -> str | None:
+    if detail is None:
+        return "absent"
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
+        if detail.get(key):
+            return f"{detail.get('size')}-{detail[key]}"
+    return None
 
 
 def remove_folder(address: str) -> None:

@@ -62,7 +62,16 @@ def test_settings_that_would_be_ignored_are_refused():
         "split.validation" in problems("train", *base, "--split.validation", "0.2", "--catalog.validation_uri", "/v")[0]
     )
     assert "split.*" in problems("train", *base, "--split.seed", "2", "--catalog.split", "s")[0]
-    assert "train.backbone_lr" in problems("train", *base, "--train.backbone_lr", "0.1")[0]
+    frozen = [*base, "--model.trainable", "head", "--train.backbone_lr", "0.1"]
+    assert "train.backbone_lr would be ignored: only the head" in problems("train", *frozen)[0]
+    phases = ["--train.phases", '[{"epochs": 2, "trainable": "head"}]']
+    assert "train.epochs would be" in problems("train", *base, *phases, "--train.epochs", "3")[0]
+    assert "model.trainable would be" in problems("train", *base, *phases, "--model.trainable", "last2")[0]
+    assert "train.momentum would be" in problems("train", *base, "--train.momentum", "0.5")[0]
+    assert "train.views would be" in problems("train", *base, "--train.cache", "off", "--train.views", "2")[0]
+    still = ["--transform.augment", "none", "--train.views", "2"]
+    assert "would all be the same" in problems("train", *base, *still)[0]
+    assert "model.trainable" in problems("train", *base, "--model.trainable", "last0")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
     assert (
         "it belongs to check, train, evaluate"
@@ -125,8 +134,5 @@ def test_resolved_config_round_trips(tmp_path):
     config = arguments.parse("train", [*CHECK, "--catalog.label_map", '{"a": "b"}', "--train.epochs", "2"])
     file = tmp_path / "resolved.yaml"
     dumped = config.model_dump(mode="json")
-    file.write_text(yaml.safe_dump(dumped))
-    # every key is given now, so what would be ignored is refused: that is for keys a person sets
-    dumped["train"].pop("backbone_lr")
     file.write_text(yaml.safe_dump(dumped))
     assert arguments.parse("train", ["--config", str(file)]) == config

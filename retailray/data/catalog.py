@@ -254,6 +254,12 @@ def _class_folders(uri: str, section: CatalogSection) -> Catalog:
     return Catalog(uri, table, _with_repeats(rows))
 
 
+def concat_rows(parts: list[Catalog]) -> Catalog:
+    """One catalog after the other; their meaning only, since their own columns may differ."""
+    rows = pa.concat_tables([part.rows for part in parts])
+    return Catalog(parts[0].uri, pa.table({"row": np.arange(rows.num_rows)}), rows)
+
+
 def count_labels(labels: np.ndarray) -> dict[str, int]:
     """Rows a label, '' left out, sorted by name."""
     counts = pc.value_counts(pa.array(labels, pa.string()))

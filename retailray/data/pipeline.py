@@ -19,7 +19,7 @@ from retailray.errors import ERROR_CODES, ImageError
 
 OURS = "__rr_"  # how our own columns begin
 ROW, ID, IMAGE, URI, LABEL = (OURS + name for name in ("row", "id", "image", "uri", "label"))
-CODE, MESSAGE, PIXELS = (OURS + name for name in ("error_code", "message", "pixels"))
+CODE, MESSAGE, PIXELS, VIEW = (OURS + name for name in ("error_code", "message", "pixels", "view"))
 PADDING = "padding"  # the code of rows that only fill up the last batch
 CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, about 10 MB of pixels
 
@@ -68,6 +68,51 @@ def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
 def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> ray.data.Dataset:
     """A lazy dataset: ``table`` with a :data:`PIXELS` column, fetched and decoded by CPU tasks."""
     return map_chunks(table, decode_rows, {"spec": spec}, task_cpus=task_cpus, num_blocks=num_blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec:
+    """``num_views`` fixed augmented views of an image, each drawn by ``seed``, the image's address and its number."""
+
+    decode: DecodeSpec
+    augment: str
+    erasing: float
+    crop_size: int
+    num_views: int
+    seed: int
+
+
+def view_dataset(
+    table: pa.Table, spec: ViewSpec, *, task_cpus: float, num_blocks: int, keep: list[str]
+) -> ray.data.Dataset:
+    """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``."""
+    arguments = {"spec": spec, "keep": keep}
+    return map_chunks(table, decode_views, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
+
+
+def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str]) -> pa.Table:
+    """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order."""
+    table = decode_rows(table, spec=spec.decode)
+    pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
+    rows = np.repeat(np.arange(table.num_rows), spec.num_views)
+    views = np.tile(np.arange(spec.num_views), table.num_rows)
+    repeated = pixels[rows]
+    if spec.augment != "none" or spec.erasing:
+        repeated = _augmented(repeated, table.column(URI).take(rows).to_pylist(), views, spec)
+    table = table.select([ROW, CODE, MESSAGE, *keep]).take(rows)
+    return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
+
+
+def _augmented(pixels: np.ndarray, uris: list[str], views: np.ndarray, spec: ViewSpec) -> np.ndarray:
+    import torch  # a second or two in every task process, so only where it is needed
+
+    from retailray.data.transforms import draw_seed, make_augment
+
+    torch.set_num_threads(1)
+    augment = make_augment(spec.augment, spec.crop_size, erasing=spec.erasing)
+    assert augment is not None
+    seeds = [draw_seed(spec.seed, uri, view) for uri, view in zip(uris, views, strict=True)]
+    return augment(torch.from_numpy(pixels), seeds).numpy()
 
 
 def map_chunks(

@@ -1,12 +1,13 @@
 """What training does to pixels beyond what scoring does: named presets of torchvision transforms."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
 from torchvision.transforms import v2
 
-Augment = Callable[[torch.Tensor], torch.Tensor]
-WHITE = 255
+Augment = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+WHITE, GREY = 255, 127
 
 
 def _article(size_px: int) -> list[Callable]:
@@ -30,9 +31,31 @@ def _standard(size_px: int) -> list[Callable]:
 AUGMENTS: dict[str, Callable[[int], list[Callable]]] = {"article": _article, "standard": _standard}
 
 
-def make_augment(name: str, size_px: int) -> Augment | None:
-    """uint8 ``(B, 3, R, R)`` to ``(B, 3, size_px, size_px)``, each image with draws of its own; None for ``none``."""
-    if name == "none":
+def make_augment(name: str, size_px: int, *, erasing: float = 0.0) -> Augment | None:
+    """uint8 ``(B, 3, R, R)`` and B seeds to ``(B, 3, size_px, size_px)``; None where nothing would change.
+
+    What happens to an image depends on its seed alone: not on its neighbours, the worker or the epoch's order.
+    ``erasing``: probability that a rectangle of an image is blanked (Zhong et al. 2017, arXiv 1708.04896).
+    """
+    steps = AUGMENTS[name](size_px) if name != "none" else []
+    if erasing:
+        steps.append(v2.RandomErasing(p=erasing, scale=(0.02, 0.2), value=GREY))
+    if not steps:
         return None
-    one = v2.Compose(AUGMENTS[name](size_px))
-    return lambda images: torch.stack([one(image) for image in images])
+    one = v2.Compose(steps)
+
+    def augment(images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        results = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                results.append(one(image))
+        return torch.stack(results)
+
+    return augment
+
+
+def draw_seed(*parts: object) -> int:
+    """A seed (63 bits) that depends on nothing but its arguments."""
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -2,5 +2,6 @@
 
 from retailray.evaluation.check import check
 from retailray.evaluation.evaluate import evaluate
+from retailray.evaluation.metrics import classification_metrics
 
-__all__ = ["check", "evaluate"]
+__all__ = ["check", "classification_metrics", "evaluate"]

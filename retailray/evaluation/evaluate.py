@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
 from retailray.data.splits import read_splits
 from retailray.errors import CatalogError, RetailrayError
-from retailray.evaluation.metrics import classification_metrics, confused_pairs, confusion
+from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.bundle import BundleMeta, load_bundle
 from retailray.reports import write_evaluation_report
 from retailray.runs import RunDirectory
@@ -60,6 +61,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"(it knows {', '.join(meta.labels[:5])}, ...)"
         )
     metrics = _measure(used, bootstrap=config.evaluate.bootstrap) | {
+        "ece_uncalibrated": calibration_error(*_calibration(used, "uncalibrated_score")),
+        "temperature": meta.temperature,
         "num_failed": errors.num_rows,
         "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
         "num_unlabelled": int((catalog.column("label") == "").sum()),
@@ -128,7 +131,13 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
         try:
             with relay_progress("images", len(catalog)) as relay:
                 predicted = predict_dataset(
-                    images, bundle_uri=config.model.uri, plan=plan, batch_size=batch_size, top_k=5, relay=relay
+                    images,
+                    bundle_uri=config.model.uri,
+                    plan=plan,
+                    batch_size=batch_size,
+                    top_k=5,
+                    relay=relay,
+                    with_uncalibrated=True,
                 )
                 parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
         except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
@@ -143,6 +152,11 @@ def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:
     top = [list(names) for names in used.topk_labels]
     truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
     return classification_metrics(truth, predicted, used.pred_score.to_numpy(float), top, bootstrap=bootstrap)
+
+
+def _calibration(used: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence and whether it was right (0 or 1), both float (N,)."""
+    return used[score].to_numpy(float), (used.label == used.pred_label).to_numpy(float)
 
 
 def _write(

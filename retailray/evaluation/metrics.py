@@ -34,7 +34,6 @@ def classification_metrics(
     correct = (truth == predicted).astype(float)
     in_top5 = np.array([name in names[:5] for name, names in zip(truth, top, strict=True)], dtype=float)
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
-    ece = binary_calibration_error(torch.tensor(score), torch.tensor(correct).int(), n_bins=ECE_BINS, norm="l1")
     per_class = {
         label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
@@ -43,11 +42,17 @@ def classification_metrics(
         "top1": float(correct.mean()),
         "top5": float(in_top5.mean()),
         "macro_f1": float(f1.mean()),
-        "ece": float(ece),
+        "ece": calibration_error(score, correct),
         "num_rows": len(truth),
         "intervals": _intervals(truth, predicted, correct, in_top5, bootstrap, seed) if bootstrap else {},
         "per_class": per_class,
     }
+
+
+def calibration_error(score: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error: confidence float (N,) against hits 0 or 1 (N,), 15 bins of equal width."""
+    error = binary_calibration_error(torch.tensor(score), torch.tensor(correct).int(), n_bins=ECE_BINS, norm="l1")
+    return float(error)
 
 
 def _intervals(

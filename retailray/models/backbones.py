@@ -1,37 +1,49 @@
-"""Torchvision's classification models, by name, with a head of our own size."""
+"""Torchvision's classification models, and the small baselines, by name, with a head of our own size."""
 
 import difflib
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
 from retailray.errors import ModelError
+from retailray.models.cnn import NUM_CONVOLUTIONS, SmallCNN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def arch_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+    return [*NUM_CONVOLUTIONS, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def build_model(arch: str, num_classes: int) -> nn.Module:
+def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Module:
     """An untrained model with ``num_classes`` outputs: float ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
 
+    ``image_size`` [px] matters to models that see one size only: the transformers and the small baselines.
+
     Raises:
-        ModelError: torchvision has no such model.
+        ModelError: there is no such model, or not at this image size.
     """
     if arch not in arch_names():
         near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
         raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
-    options: dict[str, bool] = {}
+    if arch in NUM_CONVOLUTIONS:
+        return SmallCNN(NUM_CONVOLUTIONS[arch], num_classes, image_size=image_size)
+    options: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):
         # their ImageNet weights expect another normalisation, which the model makes from the usual one
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    sizes: dict[str, Any] = {"vit_": {"image_size": image_size}, "maxvit_": {"input_size": (image_size, image_size)}}
+    for prefix, size in sizes.items():
+        options |= size if arch.startswith(prefix) else {}
+    try:
+        return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    except (AssertionError, ValueError) as error:
+        raise ModelError(f"transform.image_size = {image_size}: {arch} cannot be built for it ({error})") from error
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
@@ -57,23 +69,3 @@ def initialize_head(model: nn.Module, *, seed: int) -> None:
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
         if head.bias is not None:
             head.bias.zero_()
-
-
-def freeze_backbone(model: nn.Module) -> None:
-    """Leave only the head trainable. Pair every ``model.train()`` with :func:`train_mode`, which keeps it frozen."""
-    head = head_name(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(f"{head}."))
-
-
-def train_mode(model: nn.Module) -> None:
-    """``model.train()`` that leaves what is frozen as it serves: BatchNorm and dropout in eval."""
-    model.train()
-    for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
-    if not all(parameter.requires_grad for parameter in model.parameters()):
-        for module in model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()

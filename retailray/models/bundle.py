@@ -71,7 +71,7 @@ class Bundle(NamedTuple):
 
     def build(self) -> nn.Module:
         """The model in eval mode, float32, on the CPU."""
-        model = build_model(self.meta.arch, len(self.meta.labels))
+        model = build_model(self.meta.arch, len(self.meta.labels), image_size=self.meta.transform.crop_size)
         load_state(model, self.state)
         return model.eval()
 

@@ -37,10 +37,18 @@ class Predictor:
             precision = choose_precision(self.model, size_px=transform.crop_size, device=self.device)
         self.precision = precision
 
+    def __call__(self, images: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
+        """uint8 ``(B, 3, H, W)`` to probabilities, float32 ``(B, num_labels)``."""
+        return self.probabilities(self.logits(images), calibrated=calibrated)
+
+    def probabilities(self, logits: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
+        """Softmax of logits ``(B, num_labels)``, with the bundle's temperature or without."""
+        return torch.softmax(torch.from_numpy(logits) / (self.temperature if calibrated else 1.0), dim=1).numpy()
+
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 ``(B, 3, H, W)`` to probabilities, float32 ``(B, num_labels)``, temperature applied."""
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``(B, 3, H, W)`` to logits, float32 ``(B, num_labels)``."""
         batch = torch.from_numpy(np.array(images))  # a copy: Arrow's memory is read-only, which torch does not know
         with autocast(self.device, self.precision):
             logits = self.model(self.normalize(batch))
-        return torch.softmax(logits.float() / self.temperature, dim=1).cpu().numpy()
+        return logits.float().cpu().numpy()

@@ -15,6 +15,7 @@ from retailray import storage
 from retailray.errors import ModelError
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head, load_state
 from retailray.models.bundle import load_bundle
+from retailray.models.cnn import NUM_CONVOLUTIONS
 
 # torchvision's DenseNet files still have the dots of an older module layout
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -26,7 +27,7 @@ _AUXILIARY = (
 
 
 def pretrained_model(
-    arch: str, weights: str, num_classes: int, *, seed: int
+    arch: str, weights: str, num_classes: int, *, seed: int, image_size: int = 224
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """A model with pretrained backbone and a fresh head, and the mean and standard deviation its input expects.
 
@@ -40,7 +41,7 @@ def pretrained_model(
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     torch.manual_seed(seed)  # weights none: the whole model is drawn here
-    model = build_model(arch, num_classes)
+    model = build_model(arch, num_classes, image_size=image_size)
     if weights != "none":
         if "/" in weights or weights.endswith((".pth", ".pt", ".safetensors")):
             state, mean, std = _from_address(arch, storage.normalize(weights))
@@ -52,6 +53,8 @@ def pretrained_model(
 
 
 def _from_torchvision(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[float, ...], tuple[float, ...]]:
+    if arch in NUM_CONVOLUTIONS:
+        raise ModelError(f"model.weights = {name!r}: {arch} has no pretrained weights; leave it out, or set it to none")
     choices = torchvision.models.get_model_weights(arch)
     try:
         weights = choices[name] if name != "DEFAULT" else choices.DEFAULT

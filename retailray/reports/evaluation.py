@@ -37,7 +37,8 @@ def write_evaluation_report(
         metrics=metrics,
         pairs=[_pair(used, metrics, *pair) for pair in pairs],
         confusion=data_uri(matrix, "image/png"),
-        reliability=data_uri(plots.reliability(used.pred_score.to_numpy(float), correct), "image/png"),
+        temperature=meta.temperature,
+        reliability=data_uri(plots.reliability(_confidences(used, meta), correct), "image/png"),
         per_class=sorted(metrics["per_class"].items(), key=lambda item: (item[1]["f1"], item[0])),
         errors=error_summary(metrics["errors_by_code"], {}),
     )
@@ -60,3 +61,10 @@ def _pair(used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str
         "support": metrics["per_class"][truth]["support"],
         "members": rows,
     }
+
+
+def _confidences(used: pd.DataFrame, meta: BundleMeta) -> dict[str, np.ndarray]:
+    after = {f"calibrated (T = {meta.temperature:.2f})": used.pred_score.to_numpy(float)}
+    if meta.temperature == 1.0:
+        return after
+    return {"before": used.uncalibrated_score.to_numpy(float)} | after

@@ -146,19 +146,21 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
 
 
 @_styled
-def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) -> bytes:
-    """Accuracy by confidence; on the diagonal the model knows what it knows."""
-    figure, (axes,) = _figure(1, width=3.6, height=3.2)
+def reliability(confidences: Mapping[str, np.ndarray], correct: np.ndarray, *, bins: int = 10) -> bytes:
+    """Accuracy by confidence, a panel each; on the diagonal the model knows what it knows."""
+    figure, panels = _figure(len(confidences), width=3.4 * len(confidences), height=3.2)
     edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    means = np.array([correct[which == index].mean() if (which == index).any() else np.nan for index in range(bins)])
-    axes.bar(centres, means, width=1 / bins * 0.9, color=ACCENT)
-    axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1, linestyle="--")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("accuracy")
+    for axes, (title, confidence) in zip(panels, confidences.items(), strict=True):
+        which = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+        means = [correct[which == index].mean() if (which == index).any() else np.nan for index in range(bins)]
+        axes.bar(centres, means, width=1 / bins * 0.9, color=ACCENT)
+        axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1, linestyle="--")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_title(title)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
     return _png(figure)
 
 

@@ -29,6 +29,7 @@ def write_training_report(
     best: Mapping[str, Any],
     label_counts: Mapping[str, int],
     failed: Mapping[str, int],
+    folds: Mapping[str, Any] | None,
 ) -> None:
     """Write ``curves.png`` and ``report.html`` into the run directory."""
     curves = plots.curves(history, best["epoch"])
@@ -36,14 +37,23 @@ def write_training_report(
     page = render(
         "training.html.j2",
         title=f"Training {config.model.arch}",
-        subtitle=f"{config.catalog.uri} · weights {config.model.weights} · trainable {config.model.trainable} · "
+        subtitle=f"{config.catalog.uri} · weights {config.model.weights} · {_phases(history)} · "
         f"{config.transform.image_size} px · augment {config.transform.augment}",
         run_id=run.run_id,
         best=best,
         history=history,
+        folds=folds,
         num_labels=len(label_counts),
         curves=data_uri(curves, "image/png"),
         labels=data_uri(plots.label_bars(label_counts, "training rows"), "image/png"),
         errors=error_summary(failed, {}),
     )
     run.write("report.html", page)
+
+
+def _phases(history: Sequence[Mapping[str, Any]]) -> str:
+    """``2 epochs of head, 8 of last2``."""
+    depths: dict[int, list[str]] = {}
+    for row in history:
+        depths.setdefault(row["phase"], []).append(row["trainable"])
+    return "epochs: " + ", ".join(f"{len(names)} of {names[0]}" for names in depths.values())

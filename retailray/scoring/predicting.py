@@ -20,14 +20,23 @@ PREDICTION_SCHEMA = pa.schema(
         ("decision", pa.string()),
     ]
 )
+UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
 def predict_dataset(
-    images: ray.data.Dataset, *, bundle_uri: str, plan: Plan, batch_size: int, top_k: int, relay: Any
+    images: ray.data.Dataset,
+    *,
+    bundle_uri: str,
+    plan: Plan,
+    batch_size: int,
+    top_k: int,
+    relay: Any,
+    with_uncalibrated: bool = False,
 ) -> ray.data.Dataset:
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``relay`` (:func:`retailray.cluster.relay_progress`) is told of every batch.
+    ``with_uncalibrated`` adds :data:`UNCALIBRATED`. ``relay`` (:func:`retailray.cluster.relay_progress`) is told of
+    every batch.
     """
     return images.map_batches(
         PredictBatch,
@@ -37,6 +46,7 @@ def predict_dataset(
             "threads": plan.torch_threads,
             "top_k": top_k,
             "relay": relay,
+            "with_uncalibrated": with_uncalibrated,
         },
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         batch_format="pyarrow",
@@ -54,7 +64,9 @@ def decide(score: float, thresholds: Thresholds) -> str:
 class PredictBatch:
     """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
-    def __init__(self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int, relay: Any) -> None:
+    def __init__(
+        self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int, relay: Any, with_uncalibrated: bool
+    ) -> None:
         import torch
 
         from retailray.models.predictor import Predictor
@@ -67,37 +79,45 @@ class PredictBatch:
         self.thresholds = bundle.meta.thresholds
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(top_k, len(self.labels))
+        self.fields = [*PREDICTION_SCHEMA, *([UNCALIBRATED] if with_uncalibrated else [])]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
         usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
         predictions: list[dict[str, Any] | None] = [None] * table.num_rows
         images = pixels_to_numpy(table.column(PIXELS), self.size)
+        good: dict[int, np.ndarray] = {}
         for index, outcome in zip(usable, self._predict(images[usable]), strict=True):
             if isinstance(outcome, Exception):
                 codes[index], messages[index] = "predict_failed", f"{type(outcome).__name__}: {outcome}"[:500]
             else:
-                predictions[index] = self._row(outcome)
+                good[index] = outcome
+        if good:
+            logits = np.stack(list(good.values()))
+            probabilities = self.predictor.probabilities(logits)
+            plain = self.predictor.probabilities(logits, calibrated=False)
+            for index, row, plain_row in zip(good, probabilities, plain, strict=True):
+                predictions[index] = self._row(row, plain_row)
         table = with_errors(table.drop_columns([PIXELS]), codes, messages)
-        for field in PREDICTION_SCHEMA:
+        for field in self.fields:
             values = [row[field.name] if row else None for row in predictions]
             table = table.append_column(field, pa.array(values, field.type))
         self.relay.step.remote(table.num_rows)
         return table
 
     def _predict(self, images: np.ndarray) -> list[np.ndarray | Exception]:
-        """Probabilities an image; a batch that fails is tried in halves until the culprit stands alone."""
+        """Logits an image; a batch that fails is tried in halves until the culprit stands alone."""
         if len(images) == 0:
             return []
         try:
-            return list(self.predictor(images))
+            return list(self.predictor.logits(images))
         except Exception as error:  # whatever the model raises is this image's error row
             if len(images) == 1:
                 return [error]
             middle = len(images) // 2
             return self._predict(images[:middle]) + self._predict(images[middle:])
 
-    def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def _row(self, probabilities: np.ndarray, uncalibrated: np.ndarray) -> dict[str, Any]:
         top = np.argsort(-probabilities, kind="stable")[: self.top_k]
         score = float(probabilities[top[0]])
         return {
@@ -106,4 +126,5 @@ class PredictBatch:
             "topk_labels": self.labels[top].tolist(),
             "topk_scores": probabilities[top].tolist(),
             "decision": decide(score, self.thresholds),
+            UNCALIBRATED.name: float(uncalibrated[top[0]]),
         }

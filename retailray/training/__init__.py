@@ -1,5 +1,13 @@
-"""Fine-tuning: Ray Data streams decoded images into Ray Train's data-parallel workers."""
+"""Fine-tuning: Ray Data computes what stays the same once, Ray Train's workers train the rest on it."""
 
-from retailray.training.trainer import train
+from retailray.config import TrainConfig
+
+
+def train(config: TrainConfig) -> str:
+    """See :func:`retailray.training.trainer.train`, which workers and tasks that live in this package do without."""
+    from retailray.training import trainer
+
+    return trainer.train(config)
+
 
 __all__ = ["train"]

@@ -1,5 +1,6 @@
-"""One fit with Ray Train: decoded datasets in, history and the best epoch's weights out."""
+"""One fit with Ray Train: images and their splits in, history and the best epoch's weights out."""
 
+import dataclasses
 import signal
 import threading
 from typing import Any
@@ -10,52 +11,108 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
-import safetensors.torch
 import torch
 
 from retailray import storage
 from retailray.cluster import Capacity, Plan, relay_progress
-from retailray.config import TrainConfig
+from retailray.config import ClusterSection, TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
 from retailray.errors import RetailrayError
-from retailray.models.bundle import WEIGHTS_NAME, state_to_bytes
-from retailray.training.loop import TARGET, LoopConfig, train_loop
+from retailray.training.loop import FitConfig, read_state, train_loop
+from retailray.training.precompute import Backbone
+from retailray.training.prepare import Images, Prepared, augmentation
+from retailray.training.recipe import Stage
+from retailray.training.sources import TARGET, StoredRows, StreamedRows
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
 
 
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """``best``: the tensors that were trained, as of the best epoch. ``test_logits`` ``(N, C)`` if there is a test."""
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    best: dict[str, torch.Tensor]
+    temperature: float
+    errors_by_code: dict[str, int]
+    test_logits: np.ndarray | None = None
+    test_targets: np.ndarray | None = None
+
+
 def fit(
     config: TrainConfig,
-    splits: dict[str, Catalog],
+    images: Images,
+    rows: dict[str, np.ndarray],
     labels: list[str],
-    state: dict[str, torch.Tensor],
-    normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    stages: list[Stage],
+    backbone: Backbone,
+    prepared: Prepared,
     plan: Plan,
     capacity: Capacity,
     checkpoints: str,
-) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Fine-tune from the weights in ``state``; ``checkpoints`` is an address that all nodes can write, emptied again.
+    tags: dict[str, Any],
+) -> FitResult:
+    """Fine-tune on rows of images: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
 
-    Returns:
-        The metrics of every epoch, and the weights of the one with the best validation accuracy.
+    A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, goes on from the last one.
 
     Raises:
-        RetailrayError: a worker failed; the first line of its reason.
+        RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.
     """
-    crop = config.transform.image_size
-    source = crop if config.transform.augment == "none" else config.transform.resolved_resize_size
-    # the order of rows is part of what a seed repeats
     options = ray.data.DataContext.get_current().execution_options
-    options.preserve_order = True
-    datasets = {
-        "train": _dataset(config, splits["train"], labels, source, plan, capacity, shuffle=True),
-        "validation": _dataset(config, splits["validation"], labels, crop, plan, capacity, shuffle=False),
-    }
+    options.preserve_order = True  # the order of rows is part of what a seed repeats
+    index = {label: number for number, label in enumerate(labels)}
+    sets = {"train": ("train", images.train), "validation": ("plain", images.plain), "test": ("plain", images.plain)}
+    sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]] = {}
+    datasets: dict[str, ray.data.Dataset] = {}
+    for split, chosen in rows.items():
+        which, catalog = sets[split]
+        targets = np.array([index.get(label, -1) for label in catalog.column("label")[chosen]], dtype=np.int64)
+        stored = [prepared.source(which, stage, chosen, targets) for stage in stages]
+        streamed: tuple[StreamedRows, int] | None = None
+        if None in stored:
+            dataset, count = _dataset(config, catalog.take(chosen), targets, plan, capacity, train=split == "train")
+            datasets[split], streamed = dataset, (StreamedRows(split, count), 0)
+        sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
+    failed = _stored_failures(prepared, rows["train"])
+    with relay_progress("epochs", sum(stage.epochs for stage in stages)) as relay:
+        fit_config = FitConfig(
+            backbone=backbone,
+            stages=stages,
+            train=config.train,
+            augmentation=augmentation(config),
+            class_weights=_class_weights(images.train.column("label")[rows["train"]], labels)
+            if config.train.balance
+            else None,
+            sources=sources,
+            threads=plan.torch_threads,
+            relay=relay,
+            tags=tags,
+        )
+        result = _run(_trainer(config, fit_config, datasets, options, plan, checkpoints))
+    options.preserve_order = False  # the context is the process's, and scoring has no use for the order
+    found = result.return_value
+    best = read_state(result.checkpoint)["best"]
+    return FitResult(
+        history=found["history"],
+        best_epoch=found["best_epoch"],
+        best=best,
+        temperature=found["temperature"],
+        errors_by_code=failed or found["codes"],
+        test_logits=found.get("test_logits"),
+        test_targets=found.get("test_targets"),
+    )
+
+
+def _trainer(
+    config: TrainConfig, fit_config: FitConfig, datasets: dict[str, Any], options: Any, plan: Plan, checkpoints: str
+) -> Any:
     storage_filesystem, storage_path = storage.arrow_filesystem(checkpoints)
     scaling = ray.train.ScalingConfig(
-        num_workers=plan.num_actors,
+        num_workers=_num_workers(config.cluster, plan),
         use_gpu=plan.actor_gpus > 0,
         resources_per_worker={"CPU": plan.actor_cpus} | ({"GPU": plan.actor_gpus} if plan.actor_gpus else {}),
     )
@@ -63,38 +120,23 @@ def fit(
         name="fit",
         storage_path=storage_path,
         storage_filesystem=storage_filesystem,
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
     )
-    with relay_progress("epochs", config.train.epochs) as relay:
-        loop_config = LoopConfig(
-            arch=config.model.arch,
-            num_classes=len(labels),
-            state_ref=ray.put(state_to_bytes(state)),
-            mean=normalization[0],
-            std=normalization[1],
-            trainable=config.model.trainable,
-            train_rows=-(-len(splits["train"]) // plan.num_actors),
-            augment=config.transform.augment,
-            source_px=source,
-            crop_px=crop,
-            threads=plan.torch_threads,
-            relay=relay,
-            **config.train.model_dump(),
-        )
-        trainer = ray.train.torch.TorchTrainer(
-            train_loop,
-            train_loop_config={"config": loop_config},
-            datasets=datasets,
-            dataset_config=ray.train.DataConfig(datasets_to_split="all", execution_options=options),
-            scaling_config=scaling,
-            run_config=run_config,
-        )
-        result = _run(trainer)
-    options.preserve_order = False  # the context is the process's, and scoring has no use for the order
-    with result.checkpoint.as_directory() as folder:
-        best = safetensors.torch.load_file(f"{folder}/{WEIGHTS_NAME}")
-    storage.remove_folder(checkpoints)  # the bundle has what they were for
-    return result.return_value, best
+    return ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config={"config": fit_config},
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split="all", execution_options=options),
+        scaling_config=scaling,
+        run_config=run_config,
+    )
+
+
+def _num_workers(section: ClusterSection, plan: Plan) -> int | tuple[int, int]:
+    """A range where training may go on with fewer workers."""
+    low = section.min_workers
+    return plan.num_actors if low is None or low >= plan.num_actors else (low, plan.num_actors)
 
 
 def _run(trainer: Any) -> Any:
@@ -112,34 +154,41 @@ def _run(trainer: Any) -> Any:
 
 
 def _dataset(
-    config: TrainConfig,
-    part: Catalog,
-    labels: list[str],
-    size: int,
-    plan: Plan,
-    capacity: Capacity,
-    *,
-    shuffle: bool,
-) -> ray.data.Dataset:
-    """Decoded rows with targets, padded to a multiple of the workers; kept decoded where the object store has room."""
-    if shuffle:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
-        part = part.take(np.random.default_rng(config.train.seed).permutation(len(part)))
-    index = {label: number for number, label in enumerate(labels)}
-    table = transport_table(part, with_input=False)
-    targets = [index.get(label, -1) for label in part.column("label")]
-    table = table.append_column(TARGET, pa.array(targets, pa.int32()))
+    config: TrainConfig, part: Catalog, targets: np.ndarray, plan: Plan, capacity: Capacity, *, train: bool
+) -> tuple[ray.data.Dataset, int]:
+    """Decoded rows with targets, padded to a multiple of the workers, and how many there are; kept decoded where the
+    object store has room."""
+    crop = config.transform.image_size
+    size = augmentation(config).source_px if train else crop
+    if train:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
+        order = np.random.default_rng(config.train.seed).permutation(len(part))
+        part, targets = part.take(order), targets[order]
+    table = transport_table(part, with_input=False).append_column(TARGET, pa.array(targets, pa.int32()))
     missing = -len(part) % plan.num_actors
     if missing:
         padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))
         table = pa.concat_tables([table, *[padding] * missing])
     limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    resize = config.transform.resolved_resize_size
-    spec = DecodeSpec(resize, size, limits)
+    spec = DecodeSpec(config.transform.resolved_resize_size, size, limits)
     dataset = image_dataset(
         table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus)
     ).select_columns([TARGET, CODE, PIXELS])
-    needed = table.num_rows * spec.num_bytes
-    return dataset.materialize() if needed < KEEP_DECODED * capacity.object_store_bytes else dataset
+    fits = table.num_rows * spec.num_bytes < KEEP_DECODED * capacity.object_store_bytes
+    return (dataset.materialize() if fits else dataset), table.num_rows
+
+
+def _stored_failures(prepared: Prepared, rows: np.ndarray) -> dict[str, int]:
+    """Error codes of the training rows, where a store knows them."""
+    if "train" not in prepared.codes:
+        return {}
+    codes, counts = np.unique(prepared.codes["train"][rows].astype(str), return_counts=True)
+    return {str(code): int(count) for code, count in zip(codes, counts, strict=True) if code}
+
+
+def _class_weights(names: np.ndarray, labels: list[str]) -> list[float]:
+    """Every class weighs the same in all: rows / (classes * rows of the class)."""
+    counts = np.array([max(1, int((names == label).sum())) for label in labels])
+    return (counts.sum() / (len(labels) * counts)).tolist()
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,22 +1,40 @@
 """The driver's side of ``train``: read, plan, fit, and leave a bundle with its curves."""
 
 import hashlib
+import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import ray
 import torch
 
 from retailray import progress, storage
 from retailray.cluster import plan_training, ray_session, wait_until_free
 from retailray.config import TrainConfig
-from retailray.data.catalog import Catalog, count_labels
+from retailray.data.catalog import Catalog, concat_rows, count_labels
 from retailray.data.splits import read_splits
-from retailray.errors import CatalogError
-from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, provenance, save_bundle
+from retailray.errors import CatalogError, ConfigError
+from retailray.models.blocks import split
+from retailray.models.bundle import (
+    BundleMeta,
+    EvalTransform,
+    copy_bundle,
+    new_version,
+    provenance,
+    save_bundle,
+    state_to_bytes,
+)
 from retailray.models.weights import pretrained_model
 from retailray.reports import write_training_report
 from retailray.runs import RunDirectory
-from retailray.training.fit import fit
+from retailray.training.fit import FitResult
+from retailray.training.folds import Fitter, make_folds, run_folds
+from retailray.training.precompute import Backbone
+from retailray.training.prepare import Images, measure_here, prepare
+from retailray.training.recipe import Stage, resolve
+
+Model = tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]
 
 
 def train(config: TrainConfig) -> str:
@@ -31,61 +49,161 @@ def train(config: TrainConfig) -> str:
     watch = progress.Stopwatch()
     splits = _labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
-    model, mean, std = pretrained_model(config.model.arch, config.model.weights, len(labels), seed=config.train.seed)
-    run = RunDirectory(config)
+    model = pretrained_model(
+        config.model.arch,
+        config.model.weights,
+        len(labels),
+        seed=config.train.seed,
+        image_size=config.transform.image_size,
+    )
+    stages = resolve(config, split(model[0]))
+    run = _open_run(config)
     progress.emit(
         "start",
         verb="train",
         run=run.address,
+        resumed=run.resumed,
         labels=len(labels),
         arch=config.model.arch,
+        phases=[f"{stage.epochs} x {stage.trainable}" for stage in stages],
         **{name: len(part) for name, part in splits.items()},
     )
     with ray_session(config.cluster) as capacity:
         plan = plan_training(capacity, config.cluster)
         wait_until_free(plan)
-        checkpoints = run.path("checkpoints")
-        history, state = fit(config, splits, labels, model.state_dict(), (mean, std), plan, capacity, checkpoints)
-    failed = history[0].get("errors_by_code", {})
-    if not history[0]["train_rows"] or not history[0]["validation_rows"]:
+        fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, capacity)
+        folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None
+        result = fitter.fit(rows, run.path("checkpoints", "model"), {})
+    if not result.history[0]["train_rows"] or not result.history[0]["validation_rows"]:
         raise CatalogError(
-            f"{config.catalog.uri}: no training or no validation image could be read: {failed}; see `retailray check`"
+            f"{config.catalog.uri}: no training or no validation image could be read: {result.errors_by_code}; "
+            "see `retailray check`"
         )
-    best = max(history, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
-    meta = _describe(config, labels, mean, std, best, splits, state)
+    best = result.history[result.best_epoch - 1]
+    state = model[0].state_dict() | result.best
+    meta = _describe(config, labels, model, best, splits, state, result, folds)
+    bundle = _publish_bundle(config, run, meta, state)
+    history = pd.DataFrame(result.history)
+    run.write("history.csv", history.to_csv(index=False))
+    rows_a_label = count_labels(splits["train"].column("label"))
+    write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
+    storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
+    run.publish(
+        {
+            "verb": "train",
+            "bundle": bundle,
+            "model_name": meta.name,
+            "model_version": meta.version,
+            "best_epoch": best["epoch"],
+            "validation_top1": best["validation_top1"],
+            "temperature": result.temperature,
+            "folds": folds,
+            "num_labels": len(labels),
+            "rows": {name: len(part) for name, part in splits.items()},
+            "errors_by_code": result.errors_by_code,
+            "num_workers": plan.num_actors,
+            "resumed": run.resumed,
+            "seconds": watch.seconds,
+        }
+    )
+    seen = sum(row["train_rows"] for row in result.history)
+    watch.summary(
+        "train",
+        num_images=seen,
+        epochs=len(result.history),
+        images=seen,
+        failed=sum(result.errors_by_code.values()),
+        validation_top1=best["validation_top1"],
+        best_epoch=best["epoch"],
+        **({"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}),
+        bundle=bundle,
+    )
+    return bundle
+
+
+def _open_run(config: TrainConfig) -> RunDirectory:
+    """The unfinished run of these settings if ``train.resume`` asks for it and there is one, else a new one."""
+    if config.train.resume:
+        run = RunDirectory.unfinished(config, ignoring=("train.resume", "cluster"))
+        if run:
+            return run
+        progress.emit("warning", note=f"train.resume: no unfinished run of these settings in {config.out}; a new one")
+    return RunDirectory(config)
+
+
+def _prepare(
+    config: TrainConfig,
+    run: RunDirectory,
+    splits: dict[str, Catalog],
+    labels: list[str],
+    model: Model,
+    stages: list[Stage],
+    plan: Any,
+    capacity: Any,
+) -> tuple[Fitter, dict[str, np.ndarray]]:
+    """What every fit of this run shares, and the rows of the fit whose model is kept."""
+    network, mean, std = model
+    num_train, num_validation = len(splits["train"]), len(splits["validation"])
+    if config.split.folds:  # every row may be in any role
+        everything = concat_rows([splits["train"], splits["validation"]])
+        images = Images(everything, everything)
+        rows = {"train": np.arange(num_train), "validation": np.arange(num_train, num_train + num_validation)}
+    else:
+        images = Images(splits["train"], splits["validation"])
+        rows = {"train": np.arange(num_train), "validation": np.arange(num_validation)}
+    earlier = _earlier_decisions(run, splits, network)
+    precision = earlier.get("precision", config.train.precision)
+    measured = measure_here(config, len(labels), stages, plan, precision=precision)
+    backbone = Backbone(
+        arch=config.model.arch,
+        num_classes=len(labels),
+        image_size=config.transform.image_size,
+        state_ref=ray.put(state_to_bytes(network.state_dict())),
+        mean=mean,
+        std=std,
+        precision=measured.precision,
+    )
+    views = earlier.get("views")
+    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, views=views)
+    decisions = {"precision": measured.precision, "views": prepared.plan.views, **_inputs(splits, network)}
+    run.write_json("decisions.json", decisions)
+    return Fitter(config, images, labels, stages, backbone, prepared, plan, capacity), rows
+
+
+def _inputs(splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, str]:
+    """Digests of what a run is trained on and from."""
+    weights = hashlib.sha256(state_to_bytes(network.state_dict())).hexdigest()
+    return {"rows": _rows_digest(splits), "weights": weights}
+
+
+def _earlier_decisions(run: RunDirectory, splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, Any]:
+    """What an interrupted run had measured and decided: it goes on with that.
+
+    Raises:
+        ConfigError: its catalog or weights are not what they were.
+    """
+    address = run.path("decisions.json")
+    if not run.resumed or not storage.exists(address):
+        return {}
+    earlier = json.loads(storage.read_bytes(address))
+    changed = [name for name, digest in _inputs(splits, network).items() if earlier[name] != digest]
+    if changed:
+        what = " and ".join({"rows": "the catalog's rows", "weights": "model.weights"}[name] for name in changed)
+        raise ConfigError(
+            [f"train.resume: {what} changed since {run.address} was interrupted; leave train.resume out to start anew"]
+        )
+    return earlier
+
+
+def _publish_bundle(config: TrainConfig, run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
     bundle = run.path("bundle")
+    if run.resumed:
+        storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
     save_bundle(bundle, meta, state)
     if config.model.registry:
         registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
         copy_bundle(bundle, registered)
         progress.emit("registered", bundle=registered)
-    run.write("history.csv", pd.DataFrame(history).drop(columns="errors_by_code").to_csv(index=False))
-    write_training_report(run, config, history, best, count_labels(splits["train"].column("label")), failed)
-    seen = sum(row["train_rows"] for row in history)
-    summary = {
-        "verb": "train",
-        "bundle": bundle,
-        "model_name": meta.name,
-        "model_version": meta.version,
-        "best_epoch": best["epoch"],
-        "validation_top1": best["validation_top1"],
-        "num_labels": len(labels),
-        "rows": {name: len(part) for name, part in splits.items()},
-        "errors_by_code": failed,
-        "num_workers": plan.num_actors,
-        "seconds": watch.seconds,
-    }
-    run.publish(summary)
-    watch.summary(
-        "train",
-        num_images=seen,
-        epochs=len(history),
-        images=seen,
-        failed=sum(failed.values()),
-        validation_top1=best["validation_top1"],
-        best_epoch=best["epoch"],
-        bundle=bundle,
-    )
     return bundle
 
 
@@ -114,19 +232,25 @@ def _labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     return {name: splits[name] for name in ("train", "validation")}
 
 
+def _rows_digest(splits: dict[str, Catalog]) -> str:
+    digest = hashlib.sha256()
+    for part in splits.values():
+        for name in ("id", "uri", "label"):
+            digest.update("\0".join(part.rows.column(name).to_pylist()).encode())
+    return digest.hexdigest()
+
+
 def _describe(
     config: TrainConfig,
     labels: list[str],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    model: Model,
     best: dict[str, Any],
     splits: dict[str, Catalog],
     state: dict[str, torch.Tensor],
+    result: FitResult,
+    folds: dict[str, Any] | None,
 ) -> BundleMeta:
-    rows = splits["train"].rows
-    digest = hashlib.sha256()
-    for name in ("id", "uri", "label"):
-        digest.update("\0".join(rows.column(name).to_pylist()).encode())
+    metrics = {name: best[name] for name in ("epoch", "validation_top1", "validation_macro_f1", "validation_loss")}
     return BundleMeta(
         name=config.model.name or config.model.arch,
         version=new_version(state),
@@ -135,13 +259,14 @@ def _describe(
         transform=EvalTransform(
             resize_size=config.transform.resolved_resize_size,
             crop_size=config.transform.image_size,
-            mean=mean,
-            std=std,
+            mean=model[1],
+            std=model[2],
         ),
-        metrics={name: best[name] for name in ("epoch", "validation_top1", "validation_loss")},
+        temperature=result.temperature,
+        metrics=metrics | ({"folds": folds} if folds else {}),
         data={
             "catalog": config.catalog.uri,
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": _rows_digest(splits),
             **{f"num_{name}_rows": len(part) for name, part in splits.items()},
         },
         config=config.model_dump(mode="json"),

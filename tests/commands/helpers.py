@@ -1,6 +1,9 @@
 """Read what commands leave, with other programs' readers."""
 
 import json
+import os
+import subprocess
+import sys
 
 import fsspec
 
@@ -26,3 +29,11 @@ def read_text(address: str) -> str:
 def events(stdout: str) -> list[dict]:
     """Every line of standard output off a terminal is JSON."""
     return [json.loads(line) for line in stdout.splitlines()]
+
+
+def start_command(verb: str, *flags: str, **settings: object) -> subprocess.Popen:
+    """A command in a process of its own, with a Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "retailray", verb, *arguments, *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

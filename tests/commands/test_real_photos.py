@@ -9,8 +9,8 @@ from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
 SHOP = "s3://grocery"
-# logistic regression on the same weights, full-size photos and classes (the data set's README)
-LINEAR_PROBE_TOP1 = 0.753
+# logistic regression on the same weights gives 0.753 (the data set's README); benchmarks.quality gets further
+FINE_TUNED_TOP1 = 0.82
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def shop(real_data, ray_session_cpus):
 
 
 @pytest.fixture(scope="module")
-def bundle(shop):
+def bundle(shop, tmp_path_factory):
     from retailray.cli import main
 
     arguments = {
@@ -39,10 +39,10 @@ def bundle(shop):
         "catalog.validation_uri": f"{SHOP}/val.csv",
         "model.arch": "mobilenet_v2",
         "model.weights": f"{SHOP}/weights/mobilenet_v2-imagenet.pth",
-        "model.trainable": "head",
-        "transform.augment": "none",
-        "train.epochs": 5,
-        "train.batch_size": 32,
+        "train.epochs": 7,
+        "train.views": 2,
+        "train.label_smoothing": 0.1,
+        "train.cache_uri": tmp_path_factory.mktemp("cache"),
         "out": f"{SHOP}/train",
     }
     assert main(["train", *[str(part) for key, value in arguments.items() for part in (f"--{key}", value)]]) == 0
@@ -66,14 +66,15 @@ def test_check_finds_the_photos_and_invents_nothing(shop, retailray):
     assert report["width"]["median"] == 348
 
 
-def test_a_head_on_real_weights_is_as_good_as_a_linear_probe(shop, bundle, retailray):
+def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retailray):
     settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/evaluate"}
     assert retailray("evaluate", **settings)[0] == 0
     metrics = read_json(f"{latest(f'{SHOP}/evaluate')}/metrics.json")
     assert metrics["num_rows"] == 2485
     assert len(metrics["per_class"]) == 81
-    assert metrics["top1"] >= LINEAR_PROBE_TOP1 - 0.03, metrics["top1"]
-    assert metrics["top5"] > 0.93
+    assert metrics["top1"] >= FINE_TUNED_TOP1, metrics["top1"]
+    assert metrics["top5"] > 0.95
+    assert metrics["ece"] < 0.06
 
 
 def test_all_test_photos_are_scored_once(shop, bundle, retailray):
@@ -86,4 +87,4 @@ def test_all_test_photos_are_scored_once(shop, bundle, retailray):
     errors = pyarrow.dataset.dataset(path, filesystem=s3fs.S3FileSystem(use_listings_cache=False)).to_table()
     assert sorted(predictions.name) == sorted(source.name)
     assert errors.num_rows == 0
-    assert (predictions.fine_name == predictions.pred_label).mean() >= LINEAR_PROBE_TOP1 - 0.03
+    assert (predictions.fine_name == predictions.pred_label).mean() >= FINE_TUNED_TOP1

@@ -37,6 +37,7 @@ def shop(s3_endpoint, ray_session_cpus):
         "split.validation": 0.3,
         **SMALL,
         "model.weights": "s3://shop/weights/r18.safetensors",
+        "model.trainable": "head",
         "model.registry": "s3://shop/models",
         "model.name": "products",
         "train.epochs": 2,
@@ -191,42 +192,6 @@ def test_class_folders_train_from_scratch_and_carry_over(retailray, tmp_path):
     before, after = (safetensors.torch.load_file(f"{where}/model.safetensors") for where in (f"{first}/bundle", bundle))
     assert torch.equal(before["layer4.1.conv2.weight"], after["layer4.1.conv2.weight"])
     assert before["fc.weight"].shape != after["fc.weight"].shape
-
-
-def test_one_and_two_workers_see_the_same_batch(retailray, small_catalog, tmp_path):
-    """One step an epoch over all rows: sums over workers must give the same losses, whatever the shards.
-
-    Where a split has an odd number of rows, two shards need a padding row, which must count for nothing.
-    """
-    histories = []
-    for workers in (1, 2):
-        code, _, _ = retailray(
-            "train",
-            **{
-                **SMALL,
-                "catalog.uri": small_catalog[0] / "catalog.csv",
-                "catalog.group": "sku",
-                "model.weights": "none",
-                "transform.augment": "none",
-                "train.precision": "float32",
-                "train.batch_size": 1000,
-                "train.epochs": 2,
-                "cluster.num_workers": workers,
-                "out": tmp_path / str(workers),
-            },
-        )
-        assert code == 0
-        histories.append(pd.read_csv(f"{latest(str(tmp_path / str(workers)))}/history.csv"))
-    one, two = histories
-    for name in (
-        "train_loss",
-        "train_top1",
-        "train_rows",
-        "validation_loss",
-        "validation_top1",
-        "validation_rows",
-    ):
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,214 @@
+"""Rows of numbers kept under a content key: what frozen layers say of every image, or decoded pixels.
+
+A store is a folder ``<root>/<key>``: ``rows.npy`` of shape ``(num_rows * num_views, *shape)``, written in place on a
+local disk and as parts on an object store; ``rows.parquet`` with the error code of every row; and ``store.json``,
+written last: a store that has it is whole. The key is a digest of all that the numbers depend on, so a store is never
+stale; it is only ever absent. Readers memory-map ``rows.npy``, assembled once a machine where the store is remote.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retailray import storage
+from retailray.errors import StorageError
+
+META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
+IN_USE_S = 3600.0  # a store used this recently is not evicted: a run may be about to map it
+FORMAT = 1  # of what this module writes
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSpec:
+    """Where a store is and the shape of its numbers. ``dtype``: numpy's name, or bfloat16 (kept as uint16)."""
+
+    root: str
+    key: str
+    num_rows: int
+    num_views: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def address(self) -> str:
+        return storage.join(self.root, self.key)
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape)) * self.numpy_dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return self.row_bytes * self.num_rows * self.num_views
+
+
+def content_key(content: dict[str, Any]) -> str:
+    """A digest of everything a store's numbers depend on."""
+    text = json.dumps({"format": FORMAT, **content}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_whole(spec: StoreSpec) -> bool:
+    return storage.exists(storage.join(spec.address, META))
+
+
+def create(spec: StoreSpec) -> None:
+    """Reserve the space of a local store. Raises StorageError where the disk has too little."""
+    touch(spec)
+    if not storage.is_local(spec.address):
+        return
+    try:
+        os.makedirs(spec.address, exist_ok=True)
+        path = os.path.join(spec.address, ROWS)
+        _allocate(spec, path)
+    except OSError as error:
+        raise StorageError(f"{spec.address}: {spec.num_bytes / 1e9:.1f} GB cannot be reserved ({error})") from error
+
+
+def _allocate(spec: StoreSpec, path: str) -> None:
+    shape = (spec.num_rows * spec.num_views, *spec.shape)
+    with open(path, "wb") as file:
+        header = {"descr": spec.numpy_dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        if spec.num_bytes:
+            os.posix_fallocate(file.fileno(), start, spec.num_bytes)  # a memory map of a full disk would kill us
+
+
+def write_rows(spec: StoreSpec, positions: np.ndarray, values: np.ndarray) -> None:
+    """Write ``values`` ``(n, *shape)`` at ascending ``positions`` (row * num_views + view); repeating is harmless."""
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    for run, part in zip(np.split(positions, breaks), np.split(values, breaks), strict=True):
+        if not len(run):
+            continue
+        if storage.is_local(spec.address):
+            _write_at(os.path.join(spec.address, ROWS), spec, int(run[0]), part)
+        else:
+            buffer = io.BytesIO()
+            np.save(buffer, part)
+            storage.write_bytes(storage.join(spec.address, f"parts/{run[0]:015d}.npy"), buffer.getvalue())
+
+
+def _write_at(path: str, spec: StoreSpec, position: int, values: np.ndarray) -> None:
+    with open(path, "r+b") as file:
+        version = np.lib.format.read_magic(file)
+        assert version == (1, 0), version
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(file.tell() + position * spec.row_bytes)
+        file.write(np.ascontiguousarray(values).data)
+
+
+def finish(spec: StoreSpec, codes: pa.Table) -> None:
+    """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists."""
+    buffer = io.BytesIO()
+    pq.write_table(codes, buffer)
+    storage.write_bytes(storage.join(spec.address, CODES), buffer.getvalue())
+    touch(spec)
+    meta = json.dumps(dataclasses.asdict(spec) | {"num_bytes": spec.num_bytes}, indent=2)
+    storage.write_bytes(storage.join(spec.address, META), meta.encode())
+
+
+def touch(spec: StoreSpec) -> None:
+    """Note that a store is in use, for those who look for something to evict."""
+    storage.write_bytes(storage.join(spec.address, USED), str(time.time()).encode())
+
+
+def read_codes(spec: StoreSpec) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(spec.address, CODES))))
+
+
+def make_room(root: str, needed: int, budget: int, *, keep: set[str]) -> list[str]:
+    """Evict the least recently used stores until ``needed`` more bytes fit ``budget``; those in use and ``keep`` stay.
+
+    Returns:
+        The keys that were evicted.
+
+    Raises:
+        StorageError: what may not be evicted leaves too little room.
+    """
+    sizes: dict[str, int] = {}
+    for name, info in (storage.list_files(root) if storage.exists(root) else {}).items():
+        key = name[len(root) :].strip("/").split("/")[0]
+        sizes[key] = sizes.get(key, 0) + int(info["size"] or 0)
+    evicted = []
+    last = {key: _last_used(storage.join(root, key)) for key in sizes}
+    for key in sorted(set(sizes) - keep, key=lambda key: last[key]):
+        if sum(sizes.values()) + needed <= budget:
+            break
+        if time.time() - last[key] < IN_USE_S:
+            continue
+        # the mark goes first, so that nobody takes half a store for a whole one
+        fs, path = storage.filesystem(storage.join(root, key, META))
+        if fs.exists(path):
+            fs.rm(path)
+        storage.remove_folder(storage.join(root, key))
+        evicted.append(key)
+        del sizes[key]
+    if sum(sizes.values()) + needed > budget:
+        held = sum(sizes.values()) / 1e9
+        raise StorageError(f"{root}: {held:.2f} GB are in use; {needed / 1e9:.2f} GB more exceed {budget / 1e9:.2f} GB")
+    return evicted
+
+
+def _last_used(address: str) -> float:
+    try:
+        return float(storage.read_bytes(storage.join(address, USED)))
+    except (StorageError, ValueError):
+        return 0.0  # never finished: what a killed run left
+
+
+class StoreReader:
+    """Memory-mapped rows, read-only. ``local_root``: where a remote store is assembled, once a machine."""
+
+    def __init__(self, spec: StoreSpec, *, local_root: str, budget: int) -> None:
+        self.spec = spec
+        local = storage.is_local(spec.address)
+        path = os.path.join(spec.address, ROWS) if local else _assemble(spec, local_root, budget)
+        self.rows = np.load(path, mmap_mode="r")
+
+    def take(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """A copy of the numbers of ``rows`` ``(B,)`` in ``views`` ``(B,)``: ``(B, *shape)``."""
+        return self.rows[rows * self.spec.num_views + views]
+
+
+def _assemble(spec: StoreSpec, local_root: str, budget: int) -> str:
+    here = dataclasses.replace(spec, root=local_root)
+    folder = here.address
+    path = os.path.join(folder, ROWS)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one machine: the first one fetches
+        touch(here)
+        if os.path.exists(path):
+            return path
+        make_room(local_root, spec.num_bytes, budget, keep={spec.key})
+        partial = f"{path}.partial"
+        _allocate(spec, partial)
+        for name in sorted(storage.list_files(storage.join(spec.address, "parts"))):
+            part = np.load(io.BytesIO(storage.read_bytes(name)))
+            _write_at(partial, spec, int(os.path.basename(name).split(".")[0]), part)
+        os.replace(partial, path)
+    return path
+
+
+def free_bytes(root: str) -> int | None:
+    """Free space on the disk of a local root; None for object stores."""
+    if not storage.is_local(root):
+        return None
+    while not os.path.exists(root):
+        root = os.path.dirname(root)
+    return shutil.disk_usage(root).free

@@ -1,0 +1,339 @@
+"""The training loop of one worker, in torch alone. The same global batch, whatever the number of workers.
+
+Losses are summed, divided by the global weight of the batch and reduced, so that no sample is dropped, repeated or
+counted differently. An epoch depends on the state before it, the seed and its number alone, so that a run that went on
+from a checkpoint ends where an uninterrupted one ends.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.transforms import v2
+
+from retailray.config import TrainSection
+from retailray.models.blocks import freeze, split, train_mode
+from retailray.models.calibration import fit_temperature
+from retailray.models.precision import autocast, spare_slow_gradients
+from retailray.models.predictor import Normalize
+from retailray.training.optim import make_average, make_optimizer, make_schedule
+from retailray.training.recipe import Stage
+
+CPU = torch.device("cpu")
+CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The workers of one fit: this one's rank, how many there are, and where it computes."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all workers, on the device."""
+        values = values.to(self.device)
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in order of rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a fit stands: what a checkpoint holds besides weights and optimizer."""
+
+    stage: int = 0
+    stage_epochs: int = 0  # done in this stage
+    since_best: int = 0  # epochs of this stage without a better one
+    best_score: float = float("-inf")
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+Open = Callable[[str, Stage], tuple[Any, int]]  # split, stage → batches and the number of blocks they went through
+
+
+class Engine:
+    """Fits one model through its stages.
+
+    Args:
+        model: its weights are the starting point; trained in place.
+        open_batches: gives the batches of ``train``, ``validation`` or ``test`` for a stage.
+        class_weights: float ``(C,)``, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        normalize: Normalize,
+        stages: list[Stage],
+        train: TrainSection,
+        precision: str,
+        world: World,
+        open_batches: Open,
+        class_weights: torch.Tensor | None = None,
+        loader_workers: int = 0,
+    ) -> None:
+        self.world, self.device, self.train, self.stages = world, world.device, train, stages
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        spare_slow_gradients(self.model, device=self.device, precision=precision)
+        self.chain = split(self.model)
+        self.normalize, self.num_classes = normalize.to(self.device), num_classes
+        self.precision, self.open_batches, self.loader_workers = precision, open_batches, loader_workers
+        self.class_weights = class_weights.to(self.device) if class_weights is not None else None
+        self.progress = Progress()
+        self.best: dict[str, torch.Tensor] = {}
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def fit(self, start: dict[str, Any] | None, on_epoch: Callable[["Engine", dict[str, Any]], None]) -> None:
+        """Run all stages, from the state of a checkpoint if there is one; the best weights are in the model then."""
+        self.best = self._named(self.chain.suffix(self.stages[-1].reads))
+        if start:
+            self.progress = Progress(**start["progress"])
+            self.best = start["best"]
+            self._load(self.best)
+            self._load(start["weights"])
+        while self.progress.stage < len(self.stages):
+            self._enter(self.stages[self.progress.stage])
+            if start and self.progress.stage_epochs:
+                self._restore(start)
+            start = None
+            while not self.stage_is_over():
+                on_epoch(self, self._epoch())
+            self._load(self.best)
+            if self.progress.stage + 1 == len(self.stages):
+                return
+            self.progress.stage += 1
+            self.progress.stage_epochs = self.progress.since_best = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`fit` needs to go on from here, for ``torch.save``."""
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "best": self.best,
+            "weights": self._named(self.suffix),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    @torch.no_grad()
+    def logits(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``(N, C)`` and targets ``(N,)`` of a split under the present weights, from all workers."""
+        batches, reads = self.open_batches(name, self.stages[-1])
+        found = []
+        for values, target, weight in self._eval_batches(batches):
+            usable = weight > 0
+            logits = self._forward_all(values, reads)
+            found.append((logits[usable].cpu(), target[usable].cpu()))
+        gathered = [pair for part in self.world.gather(found) for pair in part]
+        return torch.cat([pair[0] for pair in gathered]), torch.cat([pair[1] for pair in gathered])
+
+    def temperature(self) -> float:
+        logits, targets = self.logits("validation")
+        return fit_temperature(logits[:CALIBRATION_ROWS], targets[:CALIBRATION_ROWS])
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        freeze(self.chain, stage.cut)
+        self.train_batches, self.reads = self.open_batches("train", stage)
+        self.validation_batches, self.validation_reads = self.open_batches("validation", stage)
+        self.suffix = self.chain.suffix(stage.cut)
+        self.frozen = self.chain.run(self.reads, stage.cut)
+        self.average = make_average(self.suffix, self.train.ema)
+        self.optimizer = make_optimizer(self.chain, stage, self.train)
+        steps = self.train_batches.num_steps * stage.epochs
+        self.schedule = make_schedule(self.optimizer, steps, self.train.warmup)
+        stepped: nn.Module = torch.compile(self.suffix) if self.train.compile else self.suffix  # type: ignore[assignment]
+        if self.world.size > 1:
+            stepped = DistributedDataParallel(stepped, device_ids=[self.device] if self.device.type == "cuda" else None)
+        self.stepped = stepped
+        self.mixers = self._make_mixers()
+
+    def _restore(self, start: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(start["optimizer"])
+        self.schedule.load_state_dict(start["schedule"])
+        if self.average and start["average"]:
+            self.average.load_state_dict(start["average"])
+
+    def stage_is_over(self) -> bool:
+        patience = self.train.patience
+        tired = patience is not None and self.progress.since_best >= patience
+        return tired or self.progress.stage_epochs >= self.stage.epochs
+
+    def _named(self, part: nn.Module) -> dict[str, torch.Tensor]:
+        """Copies of the tensors of a part of the model, on the CPU, under the model's own names."""
+        names = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        return {names[id(tensor)]: tensor.detach().cpu().clone() for tensor in part.state_dict(keep_vars=True).values()}
+
+    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
+        target = self.model.state_dict()
+        with torch.no_grad():
+            for name, value in tensors.items():
+                target[name].copy_(value)
+
+    # -- an epoch -----------------------------------------------------------------------------------------------------
+
+    def _epoch(self) -> dict[str, Any]:
+        started = time.monotonic()
+        progress = self.progress
+        epoch = len(progress.history) + 1
+        metrics: dict[str, Any] = {"epoch": epoch, "phase": progress.stage + 1, "trainable": self.stage.trainable}
+        metrics |= self._train_epoch(epoch)
+        trained = time.monotonic() - started
+        with self._averaged():
+            metrics |= self._validate()
+            metrics |= {"precision": self.precision, "train_seconds": trained, "seconds": time.monotonic() - started}
+            score = metrics[f"validation_{self.train.metric}"] * (-1 if self.train.metric == "loss" else 1)
+            better = (score, -metrics["validation_loss"]) > (progress.best_score, -progress.best_loss)
+            if better:
+                progress.best_score, progress.best_loss = score, metrics["validation_loss"]
+                progress.best_epoch = epoch
+                self.best |= self._named(self.suffix)
+        progress.since_best = 0 if better else progress.since_best + 1
+        progress.stage_epochs += 1
+        progress.history.append(metrics)
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
+        self.model.eval()
+        train_mode(self.chain, self.stage.cut)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for values, target, weight in self._moved(self.train_batches, epoch):
+            sums += self._step(values, target, weight)
+        loss_sum, correct, count = self.world.sum(sums).tolist()
+        return {
+            "train_loss": loss_sum / max(count, 1),
+            "train_top1": correct / max(count, 1),
+            "train_rows": int(count),
+        }
+
+    def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows)."""
+        soft = nn.functional.one_hot(target, self.num_classes).float()
+        mixed = "cutmix" in self.mixers and ("mixup" not in self.mixers or bool(torch.rand(()) < 0.5))
+        if mixed:
+            values, soft = self.mixers["cutmix"](values, target)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            inputs = self.frozen(self._enter_blocks(values, self.reads))
+        if "mixup" in self.mixers and not mixed:
+            inputs, soft = _mix(self.mixers["mixup"], inputs, target)
+        with autocast(self.device, self.precision):
+            logits = self.stepped(inputs).float()
+        losses = nn.functional.cross_entropy(logits, soft, reduction="none", label_smoothing=self.train.label_smoothing)
+        share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
+        # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
+        total = self.world.sum(share.sum()).clamp(min=1e-12)
+        loss = (losses * share).sum() * self.world.size / total
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.suffix)
+        correct = (logits.argmax(1) == target) * weight
+        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).detach().double()
+
+    def _make_mixers(self) -> dict[str, Any]:
+        """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
+        mixers: dict[str, Any] = {}
+        if self.train.mixup:
+            mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.num_classes)
+        if self.train.cutmix:
+            assert self.reads == 0, "cutmix mixes pixels"
+            mixers["cutmix"] = v2.CutMix(alpha=self.train.cutmix, num_classes=self.num_classes)
+        return mixers
+
+    def _averaged(self) -> "_Swapped":
+        """With averaged weights in the model's place, where there are any."""
+        return _Swapped(self)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Any]:
+        self.model.eval()
+        if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
+            for buffer in self.suffix.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
+        for values, target, weight in self._eval_batches(self.validation_batches):
+            logits = self._forward_all(values, self.validation_reads)
+            losses = nn.functional.cross_entropy(logits, target, reduction="none")
+            guess = logits.argmax(1)
+            correct = (guess == target) * weight
+            sums += torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).double()
+            for row, (labels, amount) in enumerate(((target, correct), (guess, weight), (target, weight))):
+                counts[row].index_add_(0, labels, amount.double())
+        loss_sum, right, count = self.world.sum(sums).tolist()
+        hits, guessed, support = self.world.sum(counts)
+        f1 = 2 * hits / (guessed + support).clamp(min=1)
+        return {
+            "validation_loss": loss_sum / max(count, 1),
+            "validation_top1": right / max(count, 1),
+            "validation_macro_f1": float(f1[support > 0].mean()) if count else 0.0,
+            "validation_rows": int(count),
+        }
+
+    # -- tensors ------------------------------------------------------------------------------------------------------
+
+    def _moved(self, batches: Any, epoch: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        pin = self.device.type == "cuda"
+        for batch in batches.epoch(epoch, num_workers=self.loader_workers, pin=pin):
+            values, target, weight = (part.to(self.device, non_blocking=True) for part in batch)
+            yield values, target, weight
+
+    def _eval_batches(self, batches: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return self._moved(batches, None)
+
+    def _enter_blocks(self, values: torch.Tensor, reads: int) -> torch.Tensor:
+        """Pixels are normalised; kept activations are taken as they are, in the precision of the pass."""
+        if reads == 0:
+            return self.normalize(values)
+        values = values.float() if self.precision == "float32" else values
+        return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+
+    def _forward_all(self, values: torch.Tensor, reads: int) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            return self.chain.suffix(reads)(self._enter_blocks(values, reads)).float()
+
+
+class _Swapped:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> None:
+        average = self.engine.average
+        if average:
+            self.kept = {name: value.clone() for name, value in self.engine.suffix.state_dict().items()}
+            self.engine.suffix.load_state_dict(average.module.state_dict())
+
+    def __exit__(self, *_: object) -> None:
+        if self.engine.average:
+            self.engine.suffix.load_state_dict(self.kept)
+
+
+def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """torchvision mixes images ``(B, C, H, W)``; features and tokens take that form for it."""
+    mixed, soft = mixer(inputs.reshape(len(inputs), -1, 1, 1) if inputs.ndim != 4 else inputs, target)
+    return mixed.reshape(inputs.shape), soft

@@ -1,0 +1,125 @@
+"""k folds: every row is tested once by a model that was neither trained nor chosen on it."""
+
+import dataclasses
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from retailray import progress, storage
+from retailray.cluster import Capacity, Plan
+from retailray.config import TrainConfig
+from retailray.data.catalog import Catalog
+from retailray.data.splits import assign_splits
+from retailray.errors import CatalogError
+from retailray.evaluation import classification_metrics
+from retailray.runs import RunDirectory
+from retailray.training.fit import FitResult, fit
+from retailray.training.precompute import Backbone
+from retailray.training.prepare import Images, Prepared
+from retailray.training.recipe import Stage
+
+MEASURES = ("top1", "top5", "macro_f1", "ece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitter:
+    """What the fits of one run share."""
+
+    config: TrainConfig
+    images: Images
+    labels: list[str]
+    stages: list[Stage]
+    backbone: Backbone
+    prepared: Prepared
+    plan: Plan
+    capacity: Capacity
+
+    def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: dict[str, Any]) -> FitResult:
+        return fit(
+            self.config,
+            self.images,
+            rows,
+            self.labels,
+            self.stages,
+            self.backbone,
+            self.prepared,
+            self.plan,
+            self.capacity,
+            checkpoints,
+            tags,
+        )
+
+
+def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Row numbers of train, validation and test by fold: classes in equal shares, products in one fold.
+
+    ``roles`` has the rows of the usual split. Where the catalog names its validation rows they choose the epoch in
+    every fold, and the folds divide the training rows; else each holds back ``split.validation`` of its other products.
+
+    Raises:
+        CatalogError: there are too few rows for so many folds.
+    """
+    fixed = bool(config.catalog.validation_uri or config.catalog.split)
+    pool = roles["train"] if fixed else np.arange(len(rows))
+    labels, groups = rows.column("label"), rows.column("group")
+    divider = StratifiedGroupKFold(config.split.folds or 0, shuffle=True, random_state=config.split.seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes smaller than the number of folds; said below
+            parts = [pool[test] for _, test in divider.split(pool, labels[pool].astype(str), groups[pool].astype(str))]
+    except ValueError as error:
+        raise CatalogError(f"split.folds = {config.split.folds}: {error}") from error
+    folds = []
+    for test in parts:
+        rest = np.setdiff1d(pool, test)
+        if fixed:
+            folds.append({"train": rest, "validation": roles["validation"], "test": test})
+            continue
+        names = assign_splits(groups[rest], validation=config.split.validation, test=0.0, seed=config.split.seed)
+        folds.append({"train": rest[names == "train"], "validation": rest[names == "validation"], "test": test})
+    for number, fold in enumerate(folds, 1):
+        empty = [name for name, members in fold.items() if not len(members)]
+        if empty:
+            raise CatalogError(
+                f"split.folds = {config.split.folds}: fold {number} has no {' and no '.join(empty)} rows"
+            )
+    return folds
+
+
+def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Fit and test every fold that an interrupted run has not; mean, standard deviation and values a measure."""
+    results = []
+    for number, rows in enumerate(folds, 1):
+        name = f"folds/fold-{number}.json"
+        if run.resumed and storage.exists(run.path(name)):
+            results.append(json.loads(storage.read_bytes(run.path(name))))
+            continue
+        tags = {"fold": number, "folds": len(folds)}
+        fitted = fitter.fit(rows, run.path("checkpoints", f"fold-{number}"), tags)
+        measured = _measure(fitted, fitter.labels) | {"fold": number, "best_epoch": fitted.best_epoch}
+        run.write_json(name, measured)
+        progress.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
+        results.append(measured)
+    summary: dict[str, Any] = {"num_folds": len(folds)}
+    for measure in MEASURES:
+        values = [result[measure] for result in results]
+        summary[measure] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "values": values}
+    return summary
+
+
+def _measure(fitted: FitResult, labels: list[str]) -> dict[str, Any]:
+    assert fitted.test_logits is not None
+    assert fitted.test_targets is not None
+    if not len(fitted.test_targets):
+        raise CatalogError("split.folds: no image of a fold could be read; see `retailray check`")
+    names = np.array(labels, dtype=object)
+    scaled = fitted.test_logits / fitted.temperature
+    shares = np.exp(scaled - scaled.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :5]
+    top = [list(names[row]) for row in order]
+    score = shares[np.arange(len(shares)), order[:, 0]]
+    return classification_metrics(names[fitted.test_targets], names[order[:, 0]], score, top, bootstrap=0)

@@ -1,0 +1,49 @@
+"""What this machine does in which time: the ground for choosing a precision and for keeping activations."""
+
+import dataclasses
+import os
+import time
+
+import torch
+
+from retailray.models.backbones import build_model
+from retailray.models.blocks import split
+from retailray.models.precision import autocast, choose_precision
+
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """``seconds`` and ``shapes`` by number of frozen blocks: of one image through them, and of what comes out."""
+
+    precision: str
+    seconds: dict[int, float]
+    shapes: dict[int, tuple[int, ...]]
+
+
+def measure(
+    arch: str, num_classes: int, *, size_px: int, cuts: list[int], precision: str, use_gpu: bool, threads: int
+) -> Measurement:
+    """Run untrained blocks on noise, for a second or two: time does not depend on the weights."""
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    device = torch.device("cuda" if use_gpu else "cpu")
+    model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
+    if precision == "auto":
+        precision = choose_precision(model, size_px=size_px, device=device)
+    chain = split(model)
+    seconds: dict[int, float] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    images = torch.rand(BATCH, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)
+    for cut in cuts:
+        part = chain.run(0, cut)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            with torch.inference_mode(), autocast(device, precision):
+                shapes[cut] = tuple(part(images).shape[1:])
+            if use_gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        seconds[cut] = min(times) / BATCH
+    return Measurement(precision, seconds, shapes)

@@ -1,0 +1,54 @@
+"""Optimizers, schedules and averaged weights over the trained part of a model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from retailray.config import TrainSection
+from retailray.models.blocks import Chain
+from retailray.training.recipe import Stage
+
+
+def make_optimizer(chain: Chain, stage: Stage, train: TrainSection) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, fused, over what the stage trains.
+
+    Rates: the head's own; the backbone's in the last block and ``lr_decay`` of it from block to block downwards
+    (ULMFiT's discriminative rates, arXiv 1801.06146). Biases and normalisation layers are not decayed.
+    """
+    groups = list(_groups(chain, stage, train))
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def _groups(chain: Chain, stage: Stage, train: TrainSection) -> Iterator[dict[str, Any]]:
+    trained = [module for _, module in chain.blocks[stage.cut :]]
+    parts = [(stage.head_lr, chain.head)]
+    parts += [(stage.backbone_lr * train.lr_decay**below, block) for below, block in enumerate(reversed(trained))]
+    for rate, module in parts:
+        decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+        spared = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+        for parameters, decay in ((decayed, train.weight_decay), (spared, 0.0)):
+            if parameters:
+                yield {"params": parameters, "lr": rate, "weight_decay": decay}
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> Any:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    schedules = torch.optim.lr_scheduler
+    rising = max(1, int(num_steps * warmup)) if warmup else 0
+    fall = schedules.CosineAnnealingLR(optimizer, T_max=max(1, num_steps - rising))
+    if not rising:
+        return fall
+    rise = schedules.LinearLR(optimizer, start_factor=1 / (rising + 1), total_iters=rising)
+    return schedules.SequentialLR(optimizer, [rise, fall], milestones=[rising])
+
+
+def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
+    """Exponential moving average of weights and buffers; None where ``decay`` is 0."""
+    if not decay:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

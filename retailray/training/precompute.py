@@ -1,0 +1,249 @@
+"""Filling stores with Ray Data: images are fetched, decoded and augmented once, and frozen blocks run on them once."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from retailray import storage
+from retailray.cluster import Plan, relay_progress
+from retailray.data import store
+from retailray.data.catalog import Catalog
+from retailray.data.pipeline import (
+    CHUNK_ROWS,
+    CODE,
+    MESSAGE,
+    OURS,
+    PIXELS,
+    ROW,
+    VIEW,
+    ViewSpec,
+    pixels_to_numpy,
+    transport_table,
+    view_dataset,
+)
+from retailray.data.store import StoreSpec
+from retailray.errors import CatalogError, RetailrayError
+from retailray.models.backbones import build_model, load_state
+from retailray.models.blocks import Chain, split
+from retailray.models.precision import autocast
+from retailray.models.predictor import Normalize
+
+JOB = OURS + "job"  # which job a row belongs to
+FORWARD_ROWS = 64  # images a forward pass
+MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What a filling actor builds its model from. ``state_ref``: weights as safetensors bytes in the object store."""
+
+    arch: str
+    num_classes: int
+    image_size: int
+    state_ref: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+
+
+def fingerprint(catalog: Catalog) -> str | None:
+    """A digest of which images, in which order, with which content; None where a store cannot tell contents apart."""
+    identities = storage.identities(catalog.column("uri").tolist())
+    if None in identities:
+        return None
+    digest = hashlib.sha256()
+    table = transport_table(catalog, with_input=False)
+    for uri, identity, code in zip(catalog.column("uri"), identities, table.column(CODE).to_pylist(), strict=True):
+        digest.update(f"{uri}\0{identity}\0{code}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_digest(chain: Chain, cut: int) -> str:
+    """A digest of the tensors of the first ``cut`` blocks."""
+    digest = hashlib.sha256()
+    for name, tensor in chain.run(0, cut).state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_spec(
+    *,
+    root: str,
+    rows: str,
+    num_rows: int,
+    views: ViewSpec,
+    cut: int,
+    backbone: Backbone,
+    chain: Chain,
+    shape: tuple[int, ...],
+) -> StoreSpec:
+    """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
+    pixels = cut == 0
+    dtype = "uint8" if pixels else "bfloat16" if backbone.precision == "bfloat16" else "float32"
+    drawn = views.augment != "none" or views.erasing > 0
+    content: dict[str, Any] = {
+        "rows": rows,
+        "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
+        "pillow": importlib.metadata.version("pillow"),
+        "torchvision": importlib.metadata.version("torchvision") if drawn or not pixels else None,
+    }
+    if not pixels:
+        content |= {
+            "arch": backbone.arch,
+            "image_size": backbone.image_size,
+            "cut": cut,
+            "weights": weights_digest(chain, cut),
+            "normalization": (backbone.mean, backbone.std),
+            "precision": backbone.precision,
+            "torch": torch.__version__,
+        }
+    return StoreSpec(root, store.content_key(content), num_rows, views.num_views, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels)."""
+
+    name: str
+    catalog: Catalog
+    rows: str
+    views: ViewSpec
+    specs: dict[int, StoreSpec]
+
+    def missing(self) -> "Job":
+        absent = {cut: spec for cut, spec in self.specs.items() if not store.is_whole(spec)}
+        return dataclasses.replace(self, specs=absent)
+
+
+def fill(jobs: list[Job], backbone: Backbone, plan: Plan) -> None:
+    """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
+
+    Raises:
+        CatalogError: images changed while they were read.
+        RetailrayError: a task or an actor failed.
+    """
+    for job in jobs:
+        for spec in job.specs.values():
+            store.create(spec)
+    total = sum(len(job.catalog) * job.views.num_views for job in jobs)
+    try:
+        with relay_progress("images, every view of each", total) as relay:
+            for group in (
+                [job for job in jobs if set(job.specs) != {0}],
+                [job for job in jobs if set(job.specs) == {0}],
+            ):
+                if group:
+                    filled = _filled(group, backbone, plan, relay)
+                    outcome = pa.concat_tables(part for part in ray.get(filled.to_arrow_refs()) if part.num_rows)
+                    for number, job in enumerate(group):
+                        _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
+    except RetailrayError:
+        raise
+    except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
+        raise RetailrayError(f"reading the images stopped: {' '.join(str(error).split())[-400:]}") from error
+
+
+def _filled(jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> ray.data.Dataset:
+    datasets = []
+    for number, job in enumerate(jobs):
+        table = transport_table(job.catalog, with_input=False)
+        table = table.append_column(JOB, pa.array([number] * table.num_rows))
+        num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
+        datasets.append(view_dataset(table, job.views, task_cpus=plan.task_cpus, num_blocks=num_blocks, keep=[JOB]))
+    images = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
+    whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+    if set(jobs[0].specs) == {0}:
+        specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
+        arguments = {"specs": specs, "sizes": sizes, "relay": relay}
+        return images.map_batches(_write_pixels, num_cpus=plan.task_cpus, fn_kwargs=arguments, **whole_blocks)
+    slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
+    return images.map_batches(
+        FillStores,
+        fn_constructor_kwargs={"jobs": slim, "backbone": backbone, "plan": plan, "relay": relay},
+        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
+        num_cpus=plan.actor_cpus,
+        num_gpus=plan.actor_gpus or None,
+        **whole_blocks,
+    )
+
+
+def _finish(job: Job, outcome: pa.Table) -> None:
+    if outcome.num_rows != len(job.catalog):
+        raise RetailrayError(f"{len(job.catalog)} images went in and {outcome.num_rows} came out; please report this")
+    if fingerprint(job.catalog) != job.rows:
+        raise CatalogError(f"{job.catalog.uri}: images changed while they were read; run again when they are settled")
+    codes = outcome.sort_by(ROW).select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
+    for spec in job.specs.values():
+        store.finish(spec, codes)
+
+
+def _positions(table: pa.Table, num_views: int) -> np.ndarray:
+    return table.column(ROW).to_numpy() * num_views + table.column(VIEW).to_numpy()
+
+
+def _outcome(table: pa.Table, relay: Any) -> pa.Table:
+    relay.step.remote(table.num_rows)
+    return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, ROW, CODE, MESSAGE])
+
+
+def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], relay: Any) -> pa.Table:
+    number = table.column(JOB)[0].as_py()
+    values = pixels_to_numpy(table.column(PIXELS), sizes[number])
+    store.write_rows(specs[number], _positions(table, specs[number].num_views), values)
+    return _outcome(table, relay)
+
+
+class FillStores:
+    """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
+
+    def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> None:
+        import safetensors.torch
+
+        torch.set_num_threads(min(plan.torch_threads, os.cpu_count() or 1))
+        self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
+        self.jobs, self.relay, self.precision = jobs, relay, backbone.precision
+        model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
+        load_state(model, safetensors.torch.load(ray.get(backbone.state_ref)))
+        chain = split(model.to(self.device).to(memory_format=torch.channels_last).eval())
+        self.parts = []
+        for job in jobs:
+            cuts = sorted(cut for cut in job.specs if cut)
+            self.parts.append({cut: chain.run(start, cut) for start, cut in zip([0, *cuts], cuts, strict=False)})
+        self.normalize = Normalize(backbone.mean, backbone.std).to(self.device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        number = table.column(JOB)[0].as_py()
+        job, parts = self.jobs[number], self.parts[number]
+        positions = _positions(table, job.views.num_views)
+        images = pixels_to_numpy(table.column(PIXELS), job.views.crop_size)
+        if 0 in job.specs:
+            store.write_rows(job.specs[0], positions, images)
+        found: dict[int, list[np.ndarray]] = {cut: [] for cut in parts}
+        for start in range(0, len(images), FORWARD_ROWS):
+            for cut, values in self._forward(images[start : start + FORWARD_ROWS], parts):
+                found[cut].append(values)
+        for cut, values_of in found.items():
+            store.write_rows(job.specs[cut], positions, np.concatenate(values_of))
+        return _outcome(table, self.relay)
+
+    @torch.inference_mode()
+    def _forward(self, images: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:
+        results = []
+        with autocast(self.device, self.precision):
+            values = self.normalize(torch.from_numpy(np.array(images)))
+            for cut, part in parts.items():
+                values = part(values)
+                kept = values.to(torch.bfloat16 if self.precision == "bfloat16" else torch.float32)
+                # NCHW in the file, whatever the layout in memory
+                kept = kept.contiguous(memory_format=torch.contiguous_format).cpu()
+                results.append((cut, (kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy()))
+        return results

@@ -1,0 +1,211 @@
+"""Before the first epoch: measure, decide what is kept, fill what is missing, and say where each split is read from."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from retailray import progress, storage
+from retailray.cluster import Plan
+from retailray.config import TrainConfig
+from retailray.data import store
+from retailray.data.catalog import Catalog
+from retailray.data.images import Limits
+from retailray.data.pipeline import DecodeSpec, ViewSpec
+from retailray.data.store import StoreSpec
+from retailray.errors import StorageError
+from retailray.models.blocks import Chain
+from retailray.training.caching import CachePlan, describe, plan_cache
+from retailray.training.measure import Measurement, measure
+from retailray.training.precompute import Backbone, Job, fill, fingerprint, make_spec
+from retailray.training.recipe import Stage
+from retailray.training.sources import Augmentation, StoredRows
+
+LOCAL_ROOT = "~/.cache/retailray"
+DISK_SHARE = 0.8  # of what is free, whatever the budget says
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Two sets of images, possibly the same: what is trained on, in augmented views, and what is looked at plainly."""
+
+    train: Catalog
+    plain: Catalog
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Stores by set (``train``, ``plain``) and number of blocks, and the error code of every image where they tell."""
+
+    plan: CachePlan
+    stores: dict[str, dict[int, StoreSpec]]
+    codes: dict[str, np.ndarray]
+    local_root: str
+    budget: int
+
+    def source(self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray) -> tuple[StoredRows, int] | None:
+        """Usable ``rows`` of a set for a stage, and the blocks they went through; None where pixels are streamed."""
+        reads = self.plan.reads(stage)
+        if reads is None:
+            return None
+        usable = (self.codes[which][rows] == "") & (targets >= 0)
+        spec = self.stores[which][reads]
+        return StoredRows(spec, rows[usable], targets[usable], self.local_root, self.budget), reads
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    transform = config.transform
+    still = transform.augment == "none"
+    source = transform.image_size if still else transform.resolved_resize_size
+    return Augmentation(transform.augment, transform.erasing, source, transform.image_size)
+
+
+def measure_here(
+    config: TrainConfig, num_classes: int, stages: list[Stage], plan: Plan, *, precision: str
+) -> Measurement:
+    """Measure where training will run: in this process where that is the same machine without a GPU, else in a task."""
+    arguments: dict[str, Any] = {
+        "size_px": config.transform.image_size,
+        "cuts": sorted({stage.reads for stage in stages if stage.reads}) if config.train.cache == "auto" else [],
+        "precision": precision,
+        "use_gpu": plan.actor_gpus > 0,
+        "threads": plan.torch_threads,
+    }
+    alone = len([node for node in ray.nodes() if node["Alive"]]) == 1
+    if alone and not plan.actor_gpus:
+        threads = torch.get_num_threads()
+        try:
+            return measure(config.model.arch, num_classes, **arguments)
+        finally:
+            torch.set_num_threads(threads)
+    task = ray.remote(num_cpus=plan.actor_cpus, num_gpus=plan.actor_gpus)(measure)
+    return ray.get(task.remote(config.model.arch, num_classes, **arguments))
+
+
+def prepare(
+    config: TrainConfig,
+    images: Images,
+    stages: list[Stage],
+    backbone: Backbone,
+    chain: Chain,
+    measured: Measurement,
+    plan: Plan,
+    *,
+    views: int | None,
+) -> Prepared:
+    """Decide and fill. ``views``: the number an interrupted run had, None for a new one.
+
+    Raises:
+        RetailrayError: images or stores cannot be read or written.
+    """
+    root, local_root = _roots(config)
+    budget = int(config.train.cache_gb * 1e9)
+    nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, local_root, budget)
+    if config.train.cache == "off":
+        return _said(nothing)
+    sets = {"train": images.train, "plain": images.plain}
+    rows = {name: fingerprint(catalog) for name, catalog in sets.items()}
+    if None in rows.values():
+        why = f"the store of {config.catalog.uri} does not tell versions of an image apart, so nothing can be kept"
+        return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+    free = store.free_bytes(root)
+    if views is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"views": views})})
+    decided = plan_cache(
+        config,
+        stages,
+        measured,
+        num_train=len(images.train),
+        num_plain=len(images.plain),
+        budget=min(budget, int(free * DISK_SHARE)) if free is not None else budget,
+        source_px=augmentation(config).source_px,
+    )
+    stores: dict[str, dict[int, StoreSpec]] = {"train": {}, "plain": {}}
+    jobs: list[Job] = []
+    for which, wanted in _wanted(config, decided).items():
+        for views_of, cuts in wanted.items():
+            specs = {
+                cut: make_spec(
+                    root=root,
+                    rows=str(rows[which]),
+                    num_rows=len(sets[which]),
+                    views=views_of,
+                    cut=cut,
+                    backbone=backbone,
+                    chain=chain,
+                    shape=measured.shapes[cut] if cut else (3, views_of.crop_size, views_of.crop_size),
+                )
+                for cut in cuts
+            }
+            stores[which] |= specs
+            jobs.append(Job(which, sets[which], str(rows[which]), views_of, specs))
+    prepared = Prepared(decided, stores, {}, local_root, budget)
+    missing = [job for job in (job.missing() for job in jobs) if job.specs]
+    absent = sum(len(job.specs) for job in missing)
+    _said(prepared, reused=sum(len(job.specs) for job in jobs) - absent)
+    if missing:
+        if not _make_room(root, jobs, missing, budget):
+            why = "others use what the budget allows"
+            return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+        fill(missing, backbone, plan)
+    for which, specs in stores.items():
+        for spec in specs.values():
+            store.touch(spec)
+            prepared.codes[which] = store.read_codes(spec).column("error_code").to_numpy(zero_copy_only=False)
+    return prepared
+
+
+def _wanted(config: TrainConfig, decided: CachePlan) -> dict[str, dict[ViewSpec, list[int]]]:
+    """The passes over each set of images: what is decoded how, and after which blocks it is kept."""
+    transform, crop = config.transform, config.transform.image_size
+    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
+    source = augmentation(config).source_px
+
+    def views(side: int, *, augmented: bool) -> ViewSpec:
+        return ViewSpec(
+            decode=DecodeSpec(transform.resolved_resize_size, side, limits),
+            augment=transform.augment if augmented else "none",
+            erasing=transform.erasing if augmented else 0.0,
+            crop_size=crop if augmented else side,
+            num_views=decided.views if augmented else 1,
+            seed=config.train.seed,
+        )
+
+    wanted: dict[str, dict[ViewSpec, list[int]]] = {"train": {}, "plain": {}}
+    if decided.cuts:
+        wanted["train"].setdefault(views(source, augmented=True), []).extend(decided.cuts)
+        wanted["plain"].setdefault(views(crop, augmented=False), []).extend(decided.cuts)
+    if decided.pixels:
+        wanted["train"].setdefault(views(source, augmented=False), []).append(0)
+        wanted["plain"].setdefault(views(crop, augmented=False), []).append(0)
+    return wanted
+
+
+def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> bool:
+    absent = {spec.key: spec.num_bytes for job in missing for spec in job.specs.values()}
+    keep = {spec.key for job in jobs for spec in job.specs.values()} - absent.keys()
+    try:
+        evicted = store.make_room(root, sum(absent.values()), budget, keep=keep)
+    except StorageError as error:
+        progress.emit("warning", note=str(error))
+        return False
+    if evicted:
+        progress.emit("evicted", stores=evicted, reason=f"train.cache_gb = {budget / 1e9:g}")
+    return True
+
+
+def _roots(config: TrainConfig) -> tuple[str, str]:
+    """Where stores are, and where a machine assembles its copy of remote ones."""
+    local = os.path.expanduser(LOCAL_ROOT)
+    if config.train.cache_uri:
+        return config.train.cache_uri, local
+    several = len([node for node in ray.nodes() if node["Alive"]]) > 1
+    return (storage.join(config.out, "cache") if several else local), local
+
+
+def _said(prepared: Prepared, **fields: Any) -> Prepared:
+    progress.emit("cache", **describe(prepared.plan), **fields)
+    return prepared

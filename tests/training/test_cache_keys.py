@@ -1,0 +1,174 @@
+"""A stale key is impossible: everything that changes what frozen blocks say changes the key."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from retailray.config import CatalogSection, Phase, TrainConfig
+from retailray.data.catalog import read_catalog
+from retailray.data.images import Limits
+from retailray.data.pipeline import DecodeSpec, ViewSpec
+from retailray.models.backbones import build_model
+from retailray.models.blocks import split
+from retailray.training.caching import plan_cache
+from retailray.training.measure import Measurement
+from retailray.training.precompute import Backbone, fingerprint, make_spec
+from retailray.training.recipe import resolve
+
+VIEWS = ViewSpec(DecodeSpec(36, 36, Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)
+BACKBONE = Backbone("resnet18", 3, 32, None, (0.5,) * 3, (0.2,) * 3, "bfloat16")
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"12345")
+    (tmp_path / "c.csv").write_text("image,label\na.jpg,x\nb.jpg,y\n")
+    return read_catalog(CatalogSection(uri=str(tmp_path / "c.csv")))
+
+
+@pytest.fixture
+def chain():
+    torch.manual_seed(0)
+    return split(build_model("resnet18", 3))
+
+
+def key(catalog, chain, *, cut=8, views=VIEWS, backbone=BACKBONE):
+    rows = fingerprint(catalog)
+    return make_spec(
+        root="/x", rows=rows, num_rows=2, views=views, cut=cut, backbone=backbone, chain=chain, shape=(512, 1, 1)
+    ).key
+
+
+def test_a_key_repeats(catalog, chain):
+    assert key(catalog, chain) == key(catalog, chain)
+
+
+def test_the_bytes_of_an_image_are_in_the_key(catalog, chain, tmp_path):
+    before = key(catalog, chain)
+    os.utime(tmp_path / "a.jpg", (1, 1))
+    stat = (tmp_path / "a.jpg").stat()
+    touched = key(catalog, chain)
+    (tmp_path / "a.jpg").write_bytes(b"54321")  # same length, and the old times put back
+    os.utime(tmp_path / "a.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len({before, touched, key(catalog, chain)}) == 3
+
+
+def test_rows_and_their_order_are_in_the_key(catalog, chain):
+    assert key(catalog, chain) != key(catalog.take([1, 0]), chain) != key(catalog.take([0]), chain)
+
+
+def test_weights_of_frozen_blocks_are_in_the_key_and_others_are_not(catalog, chain):
+    before = key(catalog, chain)
+    with torch.no_grad():
+        next(chain.head.parameters()).add_(1)
+        next(chain.blocks[8][1].parameters()).add_(1)
+    assert key(catalog, chain) == before
+    with torch.no_grad():
+        next(chain.blocks[7][1].parameters()).view(-1)[0] += 1e-3
+    changed = key(catalog, chain)
+    assert changed != before
+    next(chain.blocks[7][1].buffers())[0] += 1e-3  # BatchNorm's statistics too
+    assert key(catalog, chain) not in (before, changed)
+
+
+def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
+    decode = VIEWS.decode
+    variants = [
+        {},
+        {"cut": 7},
+        *(
+            {"views": dataclasses.replace(VIEWS, **change)}
+            for change in (
+                {"augment": "article"},
+                {"erasing": 0.1},
+                {"crop_size": 30},
+                {"num_views": 3},
+                {"seed": 1},
+                {"decode": dataclasses.replace(decode, resize_size=40)},
+                {"decode": dataclasses.replace(decode, limits=Limits(10, 20.0))},
+            )
+        ),
+        *(
+            {"backbone": dataclasses.replace(BACKBONE, **change)}
+            for change in ({"precision": "float32"}, {"mean": (0.4,) * 3}, {"std": (0.3,) * 3}, {"arch": "resnet34"})
+        ),
+    ]
+    keys = [key(catalog, chain, **variant) for variant in variants]
+    assert len(set(keys)) == len(keys)
+
+
+def test_views_without_augmentation_have_no_seed(catalog, chain):
+    plain = dataclasses.replace(VIEWS, augment="none")
+    assert key(catalog, chain, views=plain) == key(catalog, chain, views=dataclasses.replace(plain, seed=5))
+
+
+# -- what is kept
+
+
+def decide(*, budget=10**12, epochs=10, seconds=None, depths=("head", "last2"), **settings):
+    phases = [Phase(epochs=epochs, trainable=depth) for depth in depths]
+    transform = settings.pop("transform", {})
+    config = TrainConfig(
+        out="/x",
+        catalog={"uri": "/x/c.csv"},
+        transform=transform,
+        model={"arch": "mobilenet_v2"},
+        train={"phases": phases, **settings},
+    )
+    stages = resolve(config, split(build_model("mobilenet_v2", 3)))
+    shapes = {19: (1280,), 17: (160, 7, 7), 5: (32, 28, 28)}
+    measured = Measurement("bfloat16", seconds or dict.fromkeys(shapes, 0.01), shapes)
+    return plan_cache(config, stages, measured, num_train=1000, num_plain=100, budget=budget, source_px=256), stages
+
+
+def test_every_frozen_depth_is_kept_in_one_pass():
+    plan, stages = decide()
+    assert (plan.cuts, plan.views, plan.pixels) == ((17, 19), 8, False)
+    assert plan.num_bytes == 2 * (1280 + 160 * 49) * (1000 * 8 + 100)
+    assert [plan.reads(stage) for stage in stages] == [19, 17]
+    assert "one pass of 81 s instead of 220 s" in plan.why
+
+
+def test_views_are_no_more_than_epochs_and_one_without_augmentation():
+    assert decide(epochs=3)[0].views == 3
+    assert decide(transform={"augment": "none"})[0].views == 1
+    assert decide(views=2)[0].views == 2
+
+
+def test_a_small_budget_takes_views_first_then_depths():
+    row = 2 * (1280 + 160 * 49)
+    assert decide(budget=row * (1000 * 4 + 100))[0].views == 4
+    assert decide(budget=row * (1000 + 100))[0].views == 1
+    plan, stages = decide(budget=2 * 1280 * 1100)
+    assert (plan.cuts, plan.pixels) == ((19,), False)
+    assert [plan.reads(stage) for stage in stages] == [19, None]
+    assert "over the budget" in plan.why
+    assert "streamed every epoch" in plan.why
+
+
+def test_reading_back_more_than_it_would_cost_to_compute_is_refused():
+    plan, stages = decide(depths=("last14",), seconds={5: 1e-6})
+    assert plan.cuts == ()
+    assert plan.pixels
+    assert plan.reads(stages[0]) == 0
+    assert "keeping their output" in plan.why
+
+
+def test_nothing_frozen_keeps_pixels_and_cutmix_needs_them():
+    plan, _ = decide(depths=("all",))
+    assert (plan.cuts, plan.pixels) == ((), True)
+    assert plan.num_bytes == 3 * (1000 * 256**2 + 100 * 224**2)
+    plan, _ = decide(cutmix=0.5)
+    assert (plan.cuts, plan.pixels) == ((), True)
+    assert "cutmix" in plan.why
+    plan, _ = decide(cache="off")
+    assert (plan.cuts, plan.pixels, plan.why) == ((), False, "train.cache is off")
+
+
+def test_a_phase_after_a_deeper_one_reads_what_is_still_frozen():
+    plan, stages = decide(depths=("last2", "head"))
+    assert [stage.cut for stage in stages] == [17, 19]
+    assert [plan.reads(stage) for stage in stages] == [17, 17], "the blocks between were trained"
