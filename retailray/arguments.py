@@ -210,6 +210,8 @@ def _type_name(annotation: Any) -> str:
         return "|".join(map(str, arguments)) if len(arguments) <= 5 else "name"
     if origin in (types.UnionType, typing.Union):
         return _type_name(next(argument for argument in arguments if argument is not type(None)))
+    if origin is list and isinstance(arguments[0], type) and issubclass(arguments[0], BaseModel):
+        return "JSON"
     if origin is list:
         return f"{_type_name(arguments[0])},..."
     if origin is dict:

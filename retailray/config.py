@@ -236,6 +236,12 @@ class ClusterSection(Section):
     )
     use_gpu: bool | None = Field(None, description="default: if the cluster has one")
 
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> "ClusterSection":
+        if self.num_workers and self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than num_workers = {self.num_workers}")
+        return self
+
 
 class DemoSection(Section):
     """The made-up catalog."""

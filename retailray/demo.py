@@ -113,7 +113,7 @@ def _pretrain(config: DemoConfig, run: RunDirectory) -> str:
             split=SplitSection(validation=0.1),
             transform=_transform(),
             model=ModelSection(arch=ARCH, weights="none", trainable="all"),
-            train=TrainSection(epochs=EPOCHS, backbone_lr=3e-3, seed=config.demo.seed),
+            train=TrainSection(epochs=EPOCHS, backbone_lr=3e-3, seed=config.demo.seed, cache_uri=run.path("cache")),
             cluster=config.cluster,
         )
     )
@@ -128,7 +128,7 @@ def _fine_tune(config: DemoConfig, run: RunDirectory, weights: str) -> dict[str,
             split=_held_out(config),
             transform=_transform(),
             model=ModelSection(arch=ARCH, weights=weights, trainable="all"),
-            train=TrainSection(epochs=EPOCHS, batch_size=32, seed=config.demo.seed),
+            train=TrainSection(epochs=EPOCHS, batch_size=32, seed=config.demo.seed, cache_uri=run.path("cache")),
             cluster=config.cluster,
         )
     )

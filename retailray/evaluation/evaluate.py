@@ -103,8 +103,11 @@ def _rows(config: EvaluateConfig, meta: BundleMeta) -> Catalog:
         there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
         raise CatalogError(f"{config.catalog.uri}: evaluate.split = {wanted}: it has no rows; there are {there}")
     trained = meta.config
-    ours = (config.catalog.uri, config.catalog.group, config.split.model_dump())
-    theirs = (trained["catalog"]["uri"], trained["catalog"]["group"], trained["split"]) if trained else ours
+    ours = (config.catalog.uri, config.catalog.group, config.split.model_dump(exclude={"folds"}))
+    theirs = ours
+    if trained:
+        split = {name: value for name, value in trained["split"].items() if name != "folds"}
+        theirs = (trained["catalog"]["uri"], trained["catalog"]["group"], split)
     if wanted != "train" and ours[0] == theirs[0] and ours != theirs:
         progress.emit(
             "warning",

@@ -37,7 +37,7 @@ from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 
 JOB = OURS + "job"  # which job a row belongs to
-FORWARD_ROWS = 64  # images a forward pass
+FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
 MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
 
 
@@ -136,7 +136,7 @@ def fill(jobs: list[Job], backbone: Backbone, plan: Plan) -> None:
             store.create(spec)
     total = sum(len(job.catalog) * job.views.num_views for job in jobs)
     try:
-        with relay_progress("images, every view of each", total) as relay:
+        with relay_progress("views", total) as relay:
             for group in (
                 [job for job in jobs if set(job.specs) != {0}],
                 [job for job in jobs if set(job.specs) == {0}],
@@ -228,8 +228,9 @@ class FillStores:
         if 0 in job.specs:
             store.write_rows(job.specs[0], positions, images)
         found: dict[int, list[np.ndarray]] = {cut: [] for cut in parts}
-        for start in range(0, len(images), FORWARD_ROWS):
-            for cut, values in self._forward(images[start : start + FORWARD_ROWS], parts):
+        step = FORWARD_ROWS[self.device.type]
+        for start in range(0, len(images), step):
+            for cut, values in self._forward(images[start : start + step], parts):
                 found[cut].append(values)
         for cut, values_of in found.items():
             store.write_rows(job.specs[cut], positions, np.concatenate(values_of))

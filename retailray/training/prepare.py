@@ -24,7 +24,6 @@ from retailray.training.precompute import Backbone, Job, fill, fingerprint, make
 from retailray.training.recipe import Stage
 from retailray.training.sources import Augmentation, StoredRows
 
-LOCAL_ROOT = "~/.cache/retailray"
 DISK_SHARE = 0.8  # of what is free, whatever the budget says
 
 
@@ -199,7 +198,8 @@ def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> b
 
 def _roots(config: TrainConfig) -> tuple[str, str]:
     """Where stores are, and where a machine assembles its copy of remote ones."""
-    local = os.path.expanduser(LOCAL_ROOT)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    local = os.path.join(caches, "retailray")
     if config.train.cache_uri:
         return config.train.cache_uri, local
     several = len([node for node in ray.nodes() if node["Alive"]]) > 1
