@@ -17,8 +17,9 @@ lint: .venv/installed-test
 check-types: .venv/installed-test
 	$(BIN)/mypy
 
-bench: .venv/installed-test
-	$(BIN)/python benchmarks/decode.py
+BENCH ?= decode
+bench: .venv/installed-test  # make bench BENCH=quality; each module says what it needs
+	$(BIN)/python -m benchmarks.$(BENCH)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

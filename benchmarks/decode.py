@@ -1,6 +1,6 @@
 """Decoding, a core: our reduced-scale decode against full-size decoding and against simplejpeg.
 
-    python benchmarks/decode.py [--images 200] [--repeats 5]
+    python -m benchmarks.decode [--images 200] [--repeats 5]
 
 Real photos of RETAILRAY_REAL_DATA where it is set, and rendered 1,200 px pictures. Every contender turns the same
 bytes into uint8 (3, 224, 224), except the float recipe, which ends in float32 as published recipes do. One thread;

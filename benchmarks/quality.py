@@ -79,11 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where runs and kept activations lie; default: a new one")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
+    folder = arguments.folder or Path(tempfile.mkdtemp())
     rows = [measure(folder, f"seed {seed}", **{"train.seed": seed}) for seed in range(arguments.seeds)]
-    print(table(rows))
-    for name, published in PUBLISHED.items():
+    print(table(rows) if rows else "")
+    for name, published in PUBLISHED.items() if rows else ():
         values = [row[name] for row in rows]
         print(f"\n{name}: mean {statistics.mean(values):.4f} of {len(rows)} seeds; published {published}")
     if arguments.ablation:
