@@ -44,7 +44,7 @@ def test_a_store_that_accepts_and_never_answers():
         threading.Thread(target=lambda: kept.append(server.accept()), daemon=True).start()
         code, err, seconds = check(AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{server.getsockname()[1]}")
     assert_one_line(code, err, "gave up after")
-    assert seconds < 20
+    assert seconds < 60, "it would have waited for minutes"
 
 
 def test_wrong_bucket_and_missing_object(bucket, s3_endpoint):
@@ -76,7 +76,7 @@ def test_wrong_credentials(tmp_path):
         process.terminate()
         process.wait(10)
     assert_one_line(code, err, "access denied", "AWS_SECRET_ACCESS_KEY")
-    assert seconds < 20
+    assert seconds < 60, "it would have waited for minutes"
 
 
 def test_no_credentials(s3_endpoint, tmp_path):
