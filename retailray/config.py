@@ -151,7 +151,9 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd's")
     head_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the head; default: 0.01 while it is trained alone, else 0.003"
+        None,
+        gt=0,
+        description="peak learning rate of the head; default: 0.01 where nothing else is trained, else 0.003",
     )
     backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the last block")
     lr_decay: float = Field(1.0, gt=0, le=1, description="rate of a block / rate of the next one towards the head")

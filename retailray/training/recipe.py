@@ -5,8 +5,10 @@ import dataclasses
 from retailray.config import TrainConfig
 from retailray.models.blocks import Chain
 
-HEAD_SHARE = 4  # a fourth of the epochs goes to the head alone, so that its first gradients wreck no features
-HEAD_LR, TUNED_HEAD_LR = 1e-2, 3e-3
+# an eighth of the epochs goes to the head alone, so that its first gradients wreck no features; more, or a higher rate
+# there, fits the head so well that the blocks learn less (benchmarks/quality.py)
+HEAD_SHARE = 8
+ONLY_HEAD_LR, HEAD_LR = 1e-2, 3e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,10 @@ def resolve(config: TrainConfig, chain: Chain) -> list[Stage]:
             wanted = [(train.epochs, depth, None, None)]
         else:
             wanted = [(alone, "head", None, None), (train.epochs - alone, depth, None, None)]
+    default = ONLY_HEAD_LR if {depth for _, depth, _, _ in wanted} == {"head"} else HEAD_LR
     stages: list[Stage] = []
     for epochs, trainable, head_lr, backbone_lr in wanted:
         cut = chain.cut(trainable)
-        default = HEAD_LR if trainable == "head" else TUNED_HEAD_LR
         stages.append(
             Stage(
                 epochs=epochs,
