@@ -283,7 +283,9 @@ class VerbConfig(BaseSettings):
 def _ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
     """Settings about splits that others overrule."""
     problems = []
-    given = split.model_fields_set - {"folds"}
+    # a value that is the default is no wish: configs that were saved resolved have them all
+    given = {name for name, field in SplitSection.model_fields.items() if getattr(split, name) != field.default}
+    given -= {"folds"}
     for name in ("validation", "test"):
         if getattr(catalog, f"{name}_uri") and name in given:
             problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")
@@ -340,6 +342,12 @@ class TrainConfig(VerbConfig):
         if set(depths) == {"head"}:
             ignored = sorted({"backbone_lr", "lr_decay"} & given)
             problems += [f"train.{name} would be ignored: only the head is trained" for name in ignored]
+        for name in ("head_lr", "backbone_lr"):
+            if name in given and train.phases and all(getattr(phase, name) for phase in train.phases):
+                problems.append(f"train.{name} would be ignored: every phase has its own")
+        if "views" in given and (train.cutmix or set(depths) == {"all"}):
+            why = "train.cutmix mixes pixels" if train.cutmix else "nothing is frozen"
+            problems.append(f"train.views would be ignored: {why}, and pixels are augmented anew in every epoch")
         if train.optimizer != "sgd" and "momentum" in given:
             problems.append(f"train.momentum would be ignored: train.optimizer is {train.optimizer}")
         if train.cache == "off":
@@ -360,7 +368,12 @@ class EvaluateConfig(VerbConfig):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "EvaluateConfig":
         given = [f"catalog.{name}" for name in ("split", "validation_uri", "test_uri") if getattr(self.catalog, name)]
-        given += [f"split.{name}" for name in sorted(self.split.model_fields_set)]
+        defaults = SplitSection()
+        given += [
+            f"split.{name}"
+            for name in SplitSection.model_fields
+            if getattr(self.split, name) != getattr(defaults, name)
+        ]
         if given and self.evaluate.split == "all":
             raise ValueError(
                 f"{', '.join(given)} would be ignored: evaluate.split is all; set it to train, validation or test"

@@ -5,7 +5,8 @@ in every process. Retries happen in the client; they are bounded so that a dead 
 """
 
 import asyncio
-import functools
+import concurrent.futures
+import contextlib
 import os
 import posixpath
 import threading
@@ -21,7 +22,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
-LISTING_PAYS = 8  # objects wanted of one folder; a listing brings a thousand for the price of one
+LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
+QUESTIONS = 16  # asked at a time, where there is no listing
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
@@ -205,9 +207,9 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
         elif is_local(address):
             found[address] = _local_identity(canonical(address))
         else:
-            remote.setdefault(parent(address), set()).add(address)
-    for folder, members in remote.items():
-        found |= _remote_identities(folder, members)
+            remote.setdefault(address.split("://")[0], set()).add(address)
+    for members in remote.values():
+        found |= _remote_identities(members)
     return [found[address] for address in addresses]
 
 
@@ -219,27 +221,34 @@ def _local_identity(path: str) -> str:
     return f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
 
-def _remote_identities(folder: str, members: set[str]) -> dict[str, str | None]:
-    fs, path = filesystem(folder)
+def _remote_identities(members: set[str]) -> dict[str, str | None]:
+    """One listing of all that the addresses share where that pays, single questions for what it does not name."""
+    try:
+        fs, _ = filesystem(min(members))
+    except StorageError as error:
+        return dict.fromkeys(members, f"cannot be opened: {error}")  # as reading it will say
     paths = {address: fs._strip_protocol(address) for address in members}
-    if len(members) >= LISTING_PAYS:
-        try:
-            listed = {entry["name"]: entry for entry in guarded(folder, lambda: fs.ls(path, detail=True))}
-            return {address: _remote_identity(listed.get(name)) for address, name in paths.items()}
-        except (StorageError, NotImplementedError):
-            pass  # a store that lists nothing, or no such folder; each object can still be asked
-    found: dict[str, str | None] = {}
-    for address, name in paths.items():
-        try:
-            found[address] = _remote_identity(guarded(address, functools.partial(fs.info, name)))
-        except StorageError as error:
-            found[address] = "absent" if isinstance(error.__cause__, FileNotFoundError) else None
-    return found
+    fs.invalidate_cache()
+    listed: dict[str, dict[str, Any]] = {}
+    # a web page lists its links, which are not its files
+    if len(members) >= LISTING_PAYS and not min(members).startswith("http"):
+        shared = posixpath.commonpath(paths.values())
+        with contextlib.suppress(StorageError, NotImplementedError):
+            listed = guarded(min(members), lambda: fs.find(shared, detail=True))
+    rest = sorted(address for address, name in paths.items() if name not in listed)
+    with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
+        asked = dict(zip(rest, pool.map(lambda address: _ask(fs, address, paths[address]), rest), strict=True))
+    return {address: _remote_identity(listed[name]) for address, name in paths.items() if name in listed} | asked
 
 
-def _remote_identity(detail: dict[str, Any] | None) -> str | None:
-    if detail is None:
-        return "absent"
+def _ask(fs: Any, address: str, name: str) -> str | None:
+    try:
+        return _remote_identity(guarded(address, lambda: fs.info(name)))
+    except StorageError as error:
+        return "absent" if isinstance(error.__cause__, FileNotFoundError) else None
+
+
+def _remote_identity(detail: dict[str, Any]) -> str | None:
     for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
         if detail.get(key):
             return f"{detail.get('size')}-{detail[key]}"

@@ -36,7 +36,13 @@ class Plan:
 
 def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
     """Data-parallel training workers: one a GPU, else one, unless ``cluster.num_workers`` says."""
-    return _plan(capacity, section, default_on_cpu=1)
+    plan = _plan(capacity, section, default_on_cpu=1)
+    if section.min_workers and section.min_workers > plan.num_actors:
+        raise CapacityError(
+            f"cluster.min_workers = {section.min_workers}, and {plan.num_actors} workers are planned; "
+            "lower it, or raise cluster.num_workers"
+        )
+    return plan
 
 
 def plan_scoring(capacity: Capacity, section: ClusterSection) -> Plan:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 from typing import Any
@@ -26,6 +27,8 @@ from retailray.errors import StorageError
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
 IN_USE_S = 3600.0  # a store used this recently is not evicted: a run may be about to map it
 FORMAT = 1  # of what this module writes
+PASSING = {"timeout", "fetch_failed", "access_denied"}
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,9 @@ def content_key(content: dict[str, Any]) -> str:
 
 
 def is_whole(spec: StoreSpec) -> bool:
-    return storage.exists(storage.join(spec.address, META))
+    """Whether all of a store is there, and would be no better if it were filled again."""
+    address = storage.join(spec.address, META)
+    return storage.exists(address) and bool(json.loads(storage.read_bytes(address))["settled"])
 
 
 def create(spec: StoreSpec) -> None:
@@ -81,7 +86,8 @@ def create(spec: StoreSpec) -> None:
 
 def _allocate(spec: StoreSpec, path: str) -> None:
     shape = (spec.num_rows * spec.num_views, *spec.shape)
-    with open(path, "wb") as file:
+    # never truncated: another run with the same key writes the same numbers to the same places
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         header = {"descr": spec.numpy_dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()
@@ -113,12 +119,16 @@ def _write_at(path: str, spec: StoreSpec, position: int, values: np.ndarray) -> 
 
 
 def finish(spec: StoreSpec, codes: pa.Table) -> None:
-    """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists."""
+    """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists.
+
+    Failures that may heal while the image stays (:data:`PASSING`) leave it to this run: the next one fills it anew.
+    """
+    settled = not PASSING & set(codes.column("error_code").to_pylist())
     buffer = io.BytesIO()
     pq.write_table(codes, buffer)
     storage.write_bytes(storage.join(spec.address, CODES), buffer.getvalue())
     touch(spec)
-    meta = json.dumps(dataclasses.asdict(spec) | {"num_bytes": spec.num_bytes}, indent=2)
+    meta = json.dumps(dataclasses.asdict(spec) | {"num_bytes": spec.num_bytes, "settled": settled}, indent=2)
     storage.write_bytes(storage.join(spec.address, META), meta.encode())
 
 
@@ -131,8 +141,38 @@ def read_codes(spec: StoreSpec) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(spec.address, CODES))))
 
 
-def make_room(root: str, needed: int, budget: int, *, keep: set[str]) -> list[str]:
+def copies_root() -> str:
+    """Where this machine assembles its copies of remote stores."""
+    return os.path.join(caches_root(), "assembled")
+
+
+def caches_root() -> str:
+    """The folder of this user for what can be computed again."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "retailray")
+
+
+def held(root: str) -> tuple[dict[str, int], dict[str, float]]:
+    """Bytes and time of last use of every store below a root, by key; whatever else lies there is none of ours."""
+    sizes: dict[str, int] = {}
+    used: dict[str, float] = {}
+    for name, info in (storage.list_files(root) if storage.exists(root) else {}).items():
+        key = name[len(root) :].strip("/").split("/")[0]
+        if _KEY.fullmatch(key):
+            sizes[key] = sizes.get(key, 0) + int(info["size"] or 0)
+            used[key] = max(used.get(key, 0.0), _changed_at(info))
+    return sizes, used
+
+
+def _changed_at(info: dict[str, Any]) -> float:
+    """When a listed file was written: every use writes one, and so does every row of a fill."""
+    when = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("updated") or 0.0
+    return when.timestamp() if hasattr(when, "timestamp") else float(when)
+
+
+def make_room(root: str, needed: int, budget: int, *, keep: set[str], writing: set[str]) -> list[str]:
     """Evict the least recently used stores until ``needed`` more bytes fit ``budget``; those in use and ``keep`` stay.
+
+    ``writing``: the stores that the bytes are needed for; what an earlier try left of them counts once.
 
     Returns:
         The keys that were evicted.
@@ -140,16 +180,13 @@ def make_room(root: str, needed: int, budget: int, *, keep: set[str]) -> list[st
     Raises:
         StorageError: what may not be evicted leaves too little room.
     """
-    sizes: dict[str, int] = {}
-    for name, info in (storage.list_files(root) if storage.exists(root) else {}).items():
-        key = name[len(root) :].strip("/").split("/")[0]
-        sizes[key] = sizes.get(key, 0) + int(info["size"] or 0)
+    sizes, used = held(root)
+    sizes = {key: size for key, size in sizes.items() if key not in writing}
     evicted = []
-    last = {key: _last_used(storage.join(root, key)) for key in sizes}
-    for key in sorted(set(sizes) - keep, key=lambda key: last[key]):
+    for key in sorted(set(sizes) - keep, key=lambda key: used[key]):
         if sum(sizes.values()) + needed <= budget:
             break
-        if time.time() - last[key] < IN_USE_S:
+        if time.time() - used[key] < IN_USE_S:
             continue
         # the mark goes first, so that nobody takes half a store for a whole one
         fs, path = storage.filesystem(storage.join(root, key, META))
@@ -159,25 +196,20 @@ def make_room(root: str, needed: int, budget: int, *, keep: set[str]) -> list[st
         evicted.append(key)
         del sizes[key]
     if sum(sizes.values()) + needed > budget:
-        held = sum(sizes.values()) / 1e9
-        raise StorageError(f"{root}: {held:.2f} GB are in use; {needed / 1e9:.2f} GB more exceed {budget / 1e9:.2f} GB")
+        in_use = sum(sizes.values()) / 1e9
+        raise StorageError(
+            f"{root}: {in_use:.2f} GB are in use; {needed / 1e9:.2f} GB more exceed {budget / 1e9:.2f} GB"
+        )
     return evicted
 
 
-def _last_used(address: str) -> float:
-    try:
-        return float(storage.read_bytes(storage.join(address, USED)))
-    except (StorageError, ValueError):
-        return 0.0  # never finished: what a killed run left
-
-
 class StoreReader:
-    """Memory-mapped rows, read-only. ``local_root``: where a remote store is assembled, once a machine."""
+    """Memory-mapped rows, read-only. A remote store is assembled in :func:`copies_root`, once a machine."""
 
-    def __init__(self, spec: StoreSpec, *, local_root: str, budget: int) -> None:
+    def __init__(self, spec: StoreSpec, *, budget: int) -> None:
         self.spec = spec
         local = storage.is_local(spec.address)
-        path = os.path.join(spec.address, ROWS) if local else _assemble(spec, local_root, budget)
+        path = os.path.join(spec.address, ROWS) if local else _assemble(spec, budget)
         self.rows = np.load(path, mmap_mode="r")
 
     def take(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
@@ -185,30 +217,37 @@ class StoreReader:
         return self.rows[rows * self.spec.num_views + views]
 
 
-def _assemble(spec: StoreSpec, local_root: str, budget: int) -> str:
-    here = dataclasses.replace(spec, root=local_root)
-    folder = here.address
-    path = os.path.join(folder, ROWS)
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "w") as lock:
+def _assemble(spec: StoreSpec, budget: int) -> str:
+    here = dataclasses.replace(spec, root=copies_root())
+    path = os.path.join(here.address, ROWS)
+    os.makedirs(here.address, exist_ok=True)
+    with open(os.path.join(here.address, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one machine: the first one fetches
         touch(here)
         if os.path.exists(path):
             return path
-        make_room(local_root, spec.num_bytes, budget, keep={spec.key})
+        make_room(here.root, spec.num_bytes, budget, keep=set(), writing={spec.key})
         partial = f"{path}.partial"
         _allocate(spec, partial)
+        copied = np.zeros(spec.num_rows * spec.num_views, dtype=bool)
         for name in sorted(storage.list_files(storage.join(spec.address, "parts"))):
             part = np.load(io.BytesIO(storage.read_bytes(name)))
-            _write_at(partial, spec, int(os.path.basename(name).split(".")[0]), part)
+            first = int(os.path.basename(name).split(".")[0])
+            _write_at(partial, spec, first, part)
+            copied[first : first + len(part)] = True
+        if not copied.all() or not storage.exists(storage.join(spec.address, META)):
+            raise StorageError(
+                f"{spec.address}: {int((~copied).sum())} rows are gone: it was evicted meanwhile; run again"
+            )
         os.replace(partial, path)
     return path
 
 
 def free_bytes(root: str) -> int | None:
-    """Free space on the disk of a local root; None for object stores."""
+    """Free space on the disk of a local root, what stores hold there included; None for object stores."""
     if not storage.is_local(root):
         return None
+    stores = sum(held(root)[0].values())
     while not os.path.exists(root):
         root = os.path.dirname(root)
-    return shutil.disk_usage(root).free
+    return shutil.disk_usage(root).free + stores

@@ -1,6 +1,8 @@
 """What is worth keeping: the activations of frozen blocks, or decoded pixels, by predicted size and time."""
 
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 from retailray.config import TrainConfig
@@ -37,69 +39,89 @@ def plan_cache(
     budget: int,
     source_px: int,
 ) -> CachePlan:
-    """Decide under ``budget`` [bytes]: ``num_train`` rows in every view, ``num_plain`` as validation sees them."""
+    """Decide under ``budget`` [bytes]: ``num_train`` rows in every view, ``num_plain`` as validation sees them.
+
+    Of all sets of depths that fit, the one with which all epochs are predicted to take the least time.
+    """
     train = config.train
     if train.cache == "off":
         return CachePlan(1, (), False, 0, "train.cache is off")
-    augmented = config.transform.augment != "none" or config.transform.erasing > 0
-    wanted = sorted({stage.reads for stage in stages if stage.reads})
-    notes: list[str] = []
-    if wanted and train.cutmix:
-        notes.append("train.cutmix mixes pixels, so frozen blocks run every time")
-        wanted = []
-    epochs = {cut: sum(stage.epochs for stage in stages if stage.reads == cut) for cut in wanted}
-    views = (train.views or min(DEFAULT_VIEWS, max(epochs.values(), default=1))) if augmented else 1
-
-    def row_bytes(cut: int) -> int:
-        size = 2 if measured.precision == "bfloat16" else 4
-        for side in measured.shapes[cut]:
-            size *= side
-        return size
-
-    def total(cuts: list[int], views: int) -> int:
-        return sum(row_bytes(cut) for cut in cuts) * (num_train * views + num_plain)
-
-    for cut in list(wanted):
-        direct = epochs[cut] * (num_train + num_plain) * measured.seconds[cut]
-        passes = (num_train * min(views, epochs[cut]) + num_plain) * measured.seconds[cut]
-        reading = epochs[cut] * num_train * row_bytes(cut) / READ_BYTES_S
-        if passes + reading > direct:
-            notes.append(
-                f"{cut} frozen blocks take {direct:.0f} s in all, keeping their output {passes + reading:.0f} s"
-            )
-            wanted.remove(cut)
-    while wanted and views > 1 and train.views is None and total(wanted, views) > budget:
-        views //= 2
-    while wanted and total(wanted, views) > budget:
-        largest = max(wanted, key=row_bytes)
-        notes.append(f"{largest} frozen blocks: {_gb(total([largest], views))} are over the budget of {_gb(budget)}")
-        wanted.remove(largest)
-    used = total(wanted, views)
-    uncovered = [stage for stage in stages if not any(cut <= stage.reads for cut in wanted)]
+    costs = _Costs(config, stages, measured, num_train, num_plain, budget)
+    depths = [] if train.cutmix else sorted({stage.reads for stage in stages if stage.reads})
+    sets = [chosen for size in range(len(depths) + 1) for chosen in itertools.combinations(depths, size)]
+    feasible = [(costs.seconds(cuts), -len(cuts), cuts) for cuts in sets if costs.num_bytes(cuts) <= budget]
+    seconds, _, cuts = min(feasible)
+    views, used = costs.views(cuts), costs.num_bytes(cuts)
+    notes = ["train.cutmix mixes pixels, so frozen blocks run every time"] if train.cutmix else []
+    if cuts:
+        notes.append(
+            f"kept after {' and '.join(map(str, cuts))} frozen blocks, {views} view(s), {_gb(used)}: "
+            f"frozen blocks take {seconds:.0f} s in all instead of {costs.seconds(()):.0f} s"
+        )
+    for cut in depths:
+        if cut not in cuts and costs.num_bytes((cut,)) > budget:
+            notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
+        elif cut not in cuts:
+            notes.append(f"keeping what {cut} frozen blocks say would take longer than computing it")
+    uncovered = [stage for stage in stages if not any(cut <= stage.reads for cut in cuts)]
     pixel_bytes = 3 * (num_train * source_px**2 + num_plain * config.transform.image_size**2)
     pixels = bool(uncovered) and used + pixel_bytes <= budget
-    if wanted:
-        saved = sum(epochs[cut] * (num_train + num_plain) * measured.seconds[cut] for cut in wanted)
-        once = (num_train * views + num_plain) * measured.seconds[max(wanted)]
-        notes.append(
-            f"kept after {_list(wanted)} frozen blocks, {views} view(s), {_gb(used)}: "
-            f"one pass of {once:.0f} s instead of {saved:.0f} s over all epochs"
-        )
     if uncovered:
-        notes.append(
-            f"decoded pixels are kept: {_gb(pixel_bytes)}"
-            if pixels
-            else f"decoded pixels are streamed every epoch: {_gb(pixel_bytes)} are over the budget of {_gb(budget)}"
-        )
-    return CachePlan(views, tuple(wanted), pixels, used + (pixel_bytes if pixels else 0), "; ".join(notes))
+        kept = f"decoded pixels are kept: {_gb(pixel_bytes)}"
+        over = f"decoded pixels are streamed every epoch: {_gb(pixel_bytes)} are over the budget of {_gb(budget)}"
+        notes.append(kept if pixels else over)
+    return CachePlan(views, cuts, pixels, used + (pixel_bytes if pixels else 0), "; ".join(notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Costs:
+    """Predicted size and time of keeping the output of some numbers of frozen blocks (``cuts``, ascending)."""
+
+    config: TrainConfig
+    stages: list[Stage]
+    measured: Measurement
+    num_train: int
+    num_plain: int
+    budget: int
+
+    def views(self, cuts: tuple[int, ...]) -> int:
+        """As asked; else no more than epochs that read them, halved until they fit the budget."""
+        if self.config.transform.augment == "none" and not self.config.transform.erasing:
+            return 1
+        if self.config.train.views:
+            return self.config.train.views
+        epochs = sum(stage.epochs for stage in self.stages if any(cut <= stage.reads for cut in cuts))
+        views = min(DEFAULT_VIEWS, max(1, epochs))
+        while views > 1 and self._size(cuts, views) > self.budget:
+            views //= 2
+        return views
+
+    def num_bytes(self, cuts: tuple[int, ...]) -> int:
+        return self._size(cuts, self.views(cuts))
+
+    def _size(self, cuts: tuple[int, ...], views: int) -> int:
+        return sum(self._row_bytes(cut) for cut in cuts) * (self.num_train * views + self.num_plain)
+
+    def _row_bytes(self, cut: int) -> int:
+        return (2 if self.measured.precision == "bfloat16" else 4) * math.prod(self.measured.shapes[cut])
+
+    def seconds(self, cuts: tuple[int, ...]) -> float:
+        """In frozen blocks over all epochs: the pass that fills, reading back, and the blocks after what is kept."""
+        rows = self.num_train + self.num_plain
+        once = self.measured.seconds[max(cuts)] * (self.num_train * self.views(cuts) + self.num_plain) if cuts else 0.0
+        total = once
+        for stage in self.stages:
+            source = max([cut for cut in cuts if cut <= stage.reads], default=0)
+            blocks = (self.measured.seconds[stage.reads] if stage.reads else 0.0) - (
+                self.measured.seconds[source] if source else 0.0
+            )
+            reading = self._row_bytes(source) / READ_BYTES_S if source else 0.0
+            total += stage.epochs * rows * (max(0.0, blocks) + reading)
+        return total
 
 
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
-
-
-def _list(values: list[int]) -> str:
-    return " and ".join(map(str, values))
 
 
 def describe(plan: CachePlan) -> dict[str, Any]:

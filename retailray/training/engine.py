@@ -5,7 +5,9 @@ counted differently. An epoch depends on the state before it, the seed and its n
 from a checkpoint ends where an uninterrupted one ends.
 """
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,8 +95,8 @@ class Engine:
     ) -> None:
         self.world, self.device, self.train, self.stages = world, world.device, train, stages
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        spare_slow_gradients(self.model, device=self.device, precision=precision)
         self.chain = split(self.model)
+        spare_slow_gradients(self.chain.suffix(stages[-1].reads), device=self.device, precision=precision)
         self.normalize, self.num_classes = normalize.to(self.device), num_classes
         self.precision, self.open_batches, self.loader_workers = precision, open_batches, loader_workers
         self.class_weights = class_weights.to(self.device) if class_weights is not None else None
@@ -136,20 +138,24 @@ class Engine:
         }
 
     @torch.no_grad()
-    def logits(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``(N, C)`` and targets ``(N,)`` of a split under the present weights, from all workers."""
+    def logits(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``(N, C)`` and targets ``(N,)`` of a split under the present weights, from all workers.
+
+        ``limit``: about so many of the rows, evenly spread.
+        """
         batches, reads = self.open_batches(name, self.stages[-1])
-        found = []
-        for values, target, weight in self._eval_batches(batches):
-            usable = weight > 0
+        every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
+        found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64))]
+        for values, target, weight in self._moved(batches, None):
+            usable = torch.nonzero(weight > 0).flatten()[::every]
             logits = self._forward_all(values, reads)
             found.append((logits[usable].cpu(), target[usable].cpu()))
-        gathered = [pair for part in self.world.gather(found) for pair in part]
+        mine = torch.cat([pair[0] for pair in found]), torch.cat([pair[1] for pair in found])
+        gathered = self.world.gather(mine)
         return torch.cat([pair[0] for pair in gathered]), torch.cat([pair[1] for pair in gathered])
 
     def temperature(self) -> float:
-        logits, targets = self.logits("validation")
-        return fit_temperature(logits[:CALIBRATION_ROWS], targets[:CALIBRATION_ROWS])
+        return fit_temperature(*self.logits("validation", limit=CALIBRATION_ROWS))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +211,9 @@ class Engine:
             metrics |= self._validate()
             metrics |= {"precision": self.precision, "train_seconds": trained, "seconds": time.monotonic() - started}
             score = metrics[f"validation_{self.train.metric}"] * (-1 if self.train.metric == "loss" else 1)
-            better = (score, -metrics["validation_loss"]) > (progress.best_score, -progress.best_loss)
+            # what diverged is never the best, whatever its measure says
+            finite = math.isfinite(metrics["validation_loss"])
+            better = finite and (score, -metrics["validation_loss"]) > (progress.best_score, -progress.best_loss)
             if better:
                 progress.best_score, progress.best_loss = score, metrics["validation_loss"]
                 progress.best_epoch = epoch
@@ -265,9 +273,16 @@ class Engine:
             mixers["cutmix"] = v2.CutMix(alpha=self.train.cutmix, num_classes=self.num_classes)
         return mixers
 
-    def _averaged(self) -> "_Swapped":
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
         """With averaged weights in the model's place, where there are any."""
-        return _Swapped(self)
+        if not self.average:
+            yield
+            return
+        kept = {name: value.clone() for name, value in self.suffix.state_dict().items()}
+        self.suffix.load_state_dict(self.average.module.state_dict())
+        yield
+        self.suffix.load_state_dict(kept)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:
@@ -277,7 +292,7 @@ class Engine:
                 torch.distributed.broadcast(buffer, 0)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
-        for values, target, weight in self._eval_batches(self.validation_batches):
+        for values, target, weight in self._moved(self.validation_batches, None):
             logits = self._forward_all(values, self.validation_reads)
             losses = nn.functional.cross_entropy(logits, target, reduction="none")
             guess = logits.argmax(1)
@@ -303,9 +318,6 @@ class Engine:
             values, target, weight = (part.to(self.device, non_blocking=True) for part in batch)
             yield values, target, weight
 
-    def _eval_batches(self, batches: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        return self._moved(batches, None)
-
     def _enter_blocks(self, values: torch.Tensor, reads: int) -> torch.Tensor:
         """Pixels are normalised; kept activations are taken as they are, in the precision of the pass."""
         if reads == 0:
@@ -316,21 +328,6 @@ class Engine:
     def _forward_all(self, values: torch.Tensor, reads: int) -> torch.Tensor:
         with autocast(self.device, self.precision):
             return self.chain.suffix(reads)(self._enter_blocks(values, reads)).float()
-
-
-class _Swapped:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> None:
-        average = self.engine.average
-        if average:
-            self.kept = {name: value.clone() for name, value in self.engine.suffix.state_dict().items()}
-            self.engine.suffix.load_state_dict(average.module.state_dict())
-
-    def __exit__(self, *_: object) -> None:
-        if self.engine.average:
-            self.engine.suffix.load_state_dict(self.kept)
 
 
 def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from retailray.config import ClusterSection, TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
-from retailray.errors import RetailrayError
+from retailray.errors import CatalogError, RetailrayError
 from retailray.training.loop import FitConfig, read_state, train_loop
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
@@ -77,7 +77,10 @@ def fit(
             dataset, count = _dataset(config, catalog.take(chosen), targets, plan, capacity, train=split == "train")
             datasets[split], streamed = dataset, (StreamedRows(split, count), 0)
         sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
-    failed = _stored_failures(prepared, rows["train"])
+        if any(isinstance(source, StoredRows) and not len(source.rows) for source, _ in sources[split]):
+            codes = _stored_failures(prepared, which, chosen)
+            raise CatalogError(f"{catalog.uri}: no {split} image could be read: {codes}; see `retailray check`")
+    failed = _stored_failures(prepared, "train", rows["train"])
     with relay_progress("epochs", sum(stage.epochs for stage in stages)) as relay:
         fit_config = FitConfig(
             backbone=backbone,
@@ -92,9 +95,16 @@ def fit(
             relay=relay,
             tags=tags,
         )
-        result = _run(_trainer(config, fit_config, datasets, options, plan, checkpoints))
-    options.preserve_order = False  # the context is the process's, and scoring has no use for the order
+        try:
+            result = _run(_trainer(config, fit_config, datasets, options, plan, checkpoints))
+        finally:
+            options.preserve_order = False  # the context is the process's, and scoring has no use for the order
     found = result.return_value
+    if not found["best_epoch"] and found["history"][0]["validation_rows"]:
+        raise RetailrayError(
+            "training diverged: no epoch has a finite validation loss; lower train.head_lr and train.backbone_lr "
+            "(or those of train.phases)"
+        )
     best = read_state(result.checkpoint)["best"]
     return FitResult(
         history=found["history"],
@@ -136,7 +146,7 @@ def _trainer(
 def _num_workers(section: ClusterSection, plan: Plan) -> int | tuple[int, int]:
     """A range where training may go on with fewer workers."""
     low = section.min_workers
-    return plan.num_actors if low is None or low >= plan.num_actors else (low, plan.num_actors)
+    return plan.num_actors if low is None or low == plan.num_actors else (low, plan.num_actors)
 
 
 def _run(trainer: Any) -> Any:
@@ -177,11 +187,11 @@ def _dataset(
     return (dataset.materialize() if fits else dataset), table.num_rows
 
 
-def _stored_failures(prepared: Prepared, rows: np.ndarray) -> dict[str, int]:
-    """Error codes of the training rows, where a store knows them."""
-    if "train" not in prepared.codes:
+def _stored_failures(prepared: Prepared, which: str, rows: np.ndarray) -> dict[str, int]:
+    """Error codes of rows, where a store knows them."""
+    if which not in prepared.codes:
         return {}
-    codes, counts = np.unique(prepared.codes["train"][rows].astype(str), return_counts=True)
+    codes, counts = np.unique(prepared.codes[which][rows].astype(str), return_counts=True)
     return {str(code): int(count) for code, count in zip(codes, counts, strict=True) if code}
 
 

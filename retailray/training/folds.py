@@ -62,7 +62,7 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
     Raises:
         CatalogError: there are too few rows for so many folds.
     """
-    fixed = bool(config.catalog.validation_uri or config.catalog.split)
+    fixed = bool(config.catalog.validation_uri) or bool((rows.column("split") != "").any())
     pool = roles["train"] if fixed else np.arange(len(rows))
     labels, groups = rows.column("label"), rows.column("group")
     divider = StratifiedGroupKFold(config.split.folds or 0, shuffle=True, random_state=config.split.seed)
@@ -101,6 +101,7 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
         fitted = fitter.fit(rows, run.path("checkpoints", f"fold-{number}"), tags)
         measured = _measure(fitted, fitter.labels) | {"fold": number, "best_epoch": fitted.best_epoch}
         run.write_json(name, measured)
+        storage.remove_folder(run.path("checkpoints", f"fold-{number}"))
         progress.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
         results.append(measured)
     summary: dict[str, Any] = {"num_folds": len(folds)}

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from retailray.config import TrainSection
+from retailray.data import store
 from retailray.models.backbones import build_model, load_state
 from retailray.models.predictor import Normalize
 from retailray.training.engine import Engine, World
@@ -22,6 +23,7 @@ from retailray.training.recipe import Stage
 from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
 
 STATE = "state.pt"
+TOUCH_S = 600.0  # between two marks that a store is in use
 LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
 
@@ -65,6 +67,9 @@ def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
         class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
         loader_workers=min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0,
     )
+    for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
+        for stage in config.stages:
+            sources.open(split, stage)
     engine.fit(_last_state(), _Reporter(config))
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
     found |= {"temperature": engine.temperature(), "codes": sources.failed(world)}
@@ -118,7 +123,8 @@ class _Reporter:
     """Tells the driver of every epoch, and leaves a checkpoint when one is due."""
 
     def __init__(self, config: FitConfig) -> None:
-        self.config, self.saved_at = config, time.monotonic()
+        self.config = config
+        self.saved_at = self.touched_at = time.monotonic()
 
     def __call__(self, engine: Engine, metrics: dict[str, Any]) -> None:
         config, world = self.config, engine.world
@@ -132,6 +138,15 @@ class _Reporter:
         if not agreed and not engine.stage_is_over():
             return
         self.saved_at = time.monotonic()
+        if world.rank == 0 and self.saved_at - self.touched_at > TOUCH_S:
+            self.touched_at = self.saved_at
+            for spec in {
+                source.spec
+                for by_stage in config.sources.values()
+                for source, _ in by_stage
+                if isinstance(source, StoredRows)
+            }:
+                store.touch(spec)  # a worker that replaces this one must find it
         if world.rank != 0:
             ray.train.report({"epoch": metrics["epoch"]})
             return

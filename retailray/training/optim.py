@@ -51,4 +51,13 @@ def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
     """Exponential moving average of weights and buffers; None where ``decay`` is 0."""
     if not decay:
         return None
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(kept: Any, current: Any, number: Any) -> None:
+        if kept[0].is_floating_point():
+            average(kept, current, number)
+            return
+        for mine, other in zip(kept, current, strict=True):  # counters and indices have no average
+            mine.copy_(other)
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)

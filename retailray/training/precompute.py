@@ -1,9 +1,11 @@
 """Filling stores with Ray Data: images are fetched, decoded and augmented once, and frozen blocks run on them once."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from retailray import storage
 from retailray.cluster import Plan, relay_progress
-from retailray.data import store
+from retailray.data import images, pipeline, store, transforms
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import (
     CHUNK_ROWS,
@@ -31,6 +33,7 @@ from retailray.data.pipeline import (
 )
 from retailray.data.store import StoreSpec
 from retailray.errors import CatalogError, RetailrayError
+from retailray.models import blocks, predictor
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import Chain, split
 from retailray.models.precision import autocast
@@ -75,6 +78,15 @@ def weights_digest(chain: Chain, cut: int) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def _code_digest() -> str:
+    """A digest of our own code between an image's bytes and the numbers that are kept."""
+    digest = hashlib.sha256()
+    for module in (images, pipeline, transforms, blocks, predictor):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
 def make_spec(
     *,
     root: str,
@@ -91,6 +103,7 @@ def make_spec(
     dtype = "uint8" if pixels else "bfloat16" if backbone.precision == "bfloat16" else "float32"
     drawn = views.augment != "none" or views.erasing > 0
     content: dict[str, Any] = {
+        "code": _code_digest(),
         "rows": rows,
         "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
         "pillow": importlib.metadata.version("pillow"),
@@ -159,14 +172,14 @@ def _filled(jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> ray.
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
         datasets.append(view_dataset(table, job.views, task_cpus=plan.task_cpus, num_blocks=num_blocks, keep=[JOB]))
-    images = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
+    views = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     if set(jobs[0].specs) == {0}:
         specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
         arguments = {"specs": specs, "sizes": sizes, "relay": relay}
-        return images.map_batches(_write_pixels, num_cpus=plan.task_cpus, fn_kwargs=arguments, **whole_blocks)
+        return views.map_batches(_write_pixels, num_cpus=plan.task_cpus, fn_kwargs=arguments, **whole_blocks)
     slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
-    return images.map_batches(
+    return views.map_batches(
         FillStores,
         fn_constructor_kwargs={"jobs": slim, "backbone": backbone, "plan": plan, "relay": relay},
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
@@ -224,23 +237,23 @@ class FillStores:
         number = table.column(JOB)[0].as_py()
         job, parts = self.jobs[number], self.parts[number]
         positions = _positions(table, job.views.num_views)
-        images = pixels_to_numpy(table.column(PIXELS), job.views.crop_size)
+        pixels = pixels_to_numpy(table.column(PIXELS), job.views.crop_size)
         if 0 in job.specs:
-            store.write_rows(job.specs[0], positions, images)
+            store.write_rows(job.specs[0], positions, pixels)
         found: dict[int, list[np.ndarray]] = {cut: [] for cut in parts}
         step = FORWARD_ROWS[self.device.type]
-        for start in range(0, len(images), step):
-            for cut, values in self._forward(images[start : start + step], parts):
+        for start in range(0, len(pixels), step):
+            for cut, values in self._forward(pixels[start : start + step], parts):
                 found[cut].append(values)
         for cut, values_of in found.items():
             store.write_rows(job.specs[cut], positions, np.concatenate(values_of))
         return _outcome(table, self.relay)
 
     @torch.inference_mode()
-    def _forward(self, images: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:
+    def _forward(self, pixels: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:
         results = []
         with autocast(self.device, self.precision):
-            values = self.normalize(torch.from_numpy(np.array(images)))
+            values = self.normalize(torch.from_numpy(np.array(pixels)))
             for cut, part in parts.items():
                 values = part(values)
                 kept = values.to(torch.bfloat16 if self.precision == "bfloat16" else torch.float32)

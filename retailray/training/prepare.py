@@ -1,7 +1,6 @@
 """Before the first epoch: measure, decide what is kept, fill what is missing, and say where each split is read from."""
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ class Prepared:
     plan: CachePlan
     stores: dict[str, dict[int, StoreSpec]]
     codes: dict[str, np.ndarray]
-    local_root: str
     budget: int
 
     def source(self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray) -> tuple[StoredRows, int] | None:
@@ -52,7 +50,7 @@ class Prepared:
             return None
         usable = (self.codes[which][rows] == "") & (targets >= 0)
         spec = self.stores[which][reads]
-        return StoredRows(spec, rows[usable], targets[usable], self.local_root, self.budget), reads
+        return StoredRows(spec, rows[usable], targets[usable], self.budget), reads
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -93,27 +91,26 @@ def prepare(
     measured: Measurement,
     plan: Plan,
     *,
-    views: int | None,
+    earlier: CachePlan | None,
 ) -> Prepared:
-    """Decide and fill. ``views``: the number an interrupted run had, None for a new one.
+    """Decide and fill. ``earlier``: what an interrupted run had decided; it is kept to.
 
     Raises:
         RetailrayError: images or stores cannot be read or written.
     """
-    root, local_root = _roots(config)
+    root = _root(config)
     budget = int(config.train.cache_gb * 1e9)
-    nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, local_root, budget)
-    if config.train.cache == "off":
-        return _said(nothing)
+    nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, budget)
+    if config.train.cache == "off" or (earlier and not earlier.cuts and not earlier.pixels):
+        return _said(nothing if earlier is None else dataclasses.replace(nothing, plan=earlier))
     sets = {"train": images.train, "plain": images.plain}
-    rows = {name: fingerprint(catalog) for name, catalog in sets.items()}
+    rows = {"train": fingerprint(images.train)}
+    rows["plain"] = rows["train"] if images.plain is images.train else fingerprint(images.plain)
     if None in rows.values():
         why = f"the store of {config.catalog.uri} does not tell versions of an image apart, so nothing can be kept"
         return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     free = store.free_bytes(root)
-    if views is not None:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"views": views})})
-    decided = plan_cache(
+    decided = earlier or plan_cache(
         config,
         stages,
         measured,
@@ -141,19 +138,23 @@ def prepare(
             }
             stores[which] |= specs
             jobs.append(Job(which, sets[which], str(rows[which]), views_of, specs))
-    prepared = Prepared(decided, stores, {}, local_root, budget)
+    prepared = Prepared(decided, stores, {}, budget)
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
     absent = sum(len(job.specs) for job in missing)
     _said(prepared, reused=sum(len(job.specs) for job in jobs) - absent)
     if missing:
         if not _make_room(root, jobs, missing, budget):
+            if earlier:
+                raise StorageError(f"train.resume: {root} has no room for what the run had kept; raise train.cache_gb")
             why = "others use what the budget allows"
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         fill(missing, backbone, plan)
     for which, specs in stores.items():
         for spec in specs.values():
             store.touch(spec)
-            prepared.codes[which] = store.read_codes(spec).column("error_code").to_numpy(zero_copy_only=False)
+            codes = store.read_codes(spec).column("error_code").to_numpy(zero_copy_only=False)
+            known = prepared.codes.get(which, codes)  # a row that is missing in one store is left out of all
+            prepared.codes[which] = np.where(known != "", known, codes)
     return prepared
 
 
@@ -187,7 +188,7 @@ def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> b
     absent = {spec.key: spec.num_bytes for job in missing for spec in job.specs.values()}
     keep = {spec.key for job in jobs for spec in job.specs.values()} - absent.keys()
     try:
-        evicted = store.make_room(root, sum(absent.values()), budget, keep=keep)
+        evicted = store.make_room(root, sum(absent.values()), budget, keep=keep, writing=set(absent))
     except StorageError as error:
         progress.emit("warning", note=str(error))
         return False
@@ -196,14 +197,12 @@ def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> b
     return True
 
 
-def _roots(config: TrainConfig) -> tuple[str, str]:
-    """Where stores are, and where a machine assembles its copy of remote ones."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    local = os.path.join(caches, "retailray")
+def _root(config: TrainConfig) -> str:
+    """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
     if config.train.cache_uri:
-        return config.train.cache_uri, local
+        return config.train.cache_uri
     several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-    return (storage.join(config.out, "cache") if several else local), local
+    return storage.join(config.out, "cache") if several else store.caches_root()
 
 
 def _said(prepared: Prepared, **fields: Any) -> Prepared:

@@ -25,7 +25,6 @@ class StoredRows:
     spec: StoreSpec
     rows: np.ndarray
     targets: np.ndarray
-    local_root: str
     budget: int
 
 
@@ -66,7 +65,7 @@ class StoredBatches(Dataset):
     ) -> None:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.rank, self.world = rank, world
-        self.reader = StoreReader(source.spec, local_root=source.local_root, budget=source.budget)
+        self.reader = StoreReader(source.spec, budget=source.budget)
         self.augment = None
         if augmentation:
             self.augment = make_augment(augmentation.name, augmentation.crop_px, erasing=augmentation.erasing)
@@ -151,7 +150,7 @@ class StreamedBatches:
             for code in table.column(CODE).to_pylist():
                 if code in ERROR_CODES:
                     codes[code] = codes.get(code, 0) + 1
-            values, target, weight = self._unpack(table)
+            values, target, weight = self._usable(table)
             if self.augment and epoch is not None:
                 seeds = [draw_seed(self.seed, epoch, self.rank, done + index) for index in range(len(values))]
                 values = self.augment(values, seeds)
@@ -159,12 +158,13 @@ class StreamedBatches:
             yield (values.pin_memory() if pin else values), target, weight
         self.codes = codes
 
-    def _unpack(self, table: pa.Table) -> Batch:
-        values = torch.from_numpy(np.array(pixels_to_numpy(table.column(PIXELS), self.size)))
+    def _usable(self, table: pa.Table) -> Batch:
+        """The rows that can be trained on; where they are fewer than the two that BatchNorm wants, some of weight 0."""
         target = torch.from_numpy(table.column(TARGET).to_numpy().astype(np.int64))
-        usable = np.array([not code for code in table.column(CODE).to_pylist()])
-        weight = torch.from_numpy(usable.astype(np.float32)) * (target >= 0)
-        if len(values) == 1:  # BatchNorm wants two; the second counts for nothing
-            values, target, weight = values.repeat(2, 1, 1, 1), target.repeat(2), weight.repeat(2)
-            weight[1] = 0
-        return values, target.clamp(min=0), weight
+        usable = np.array([not code for code in table.column(CODE).to_pylist()]) & (target.numpy() >= 0)
+        rows = np.flatnonzero(usable)
+        weight = torch.ones(max(2, len(rows)))
+        weight[len(rows) :] = 0
+        rows = np.concatenate([rows, np.zeros(max(0, 2 - len(rows)), np.int64)])
+        values = torch.from_numpy(pixels_to_numpy(table.column(PIXELS), self.size)[rows])
+        return values, target[rows].clamp(min=0), weight

@@ -1,5 +1,6 @@
 """The driver's side of ``train``: read, plan, fit, and leave a bundle with its curves."""
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -28,6 +29,7 @@ from retailray.models.bundle import (
 from retailray.models.weights import pretrained_model
 from retailray.reports import write_training_report
 from retailray.runs import RunDirectory
+from retailray.training.caching import CachePlan
 from retailray.training.fit import FitResult
 from retailray.training.folds import Fitter, make_folds, run_folds
 from retailray.training.precompute import Backbone
@@ -163,10 +165,10 @@ def _prepare(
         std=std,
         precision=measured.precision,
     )
-    views = earlier.get("views")
-    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, views=views)
-    decisions = {"precision": measured.precision, "views": prepared.plan.views, **_inputs(splits, network)}
-    run.write_json("decisions.json", decisions)
+    kept = CachePlan(**earlier["cache"]) if earlier else None
+    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, earlier=kept)
+    cache = dataclasses.asdict(prepared.plan)
+    run.write_json("decisions.json", {"precision": measured.precision, "cache": cache, **_inputs(splits, network)})
     return Fitter(config, images, labels, stages, backbone, prepared, plan, capacity), rows
 
 
@@ -235,7 +237,7 @@ def _labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
 def _rows_digest(splits: dict[str, Catalog]) -> str:
     digest = hashlib.sha256()
     for part in splits.values():
-        for name in ("id", "uri", "label"):
+        for name in ("id", "uri", "label", "group"):
             digest.update("\0".join(part.rows.column(name).to_pylist()).encode())
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
 from retailray.training.engine import Engine, World
-from retailray.training.optim import make_optimizer, make_schedule
+from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.recipe import Stage
 
 SIZE, CLASSES = 16, 3
@@ -174,6 +174,31 @@ def test_the_kept_weights_are_the_averaged_ones():
     assert engine.progress.best_epoch == last["epoch"]
     own = dict(engine.suffix.state_dict())
     assert all(torch.allclose(average[name], own[name]) for name in own)
+
+
+def test_averages_leave_indices_alone():
+    holder = torch.nn.Linear(2, 2)
+    holder.register_buffer("index", torch.arange(169))
+    average = make_average(holder, 0.9)
+    for _ in range(3):
+        average.update_parameters(holder)
+    assert torch.equal(average.module.index, torch.arange(169))
+
+
+def test_what_diverged_is_never_the_best():
+    engine = make_engine([stage(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
+    before = weights(engine)
+    run(engine)
+    assert engine.progress.best_epoch == 0
+    assert same(weights(engine), before)
+
+
+def test_a_split_without_rows_has_no_logits():
+    rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0)}
+    engine = make_engine([stage(1, "head")], rows=rows)
+    run(engine)
+    assert engine.logits("validation")[0].shape == (0, CLASSES)
+    assert engine.temperature() == 1.0
 
 
 def test_balance_weighs_classes_not_rows():

@@ -18,7 +18,7 @@ NUM_ROWS, NUM_VIEWS = 23, 3
 def spec(tmp_path_factory):
     """Pixels whose first value is the row and whose second is the view."""
     root = tmp_path_factory.mktemp("store")
-    spec = StoreSpec(str(root), "k", NUM_ROWS, NUM_VIEWS, (3, 8, 8), "uint8")
+    spec = StoreSpec(str(root), "0" * 32, NUM_ROWS, NUM_VIEWS, (3, 8, 8), "uint8")
     store.create(spec)
     values = np.zeros((NUM_ROWS * NUM_VIEWS, 3, 8, 8), np.uint8)
     values[:, 0, 0, 0] = np.repeat(np.arange(NUM_ROWS), NUM_VIEWS)
@@ -30,7 +30,7 @@ def spec(tmp_path_factory):
 
 def open_batches(spec, *, rows=None, batch_size=5, seed=0, rank=0, world=1, augmentation=None):
     rows = np.arange(NUM_ROWS) if rows is None else rows
-    source = StoredRows(spec, rows, rows % 4, spec.root, 10**9)
+    source = StoredRows(spec, rows, rows % 4, 10**9)
     return StoredBatches(source, batch_size=batch_size, seed=seed, rank=rank, world=world, augmentation=augmentation)
 
 
