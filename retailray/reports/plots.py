@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -98,13 +99,16 @@ def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
 
 @_styled
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
-    """Accuracy and loss by epoch, the best epoch marked."""
+    """Accuracy and loss by epoch, the best epoch and the beginnings of phases marked."""
     figure, axes = _figure(2, width=9.6, height=3.0)
     epochs = [row["epoch"] for row in history]
+    begins = [row["epoch"] for before, row in itertools.pairwise(history) if row["phase"] != before["phase"]]
     for ax, metric, title in zip(axes, ("top1", "loss"), ("accuracy (top-1)", "loss (cross-entropy)"), strict=True):
         for split, colour in (("train", GREY), ("validation", ACCENT)):
             values = [row[f"{split}_{metric}"] for row in history]
             ax.plot(epochs, values, color=colour, marker="o", markersize=3, label=split)
+        for number, epoch in enumerate(begins):
+            ax.axvline(epoch - 0.5, color=GREY, linewidth=1, linestyle=":", label=None if number else "next phase")
         ax.axvline(best_epoch, color=SECOND, linewidth=1, linestyle="--", label=f"best epoch ({best_epoch})")
         ax.set_title(title)
         ax.set_xlabel("epoch")
