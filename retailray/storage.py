@@ -234,7 +234,8 @@ def _remote_identities(members: set[str]) -> dict[str, str | None]:
     if len(members) >= LISTING_PAYS and not min(members).startswith("http"):
         shared = posixpath.commonpath(paths.values())
         with contextlib.suppress(StorageError, NotImplementedError):
-            listed = guarded(min(members), lambda: fs.find(shared, detail=True))
+            # '' where buckets differ: that would list everybody's
+            listed = guarded(min(members), lambda: fs.find(shared, detail=True)) if shared else {}
     rest = sorted(address for address, name in paths.items() if name not in listed)
     with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
         asked = dict(zip(rest, pool.map(lambda address: _ask(fs, address, paths[address]), rest), strict=True))

@@ -119,29 +119,10 @@ def prepare(
         budget=min(budget, int(free * DISK_SHARE)) if free is not None else budget,
         source_px=augmentation(config).source_px,
     )
-    stores: dict[str, dict[int, StoreSpec]] = {"train": {}, "plain": {}}
-    jobs: list[Job] = []
-    for which, wanted in _wanted(config, decided).items():
-        for views_of, cuts in wanted.items():
-            specs = {
-                cut: make_spec(
-                    root=root,
-                    rows=str(rows[which]),
-                    num_rows=len(sets[which]),
-                    views=views_of,
-                    cut=cut,
-                    backbone=backbone,
-                    chain=chain,
-                    shape=measured.shapes[cut] if cut else (3, views_of.crop_size, views_of.crop_size),
-                )
-                for cut in cuts
-            }
-            stores[which] |= specs
-            jobs.append(Job(which, sets[which], str(rows[which]), views_of, specs))
-    prepared = Prepared(decided, stores, {}, budget)
+    jobs = _jobs(config, sets, {name: str(digest) for name, digest in rows.items()}, decided, measured, backbone, chain)
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
     absent = sum(len(job.specs) for job in missing)
-    _said(prepared, reused=sum(len(job.specs) for job in jobs) - absent)
+    progress.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
     if missing:
         if not _make_room(root, jobs, missing, budget):
             if earlier:
@@ -149,12 +130,48 @@ def prepare(
             why = "others use what the budget allows"
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         fill(missing, backbone, plan)
-    for which, specs in stores.items():
-        for spec in specs.values():
+    return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
+
+
+def _jobs(
+    config: TrainConfig,
+    sets: dict[str, Catalog],
+    rows: dict[str, str],
+    decided: CachePlan,
+    measured: Measurement,
+    backbone: Backbone,
+    chain: Chain,
+) -> list[Job]:
+    """What has to be there for a plan. ``rows``: the fingerprint of each set."""
+    jobs = []
+    for which, wanted in _wanted(config, decided).items():
+        for views, cuts in wanted.items():
+            specs = {
+                cut: make_spec(
+                    root=_root(config),
+                    rows=rows[which],
+                    num_rows=len(sets[which]),
+                    views=views,
+                    cut=cut,
+                    backbone=backbone,
+                    chain=chain,
+                    shape=measured.shapes[cut] if cut else (3, views.crop_size, views.crop_size),
+                )
+                for cut in cuts
+            }
+            jobs.append(Job(which, sets[which], rows[which], views, specs))
+    return jobs
+
+
+def _read_back(prepared: Prepared, jobs: list[Job]) -> Prepared:
+    """With the stores of all jobs and the error codes of their rows."""
+    for job in jobs:
+        prepared.stores[job.name] |= job.specs
+        for spec in job.specs.values():
             store.touch(spec)
             codes = store.read_codes(spec).column("error_code").to_numpy(zero_copy_only=False)
-            known = prepared.codes.get(which, codes)  # a row that is missing in one store is left out of all
-            prepared.codes[which] = np.where(known != "", known, codes)
+            known = prepared.codes.get(job.name, codes)  # a row that is missing in one store is left out of all
+            prepared.codes[job.name] = np.where(known != "", known, codes)
     return prepared
 
 
@@ -205,6 +222,6 @@ def _root(config: TrainConfig) -> str:
     return storage.join(config.out, "cache") if several else store.caches_root()
 
 
-def _said(prepared: Prepared, **fields: Any) -> Prepared:
-    progress.emit("cache", **describe(prepared.plan), **fields)
+def _said(prepared: Prepared) -> Prepared:
+    progress.emit("cache", **describe(prepared.plan))
     return prepared

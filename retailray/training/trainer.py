@@ -51,13 +51,8 @@ def train(config: TrainConfig) -> str:
     watch = progress.Stopwatch()
     splits = _labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
-    model = pretrained_model(
-        config.model.arch,
-        config.model.weights,
-        len(labels),
-        seed=config.train.seed,
-        image_size=config.transform.image_size,
-    )
+    size, seed = config.transform.image_size, config.train.seed
+    model = pretrained_model(config.model.arch, config.model.weights, len(labels), seed=seed, image_size=size)
     stages = resolve(config, split(model[0]))
     run = _open_run(config)
     progress.emit(
@@ -85,19 +80,18 @@ def train(config: TrainConfig) -> str:
     state = model[0].state_dict() | result.best
     meta = _describe(config, labels, model, best, splits, state, result, folds)
     bundle = _publish_bundle(config, run, meta, state)
-    history = pd.DataFrame(result.history)
-    run.write("history.csv", history.to_csv(index=False))
+    run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     rows_a_label = count_labels(splits["train"].column("label"))
     write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
     storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
+    measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
     run.publish(
         {
             "verb": "train",
             "bundle": bundle,
             "model_name": meta.name,
             "model_version": meta.version,
-            "best_epoch": best["epoch"],
-            "validation_top1": best["validation_top1"],
+            **measures,
             "temperature": result.temperature,
             "folds": folds,
             "num_labels": len(labels),
@@ -108,18 +102,10 @@ def train(config: TrainConfig) -> str:
             "seconds": watch.seconds,
         }
     )
-    seen = sum(row["train_rows"] for row in result.history)
-    watch.summary(
-        "train",
-        num_images=seen,
-        epochs=len(result.history),
-        images=seen,
-        failed=sum(result.errors_by_code.values()),
-        validation_top1=best["validation_top1"],
-        best_epoch=best["epoch"],
-        **({"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}),
-        bundle=bundle,
-    )
+    seen, failed = sum(row["train_rows"] for row in result.history), sum(result.errors_by_code.values())
+    tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}
+    counts = {"epochs": len(result.history), "images": seen, "failed": failed}
+    watch.summary("train", num_images=seen, **counts, **measures, **tested, bundle=bundle)
     return bundle
 
 
