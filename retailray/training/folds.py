@@ -68,7 +68,7 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
     divider = StratifiedGroupKFold(config.split.folds or 0, shuffle=True, random_state=config.split.seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # classes smaller than the number of folds; said below
+            warnings.simplefilter("ignore")  # classes smaller than the number of folds are in some of them only
             parts = [pool[test] for _, test in divider.split(pool, labels[pool].astype(str), groups[pool].astype(str))]
     except ValueError as error:
         raise CatalogError(f"split.folds = {config.split.folds}: {error}") from error

@@ -71,8 +71,7 @@ def measure_here(
         "use_gpu": plan.actor_gpus > 0,
         "threads": plan.torch_threads,
     }
-    alone = len([node for node in ray.nodes() if node["Alive"]]) == 1
-    if alone and not plan.actor_gpus:
+    if _num_machines() == 1 and not plan.actor_gpus:
         threads = torch.get_num_threads()
         try:
             return measure(config.model.arch, num_classes, **arguments)
@@ -218,8 +217,11 @@ def _root(config: TrainConfig) -> str:
     """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
     if config.train.cache_uri:
         return config.train.cache_uri
-    several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-    return storage.join(config.out, "cache") if several else store.caches_root()
+    return storage.join(config.out, "cache") if _num_machines() > 1 else store.caches_root()
+
+
+def _num_machines() -> int:
+    return len([node for node in ray.nodes() if node["Alive"]])
 
 
 def _said(prepared: Prepared) -> Prepared:
