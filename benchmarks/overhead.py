@@ -1,13 +1,16 @@
 """What Ray Train and our loop cost: an epoch with nothing kept and everything trained, against plain DDP.
 
-    RETAILRAY_REAL_DATA=../shared python -m benchmarks.overhead [--images 640] [--epochs 3] [--repeats 3]
+    RETAILRAY_REAL_DATA=../shared python -m benchmarks.overhead [--images 640] [--epochs 3] [--repeats 3] [--threads 2]
 
 mobilenet_v2, all blocks, bfloat16, batches of 64, no augmentation. Both hold the same decoded photos in memory (ours
-in Ray's object store, streamed by Ray Data; the script as one tensor) and run one worker with two threads. Seconds an
-epoch, the first one (which warms up) left out; interleaved, medians.
+in Ray's object store, streamed by Ray Data; the script as one tensor) and run one worker with the same threads and the
+same memory settings. Seconds an epoch, the first one (which warms up) left out; interleaved, medians. ``--threads``
+less than the cores leaves some to Ray's own processes; start Ray with as many first
+(``ray start --head --num-cpus 1``) and set RAY_ADDRESS for this command.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +27,7 @@ from benchmarks.shop import photos, run, settings, table
 from retailray.data.images import Limits, decode
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
+from retailray.models.process import prepare_process
 from retailray.models.weights import pretrained_model
 
 
@@ -47,7 +51,6 @@ def ours(catalog: Path, folder: Path, epochs: int) -> list[float]:
             "out": folder / "out",
         }
     )
-    # one template serves train and validation; the copy of train.csv keeps its stem
     events = run("train", **values)
     return [event["train_seconds"] for event in events if event["event"] == "epoch"][1:]
 
@@ -89,7 +92,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
+    prepare_process(arguments.threads)  # the script gets the memory settings that our workers have
     folder = Path(tempfile.mkdtemp())
     catalog = subset(folder, arguments.images)
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)

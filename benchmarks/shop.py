@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from retailray.models.blocks import split, train_mode
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
+from retailray.models.process import prepare_process
 from retailray.models.weights import pretrained_model
 
 RESIZE, CROP = 256, 224
@@ -94,7 +95,8 @@ class Photos(Dataset):
 @dataclasses.dataclass
 class PlainLoop:
     """Fine-tuning as it is usually written, with every fair advantage: a loader with processes, frozen blocks in eval
-    mode under no_grad, channels_last, bfloat16 (less what is slow in it), a fused optimizer, warm-up and cosine."""
+    mode under no_grad, channels_last, bfloat16 (less what is slow in it), a fused optimizer, warm-up and cosine, and
+    the memory settings of our workers."""
 
     trainable: str
     epochs: int
@@ -107,6 +109,7 @@ class PlainLoop:
 
     def run(self, limit_epochs: int | None = None) -> Iterator[dict[str, float]]:
         """Validation accuracy and seconds since the beginning, epoch by epoch."""
+        prepare_process(os.cpu_count() or 1)  # the memory settings that our workers have
         started = time.monotonic()
         train = Photos("train", None, augment=self.augment)
         validation = Photos("val", train.labels, augment=False)

@@ -18,6 +18,14 @@ from retailray.errors import CapacityError
 
 CONNECT_S = 10.0
 STALL_S = 600  # without one finished task; then Ray Data gives up with an error
+# glibc, in every worker: blocks of up to 1 GB come from one heap that is not given back. The default maps and unmaps
+# them (outside the main thread: always), and every step faults all of its activations' pages in again: an epoch of
+# mobilenet_v2 took 1.8 times as long (benchmarks/overhead.py). Only a process that does not run yet can be told.
+MALLOC_ENV = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+}
 START_S = 120.0  # how long a pool of actors may take to come up before the command gives up
 
 
@@ -67,13 +75,15 @@ def _start(section: ClusterSection) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)
-        present = {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
+        present = MALLOC_ENV | {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
         try:
             with _silent_stderr():
                 ray.init(address=address, runtime_env={"env_vars": present}, **quiet)
         except Exception as error:
             raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
         return
+    for name, value in MALLOC_ENV.items():
+        os.environ.setdefault(name, value)  # workers inherit it
     try:
         with _silent_stderr():
             ray.init(address="local", include_dashboard=False, **quiet)

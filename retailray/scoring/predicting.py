@@ -1,6 +1,5 @@
 """Decoded rows to prediction rows in a pool of predictor actors."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -67,11 +66,10 @@ class PredictBatch:
     def __init__(
         self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int, relay: Any, with_uncalibrated: bool
     ) -> None:
-        import torch
-
         from retailray.models.predictor import Predictor
+        from retailray.models.process import prepare_process
 
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        prepare_process(threads)
         bundle = load_bundle(bundle_uri)
         self.relay = relay
         self.predictor = Predictor(bundle, device="cuda" if use_gpu else "cpu")

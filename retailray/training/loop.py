@@ -1,7 +1,6 @@
 """What every Ray Train worker runs: an engine, fed by its sources, checkpointed to the run's storage."""
 
 import dataclasses
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from retailray.config import TrainSection
 from retailray.data import store
 from retailray.models.backbones import build_model, load_state
 from retailray.models.predictor import Normalize
+from retailray.models.process import prepare_process
 from retailray.training.engine import Engine, World
 from retailray.training.precompute import Backbone
 from retailray.training.recipe import Stage
@@ -45,7 +45,7 @@ class FitConfig:
 def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Fit; return the history, the temperature, and the logits of the test split if there is one."""
     config: FitConfig = loop_config["config"]
-    torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
+    prepare_process(config.threads)
     torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where float32 is trained on a GPU
     context = ray.train.get_context()

@@ -1,7 +1,6 @@
 """What this machine does in which time: the ground for choosing a precision and for keeping activations."""
 
 import dataclasses
-import os
 import time
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from retailray.models.precision import autocast, choose_precision
+from retailray.models.process import prepare_process
 
 BATCH = 16
 
@@ -26,7 +26,7 @@ def measure(
     arch: str, num_classes: int, *, size_px: int, cuts: list[int], precision: str, use_gpu: bool, threads: int
 ) -> Measurement:
     """Run untrained blocks on noise, for a second or two: time does not depend on the weights."""
-    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    prepare_process(threads)
     device = torch.device("cuda" if use_gpu else "cpu")
     model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import Chain, split
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
+from retailray.models.process import prepare_process
 
 JOB = OURS + "job"  # which job a row belongs to
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
@@ -221,7 +221,7 @@ class FillStores:
     def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> None:
         import safetensors.torch
 
-        torch.set_num_threads(min(plan.torch_threads, os.cpu_count() or 1))
+        prepare_process(plan.torch_threads)
         self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
         self.jobs, self.relay, self.precision = jobs, relay, backbone.precision
         model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
