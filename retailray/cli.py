@@ -16,6 +16,7 @@ ACTIONS = {
     "demo": ("retailray.demo", "run_demo"),
     "check": ("retailray.evaluation", "check"),
     "train": ("retailray.training", "train"),
+    "tune": ("retailray.training", "tune"),
     "evaluate": ("retailray.evaluation", "evaluate"),
     "score": ("retailray.scoring", "score"),
 }
@@ -23,11 +24,15 @@ SUMMARIES = {
     "demo": "the whole story on a made-up catalog, in a few minutes",
     "check": "what is in a catalog and what is wrong with it",
     "train": "fine-tune a pretrained torchvision model on a labelled catalog",
+    "tune": "search freeze depth, learning rates and more for train",
     "evaluate": "measure a bundle on a labelled catalog",
     "score": "classify a whole catalog and publish the result",
 }
 
-AFTER_INTERRUPT = {"train": "the same command with --train.resume goes on from the last checkpoint"}
+AFTER_INTERRUPT = {
+    "train": "the same command with --train.resume goes on from the last checkpoint",
+    "tune": "the same command with --tune.resume goes on: finished trials are kept",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ Sections are frozen pydantic models; a verb's config is the set of sections it r
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_serializer, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from retailray import storage
@@ -99,7 +99,8 @@ class ModelSection(Section):
     arch: str = Field("resnet50", description="torchvision classification model, or cnn1, cnn2, cnn3 (small baselines)")
     weights: str = Field(
         "DEFAULT",
-        description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle, or none",
+        description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle ({arch} in it: "
+        "model.arch), or none",
     )
     trainable: str = Field(
         "last5",
@@ -108,6 +109,10 @@ class ModelSection(Section):
     )
     registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
     name: str | None = Field(None, description="registered name; the bundle becomes <registry>/<name>/<version>")
+
+    @property
+    def resolved_weights(self) -> str:
+        return self.weights.replace("{arch}", self.arch)
 
     @model_validator(mode="before")
     @classmethod
@@ -195,6 +200,96 @@ class TrainSection(Section):
     @property
     def depths(self) -> list[str]:
         return [phase.trainable for phase in self.phases]
+
+
+# what a search may draw: settings that change the model and leave the images, the seed and the rows what they are
+TUNABLE = (
+    "model.arch",
+    "model.trainable",
+    "transform.augment",
+    "transform.erasing",
+    *(f"train.{name}" for name in ("batch_size", "optimizer", "momentum", "head_lr", "backbone_lr", "lr_decay")),
+    *(f"train.{name}" for name in ("warmup", "weight_decay", "label_smoothing", "mixup", "ema", "balance", "patience")),
+)
+
+
+PASSES = ("model.arch", "model.trainable", "transform.augment", "transform.erasing")  # each asks for a pass of its own
+
+
+class Domain(Section):
+    """What one setting is drawn from: one of these kinds. A bare list is a choice."""
+
+    model_config = {"extra": "forbid", "frozen": True, "populate_by_name": True}
+    choice: list[Any] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = Field(None, alias="int", description="both ends included")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_a_choice(cls, value: Any) -> Any:
+        return {"choice": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Domain":
+        given = self.dump()
+        if len(given) != 1:
+            raise ValueError("give one of choice, uniform, loguniform, int")
+        [(kind, ends)] = given.items()
+        if kind != "choice" and not ends[0] < ends[1]:
+            raise ValueError(f"{kind} goes from a smaller to a larger number")
+        if kind == "loguniform" and ends[0] <= 0:
+            raise ValueError("loguniform is of positive numbers")
+        return self
+
+    @model_serializer
+    def dump(self) -> dict[str, Any]:
+        kinds = {"choice": self.choice, "uniform": self.uniform, "loguniform": self.loguniform, "int": self.integer}
+        return {kind: value for kind, value in kinds.items() if value is not None}
+
+    @property
+    def corners(self) -> list[Any]:
+        """The values that say whether all of them are allowed."""
+        [(_, values)] = self.dump().items()
+        return list(values)
+
+
+class TuneSection(Section):
+    """Searching for the best settings of train. A trial takes train.epochs at most."""
+
+    trials: int = Field(32, ge=1, description="how many; searcher grid has one for every combination instead")
+    space: dict[str, Domain] = Field(
+        {},
+        description='JSON: {"train.head_lr": {"loguniform": [1e-4, 1e-2]}, "model.trainable": ["head", "last2"], ...}; '
+        "kinds: choice (or a list), uniform, loguniform, int; default: freeze depth and both learning rates",
+    )
+    searcher: Literal["random", "grid", "optuna"] = Field("random", description="optuna: its TPE, after random trials")
+    scheduler: Literal["asha", "median", "pbt", "none"] = Field(
+        "asha", description="what stops poor trials early; pbt: they go on from better ones, with other rates"
+    )
+    grace_epochs: int = Field(1, ge=1, description="that no trial is stopped before; pbt: between two exchanges")
+    reduction: int = Field(3, ge=2, description="asha lets the best 1 / this go on at 1, 3, 9, ... times grace_epochs")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="trials at once; default: one a GPU, else what the CPUs carry"
+    )
+    workers_per_trial: int = Field(1, ge=1, description="data-parallel workers in each trial")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="default: what leaves half of the CPUs free, 1 at most"
+    )
+    gpus_per_worker: float | None = Field(None, gt=0, le=1, description="fractions share a GPU; default: 1 with GPUs")
+    max_epochs: int | None = Field(None, ge=1, description="of all trials together; then the search ends")
+    time_budget_s: float | None = Field(None, gt=0, description="then the search ends [s]")
+    keep: int = Field(3, ge=1, description="the best trials whose weights stay under trials/")
+    resume: bool = Field(False, description="go on with the unfinished search of the same settings under out, if any")
+    seed: int = Field(0, ge=0, description="of what is drawn; all trials share train.seed")
+
+    @field_validator("space")
+    @classmethod
+    def _known_settings(cls, space: dict[str, Domain]) -> dict[str, Domain]:
+        unknown = sorted(set(space) - set(TUNABLE))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} cannot be searched; these can: {', '.join(TUNABLE)}")
+        return space
 
 
 class EvaluateSection(Section):
@@ -358,6 +453,63 @@ class TrainConfig(VerbConfig):
         return problems
 
 
+class TuneConfig(TrainConfig):
+    unused = frozenset({"train.resume", "train.cache", "split.folds", "cluster.num_workers", "cluster.min_workers"})
+    tune: TuneSection = TuneSection()
+
+    @property
+    def space(self) -> dict[str, Domain]:
+        """What is searched: as given, or freeze depth and learning rates."""
+        if self.tune.space:
+            return self.tune.space
+        rates = {
+            "train.head_lr": Domain(loguniform=(3e-4, 3e-2)),
+            "train.backbone_lr": Domain(loguniform=(1e-4, 3e-3)),
+        }
+        if self.model.weights == "none" or self.train.phases:  # nothing to freeze, or frozen as the phases say
+            return rates
+        return {"model.trainable": Domain(choice=["head", "last1", "last2", "last5"])} | rates
+
+    def trial(self, drawn: dict[str, Any], **pinned: Any) -> TrainConfig:
+        """What a trial is: these settings with the drawn ones, less those that would mean nothing beside them.
+
+        Raises:
+            ValidationError: a drawn value is not allowed.
+        """
+        values = self.model_dump(exclude={"tune"})
+        for key, value in (drawn | pinned).items():
+            section, _, name = key.partition(".")
+            values[section][name] = value
+        train, defaults = values["train"], TrainSection()
+        depths = [phase["trainable"] for phase in train["phases"]] or [values["model"]["trainable"]]
+        idle = ["backbone_lr", "lr_decay"] if set(depths) == {"head"} else []
+        idle += [] if train["optimizer"] == "sgd" else ["momentum"]
+        still = values["transform"]["augment"] == "none" and not values["transform"]["erasing"]
+        idle += ["views"] if still or set(depths) == {"all"} else []
+        for name in idle:
+            train[name] = getattr(defaults, name)
+        return TrainConfig(**values)
+
+    @model_validator(mode="after")
+    def _every_corner_of_the_space_is_allowed(self) -> "TuneConfig":
+        problems = []
+        for key, domain in self.space.items():
+            if key in PASSES and domain.choice is None:
+                problems.append(f"tune.space: {key} needs a choice, found {domain.dump()}")
+                continue
+            if self.tune.searcher == "grid" and domain.choice is None:
+                problems.append(f"tune.space: searcher grid needs a choice for {key}, found {domain.dump()}")
+            for value in domain.corners:
+                try:
+                    self.trial({key: value})
+                except ValidationError as error:
+                    reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+                    problems.append(f"tune.space: {key} = {value!r}: {reasons}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
 class EvaluateConfig(VerbConfig):
     unused = VerbConfig.unused | {"split.folds"}
     catalog: CatalogSection
@@ -399,6 +551,7 @@ VERBS: dict[str, type[VerbConfig]] = {
     "demo": DemoConfig,
     "check": CheckConfig,
     "train": TrainConfig,
+    "tune": TuneConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
 }

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _own: TextIO | None = None
-_live: Progress | None = None  # lines printed while a bar is shown must go through it
+_live: Progress | Live | None = None  # lines printed while a bar is shown must go through it
 
 
 @contextlib.contextmanager
@@ -69,6 +70,21 @@ def bar(label: str, total: int) -> Iterator[Any]:
         _live = progress
         try:
             yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+        finally:
+            _live = None
+
+
+@contextlib.contextmanager
+def live() -> Iterator[Any]:
+    """A renderable below the printed lines of a terminal; yields a function that sets it. Silent elsewhere."""
+    if not on_terminal():
+        yield lambda renderable: None
+        return
+    global _live
+    with Live(console=Console(file=_stream(), highlight=False), transient=True) as shown:
+        _live = shown
+        try:
+            yield shown.update
         finally:
             _live = None
 

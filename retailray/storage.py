@@ -262,6 +262,13 @@ def remove_folder(address: str) -> None:
         guarded(address, lambda: fs.rm(path, recursive=True))
 
 
+def remove_file(address: str) -> None:
+    """Remove one object if it is there. Raises StorageError."""
+    fs, path = filesystem(address)
+    with contextlib.suppress(FileNotFoundError):
+        guarded(address, lambda: fs.rm_file(path) if fs.exists(path) else None)
+
+
 def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
     """The bytes of many objects, concurrently, in order; what cannot be fetched comes back as an ImageError."""
     results: list[bytes | ImageError | None] = [None] * len(addresses)

@@ -74,7 +74,7 @@ def test_settings_that_would_be_ignored_are_refused():
     assert "model.trainable" in problems("train", *base, "--model.trainable", "last0")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
     assert (
-        "it belongs to check, train, evaluate"
+        "it belongs to check, train, tune, evaluate"
         in problems("score", *base, "--model.uri", "/b", "--catalog.split", "s")[0]
     )
     both = "both say which rows"

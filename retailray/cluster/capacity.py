@@ -8,7 +8,7 @@ import dataclasses
 import time
 
 from retailray import progress
-from retailray.config import ClusterSection
+from retailray.config import ClusterSection, TuneSection
 from retailray.errors import CapacityError
 
 MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
@@ -48,6 +48,39 @@ def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
 def plan_scoring(capacity: Capacity, section: ClusterSection) -> Plan:
     """A fixed pool of predictors: one a GPU, else one for every two CPUs, unless ``cluster.num_workers`` says."""
     return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialPlan:
+    """``num_concurrent`` trials at once, and what each worker of each of them reserves and uses."""
+
+    num_concurrent: int
+    num_workers: int
+    cpus: float
+    gpus: float
+    torch_threads: int
+
+
+def plan_trials(capacity: Capacity, section: ClusterSection, tune: TuneSection) -> TrialPlan:
+    """Trials of ``tune.workers_per_trial`` workers: one a GPU, else what the CPUs carry, unless ``tune`` says.
+
+    More at once than fit wait for their turn. Raises CapacityError where not even one fits.
+    """
+    cpus, gpus, workers = capacity.num_cpus, capacity.num_gpus, tune.workers_per_trial
+    use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
+    gpu = (tune.gpus_per_worker or 1.0) if use_gpu else 0.0
+    if tune.gpus_per_worker and not use_gpu:
+        raise CapacityError(f"tune.gpus_per_worker = {tune.gpus_per_worker:g}, and no GPU is used; leave it out")
+    carried = int(gpus / gpu / workers) if use_gpu else max(1, int(cpus // workers))
+    wanted = tune.max_concurrent or carried
+    cpu = tune.cpus_per_worker or min(1.0, cpus / 2 / wanted / workers)
+    fit = min(wanted, int(cpus / cpu / workers), int(gpus / gpu / workers) if gpu else wanted)
+    if fit < 1:
+        raise CapacityError(
+            f"one trial reserves {workers} x ({cpu:g} CPUs, {gpu:g} GPUs), and the Ray cluster has {cpus:g} CPUs and "
+            f"{gpus:g} GPUs; lower tune.workers_per_trial, tune.cpus_per_worker or tune.gpus_per_worker"
+        )
+    return TrialPlan(fit, workers, cpu, gpu, max(1, int(cpus // (fit * workers))))
 
 
 def plan_reading(capacity: Capacity) -> Plan:

@@ -15,6 +15,7 @@ import ray.data
 from retailray import storage
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits, decode
+from retailray.data.store import StoreReader, StoreSpec
 from retailray.errors import ERROR_CODES, ImageError
 
 OURS = "__rr_"  # how our own columns begin
@@ -83,17 +84,29 @@ class ViewSpec:
 
 
 def view_dataset(
-    table: pa.Table, spec: ViewSpec, *, task_cpus: float, num_blocks: int, keep: list[str]
+    table: pa.Table,
+    spec: ViewSpec,
+    *,
+    task_cpus: float,
+    num_blocks: int,
+    keep: list[str],
+    decoded: StoreSpec | None = None,
 ) -> ray.data.Dataset:
-    """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``."""
-    arguments = {"spec": spec, "keep": keep}
+    """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``.
+
+    ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images.
+    """
+    arguments = {"spec": spec, "keep": keep, "decoded": decoded}
     return map_chunks(table, decode_views, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
 
 
-def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str]) -> pa.Table:
+def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: StoreSpec | None = None) -> pa.Table:
     """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order."""
-    table = decode_rows(table, spec=spec.decode)
-    pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
+    if decoded:
+        pixels = _central(decoded, table.column(ROW).to_numpy(), spec.decode.crop_size)
+    else:
+        table = decode_rows(table, spec=spec.decode)
+        pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
     rows = np.repeat(np.arange(table.num_rows), spec.num_views)
     views = np.tile(np.arange(spec.num_views), table.num_rows)
     repeated = pixels[rows]
@@ -101,6 +114,13 @@ def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str]) -> pa.Tabl
         repeated = _augmented(repeated, table.column(URI).take(rows).to_pylist(), views, spec)
     table = table.select([ROW, CODE, MESSAGE, *keep]).take(rows)
     return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
+
+
+def _central(decoded: StoreSpec, rows: np.ndarray, size_px: int) -> np.ndarray:
+    """The central square of kept pixels: what decoding gives where it is a whole number of pixels from the edge."""
+    pixels = StoreReader(decoded, budget=decoded.num_bytes).take(rows, np.zeros_like(rows))
+    margin = (decoded.shape[-1] - size_px) // 2
+    return pixels[..., margin : margin + size_px, margin : margin + size_px]
 
 
 def _augmented(pixels: np.ndarray, uris: list[str], views: np.ndarray, spec: ViewSpec) -> np.ndarray:

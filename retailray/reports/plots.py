@@ -39,7 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _styled(plot: Callable[P, R]) -> Callable[P, R]:
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
     """Our style for one plot, and the caller's (a notebook's, say) left as it is."""
 
     @functools.wraps(plot)
@@ -50,18 +50,18 @@ def _styled(plot: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def _figure(columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), dpi=144)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def label_bars(counts: Mapping[str, int], unit: str) -> bytes:
     """Rows a label, largest first; the middle is left out where there are more than :data:`MAX_BARS`."""
     items = sorted(counts.items(), key=lambda item: -item[1])
@@ -69,8 +69,8 @@ def label_bars(counts: Mapping[str, int], unit: str) -> bytes:
         left_out = len(items) - MAX_BARS
         half = MAX_BARS // 2
         items = [*items[:half], (f"… {left_out} more …", 0), *items[-half:]]
-    figure, (axes,) = _figure(1, width=6.4, height=max(1.6, 0.22 * len(items) + 0.6))
-    names, values = [_short(name) for name, _ in items], [value for _, value in items]
+    figure, (axes,) = new_figure(1, width=6.4, height=max(1.6, 0.22 * len(items) + 0.6))
+    names, values = [short(name) for name, _ in items], [value for _, value in items]
     bars = axes.barh(range(len(items)), values, color=ACCENT, height=0.7)
     axes.bar_label(
         bars, labels=[str(value) if value else "" for value in values], padding=3, fontsize=8, color="#475569"
@@ -80,13 +80,13 @@ def label_bars(counts: Mapping[str, int], unit: str) -> bytes:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(unit)
     axes.margins(y=0.01)
-    return _png(figure)
+    return png(figure)
 
 
-@_styled
+@styled
 def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
     """Width, height and aspect ratio of images [px]."""
-    figure, axes = _figure(3, width=9.6, height=2.4)
+    figure, axes = new_figure(3, width=9.6, height=2.4)
     for ax, values, title in zip(
         axes, (width, height, width / height), ("width [px]", "height [px]", "width / height"), strict=True
     ):
@@ -94,13 +94,13 @@ def size_distributions(width: np.ndarray, height: np.ndarray) -> bytes:
         ax.axvline(float(np.median(values)), color=SECOND, linewidth=1)
         ax.set_title(f"{title}: median {np.median(values):.4g}")
         ax.set_ylabel("images")
-    return _png(figure)
+    return png(figure)
 
 
-@_styled
+@styled
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
     """Accuracy and loss by epoch, the best epoch and the beginnings of phases marked."""
-    figure, axes = _figure(2, width=9.6, height=3.0)
+    figure, axes = new_figure(2, width=9.6, height=3.0)
     epochs = [row["epoch"] for row in history]
     begins = [row["epoch"] for before, row in itertools.pairwise(history) if row["phase"] != before["phase"]]
     for ax, metric, title in zip(axes, ("top1", "loss"), ("accuracy (top-1)", "loss (cross-entropy)"), strict=True):
@@ -114,20 +114,20 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
-@_styled
+@styled
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     """Rows are the truth, normalised to 1; columns the prediction. Numbers only where they can be read."""
     size = len(labels)
     side = min(12.5, max(3.6, 0.16 * size + 2.4))
-    figure, (axes,) = _figure(1, width=side + 0.8, height=side)
+    figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="BuGn", vmin=0, vmax=1)
     font = 8 if size <= 20 else max(5, 8 - 0.05 * size)
-    axes.set_xticks(range(size), [_short(label) for label in labels], rotation=90, fontsize=font)
-    axes.set_yticks(range(size), [_short(label) for label in labels], fontsize=font)
+    axes.set_xticks(range(size), [short(label) for label in labels], rotation=90, fontsize=font)
+    axes.set_yticks(range(size), [short(label) for label in labels], fontsize=font)
     axes.grid(visible=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
@@ -146,13 +146,13 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
                         color=colour,
                     )
     figure.colorbar(image, ax=axes, shrink=0.4, pad=0.01, label="share of the true class")
-    return _png(figure)
+    return png(figure)
 
 
-@_styled
+@styled
 def reliability(confidences: Mapping[str, np.ndarray], correct: np.ndarray, *, bins: int = 10) -> bytes:
     """Accuracy by confidence, a panel each; on the diagonal the model knows what it knows."""
-    figure, panels = _figure(len(confidences), width=3.4 * len(confidences), height=3.2)
+    figure, panels = new_figure(len(confidences), width=3.4 * len(confidences), height=3.2)
     edges = np.linspace(0, 1, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     for axes, (title, confidence) in zip(panels, confidences.items(), strict=True):
@@ -165,13 +165,13 @@ def reliability(confidences: Mapping[str, np.ndarray], correct: np.ndarray, *, b
         axes.set_title(title)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
-    return _png(figure)
+    return png(figure)
 
 
-@_styled
+@styled
 def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> bytes:
     """How confident the predictions are, with the decision thresholds."""
-    figure, (axes,) = _figure(1, width=6.4, height=2.6)
+    figure, (axes,) = new_figure(1, width=6.4, height=2.6)
     edges = np.linspace(0, 1, len(counts) + 1)
     axes.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.9 / len(counts), color=ACCENT)
     for name, value in thresholds.items():
@@ -186,9 +186,9 @@ def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> byte
         )
     axes.set_xlabel("pred_score")
     axes.set_ylabel("images")
-    return _png(figure)
+    return png(figure)
 
 
-def _short(text: str, length: int = 26) -> str:
+def short(text: str, length: int = 26) -> str:
     # matplotlib reads $ as mathematics
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

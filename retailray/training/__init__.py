@@ -1,6 +1,6 @@
 """Fine-tuning: Ray Data computes what stays the same once, Ray Train's workers train the rest on it."""
 
-from retailray.config import TrainConfig
+from retailray.config import TrainConfig, TuneConfig
 
 
 def train(config: TrainConfig) -> str:
@@ -10,4 +10,11 @@ def train(config: TrainConfig) -> str:
     return trainer.train(config)
 
 
-__all__ = ["train"]
+def tune(config: TuneConfig) -> str:
+    """See :func:`retailray.training.search.search.tune`."""
+    from retailray.training.search import search
+
+    return search.tune(config)
+
+
+__all__ = ["train", "tune"]

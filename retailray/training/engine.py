@@ -23,7 +23,7 @@ from retailray.models.blocks import freeze, split, train_mode
 from retailray.models.calibration import fit_temperature
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
-from retailray.training.optim import make_average, make_optimizer, make_schedule
+from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.recipe import Stage
 
 CPU = torch.device("cpu")
@@ -105,8 +105,12 @@ class Engine:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def fit(self, start: dict[str, Any] | None, on_epoch: Callable[["Engine", dict[str, Any]], None]) -> None:
-        """Run all stages, from the state of a checkpoint if there is one; the best weights are in the model then."""
+    def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """Run all stages, from the state of a checkpoint if there is one; the best weights are in the model then.
+
+        Yields:
+            The measures of every epoch when it is over; the state is then :meth:`state`.
+        """
         self.best = self._named(self.chain.suffix(self.stages[-1].reads))
         if start:
             self.progress = Progress(**start["progress"])
@@ -119,7 +123,7 @@ class Engine:
                 self._restore(start)
             start = None
             while not self.stage_is_over():
-                on_epoch(self, self._epoch())
+                yield self._epoch()
             self._load(self.best)
             if self.progress.stage + 1 == len(self.stages):
                 return
@@ -143,6 +147,7 @@ class Engine:
 
         ``limit``: about so many of the rows, evenly spread.
         """
+        self.model.eval()
         batches, reads = self.open_batches(name, self.stages[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
         found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64))]
@@ -177,8 +182,7 @@ class Engine:
         self.mixers = self._make_mixers()
 
     def _restore(self, start: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(start["optimizer"])
-        self.schedule.load_state_dict(start["schedule"])
+        load_optimizer(self.optimizer, self.schedule, start)
         if self.average and start["average"]:
             self.average.load_state_dict(start["average"])
 
@@ -186,6 +190,16 @@ class Engine:
         patience = self.train.patience
         tired = patience is not None and self.progress.since_best >= patience
         return tired or self.progress.stage_epochs >= self.stage.epochs
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch of the last stage is done."""
+        return self.progress.stage + 1 == len(self.stages) and self.stage_is_over()
+
+    def load_best(self, best: dict[str, torch.Tensor]) -> None:
+        """Take the weights that :meth:`state` had as the best ones."""
+        self.best = best
+        self._load(best)
 
     def _named(self, part: nn.Module) -> dict[str, torch.Tensor]:
         """Copies of the tensors of a part of the model, on the CPU, under the model's own names."""

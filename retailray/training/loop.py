@@ -70,7 +70,9 @@ def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for stage in config.stages:
             sources.open(split, stage)
-    engine.fit(_last_state(), _Reporter(config))
+    report = _Reporter(config)
+    for metrics in engine.epochs(_last_state()):
+        report(engine, metrics)
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
     found |= {"temperature": engine.temperature(), "codes": sources.failed(world)}
     if "test" in config.sources:

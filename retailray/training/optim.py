@@ -47,6 +47,21 @@ def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: floa
     return schedules.SequentialLR(optimizer, [rise, fall], milestones=[rising])
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
+    """Go on from ``state["optimizer"]`` and ``state["schedule"]``, with the peak rates and decays of this config.
+
+    They are what they were, but in population-based training, where a trial goes on from another one with its own.
+    """
+    own = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    for group, mine in zip(optimizer.param_groups, own, strict=True):
+        group["lr"] *= mine["initial_lr"] / group["initial_lr"]
+        group.update(mine)
+    for part in getattr(schedule, "_schedulers", [schedule]):
+        part.base_lrs = [mine["initial_lr"] for mine in own]
+
+
 def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
     """Exponential moving average of weights and buffers; None where ``decay`` is 0."""
     if not decay:

@@ -29,6 +29,7 @@ from retailray.data.pipeline import (
     pixels_to_numpy,
     transport_table,
     view_dataset,
+    with_errors,
 )
 from retailray.data.store import StoreSpec
 from retailray.errors import CatalogError, RetailrayError
@@ -94,13 +95,13 @@ def make_spec(
     num_rows: int,
     views: ViewSpec,
     cut: int,
-    backbone: Backbone,
-    chain: Chain,
+    backbone: Backbone | None,
+    chain: Chain | None,
     shape: tuple[int, ...],
 ) -> StoreSpec:
     """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
     pixels = cut == 0
-    dtype = "uint8" if pixels else "bfloat16" if backbone.precision == "bfloat16" else "float32"
+    dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
     drawn = views.augment != "none" or views.erasing > 0
     content: dict[str, Any] = {
         "code": _code_digest(),
@@ -110,6 +111,8 @@ def make_spec(
         "torchvision": importlib.metadata.version("torchvision") if drawn or not pixels else None,
     }
     if not pixels:
+        assert backbone
+        assert chain
         content |= {
             "arch": backbone.arch,
             "image_size": backbone.image_size,
@@ -124,20 +127,24 @@ def make_spec(
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels)."""
+    """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels).
+
+    ``decoded``: a store of its pixels, read in place of the images.
+    """
 
     name: str
     catalog: Catalog
     rows: str
     views: ViewSpec
     specs: dict[int, StoreSpec]
+    decoded: StoreSpec | None = None
 
     def missing(self) -> "Job":
         absent = {cut: spec for cut, spec in self.specs.items() if not store.is_whole(spec)}
         return dataclasses.replace(self, specs=absent)
 
 
-def fill(jobs: list[Job], backbone: Backbone, plan: Plan) -> None:
+def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan) -> None:
     """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
 
     Raises:
@@ -165,13 +172,17 @@ def fill(jobs: list[Job], backbone: Backbone, plan: Plan) -> None:
         raise RetailrayError(f"reading the images stopped: {' '.join(str(error).split())[-400:]}") from error
 
 
-def _filled(jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> ray.data.Dataset:
+def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) -> ray.data.Dataset:
     datasets = []
     for number, job in enumerate(jobs):
         table = transport_table(job.catalog, with_input=False)
+        if job.decoded:
+            codes = store.read_codes(job.decoded)
+            table = with_errors(table, *(codes.column(name).to_pylist() for name in ("error_code", "message")))
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
-        datasets.append(view_dataset(table, job.views, task_cpus=plan.task_cpus, num_blocks=num_blocks, keep=[JOB]))
+        shape: dict[str, Any] = {"task_cpus": plan.task_cpus, "num_blocks": num_blocks, "keep": [JOB]}
+        datasets.append(view_dataset(table, job.views, decoded=job.decoded, **shape))
     views = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     if set(jobs[0].specs) == {0}:

@@ -60,13 +60,14 @@ def augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(transform.augment, transform.erasing, source, transform.image_size)
 
 
-def measure_here(
-    config: TrainConfig, num_classes: int, stages: list[Stage], plan: Plan, *, precision: str
-) -> Measurement:
-    """Measure where training will run: in this process where that is the same machine without a GPU, else in a task."""
+def measure_here(config: TrainConfig, num_classes: int, cuts: set[int], plan: Plan, *, precision: str) -> Measurement:
+    """Measure where training will run: in this process where that is the same machine without a GPU, else in a task.
+
+    ``cuts``: the numbers of frozen blocks of which time and shape are wanted.
+    """
     arguments: dict[str, Any] = {
         "size_px": config.transform.image_size,
-        "cuts": sorted({stage.reads for stage in stages if stage.reads}) if config.train.cache == "auto" else [],
+        "cuts": sorted(cuts - {0}),
         "precision": precision,
         "use_gpu": plan.actor_gpus > 0,
         "threads": plan.torch_threads,
@@ -85,14 +86,22 @@ def prepare(
     config: TrainConfig,
     images: Images,
     stages: list[Stage],
-    backbone: Backbone,
-    chain: Chain,
-    measured: Measurement,
+    backbone: Backbone | None,
+    chain: Chain | None,
+    measured: Measurement | None,
     plan: Plan,
     *,
-    earlier: CachePlan | None,
+    earlier: CachePlan | None = None,
+    share: float = 1.0,
+    decoded: Prepared | None = None,
 ) -> Prepared:
-    """Decide and fill. ``earlier``: what an interrupted run had decided; it is kept to.
+    """Decide and fill.
+
+    Args:
+        backbone, chain, measured: None where ``earlier`` keeps nothing but pixels.
+        earlier: what has been decided already (by the run that was interrupted, say); it is kept to.
+        share: of the budget, that this may take.
+        decoded: where the pixels of both sets lie already; they are read in place of the images.
 
     Raises:
         RetailrayError: images or stores cannot be read or written.
@@ -112,20 +121,22 @@ def prepare(
     decided = earlier or plan_cache(
         config,
         stages,
-        measured,
+        measured,  # type: ignore[arg-type]  # there, where something is to be decided
         num_train=len(images.train),
         num_plain=len(images.plain),
-        budget=min(budget, int(free * DISK_SHARE)) if free is not None else budget,
+        budget=int(share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
         source_px=augmentation(config).source_px,
     )
     jobs = _jobs(config, sets, {name: str(digest) for name, digest in rows.items()}, decided, measured, backbone, chain)
+    if decoded:
+        jobs = [_from_pixels(job, decoded.stores[job.name][0]) for job in jobs]
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
     absent = sum(len(job.specs) for job in missing)
     progress.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
     if missing:
         if not _make_room(root, jobs, missing, budget):
             if earlier:
-                raise StorageError(f"train.resume: {root} has no room for what the run had kept; raise train.cache_gb")
+                raise StorageError(f"{root} has no room for what was decided ({decided.why}); raise train.cache_gb")
             why = "others use what the budget allows"
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         fill(missing, backbone, plan)
@@ -137,9 +148,9 @@ def _jobs(
     sets: dict[str, Catalog],
     rows: dict[str, str],
     decided: CachePlan,
-    measured: Measurement,
-    backbone: Backbone,
-    chain: Chain,
+    measured: Measurement | None,
+    backbone: Backbone | None,
+    chain: Chain | None,
 ) -> list[Job]:
     """What has to be there for a plan. ``rows``: the fingerprint of each set."""
     jobs = []
@@ -154,12 +165,18 @@ def _jobs(
                     cut=cut,
                     backbone=backbone,
                     chain=chain,
-                    shape=measured.shapes[cut] if cut else (3, views.crop_size, views.crop_size),
+                    shape=measured.shapes[cut] if measured and cut else (3, views.crop_size, views.crop_size),
                 )
                 for cut in cuts
             }
             jobs.append(Job(which, sets[which], rows[which], views, specs))
     return jobs
+
+
+def _from_pixels(job: Job, pixels: StoreSpec) -> Job:
+    """With the pixels that lie there already, where the square that is wanted is whole pixels from their edges."""
+    margin = pixels.shape[-1] - job.views.decode.crop_size
+    return dataclasses.replace(job, decoded=pixels) if margin >= 0 and margin % 2 == 0 else job
 
 
 def _read_back(prepared: Prepared, jobs: list[Job]) -> Prepared:

@@ -14,27 +14,19 @@ from retailray import progress, storage
 from retailray.cluster import plan_training, ray_session, wait_until_free
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels
-from retailray.data.splits import read_splits
 from retailray.errors import CatalogError, ConfigError
 from retailray.models.blocks import split
-from retailray.models.bundle import (
-    BundleMeta,
-    EvalTransform,
-    copy_bundle,
-    new_version,
-    provenance,
-    save_bundle,
-    state_to_bytes,
-)
+from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.reports import write_training_report
 from retailray.runs import RunDirectory
+from retailray.training.bundles import describe, publish_bundle
 from retailray.training.caching import CachePlan
-from retailray.training.fit import FitResult
 from retailray.training.folds import Fitter, make_folds, run_folds
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, measure_here, prepare
 from retailray.training.recipe import Stage, resolve
+from retailray.training.rows import labelled_splits, rows_digest
 
 Model = tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]
 
@@ -49,10 +41,10 @@ def train(config: TrainConfig) -> str:
         RetailrayError: catalog, weights, storage or cluster; see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
-    splits = _labelled_splits(config)
+    splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
     size, seed = config.transform.image_size, config.train.seed
-    model = pretrained_model(config.model.arch, config.model.weights, len(labels), seed=seed, image_size=size)
+    model = pretrained_model(config.model.arch, config.model.resolved_weights, len(labels), seed=seed, image_size=size)
     stages = resolve(config, split(model[0]))
     run = _open_run(config)
     progress.emit(
@@ -78,8 +70,8 @@ def train(config: TrainConfig) -> str:
         )
     best = result.history[result.best_epoch - 1]
     state = model[0].state_dict() | result.best
-    meta = _describe(config, labels, model, best, splits, state, result, folds)
-    bundle = _publish_bundle(config, run, meta, state)
+    meta = describe(config, labels, model[1:], best, splits, state, result.temperature, folds)
+    bundle = publish_bundle(config, run, meta, state)
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     rows_a_label = count_labels(splits["train"].column("label"))
     write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
@@ -141,7 +133,8 @@ def _prepare(
         rows = {"train": np.arange(num_train), "validation": np.arange(num_validation)}
     earlier = _earlier_decisions(run, splits, network)
     precision = earlier.get("precision", config.train.precision)
-    measured = measure_here(config, len(labels), stages, plan, precision=precision)
+    cuts = {stage.reads for stage in stages} if config.train.cache == "auto" else set()
+    measured = measure_here(config, len(labels), cuts, plan, precision=precision)
     backbone = Backbone(
         arch=config.model.arch,
         num_classes=len(labels),
@@ -161,7 +154,7 @@ def _prepare(
 def _inputs(splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, str]:
     """Digests of what a run is trained on and from."""
     weights = hashlib.sha256(state_to_bytes(network.state_dict())).hexdigest()
-    return {"rows": _rows_digest(splits), "weights": weights}
+    return {"rows": rows_digest(splits), "weights": weights}
 
 
 def _earlier_decisions(run: RunDirectory, splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, Any]:
@@ -181,82 +174,3 @@ def _earlier_decisions(run: RunDirectory, splits: dict[str, Catalog], network: t
             [f"train.resume: {what} changed since {run.address} was interrupted; leave train.resume out to start anew"]
         )
     return earlier
-
-
-def _publish_bundle(config: TrainConfig, run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
-    bundle = run.path("bundle")
-    if run.resumed:
-        storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
-    save_bundle(bundle, meta, state)
-    if config.model.registry:
-        registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
-        copy_bundle(bundle, registered)
-        progress.emit("registered", bundle=registered)
-    return bundle
-
-
-def _labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
-    """Rows with a label, by split. Raises CatalogError where there is nothing to train or choose on."""
-    splits = read_splits(config.catalog, config.split)
-    for name, part in splits.items():
-        labelled = part.column("label") != ""
-        if not labelled.all():
-            progress.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
-        splits[name] = part.select(labelled)
-    for name, advice in (
-        ("train", "catalog.label names the column"),
-        ("validation", "raise split.validation, or give catalog.validation_uri or catalog.split"),
-    ):
-        if name not in splits or not len(splits[name]):
-            raise CatalogError(f"{config.catalog.uri}: no labelled {name} rows; {advice}")
-    known = set(splits["train"].column("label"))
-    if len(known) < 2:
-        raise CatalogError(f"{config.catalog.uri}: the training rows have one label only ({known}); two are needed")
-    strange = sorted(set(splits["validation"].column("label")) - known)
-    if not known & set(splits["validation"].column("label")):
-        raise CatalogError(f"{config.catalog.uri}: no label of the validation rows occurs in training: {strange[:5]}")
-    if strange:
-        progress.emit("warning", labels_only_in_validation=strange[:10], note="their rows are left out of its metrics")
-    return {name: splits[name] for name in ("train", "validation")}
-
-
-def _rows_digest(splits: dict[str, Catalog]) -> str:
-    digest = hashlib.sha256()
-    for part in splits.values():
-        for name in ("id", "uri", "label", "group"):
-            digest.update("\0".join(part.rows.column(name).to_pylist()).encode())
-    return digest.hexdigest()
-
-
-def _describe(
-    config: TrainConfig,
-    labels: list[str],
-    model: Model,
-    best: dict[str, Any],
-    splits: dict[str, Catalog],
-    state: dict[str, torch.Tensor],
-    result: FitResult,
-    folds: dict[str, Any] | None,
-) -> BundleMeta:
-    metrics = {name: best[name] for name in ("epoch", "validation_top1", "validation_macro_f1", "validation_loss")}
-    return BundleMeta(
-        name=config.model.name or config.model.arch,
-        version=new_version(state),
-        arch=config.model.arch,
-        labels=labels,
-        transform=EvalTransform(
-            resize_size=config.transform.resolved_resize_size,
-            crop_size=config.transform.image_size,
-            mean=model[1],
-            std=model[2],
-        ),
-        temperature=result.temperature,
-        metrics=metrics | ({"folds": folds} if folds else {}),
-        data={
-            "catalog": config.catalog.uri,
-            "fingerprint": _rows_digest(splits),
-            **{f"num_{name}_rows": len(part) for name, part in splits.items()},
-        },
-        config=config.model_dump(mode="json"),
-        **provenance(),
-    )

@@ -65,12 +65,10 @@ def run(engine, start=None):
     """The state after every epoch, as files."""
     files = []
 
-    def save(engine, metrics):
+    for _ in engine.epochs(start):
         files.append(io.BytesIO())
         torch.save(engine.state(), files[-1])
         files[-1].seek(0)
-
-    engine.fit(start, save)
     return files
 
 

@@ -1,0 +1,61 @@
+"""From trained weights to a bundle in the run directory and in the registry."""
+
+from typing import Any
+
+import torch
+
+from retailray import progress, storage
+from retailray.config import TrainConfig
+from retailray.data.catalog import Catalog
+from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, provenance, save_bundle
+from retailray.runs import RunDirectory
+from retailray.training.rows import rows_digest
+
+
+def describe(
+    config: TrainConfig,
+    labels: list[str],
+    normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    best: dict[str, Any],
+    splits: dict[str, Catalog],
+    state: dict[str, torch.Tensor],
+    temperature: float,
+    folds: dict[str, Any] | None,
+) -> BundleMeta:
+    """What a bundle says of itself. ``best``: the measures of the epoch that is kept."""
+    mean, std = normalization
+    metrics = {name: best[name] for name in ("epoch", "validation_top1", "validation_macro_f1", "validation_loss")}
+    return BundleMeta(
+        name=config.model.name or config.model.arch,
+        version=new_version(state),
+        arch=config.model.arch,
+        labels=labels,
+        transform=EvalTransform(
+            resize_size=config.transform.resolved_resize_size,
+            crop_size=config.transform.image_size,
+            mean=mean,
+            std=std,
+        ),
+        temperature=temperature,
+        metrics=metrics | ({"folds": folds} if folds else {}),
+        data={
+            "catalog": config.catalog.uri,
+            "fingerprint": rows_digest(splits),
+            **{f"num_{name}_rows": len(part) for name, part in splits.items()},
+        },
+        config=config.model_dump(mode="json"),
+        **provenance(),
+    )
+
+
+def publish_bundle(config: TrainConfig, run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
+    """Save the bundle of a run, and register it where that is asked; its address."""
+    bundle = run.path("bundle")
+    if run.resumed:
+        storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
+    save_bundle(bundle, meta, state)
+    if config.model.registry:
+        registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
+        copy_bundle(bundle, registered)
+        progress.emit("registered", bundle=registered)
+    return bundle

@@ -1,0 +1,194 @@
+"""What the trials of a search share: images decoded once, frozen blocks run once for each backbone and augmentation."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import ray
+
+from retailray import progress
+from retailray.cluster import Plan, TrialPlan
+from retailray.config import TrainConfig, TuneConfig
+from retailray.data.catalog import Catalog
+from retailray.errors import CatalogError, StorageError
+from retailray.models.blocks import split
+from retailray.models.bundle import state_to_bytes
+from retailray.models.weights import pretrained_model
+from retailray.training.caching import CachePlan
+from retailray.training.precompute import Backbone
+from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
+from retailray.training.recipe import Stage, resolve
+from retailray.training.sources import StoredRows
+
+VARYING = ("model.arch", "transform.augment", "transform.erasing")  # what asks for a pass of its own
+Key = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One backbone and one augmentation: where its trials read, how fast the whole model is and how large."""
+
+    backbone: Backbone
+    prepared: Prepared
+    images_per_s: float
+    num_parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """All that a trial needs besides the settings that were drawn for it. ``targets``: ``(N,)`` by split."""
+
+    config: TuneConfig
+    labels: list[str]
+    targets: dict[str, np.ndarray]
+    class_weights: list[float]
+    variants: dict[Key, Variant]
+    plan: TrialPlan
+    records: str
+
+    def trial(self, drawn: dict[str, Any]) -> TrainConfig:
+        """The settings of a trial, with what was measured and decided once for all."""
+        variant = self.variants[variant_key(self.config.trial(drawn))]
+        return self.config.trial(
+            drawn,
+            **{"train.precision": variant.backbone.precision, "train.views": variant.prepared.plan.views},
+        )
+
+    def decisions(self) -> dict[str, Any]:
+        """What was measured and decided, for a resumed search to keep to."""
+        return {
+            _text(key): {"precision": one.backbone.precision, "cache": dataclasses.asdict(one.prepared.plan)}
+            for key, one in self.variants.items()
+        }
+
+    def source(self, variant: Variant, name: str, stage: Stage) -> tuple[StoredRows, int]:
+        """Rows of ``train`` or ``validation`` for a stage, and the blocks they went through."""
+        which = "train" if name == "train" else "plain"
+        targets = self.targets[name]
+        found = variant.prepared.source(which, stage, np.arange(len(targets)), targets)
+        assert found, "a search streams nothing"
+        return found
+
+
+def variant_key(config: TrainConfig) -> Key:
+    return (config.model.arch, config.transform.augment, config.transform.erasing)
+
+
+def _text(key: Key) -> str:
+    return " ".join(map(str, key))
+
+
+def share(
+    config: TuneConfig,
+    splits: dict[str, Catalog],
+    labels: list[str],
+    plan: Plan,
+    trial_plan: TrialPlan,
+    records: str,
+    earlier: dict[str, Any],
+) -> Shared:
+    """Decode once, run frozen blocks once for every depth worth keeping.
+
+    ``earlier``: :meth:`Shared.decisions` of a search that is gone on with, or nothing.
+
+    Raises:
+        StorageError: there is no room for what the trials have to read.
+        RetailrayError: images, weights or stores cannot be read or written.
+    """
+    images = Images(splits["train"], splits["validation"])
+    variants = [config.trial(dict(zip(VARYING, values, strict=True))) for values in _combinations(config)]
+    decoded = _decode_once(config, images, variants, plan) if len(variants) > 1 else None
+    prepared = {}
+    for one in variants:
+        key = variant_key(one)
+        known = earlier.get(_text(key))
+        prepared[key] = _variant(config, one, images, labels, plan, decoded, len(variants), known)
+    index = {label: number for number, label in enumerate(labels)}
+    targets = {
+        name: np.array([index.get(label, -1) for label in part.column("label")], dtype=np.int64)
+        for name, part in splits.items()
+    }
+    for name, which in (("train", "train"), ("validation", "plain")):
+        codes = next(iter(prepared.values())).prepared.codes[which]
+        if not ((codes == "") & (targets[name] >= 0)).any():
+            raise CatalogError(f"{config.catalog.uri}: no {name} image could be read; see `retailray check`")
+    counts = np.bincount(targets["train"], minlength=len(labels)).clip(min=1)
+    weights = (counts.sum() / (len(labels) * counts)).tolist()
+    return Shared(config, labels, targets, weights, prepared, trial_plan, records)
+
+
+def _combinations(config: TuneConfig) -> list[tuple[Any, ...]]:
+    """Every backbone with every augmentation of the space."""
+    own: dict[str, Any] = {"model.arch": config.model.arch}
+    own |= {"transform.augment": config.transform.augment, "transform.erasing": config.transform.erasing}
+    choices = []
+    for key in VARYING:
+        domain = config.space.get(key)
+        choices.append(domain.corners if domain else [own[key]])
+    return list(itertools.product(*choices))
+
+
+def _depths(config: TuneConfig) -> list[str | None]:
+    domain = config.space.get("model.trainable")
+    return domain.corners if domain else [None]
+
+
+def _variant(
+    config: TuneConfig,
+    one: TrainConfig,
+    images: Images,
+    labels: list[str],
+    plan: Plan,
+    decoded: Prepared | None,
+    num_variants: int,
+    earlier: dict[str, Any] | None,
+) -> Variant:
+    """Load a backbone, measure it, and keep what all depths of the space want of it."""
+    size, seed = one.transform.image_size, one.train.seed
+    network, mean, std = pretrained_model(
+        one.model.arch, one.model.resolved_weights, len(labels), seed=seed, image_size=size
+    )
+    chain = split(network)
+    depths = _depths(config)
+    drawn = dict(zip(VARYING, variant_key(one), strict=True))
+    each = max(1, config.tune.trials // (len(depths) * num_variants))  # trials of a depth, so many times its epochs
+    stages = [
+        dataclasses.replace(stage, epochs=stage.epochs * each)
+        for depth in depths
+        for stage in resolve(config.trial(drawn | ({"model.trainable": depth} if depth else {})), chain)
+    ]
+    cuts = {stage.reads for stage in stages} | {len(chain.blocks)}
+    precision = earlier["precision"] if earlier else config.train.precision
+    measured = measure_here(one, len(labels), cuts, plan, precision=precision)
+    backbone = Backbone(
+        arch=one.model.arch,
+        num_classes=len(labels),
+        image_size=size,
+        state_ref=ray.put(state_to_bytes(network.state_dict())),
+        mean=mean,
+        std=std,
+        precision=measured.precision,
+    )
+    part = 1 / (num_variants + (decoded is not None))
+    kept = CachePlan(**earlier["cache"]) if earlier else None
+    found = prepare(one, images, stages, backbone, chain, measured, plan, earlier=kept, share=part, decoded=decoded)
+    if any(found.plan.reads(stage) is None for stage in stages):
+        raise StorageError(
+            f"a search reads everything from what is kept, and that does not fit: {found.plan.why}; "
+            "raise train.cache_gb, or leave depths or augmentations out of tune.space"
+        )
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Variant(backbone, found, 1 / measured.seconds[len(chain.blocks)], num_parameters)
+
+
+def _decode_once(config: TuneConfig, images: Images, variants: list[TrainConfig], plan: Plan) -> Prepared | None:
+    """Keep the pixels of all images, at the largest side that a variant reads; None where there is no room for them."""
+    largest = max(variants, key=lambda one: augmentation(one).source_px)
+    source, size = augmentation(largest).source_px, config.transform.image_size
+    num_bytes = 3 * (len(images.train) * source**2 + len(images.plain) * size**2)
+    why = f"decoded once for {len(variants)} passes: {num_bytes / 1e9:.2f} GB"
+    if num_bytes > config.train.cache_gb * 1e9 / (len(variants) + 1):
+        progress.emit("warning", note=f"images are decoded anew for every pass: {why} exceed their share of the budget")
+        return None
+    return prepare(largest, images, [], None, None, None, plan, earlier=CachePlan(1, (), True, num_bytes, why))
