@@ -67,9 +67,9 @@ def run(verb: str, **values: Any) -> list[dict[str, Any]]:
 class Photos(Dataset):
     """The usual dataset: files decoded by Pillow and transformed by torchvision, in the loader's processes."""
 
-    def __init__(self, name: str, labels: list[str] | None, *, augment: bool) -> None:
+    def __init__(self, name: str, labels: list[str] | None, *, augment: bool, catalog: Path | None = None) -> None:
         folder, _ = photos()
-        table = pd.read_csv(folder / f"{name}.csv")
+        table = pd.read_csv(catalog or folder / f"{name}.csv")
         self.labels = labels or sorted(set(table.fine_name))
         self.paths = [folder / f"images/{name}/{stem}.jpg" for stem in table.name]
         index = {label: number for number, label in enumerate(self.labels)}
@@ -106,15 +106,19 @@ class PlainLoop:
     batch_size: int = 64
     loader_workers: int = 2
     label_smoothing: float = 0.0
+    own_memory: bool = True  # the memory settings of our workers
+    catalog: Path | None = None  # of training rows; default: all
 
     def run(self, limit_epochs: int | None = None) -> Iterator[dict[str, float]]:
         """Validation accuracy and seconds since the beginning, epoch by epoch."""
-        prepare_process(os.cpu_count() or 1)  # the memory settings that our workers have
+        if self.own_memory:
+            prepare_process(os.cpu_count() or 1)
         started = time.monotonic()
-        train = Photos("train", None, augment=self.augment)
+        train = Photos("train", None, augment=self.augment, catalog=self.catalog)
         validation = Photos("val", train.labels, augment=False)
         model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(train.labels), seed=0)
         spare_slow_gradients(model, device=torch.device("cpu"), precision="bfloat16")
+        self.model = model
         chain = split(model.to(memory_format=torch.channels_last))
         cut = chain.cut(self.trainable)
         frozen, suffix, normalize = chain.run(0, cut), chain.suffix(cut), Normalize(mean, std)
@@ -156,6 +160,18 @@ class PlainLoop:
                 for images, targets in loaders["validation"]:
                     right += int((chain.suffix(0)(normalize(images)).argmax(1) == targets).sum())
             yield {"epoch": epoch + 1, "top1": right / len(validation), "at": time.monotonic() - started}
+
+    def test(self, state: dict[str, torch.Tensor]) -> float:
+        """Top-1 of these weights on the test photos."""
+        labels = Photos("train", None, augment=False, catalog=self.catalog).labels
+        model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
+        model.load_state_dict(state)
+        model.to(memory_format=torch.channels_last).eval()
+        test, normalize, right = Photos("test", labels, augment=False), Normalize(mean, std), 0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for images, targets in DataLoader(test, batch_size=64):
+                right += int((model(normalize(images)).argmax(1) == targets).sum())
+        return right / len(test)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
