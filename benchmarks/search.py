@@ -2,12 +2,12 @@
 
     RETAILRAY_REAL_DATA=../shared python -m benchmarks.search [--trials 32] [--epochs 10] [--images 2640] [--only ours]
 
-mobilenet_v2 at 224 px; freeze depth {head, last1, last2} x both learning rates, ASHA, bfloat16, two trials at once with
-a thread each, no augmentation. The plain search does what Ray Tune's documentation shows: every trial is a function that
-reads and decodes its photos in every epoch and runs the whole model, frozen blocks in eval mode under no_grad; it gets
-channels_last, the fused optimizer, the same settings in the same order and the same scheduler (our trials give the first
-epoch to the head alone, as train does). ``--memory ours`` gives it the memory settings of our workers besides (see
-cluster/session.py); the default is what a user has.
+mobilenet_v2 at 224 px; freeze depth {head, last1, last2} x both learning rates, ASHA, bfloat16, two trials at once
+with a thread each, no augmentation. The plain search does what Ray Tune's documentation shows: every trial is a
+function that reads and decodes its photos in every epoch and runs the whole model, frozen blocks in eval mode under
+no_grad; it gets channels_last, the fused optimizer, the same settings in the same order and the same scheduler (our
+trials give the first epoch to the head alone, as train does). ``--memory ours`` gives it the memory settings of our
+workers besides (see cluster/session.py); the default is what a user has.
 """
 
 import argparse

@@ -107,6 +107,35 @@ def small_catalog(tmp_path_factory):
     return folder, write_catalog(str(folder), num_images=96, label_noise=0.05, seed=3)
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A made-up catalog, weights for it, and the settings that all runs of a module share."""
+    import safetensors.torch
+    import torch
+
+    from retailray.data.synthetic import write_catalog
+    from retailray.models.backbones import build_model
+
+    folder = tmp_path_factory.mktemp("shop")
+    write_catalog(str(folder), num_images=120, label_noise=0.0, seed=5)
+    for arch in ("resnet18", "squeezenet1_1"):
+        torch.manual_seed(0)
+        safetensors.torch.save_file(build_model(arch, 10).state_dict(), folder / f"{arch}.safetensors")
+    return {
+        "catalog.uri": folder / "catalog.csv",
+        "catalog.group": "sku",
+        "catalog.max_pixels": 20_000_000,
+        "split.validation": 0.3,
+        "transform.image_size": 32,
+        "transform.resize_size": 36,
+        "model.arch": "resnet18",
+        "model.weights": folder / "{arch}.safetensors",
+        "train.batch_size": 16,
+        "train.precision": "float32",
+        "train.cache_uri": folder / "cache",
+    }
+
+
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory):
     """An untrained resnet18 bundle for the made-up products at 32 px: (address, labels)."""

@@ -139,6 +139,9 @@ def prepare(
                 raise StorageError(f"{root} has no room for what was decided ({decided.why}); raise train.cache_gb")
             why = "others use what the budget allows"
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+        views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
+        kept = all(job.decoded for job in missing)
+        progress.emit("pass", reads="kept pixels" if kept else "images", **views)
         fill(missing, backbone, plan)
     return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 

@@ -16,7 +16,6 @@ import torch
 from retailray.config import CatalogSection, SplitSection
 from retailray.data.images import Limits, decode
 from retailray.data.splits import read_splits
-from retailray.data.synthetic import write_catalog
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from tests.commands.helpers import events, latest, read_json, read_text, start_command
@@ -24,28 +23,6 @@ from tests.commands.helpers import events, latest, read_json, read_text, start_c
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.views": 2}
 TIMES = ["seconds", "train_seconds"]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    """A made-up catalog, weights for it, and the settings that all runs share."""
-    folder = tmp_path_factory.mktemp("shop")
-    write_catalog(str(folder), num_images=120, label_noise=0.0, seed=5)
-    torch.manual_seed(0)
-    safetensors.torch.save_file(build_model("resnet18", 10).state_dict(), folder / "r18.safetensors")
-    return {
-        "catalog.uri": folder / "catalog.csv",
-        "catalog.group": "sku",
-        "catalog.max_pixels": 20_000_000,
-        "split.validation": 0.3,
-        "transform.image_size": 32,
-        "transform.resize_size": 36,
-        "model.arch": "resnet18",
-        "model.weights": folder / "r18.safetensors",
-        "train.batch_size": 16,
-        "train.precision": "float32",
-        "train.cache_uri": folder / "cache",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +76,7 @@ class TestWhatIsKept:
         assert said(out, "cache")[0]["reused"] == 4
         assert_same_training(history, history_of(latest(str(tmp_path / "o"))))
         # frozen parameters are the given ones, to the bit
-        given = safetensors.torch.load_file(shop["model.weights"])
+        given = safetensors.torch.load_file(str(shop["model.weights"]).format(arch="resnet18"))
         state = state_of(first)
         frozen = [name for name in given if not name.startswith(("fc.", "layer4."))]
         assert len(frozen) > 60

@@ -9,6 +9,7 @@ from ray import tune
 from rich.table import Table
 
 from retailray import progress, storage
+from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
 from retailray.training.search.trial import STATE, WORST, effective, score_of
 
@@ -22,6 +23,7 @@ class Ledger(tune.Callback):
         self.shared = shared
         self.rows: dict[str, dict[str, Any]] = {}  # by Tune's name of the trial, in the order of their beginnings
         self.num_epochs = 0
+        self.touched_at = time.monotonic()
         self.show: Any = None
 
     # -- what Tune calls ----------------------------------------------------------------------------------------------
@@ -54,6 +56,9 @@ class Ledger(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.trial_id]
         row["status"] = "finished" if row.get("finished") else "stopped"
+        if time.monotonic() - self.touched_at > TOUCH_S:
+            self.touched_at = time.monotonic()
+            self.shared.touch()
         self._say(row)
         self.prune()
 

@@ -10,6 +10,7 @@ import ray
 from retailray import progress
 from retailray.cluster import Plan, TrialPlan
 from retailray.config import TrainConfig, TuneConfig
+from retailray.data import store
 from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError, StorageError
 from retailray.models.blocks import split
@@ -61,6 +62,13 @@ class Shared:
             _text(key): {"precision": one.backbone.precision, "cache": dataclasses.asdict(one.prepared.plan)}
             for key, one in self.variants.items()
         }
+
+    def touch(self) -> None:
+        """Mark the stores that trials read as in use."""
+        for one in self.variants.values():
+            for specs in one.prepared.stores.values():
+                for spec in specs.values():
+                    store.touch(spec)
 
     def source(self, variant: Variant, name: str, stage: Stage) -> tuple[StoredRows, int]:
         """Rows of ``train`` or ``validation`` for a stage, and the blocks they went through."""

@@ -69,10 +69,9 @@ class Trial:
             over = not self.told and bool(self.record or (self.start and self.start["over"]))
             finished = over and (not self.record or self.record["finished"])
         else:
-            row = next(self._epochs())
+            row = self._run_epoch()
             assert self.engine
             over = finished = self.engine.is_over
-            self.unsaved = True
         if not self.rows or self.rows[-1]["epoch"] < row["epoch"]:
             self.rows.append(row)
         if self.unsaved and (over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_s):
@@ -87,6 +86,12 @@ class Trial:
             "finished": finished,
             "done": over,
         }
+
+    def _run_epoch(self) -> dict[str, Any]:
+        self.unsaved = False  # an epoch that fails leaves nothing: the next try begins where the last state was saved
+        row = next(self._epochs())
+        self.unsaved = True
+        return row
 
     def _epochs(self) -> Any:
         """The running epochs; a model is built only where something is left to run."""

@@ -1,0 +1,245 @@
+"""Searches as commands: trials share their passes, every searcher and scheduler ends, kills lose and repeat nothing."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from tests.commands.helpers import events, latest, read_json, read_text, start_command
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SPACE = {
+    "model.trainable": ["head", "last1", "last2"],
+    "train.head_lr": {"loguniform": [1e-3, 3e-2]},
+    "train.backbone_lr": {"loguniform": [1e-4, 3e-3]},
+}
+SEARCH = {"train.epochs": 3, "train.views": 2, "tune.space": json.dumps(SPACE)}
+TIMES = ["seconds"]
+
+
+def said(out, name):
+    return [event for event in events(out) if event["event"] == name]
+
+
+def trials_of(run):
+    return duckdb.sql(f"select * from '{run}/trials.parquet' order by trial").df()
+
+
+def assert_same_tables(left, right):
+    pd.testing.assert_frame_equal(left.drop(columns=TIMES), right.drop(columns=TIMES), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_session_cpus")
+class TestSearches:
+    def test_twelve_trials_at_once_share_one_pass_and_the_winner_is_a_config_and_a_bundle(
+        self, shop, retailray, tmp_path
+    ):
+        """More trials at once than Ray has CPUs: none waits for one that the pass needs."""
+        settings = shop | SEARCH | {"tune.trials": 12, "tune.max_concurrent": 12, "out": tmp_path / "o"}
+        code, out, err = retailray("tune", **settings)
+        assert code == 0, err
+        assert len(said(out, "cache")) == 1
+        [passed] = said(out, "pass")
+        assert passed["reads"] == "images"
+        assert said(out, "search")[0]["concurrent"] == 12
+        assert {event["trial"] for event in said(out, "trial")} == set(range(1, 13))
+        run = latest(str(tmp_path / "o"))
+        trials, summary = trials_of(run), read_json(f"{run}/run.json")
+        assert set(trials.status) == {"finished", "stopped"}
+        assert trials.epochs[trials.status == "finished"].tolist() == [3] * (trials.status == "finished").sum()
+        heads = trials["model.trainable"] == "head"
+        assert trials["train.backbone_lr"].isna().equals(heads)
+        assert trials["train.head_lr"].between(1e-3, 3e-2).all()
+        epochs = pd.read_parquet(f"{run}/epochs.parquet")
+        assert epochs.groupby("trial").size().tolist() == trials.epochs.tolist()
+        assert epochs.groupby("trial").validation_top1.max().tolist() == trials.validation_top1.tolist()
+        best = trials.loc[trials.trial == summary["best_trial"]].iloc[0]
+        assert best.validation_top1 == trials.validation_top1.max() == pytest.approx(summary["verified_top1"], abs=0.03)
+        assert len(list(Path(run).glob("trials/*/state.pt"))) <= 3
+        page = read_text(f"{run}/report.html")
+        assert page.count("data:image/png") == 4
+        # the best config is train's, as it is, and makes the same model
+        assert yaml.safe_load(read_text(f"{run}/best.yaml"))["model"]["trainable"] == best["model.trainable"]
+        again = {"config": f"{run}/best.yaml", "out": tmp_path / "again"}
+        code, out, err = retailray("train", **again)
+        assert code == 0, err
+        assert said(out, "cache")[0]["reused"] > 0
+        retrained = read_json(f"{latest(str(tmp_path / 'again'))}/run.json")
+        assert retrained["validation_top1"] == pytest.approx(best.validation_top1, abs=0.031), "one row of 33"
+        # and the bundle is a bundle
+        catalog = {key: shop[key] for key in ("catalog.uri", "catalog.group", "catalog.max_pixels")}
+        code, _, _ = retailray("score", **catalog, **{"model.uri": summary["bundle"], "out": tmp_path / "s"})
+        assert code in (0, 3)
+
+    @pytest.mark.parametrize(
+        ("searcher", "scheduler", "space", "count"),
+        [
+            ("grid", "none", {"train.head_lr": [1e-3, 1e-2], "train.optimizer": ["adamw", "sgd"]}, 4),
+            (
+                "optuna",
+                "median",
+                {"train.head_lr": {"loguniform": [1e-3, 1e-2]}, "train.batch_size": {"int": [8, 16]}},
+                4,
+            ),
+            ("random", "pbt", {"train.head_lr": {"loguniform": [1e-4, 1e-1]}, "train.label_smoothing": [0.0, 0.1]}, 4),
+        ],
+    )
+    def test_every_searcher_and_scheduler(self, shop, retailray, tmp_path, searcher, scheduler, space, count):
+        settings = shop | {
+            "model.trainable": "head",
+            "train.epochs": 4,
+            "train.views": 2,
+            "tune.searcher": searcher,
+            "tune.scheduler": scheduler,
+            "tune.trials": 4,
+            "tune.space": json.dumps(space),
+            "tune.max_concurrent": 2,
+            "train.metric": "loss",
+            "out": tmp_path,
+        }
+        code, _, err = retailray("tune", **settings)
+        assert code == 0, err
+        run = latest(str(tmp_path))
+        trials = trials_of(run)
+        assert len(trials) == count
+        assert (trials.epochs > 0).all()
+        summary = read_json(f"{run}/run.json")
+        assert summary["validation_loss"] == pytest.approx(trials.validation_loss.min(), abs=1e-4)
+        if searcher == "grid":
+            pairs = set(zip(trials["train.head_lr"], trials["train.optimizer"], strict=True))
+            assert pairs == {(1e-3, "adamw"), (1e-2, "adamw"), (1e-3, "sgd"), (1e-2, "sgd")}
+            assert set(trials.status) == {"finished"}
+        if scheduler == "pbt":
+            assert not Path(run, "exchange").exists()
+            assert set(trials.epochs) == {4}
+
+    def test_two_backbones_and_two_augmentations_decode_once(self, shop, retailray, tmp_path):
+        space = {"model.arch": ["resnet18", "squeezenet1_1"], "transform.augment": ["none", "standard"]}
+        settings = shop | {
+            "model.trainable": "head",
+            "train.epochs": 2,
+            "tune.space": json.dumps(space),
+            "tune.searcher": "grid",
+            "tune.scheduler": "none",
+            "train.cache_uri": tmp_path / "cache",
+            "out": tmp_path / "o",
+        }
+        code, out, err = retailray("tune", **settings)
+        assert code == 0, err
+        assert [event["reads"] for event in said(out, "pass")] == ["images"] + ["kept pixels"] * 4
+        run = latest(str(tmp_path / "o"))
+        trials = trials_of(run)
+        assert set(zip(trials["model.arch"], trials["transform.augment"], strict=True)) == {
+            (arch, augment) for arch in space["model.arch"] for augment in space["transform.augment"]
+        }
+        assert "Which backbone" in read_text(f"{run}/report.html")
+
+    def test_two_workers_a_trial_train_alike(self, shop, retailray, tmp_path):
+        shared = {
+            "model.trainable": "head",
+            "train.epochs": 2,
+            "train.views": 1,
+            "transform.augment": "none",
+            "train.batch_size": 14,
+            "tune.space": '{"train.head_lr": [0.01, 0.001]}',
+            "tune.searcher": "grid",
+            "tune.scheduler": "none",
+            "tune.max_concurrent": 1,
+        }
+        tables = []
+        for workers in (1, 2):
+            out = tmp_path / str(workers)
+            code, _, err = retailray("tune", **shop | shared | {"tune.workers_per_trial": workers, "out": out})
+            assert code == 0, err
+            tables.append(pd.read_parquet(f"{latest(str(out))}/epochs.parquet"))
+        for name in ("train_loss", "validation_loss"):
+            np.testing.assert_allclose(tables[0][name], tables[1][name], rtol=1e-3)
+
+    def test_budgets_end_a_search(self, shop, retailray, tmp_path):
+        settings = shop | SEARCH | {"tune.scheduler": "none", "tune.trials": 20, "tune.max_epochs": 7, "out": tmp_path}
+        code, _, err = retailray("tune", **settings, **{"tune.max_concurrent": 1})
+        assert code == 0, err
+        assert trials_of(latest(str(tmp_path))).epochs.sum() == 7
+
+    def test_a_search_in_which_nothing_ends_well_says_why(self, shop, retailray, tmp_path):
+        space = {"train.head_lr": [1e30]}
+        settings = shop | {"model.trainable": "head", "train.epochs": 1, "tune.space": json.dumps(space)}
+        code, _, err = retailray("tune", **settings, **{"tune.trials": 1, "out": tmp_path})
+        assert code == 1
+        assert "none of 1 trials ended well; all diverged" in err
+        assert not (tmp_path / "LATEST").exists()
+
+
+class TestKills:
+    """Real processes, really killed; the same search, uninterrupted, is the measure."""
+
+    @pytest.fixture(scope="class")
+    def settings(self, shop):
+        return shop | SEARCH | {"tune.trials": 10, "tune.max_concurrent": 1, "train.epochs": 4, "train.checkpoint_s": 0}
+
+    @pytest.fixture(scope="class")
+    def uninterrupted(self, settings, tmp_path_factory):
+        out = tmp_path_factory.mktemp("whole")
+        process = start_command("tune", **settings, out=out)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return trials_of(latest(str(out)))
+
+    def wait_for_trials(self, process, count):
+        """Until so many trials have ended, and a moment longer."""
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "trial":
+                count -= 1
+            if count <= 0:
+                time.sleep(random.uniform(0, 0.5))
+                return
+        raise AssertionError(process.stderr.read())
+
+    def test_a_killed_trial_is_tried_again(self, settings, uninterrupted, tmp_path):
+        process = start_command("tune", **settings, out=tmp_path)
+        try:
+            self.wait_for_trials(process, 2)
+            family = psutil.Process(process.pid).children(recursive=True)
+            [trial] = [child for child in family if any("SearchTrial" in part for part in child.cmdline())]
+            trial.kill()
+            process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == 0
+        assert_same_tables(uninterrupted, trials_of(latest(str(tmp_path))))
+
+    def test_a_search_that_is_killed_twice_and_interrupted_ends_with_the_same_table(
+        self, settings, uninterrupted, tmp_path
+    ):
+        flags = []
+        for ended, how in ((1, signal.SIGKILL), (4, signal.SIGINT), (7, signal.SIGKILL)):
+            process = start_command("tune", *flags, **settings, out=tmp_path)
+            try:
+                self.wait_for_trials(process, ended)
+                process.send_signal(how)
+                _, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+            assert process.returncode == (130 if how == signal.SIGINT else -how)
+            assert how != signal.SIGINT or "--tune.resume" in err
+            flags = ["--tune.resume"]
+        finished = {path.parent.name: path.stat().st_mtime for path in tmp_path.glob("run_id=*/trials/*/record.json")}
+        assert len(finished) >= 7
+        process = start_command("tune", *flags, **settings, out=tmp_path)
+        output, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert events(output)[0]["resumed"]
+        run = Path(latest(str(tmp_path)))
+        assert_same_tables(uninterrupted, trials_of(run))
+        now = {key: (run / "trials" / key / "record.json").stat().st_mtime for key in finished}
+        assert now == finished, "what had ended did not run again"
+        assert len(list(tmp_path.glob("run_id=*"))) == 1
