@@ -150,7 +150,7 @@ def killed(kills: int, seed: int) -> list[dict[str, Any]]:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             for orphan in psutil.process_iter(["cmdline"]):
-                if "SearchTrial" in " ".join(orphan.info["cmdline"] or []):
+                if "ResourceTrainable" in " ".join(orphan.info["cmdline"] or []):
                     orphan.wait(30)
         subprocess.run([*command, "--tune.resume"], stdout=subprocess.DEVNULL, check=True)
         left, right = (

@@ -476,23 +476,42 @@ class TuneConfig(TrainConfig):
         Raises:
             ValidationError: a drawn value is not allowed.
         """
+        values, defaults = self._merged(drawn | pinned), TrainSection()
+        for name in self._idle(values):
+            values["train"][name] = getattr(defaults, name)
+        return TrainConfig(**values)
+
+    def effective(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Drawn settings as their types have them; None for those that mean nothing beside the others."""
+        trial, idle = self.trial(drawn), {f"train.{name}" for name in self._idle(self._merged(drawn))}
+        found = {}
+        for key in drawn:
+            section, _, name = key.partition(".")
+            found[key] = None if key in idle else getattr(getattr(trial, section), name)
+        return found
+
+    def _merged(self, drawn: dict[str, Any]) -> dict[str, Any]:
         values = self.model_dump(exclude={"tune"})
-        for key, value in (drawn | pinned).items():
+        for key, value in drawn.items():
             section, _, name = key.partition(".")
             values[section][name] = value
-        train, defaults = values["train"], TrainSection()
-        depths = [phase["trainable"] for phase in train["phases"]] or [values["model"]["trainable"]]
-        idle = ["backbone_lr", "lr_decay"] if set(depths) == {"head"} else []
+        return values
+
+    @staticmethod
+    def _idle(values: dict[str, Any]) -> list[str]:
+        """Settings of train that others of these values overrule."""
+        train, transform = values["train"], values["transform"]
+        depths = {phase["trainable"] for phase in train["phases"]} or {values["model"]["trainable"]}
+        idle = ["backbone_lr", "lr_decay"] if depths == {"head"} else []
         idle += [] if train["optimizer"] == "sgd" else ["momentum"]
-        still = values["transform"]["augment"] == "none" and not values["transform"]["erasing"]
-        idle += ["views"] if still or set(depths) == {"all"} else []
-        for name in idle:
-            train[name] = getattr(defaults, name)
-        return TrainConfig(**values)
+        still = transform["augment"] == "none" and not transform["erasing"]
+        return idle + (["views"] if still or depths == {"all"} or train["cutmix"] else [])
 
     @model_validator(mode="after")
     def _every_corner_of_the_space_is_allowed(self) -> "TuneConfig":
         problems = []
+        if self.tune.scheduler == "pbt" and self.tune.searcher != "random":
+            problems.append(f"tune.scheduler pbt draws at random; tune.searcher {self.tune.searcher} would be ignored")
         for key, domain in self.space.items():
             if key in PASSES and domain.choice is None:
                 problems.append(f"tune.space: {key} needs a choice, found {domain.dump()}")

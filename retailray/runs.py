@@ -8,8 +8,11 @@ from typing import Any
 
 import yaml
 
-from retailray import storage
+from retailray import progress, storage
 from retailray.config import VerbConfig
+from retailray.errors import ConfigError
+
+DECISIONS = "decisions.json"
 
 
 class RunDirectory:
@@ -47,6 +50,42 @@ class RunDirectory:
             if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
                 return cls(config, run_id=run_id)
         return None
+
+    @classmethod
+    def resumed_or_new(cls, config: VerbConfig, *, section: str, resume: bool) -> "RunDirectory":
+        """The unfinished run of these settings if ``<section>.resume`` asks for it and there is one, else a new one."""
+        if not resume:
+            return cls(config)
+        run = cls.unfinished(config, ignoring=(f"{section}.resume", "cluster"))
+        if run:
+            return run
+        progress.emit(
+            "warning", note=f"{section}.resume: no unfinished run of these settings in {config.out}; a new one"
+        )
+        return cls(config)
+
+    def decisions(self, *, section: str, inputs: dict[str, str]) -> dict[str, Any]:
+        """What this run had measured and decided before it was interrupted, for it to keep to; nothing in a new run.
+
+        Raises:
+            ConfigError: digests of what it works on, by what they are of, are not what they were.
+        """
+        address = self.path(DECISIONS)
+        if not self.resumed or not storage.exists(address):
+            return {}
+        earlier = json.loads(storage.read_bytes(address))
+        changed = [name for name, digest in inputs.items() if earlier["inputs"].get(name, digest) != digest]
+        if changed:
+            raise ConfigError(
+                [
+                    f"{section}.resume: {' and '.join(changed)} changed since {self.address} was interrupted; "
+                    f"leave {section}.resume out to start anew"
+                ]
+            )
+        return earlier
+
+    def decide(self, *, inputs: dict[str, str], **decisions: Any) -> None:
+        self.write_json(DECISIONS, {"inputs": inputs, **decisions})
 
     def path(self, *parts: str) -> str:
         return storage.join(self.address, *parts)

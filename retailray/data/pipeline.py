@@ -91,19 +91,23 @@ def view_dataset(
     num_blocks: int,
     keep: list[str],
     decoded: StoreSpec | None = None,
+    budget: int = 0,
 ) -> ray.data.Dataset:
     """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``.
 
-    ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images.
+    ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images; ``budget``: bytes
+    that copies of remote stores may take on a machine.
     """
-    arguments = {"spec": spec, "keep": keep, "decoded": decoded}
+    arguments = {"spec": spec, "keep": keep, "decoded": decoded, "budget": budget}
     return map_chunks(table, decode_views, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
 
 
-def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: StoreSpec | None = None) -> pa.Table:
+def decode_views(
+    table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: StoreSpec | None = None, budget: int = 0
+) -> pa.Table:
     """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order."""
     if decoded:
-        pixels = _central(decoded, table.column(ROW).to_numpy(), spec.decode.crop_size)
+        pixels = _central(decoded, budget, table.column(ROW).to_numpy(), spec.decode.crop_size)
     else:
         table = decode_rows(table, spec=spec.decode)
         pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
@@ -116,9 +120,9 @@ def decode_views(table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: S
     return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
 
 
-def _central(decoded: StoreSpec, rows: np.ndarray, size_px: int) -> np.ndarray:
-    """The central square of kept pixels: what decoding gives where it is a whole number of pixels from the edge."""
-    pixels = StoreReader(decoded, budget=decoded.num_bytes).take(rows, np.zeros_like(rows))
+def _central(decoded: StoreSpec, budget: int, rows: np.ndarray, size_px: int) -> np.ndarray:
+    """The central square of kept pixels: what decoding would give, to two grey levels that Pillow rounds otherwise."""
+    pixels = StoreReader(decoded, budget=budget).take(rows, np.zeros_like(rows))
     margin = (decoded.shape[-1] - size_px) // 2
     return pixels[..., margin : margin + size_px, margin : margin + size_px]
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import storage
+from retailray.data.tables import parquet_bytes
 from retailray.errors import StorageError
 
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
@@ -124,9 +125,7 @@ def finish(spec: StoreSpec, codes: pa.Table) -> None:
     Failures that may heal while the image stays (:data:`PASSING`) leave it to this run: the next one fills it anew.
     """
     settled = not PASSING & set(codes.column("error_code").to_pylist())
-    buffer = io.BytesIO()
-    pq.write_table(codes, buffer)
-    storage.write_bytes(storage.join(spec.address, CODES), buffer.getvalue())
+    storage.write_bytes(storage.join(spec.address, CODES), parquet_bytes(codes))
     touch(spec)
     meta = json.dumps(dataclasses.asdict(spec) | {"num_bytes": spec.num_bytes, "settled": settled}, indent=2)
     storage.write_bytes(storage.join(spec.address, META), meta.encode())

@@ -35,6 +35,13 @@ def table_suffix(address: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file of a table."""
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
 def read_table(address: str, *, encoding: str) -> pa.Table:
     """Read one file. Text columns of CSV and TSV are all strings; see :func:`with_lossless_types`.
 

@@ -1,7 +1,6 @@
 """``check``: read a whole catalog in parallel and say what is in it and what is wrong with it."""
 
 import contextlib
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retailray import progress, storage
 from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
@@ -20,6 +18,7 @@ from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_ta
 from retailray.data.quality import Result, find_problems
 from retailray.data.scan import FACTS, scan_catalog
 from retailray.data.splits import read_splits
+from retailray.data.tables import parquet_bytes
 from retailray.errors import GateFailed, StorageError
 from retailray.reports import write_check_report
 from retailray.runs import RunDirectory
@@ -59,9 +58,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
         ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
         ("errors/part-0.parquet", error_rows(scanned)),
     ):
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd")
-        run.write(name, buffer.getvalue())
+        run.write(name, parquet_bytes(rows))
     write_check_report(run, config, scan, report, results)
     run.publish({"verb": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
     failed = num_rows - report["num_images_ok"]

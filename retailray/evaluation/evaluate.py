@@ -1,13 +1,11 @@
 """``evaluate``: a bundle on a labelled catalog, with intervals, calibration and pictures of what it confuses."""
 
-import io
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from retailray import progress
@@ -17,6 +15,7 @@ from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
 from retailray.data.splits import read_splits
+from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError, RetailrayError
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.bundle import BundleMeta, load_bundle
@@ -174,8 +173,6 @@ def _write(
     matrix, labels = confusion(truth, predicted)
     run.write_json("metrics.json", metrics)
     run.write("confusion.csv", pd.DataFrame(matrix, index=pd.Index(labels, name="truth"), columns=labels).to_csv())
-    buffer = io.BytesIO()
-    pq.write_table(errors, buffer)
-    run.write("errors/part-0.parquet", buffer.getvalue())
+    run.write("errors/part-0.parquet", parquet_bytes(errors))
     pairs = confused_pairs(truth, predicted, limit=NUM_PAIRS)
     write_evaluation_report(run, config, meta, used, metrics, (matrix, labels), pairs)

@@ -13,6 +13,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 def prepare_process(threads: int) -> None:
     """Take ``threads`` threads (no more than there are cores), and keep freed memory for the next tensor."""
     torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32 where float32 is computed
     _keep_freed_memory()
 
 

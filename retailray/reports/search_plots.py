@@ -85,6 +85,7 @@ def _depth_order(name: str) -> tuple[int, Any]:
 @styled
 def depth_by_rate(trials: pd.DataFrame, depth: str, rate: str, metric: str) -> bytes:
     """The best result by freeze depth and learning rate, and from how many trials."""
+    trials = trials[trials[rate].notna()]
     depths = sorted(trials[depth].astype(str).unique(), key=_depth_order)
     rates = trials[rate].to_numpy(float)
     edges = np.geomspace(rates.min(), rates.max() * 1.000001, NUM_BINS + 1)
@@ -116,7 +117,7 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, metric: str) -> 
     plot, (axes,) = new_figure(1, width=6.4, height=3.4)
     status = dict(zip(trials.trial, trials.status, strict=True))
     best = trials.trial.iloc[0]
-    for trial, rows in epochs.groupby("trial"):
+    for trial, rows in epochs[epochs.trial.isin(status)].groupby("trial"):
         stopped = status[trial] != "finished"
         colour, width, order = (GREY, 0.8, 1) if stopped else (ACCENT, 1, 2)
         if trial == best:

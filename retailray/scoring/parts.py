@@ -1,7 +1,6 @@
 """Prediction rows to Parquet parts, written whole by the tasks that hold them, and a tally for the driver."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from retailray import storage
 from retailray.data.pipeline import CODE, ID, IMAGE, LABEL, OURS, ROW, URI, error_rows
+from retailray.data.tables import parquet_bytes
 from retailray.scoring.predicting import PREDICTION_SCHEMA
 
 REVIEW_ROWS = 1000  # the queue a team can look at in a morning; the rest is in predictions/ by its decision
@@ -51,9 +50,7 @@ def stamped(table: pa.Table, stamp: dict[str, Any]) -> pa.Table:
 
 
 def _write(address: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(address, buffer.getvalue())
+    storage.write_bytes(address, parquet_bytes(table))
 
 
 def _tally(predicted: pa.Table, errors: pa.Table) -> dict[str, Any]:

@@ -48,14 +48,18 @@ def describe(
     )
 
 
-def publish_bundle(config: TrainConfig, run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
-    """Save the bundle of a run, and register it where that is asked; its address."""
+def leave_bundle(run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
+    """Save the bundle of a run; its address."""
     bundle = run.path("bundle")
     if run.resumed:
         storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
     save_bundle(bundle, meta, state)
+    return bundle
+
+
+def register(config: TrainConfig, bundle: str, meta: BundleMeta) -> None:
+    """Copy a bundle to the registry where that is asked."""
     if config.model.registry:
         registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
         copy_bundle(bundle, registered)
         progress.emit("registered", bundle=registered)
-    return bundle

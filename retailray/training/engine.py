@@ -196,10 +196,10 @@ class Engine:
         """Whether the last epoch of the last stage is done."""
         return self.progress.stage + 1 == len(self.stages) and self.stage_is_over()
 
-    def load_best(self, best: dict[str, torch.Tensor]) -> None:
-        """Take the weights that :meth:`state` had as the best ones."""
-        self.best = best
-        self._load(best)
+    def load_progress(self, state: dict[str, Any]) -> None:
+        """Take the history and the best weights of a :meth:`state`, to look at and not to go on from."""
+        self.progress, self.best = Progress(**state["progress"]), state["best"]
+        self._load(self.best)
 
     def _named(self, part: nn.Module) -> dict[str, torch.Tensor]:
         """Copies of the tensors of a part of the model, on the CPU, under the model's own names."""

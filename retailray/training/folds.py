@@ -12,7 +12,7 @@ from retailray import progress, storage
 from retailray.cluster import Capacity, Plan
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
-from retailray.data.splits import assign_splits
+from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
 from retailray.evaluation import classification_metrics
 from retailray.runs import RunDirectory
@@ -78,8 +78,11 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
         if fixed:
             folds.append({"train": rest, "validation": roles["validation"], "test": test})
             continue
-        names = assign_splits(groups[rest], validation=config.split.validation, test=0.0, seed=config.split.seed)
-        folds.append({"train": rest[names == "train"], "validation": rest[names == "validation"], "test": test})
+        # by the same hash as the usual split, but so many of the products and never none
+        products = sorted(set(groups[rest]), key=lambda product: hash_unit(config.split.seed, product))
+        held_back = products[: max(1, round(config.split.validation * len(products)))]
+        chooses = np.isin(groups[rest].astype(str), held_back)
+        folds.append({"train": rest[~chooses], "validation": rest[chooses], "test": test})
     for number, fold in enumerate(folds, 1):
         empty = [name for name, members in fold.items() if not len(members)]
         if empty:

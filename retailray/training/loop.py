@@ -46,8 +46,6 @@ def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Fit; return the history, the temperature, and the logits of the test split if there is one."""
     config: FitConfig = loop_config["config"]
     prepare_process(config.threads)
-    torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
-    torch.set_float32_matmul_precision("high")  # TensorFloat-32 where float32 is trained on a GPU
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world = World(context.get_world_rank(), context.get_world_size(), device)

@@ -129,7 +129,7 @@ def make_spec(
 class Job:
     """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels).
 
-    ``decoded``: a store of its pixels, read in place of the images.
+    ``decoded``: a store of its pixels, read in place of the images; ``budget``: of the machines' copies of it [bytes].
     """
 
     name: str
@@ -138,6 +138,7 @@ class Job:
     views: ViewSpec
     specs: dict[int, StoreSpec]
     decoded: StoreSpec | None = None
+    budget: int = 0
 
     def missing(self) -> "Job":
         absent = {cut: spec for cut, spec in self.specs.items() if not store.is_whole(spec)}
@@ -182,7 +183,7 @@ def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) 
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
         shape: dict[str, Any] = {"task_cpus": plan.task_cpus, "num_blocks": num_blocks, "keep": [JOB]}
-        datasets.append(view_dataset(table, job.views, decoded=job.decoded, **shape))
+        datasets.append(view_dataset(table, job.views, decoded=job.decoded, budget=job.budget, **shape))
     views = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     if set(jobs[0].specs) == {0}:

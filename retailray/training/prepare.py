@@ -129,7 +129,7 @@ def prepare(
     )
     jobs = _jobs(config, sets, {name: str(digest) for name, digest in rows.items()}, decided, measured, backbone, chain)
     if decoded:
-        jobs = [_from_pixels(job, decoded.stores[job.name][0]) for job in jobs]
+        jobs = [_from_pixels(job, decoded.stores[job.name][0], budget) for job in jobs]
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
     absent = sum(len(job.specs) for job in missing)
     progress.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
@@ -176,10 +176,11 @@ def _jobs(
     return jobs
 
 
-def _from_pixels(job: Job, pixels: StoreSpec) -> Job:
+def _from_pixels(job: Job, pixels: StoreSpec, budget: int) -> Job:
     """With the pixels that lie there already, where the square that is wanted is whole pixels from their edges."""
     margin = pixels.shape[-1] - job.views.decode.crop_size
-    return dataclasses.replace(job, decoded=pixels) if margin >= 0 and margin % 2 == 0 else job
+    fits = margin >= 0 and margin % 2 == 0
+    return dataclasses.replace(job, decoded=pixels, budget=budget) if fits else job
 
 
 def _read_back(prepared: Prepared, jobs: list[Job]) -> Prepared:

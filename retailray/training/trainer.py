@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from retailray import progress, storage
 from retailray.cluster import plan_training, ray_session, wait_until_free
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels
-from retailray.errors import CatalogError, ConfigError
+from retailray.errors import CatalogError
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.reports import write_training_report
 from retailray.runs import RunDirectory
-from retailray.training.bundles import describe, publish_bundle
+from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.caching import CachePlan
 from retailray.training.folds import Fitter, make_folds, run_folds
 from retailray.training.precompute import Backbone
@@ -46,7 +45,7 @@ def train(config: TrainConfig) -> str:
     size, seed = config.transform.image_size, config.train.seed
     model = pretrained_model(config.model.arch, config.model.resolved_weights, len(labels), seed=seed, image_size=size)
     stages = resolve(config, split(model[0]))
-    run = _open_run(config)
+    run = RunDirectory.resumed_or_new(config, section="train", resume=config.train.resume)
     progress.emit(
         "start",
         verb="train",
@@ -71,7 +70,8 @@ def train(config: TrainConfig) -> str:
     best = result.history[result.best_epoch - 1]
     state = model[0].state_dict() | result.best
     meta = describe(config, labels, model[1:], best, splits, state, result.temperature, folds)
-    bundle = publish_bundle(config, run, meta, state)
+    bundle = leave_bundle(run, meta, state)
+    register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     rows_a_label = count_labels(splits["train"].column("label"))
     write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
@@ -101,16 +101,6 @@ def train(config: TrainConfig) -> str:
     return bundle
 
 
-def _open_run(config: TrainConfig) -> RunDirectory:
-    """The unfinished run of these settings if ``train.resume`` asks for it and there is one, else a new one."""
-    if config.train.resume:
-        run = RunDirectory.unfinished(config, ignoring=("train.resume", "cluster"))
-        if run:
-            return run
-        progress.emit("warning", note=f"train.resume: no unfinished run of these settings in {config.out}; a new one")
-    return RunDirectory(config)
-
-
 def _prepare(
     config: TrainConfig,
     run: RunDirectory,
@@ -131,7 +121,9 @@ def _prepare(
     else:
         images = Images(splits["train"], splits["validation"])
         rows = {"train": np.arange(num_train), "validation": np.arange(num_validation)}
-    earlier = _earlier_decisions(run, splits, network)
+    weights = state_to_bytes(network.state_dict())
+    inputs = {"the catalog's rows": rows_digest(splits), "model.weights": hashlib.sha256(weights).hexdigest()}
+    earlier = run.decisions(section="train", inputs=inputs)
     precision = earlier.get("precision", config.train.precision)
     cuts = {stage.reads for stage in stages} if config.train.cache == "auto" else set()
     measured = measure_here(config, len(labels), cuts, plan, precision=precision)
@@ -139,7 +131,7 @@ def _prepare(
         arch=config.model.arch,
         num_classes=len(labels),
         image_size=config.transform.image_size,
-        state_ref=ray.put(state_to_bytes(network.state_dict())),
+        state_ref=ray.put(weights),
         mean=mean,
         std=std,
         precision=measured.precision,
@@ -147,30 +139,5 @@ def _prepare(
     kept = CachePlan(**earlier["cache"]) if earlier else None
     prepared = prepare(config, images, stages, backbone, split(network), measured, plan, earlier=kept)
     cache = dataclasses.asdict(prepared.plan)
-    run.write_json("decisions.json", {"precision": measured.precision, "cache": cache, **_inputs(splits, network)})
+    run.decide(inputs=inputs, precision=measured.precision, cache=cache)
     return Fitter(config, images, labels, stages, backbone, prepared, plan, capacity), rows
-
-
-def _inputs(splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, str]:
-    """Digests of what a run is trained on and from."""
-    weights = hashlib.sha256(state_to_bytes(network.state_dict())).hexdigest()
-    return {"rows": rows_digest(splits), "weights": weights}
-
-
-def _earlier_decisions(run: RunDirectory, splits: dict[str, Catalog], network: torch.nn.Module) -> dict[str, Any]:
-    """What an interrupted run had measured and decided: it goes on with that.
-
-    Raises:
-        ConfigError: its catalog or weights are not what they were.
-    """
-    address = run.path("decisions.json")
-    if not run.resumed or not storage.exists(address):
-        return {}
-    earlier = json.loads(storage.read_bytes(address))
-    changed = [name for name, digest in _inputs(splits, network).items() if earlier[name] != digest]
-    if changed:
-        what = " and ".join({"rows": "the catalog's rows", "weights": "model.weights"}[name] for name in changed)
-        raise ConfigError(
-            [f"train.resume: {what} changed since {run.address} was interrupted; leave train.resume out to start anew"]
-        )
-    return earlier

@@ -30,7 +30,7 @@ def said(out, name):
 
 
 def trials_of(run):
-    return duckdb.sql(f"select * from '{run}/trials.parquet' order by trial").df()
+    return duckdb.sql(f"from read_parquet('{run}/trials.parquet', hive_partitioning = false) order by trial").df()
 
 
 def assert_same_tables(left, right):
@@ -39,21 +39,19 @@ def assert_same_tables(left, right):
 
 @pytest.mark.usefixtures("ray_session_cpus")
 class TestSearches:
-    def test_twelve_trials_at_once_share_one_pass_and_the_winner_is_a_config_and_a_bundle(
-        self, shop, retailray, tmp_path
-    ):
+    def test_trials_share_one_pass_and_the_winner_is_a_config_and_a_bundle(self, shop, retailray, tmp_path):
         """More trials at once than Ray has CPUs: none waits for one that the pass needs."""
-        settings = shop | SEARCH | {"tune.trials": 12, "tune.max_concurrent": 12, "out": tmp_path / "o"}
+        settings = shop | SEARCH | {"tune.trials": 8, "tune.max_concurrent": 6, "out": tmp_path / "o"}
         code, out, err = retailray("tune", **settings)
         assert code == 0, err
         assert len(said(out, "cache")) == 1
         [passed] = said(out, "pass")
         assert passed["reads"] == "images"
-        assert said(out, "search")[0]["concurrent"] == 12
-        assert {event["trial"] for event in said(out, "trial")} == set(range(1, 13))
+        assert said(out, "search")[0]["concurrent"] == 6
+        assert {event["trial"] for event in said(out, "trial")} == set(range(1, 9))
         run = latest(str(tmp_path / "o"))
         trials, summary = trials_of(run), read_json(f"{run}/run.json")
-        assert set(trials.status) == {"finished", "stopped"}
+        assert set(trials.status) <= {"finished", "stopped"}
         assert trials.epochs[trials.status == "finished"].tolist() == [3] * (trials.status == "finished").sum()
         heads = trials["model.trainable"] == "head"
         assert trials["train.backbone_lr"].isna().equals(heads)
@@ -120,6 +118,8 @@ class TestSearches:
         if scheduler == "pbt":
             assert not Path(run, "exchange").exists()
             assert set(trials.epochs) == {4}
+            assert trials["train.head_lr"].between(1e-4, 1e-1).all()
+            assert set(trials["train.label_smoothing"]) <= {0.0, 0.1}
 
     def test_two_backbones_and_two_augmentations_decode_once(self, shop, retailray, tmp_path):
         space = {"model.arch": ["resnet18", "squeezenet1_1"], "transform.augment": ["none", "standard"]}
@@ -167,10 +167,12 @@ class TestSearches:
         settings = shop | SEARCH | {"tune.scheduler": "none", "tune.trials": 20, "tune.max_epochs": 7, "out": tmp_path}
         code, _, err = retailray("tune", **settings, **{"tune.max_concurrent": 1})
         assert code == 0, err
-        assert trials_of(latest(str(tmp_path))).epochs.sum() == 7
+        trials = trials_of(latest(str(tmp_path)))
+        assert trials.epochs.tolist() == [3, 3, 1], "one at a time"
+        assert trials.status.tolist() == ["finished", "finished", "stopped"]
 
     def test_a_search_in_which_nothing_ends_well_says_why(self, shop, retailray, tmp_path):
-        space = {"train.head_lr": [1e30]}
+        space = {"train.head_lr": [1e38]}
         settings = shop | {"model.trainable": "head", "train.epochs": 1, "tune.space": json.dumps(space)}
         code, _, err = retailray("tune", **settings, **{"tune.trials": 1, "out": tmp_path})
         assert code == 1
@@ -191,7 +193,9 @@ class TestKills:
         process = start_command("tune", **settings, out=out)
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        return trials_of(latest(str(out)))
+        trials = trials_of(latest(str(out)))
+        assert set(trials.status) == {"finished", "stopped"}
+        return trials
 
     def wait_for_trials(self, process, count):
         """Until so many trials have ended, and a moment longer."""
@@ -209,7 +213,7 @@ class TestKills:
         try:
             self.wait_for_trials(process, 2)
             family = psutil.Process(process.pid).children(recursive=True)
-            [trial] = [child for child in family if any("SearchTrial" in part for part in child.cmdline())]
+            [trial] = [child for child in family if any("ResourceTrainable" in part for part in child.cmdline())]
             trial.kill()
             process.communicate(timeout=300)
         finally:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from rich.table import Table
 
 from retailray import progress, storage
 from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
-from retailray.training.search.trial import STATE, WORST, effective, score_of
+from retailray.training.search.trial import STATE, WORST, score_of, write_record
 
 SHOWN = 12  # best trials in the live table
 
@@ -28,45 +29,53 @@ class Ledger(tune.Callback):
 
     # -- what Tune calls ----------------------------------------------------------------------------------------------
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.trial_id not in self.rows:
-            self.rows[trial.trial_id] = {
-                "trial": trials.index(trial) + 1,
-                "status": "running",
-                "drawn": dict(trial.config),
-                "history": [],
-                "score": WORST,
-                "seconds": 0.0,
-                "message": "",
-            }
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Note new trials as they were drawn, which is not the order in which they start or are tried again."""
+        if len(trials) == len(self.rows):
+            return
+        for trial in trials:
+            if trial.trial_id not in self.rows:
+                row = {"trial": len(self.rows) + 1, "status": "running", "drawn": dict(trial.config)}
+                self.rows[trial.trial_id] = row | {"history": [], "key": None, "message": ""}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         row = self.rows[trial.trial_id]
         row["drawn"] = dict(trial.config)  # population-based training changes them
-        row |= {"score": result["score"], "seconds": result["train_seconds_total"], "key": result["key"]}
-        row["finished"] = result["finished"]
-        if not row["history"] or row["history"][-1]["epoch"] < result["epoch"]:  # else told again after a failure
-            row["history"].append({name: result[name] for name in result if name in HISTORY})
-            self.num_epochs += 1
+        row |= {"key": result["key"], "finished": result["finished"]}
+        before = len(row["history"])
+        first = result["rows"][0]["epoch"]  # a trial that is tried again tells what it told before
+        row["history"] = [epoch for epoch in row["history"] if epoch["epoch"] < first] + result["rows"]
+        self.num_epochs += max(0, len(row["history"]) - before)
+        if time.monotonic() - self.touched_at > TOUCH_S:
+            self.touched_at = time.monotonic()
+            self.shared.touch()
         if self.show:
             self.show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.trial_id]
         row["status"] = "finished" if row.get("finished") else "stopped"
-        if time.monotonic() - self.touched_at > TOUCH_S:
-            self.touched_at = time.monotonic()
-            self.shared.touch()
+        if row["status"] == "stopped" and row["key"] and not self.shared.is_population:
+            folder = storage.join(self.shared.records, row["key"])
+            write_record(folder, drawn=row["drawn"], finished=False, history=row["history"])
         self._say(row)
         self.prune()
 
+    def end(self) -> None:
+        """The search is over: what still ran was stopped by a budget."""
+        for row in self.rows.values():
+            if row["status"] == "running":
+                row["status"] = "stopped"
+                self._say(row)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line for line in str(error).splitlines() if line.strip()]
         row = self.rows[trial.trial_id]
-        text = (trial.get_error() and str(trial.get_error())) or trial.error_msg or ""
-        lines = [line for line in text.strip().splitlines() if line.strip()]
         row |= {"status": "failed", "message": lines[-1].strip() if lines else "no message"}
+        row["lost"] = isinstance(error, RayActorError)
         self._say(row)
 
     # -- what we make of it -------------------------------------------------------------------------------------------
@@ -78,11 +87,16 @@ class Ledger(tune.Callback):
             of=self.shared.config.tune.trials if self.shared.config.tune.searcher != "grid" else None,
             status=row["status"],
             **{self.metric: self.value(row)},
-            epochs=len(row["history"]),
-            seconds=row["seconds"],
+            epochs=epochs_of(row),
+            seconds=seconds_of(row),
             **self.settings(row),
             **({"message": row["message"]} if row["message"] else {}),
         )
+
+    @property
+    def lost(self) -> int:
+        """Trials whose process died where Tune does not try again: while it was made ready for them."""
+        return sum(bool(row.get("lost")) for row in self.rows.values())
 
     @property
     def metric(self) -> str:
@@ -99,21 +113,24 @@ class Ledger(tune.Callback):
         return max(usable, key=lambda epoch: (score_of(epoch, metric), -epoch["validation_loss"]), default=None)
 
     def settings(self, row: dict[str, Any]) -> dict[str, Any]:
-        return effective(self.shared.config.trial(row["drawn"]), row["drawn"])
+        return self.shared.config.effective(row["drawn"])
 
     def ranked(self) -> list[dict[str, Any]]:
         """Trials that measured something, the best one first; of equals that with the lower loss, then the earlier."""
         found = [(row, best) for row in self.rows.values() if (best := self.best_epoch(row))]
-        found.sort(key=lambda pair: (-pair[0]["score"], pair[1]["validation_loss"], pair[0]["trial"]))
+        metric = self.shared.config.train.metric
+        found.sort(key=lambda pair: (-score_of(pair[1], metric), pair[1]["validation_loss"], pair[0]["trial"]))
         return [row for row, _ in found]
 
-    def prune(self) -> None:
-        """Keep the weights of ``tune.keep`` trials, and of those that still run."""
-        ranked = self.ranked()
-        kept = {row["key"] for row in ranked[: self.shared.config.tune.keep]}
-        kept |= {row["key"] for row in ranked if row["status"] == "running"}
-        for row in ranked:
-            if row["key"] not in kept and not row.get("pruned"):
+    def prune(self, *, again: bool = False) -> None:
+        """Keep the weights of ``tune.keep`` trials, and of those that still run.
+
+        ``again``: a trial that a budget stopped may have saved them after they were removed.
+        """
+        kept = {row["key"] for row in self.ranked()[: self.shared.config.tune.keep]}
+        kept |= {row["key"] for row in self.rows.values() if row["status"] == "running"}
+        for row in self.rows.values():
+            if row["key"] and row["key"] not in kept and (again or not row.get("pruned")):
                 storage.remove_file(storage.join(self.shared.records, row["key"], STATE))
                 row["pruned"] = True
 
@@ -131,9 +148,8 @@ class Ledger(tune.Callback):
             settings = self.settings(row)
             shown = ["–" if settings[name] is None else _short(settings[name]) for name in names]
             value = f"{self.value(row):.4f}"
-            table.add_row(
-                str(row["trial"]), row["status"], value, str(len(row["history"])), f"{row['seconds']:.1f}", *shown
-            )
+            counted = str(epochs_of(row)), f"{seconds_of(row):.1f}"
+            table.add_row(str(row["trial"]), row["status"], value, *counted, *shown)
         return table
 
     @contextlib.contextmanager
@@ -155,19 +171,13 @@ class Ledger(tune.Callback):
                 self.show = None
 
 
-HISTORY = {
-    "epoch",
-    "phase",
-    "trainable",
-    "train_loss",
-    "train_top1",
-    "train_rows",
-    "validation_loss",
-    "validation_top1",
-    "validation_macro_f1",
-    "validation_rows",
-    "seconds",
-}
+def epochs_of(row: dict[str, Any]) -> int:
+    return row["history"][-1]["epoch"] if row["history"] else 0
+
+
+def seconds_of(row: dict[str, Any]) -> float:
+    """Of training and validation, in all epochs."""
+    return sum(epoch["seconds"] for epoch in row["history"])
 
 
 def _short(value: Any) -> str:

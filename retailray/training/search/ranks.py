@@ -4,6 +4,7 @@ Not Ray Train: inside Tune it costs some six processes and twenty seconds a tria
 trial is stopped on a Ray without a dashboard. These actors end with the trial's placement group.
 """
 
+import datetime
 import socket
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch.distributed
 from retailray.models.process import prepare_process
 from retailray.training.engine import World
 
+PATIENCE = datetime.timedelta(minutes=5)  # of ranks with each other: one that failed must not hold the others for long
+
 
 class Ranks:
     """Starts ranks 1 and up of one trial; this process is rank 0. Each rank runs the same epochs on its own rows."""
@@ -22,7 +25,9 @@ class Ranks:
         plan = shared.plan
         self.size, self.device = plan.num_workers, torch.device("cuda" if plan.gpus else "cpu")
         host = ray.util.get_node_ip_address()
-        self.store = torch.distributed.TCPStore(host, _free_port(host), is_master=True, wait_for_workers=False)
+        self.store = torch.distributed.TCPStore(
+            host, _free_port(host), is_master=True, wait_for_workers=False, timeout=PATIENCE
+        )
         actor = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus)(_Rank)
         self.actors = [actor.remote() for _ in range(1, self.size)]
         shared_ref = ray.put(shared)
@@ -37,12 +42,13 @@ class Ranks:
         """End the other ranks, wherever they are, and the process group."""
         for one in self.actors:
             ray.kill(one)
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def join(store: Any, rank: int, size: int, device: torch.device) -> World:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return World(rank, size, device)
 
 

@@ -1,9 +1,10 @@
 """The driver's side of ``tune``: share, search, and leave the winner as a bundle, as a config and as a table."""
 
-import io
+import json
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import ray
 import torch
 import yaml
@@ -12,16 +13,19 @@ from retailray import progress, storage
 from retailray.cluster import plan_training, plan_trials, ray_session, wait_until_free
 from retailray.config import BundleSection, EvaluateConfig, EvaluateSection, TuneConfig
 from retailray.data.catalog import Catalog, count_labels
-from retailray.errors import ConfigError, RetailrayError
+from retailray.data.tables import parquet_bytes
+from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
+from retailray.models.bundle import BundleMeta
+from retailray.models.process import prepare_process
 from retailray.reports import write_search_report
 from retailray.runs import RunDirectory
-from retailray.training.bundles import describe, publish_bundle
+from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.engine import World
 from retailray.training.rows import labelled_splits, rows_digest
-from retailray.training.search.ledger import Ledger
+from retailray.training.search.ledger import Ledger, epochs_of, seconds_of
 from retailray.training.search.shared import Shared, share, variant_key
-from retailray.training.search.trial import RECORD, STATE, make_engine, read_json, read_state, this_device
+from retailray.training.search.trial import MEMBER, RECORD, make_engine, read_state, this_device
 from retailray.training.search.tuner import run_search
 
 SAME = 0.02  # top-1 with and without what is kept may differ so much: bfloat16 rounds, and a row or two may tip
@@ -40,7 +44,7 @@ def tune(config: TuneConfig) -> str:
     watch = progress.Stopwatch()
     splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
-    run = _open_run(config)
+    run = RunDirectory.resumed_or_new(config, section="tune", resume=config.tune.resume)
     num_epochs = sum(phase.epochs for phase in config.train.phases) or config.train.epochs
     progress.emit(
         "start",
@@ -54,28 +58,38 @@ def tune(config: TuneConfig) -> str:
     with ray_session(config.cluster) as capacity:
         plan, trial_plan = plan_training(capacity, config.cluster), plan_trials(capacity, config.cluster, config.tune)
         wait_until_free(plan)
-        decided = _earlier(run, splits)
-        shared = share(config, splits, labels, plan, trial_plan, run.path("trials"), decided.get("variants", {}))
-        run.write_json("decisions.json", {"rows": rows_digest(splits), "variants": shared.decisions()})
-        ledger = Ledger(shared)
+        inputs = {"the catalog's rows": rows_digest(splits)}
+        earlier = run.decisions(section="tune", inputs=inputs)
+        shared = share(config, splits, labels, plan, trial_plan, run.path("trials"), earlier.get("variants", {}))
+        run.decide(inputs=inputs, variants=shared.decisions())
         prepared_s = watch.seconds
         progress.emit("search", concurrent=trial_plan.num_concurrent, cpus=trial_plan.cpus, gpus=trial_plan.gpus)
-        with ledger.shown():
+        drawn = _drawn_before(config, run) if run.resumed else []
+        for _ in range(1 + config.train.max_failures):
+            ledger = Ledger(shared)
+            with ledger.shown():
+                run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
+            if not ledger.lost:
+                break
+            progress.emit(
+                "warning", note=f"{ledger.lost} trials lost their process; the search goes on from its records"
+            )
             drawn = _drawn_before(config, run)
-            run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
         search_s = watch.seconds - prepared_s
         winner = _winner(ledger)
-        weights, temperature = _restored(shared, winner)
-        bundle = _leave_bundle(config, run, shared, ledger, winner, splits, weights, temperature)
-        verified = _verify(config, run, bundle, ledger, winner)
+        weights, temperature, best = _restored(shared, winner)
+        meta = _describe(config, run, shared, winner, splits, weights, temperature, best)
+        bundle = leave_bundle(run, meta, weights)
+        verified = _verify(config, run, bundle, best["validation_top1"])
+        register(config, bundle, meta)
     storage.remove_folder(run.path("exchange"))
-    ledger.prune()
+    ledger.prune(again=True)
     table = _tables(run, ledger)
     write_search_report(run, config, table, _curves(ledger), _backbones(shared), verified)
     counts = {str(status): int(count) for status, count in table.status.value_counts().items()}
-    best = {"best_trial": winner["trial"], ledger.metric: ledger.value(winner), "verified_top1": verified["top1"]}
+    measured = {"best_trial": winner["trial"], ledger.metric: best[ledger.metric], "verified_top1": verified["top1"]}
     times = {"shared_seconds": prepared_s, "search_seconds": search_s}
-    summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **best}
+    summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **measured}
     run.publish(
         {
             "verb": "tune",
@@ -93,93 +107,85 @@ def tune(config: TuneConfig) -> str:
     return bundle
 
 
-def _open_run(config: TuneConfig) -> RunDirectory:
-    if config.tune.resume:
-        run = RunDirectory.unfinished(config, ignoring=("tune.resume", "cluster"))
-        if run:
-            return run
-        progress.emit("warning", note=f"tune.resume: no unfinished search of these settings in {config.out}; a new one")
-    return RunDirectory(config)
-
-
-def _earlier(run: RunDirectory, splits: dict[str, Catalog]) -> dict[str, Any]:
-    """What an interrupted search had measured and decided. Raises ConfigError where its rows are not what they were."""
-    earlier = (run.resumed and read_json(run.path("decisions.json"))) or {}
-    if earlier and earlier["rows"] != rows_digest(splits):
-        raise ConfigError(
-            [
-                f"tune.resume: the catalog's rows changed since {run.address} was interrupted; "
-                "leave tune.resume out to start anew"
-            ]
-        )
-    return earlier
-
-
 def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, Any]]:
     """Settings of trials before the interruption, where what is drawn next depends on results; else nothing.
 
     Random draws and grids repeat themselves; a population's members go on with the settings they had come to.
     """
-    if not run.resumed or (config.tune.searcher != "optuna" and config.tune.scheduler != "pbt"):
+    if config.tune.scheduler == "pbt":  # by the names that Tune gives its members in order
+        return [json.loads(storage.read_bytes(name)) for name in _files(run, MEMBER)]
+    if config.tune.searcher != "optuna":
         return []
-    found = []
-    for folder in sorted({storage.parent(name) for name in storage.list_files(run.path("trials"))}):
-        record = read_json(storage.join(folder, RECORD)) or read_state(folder)
-        if record:
-            found.append((record.get("at", float("inf")), folder, record["drawn"]))
-    # members in order of their names, which Tune gives them again; trials in the order in which they ended
-    by_name = config.tune.scheduler == "pbt"
-    return [drawn for *_, drawn in sorted(found, key=lambda item: item[1] if by_name else item[0])]
+    records = [json.loads(storage.read_bytes(name)) for name in _files(run, RECORD)]
+    return [record["drawn"] for record in sorted(records, key=lambda record: record["at"])]
+
+
+def _files(run: RunDirectory, name: str) -> list[str]:
+    return sorted(found for found in storage.list_files(run.path("trials")) if found.endswith(f"/{name}"))
 
 
 def _winner(ledger: Ledger) -> dict[str, Any]:
-    """The best trial whose weights are there. Raises RetailrayError where no trial ended well."""
+    """The best trial. Raises RetailrayError where no trial ended well."""
     for row in ledger.ranked():
-        if storage.exists(storage.join(ledger.shared.records, row["key"], STATE)):
-            return row
+        return row
     messages = [row["message"] for row in ledger.rows.values() if row["message"]]
     why = f"the first failure: {messages[0]}" if messages else "all diverged; search lower learning rates"
     raise RetailrayError(f"none of {len(ledger.rows)} trials ended well; {why}")
 
 
-def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
-    """The winner's whole state dict as of its best epoch, and its temperature: computed where trials run."""
+def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float, dict[str, Any]]:
+    """The winner's whole state dict as of its best epoch, its temperature and that epoch: computed where trials run.
 
-    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], float]:
+    Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
+    """
+
+    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], float, dict[str, Any]]:
+        prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
-        assert state
         engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, this_device(shared)))
-        engine.load_best(state["best"])
-        return {name: tensor.cpu() for name, tensor in engine.model.state_dict().items()}, engine.temperature()
+        known = len(state["progress"]["history"]) if state else 0
+        if state and known >= epochs_of(winner):
+            engine.load_progress(state)
+        else:
+            running = engine.epochs(state)
+            for _ in range(epochs_of(winner) - known):
+                next(running)
+            engine.load_progress(engine.state())
+        best = engine.progress.history[engine.progress.best_epoch - 1]
+        return (
+            {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
+            engine.temperature(),
+            best,
+        )
 
     task = ray.remote(num_cpus=shared.plan.cpus, num_gpus=shared.plan.gpus)(restore)
     return ray.get(task.remote(shared))
 
 
-def _leave_bundle(
+def _describe(
     config: TuneConfig,
     run: RunDirectory,
     shared: Shared,
-    ledger: Ledger,
     winner: dict[str, Any],
     splits: dict[str, Catalog],
     weights: dict[str, torch.Tensor],
     temperature: float,
-) -> str:
-    """The bundle, and ``best.yaml``: what ``train --config`` makes the same model of."""
+    best: dict[str, Any],
+) -> BundleMeta:
+    """What the bundle says of itself; and ``best.yaml``, by which ``train --config`` trains it again."""
     settings = shared.trial(winner["drawn"])
+    variant = shared.variants[variant_key(settings)]
+    if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
+        settings = config.trial(
+            winner["drawn"],
+            **{"train.precision": variant.backbone.precision, "train.views": variant.prepared.plan.views},
+        )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    backbone = shared.variants[variant_key(settings)].backbone
-    best = ledger.best_epoch(winner)
-    assert best
-    normalization = backbone.mean, backbone.std
-    meta = describe(settings, shared.labels, normalization, best, splits, weights, temperature, None)
-    return publish_bundle(settings, run, meta, weights)
+    normalization = variant.backbone.mean, variant.backbone.std
+    return describe(settings, shared.labels, normalization, best, splits, weights, temperature, None)
 
 
-def _verify(
-    config: TuneConfig, run: RunDirectory, bundle: str, ledger: Ledger, winner: dict[str, Any]
-) -> dict[str, Any]:
+def _verify(config: TuneConfig, run: RunDirectory, bundle: str, expected: float) -> dict[str, Any]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what was kept.
 
     Raises:
@@ -195,9 +201,6 @@ def _verify(
             out=run.path("verification"),
         )
     )
-    best = ledger.best_epoch(winner)
-    assert best
-    expected = best["validation_top1"]
     if abs(metrics["top1"] - expected) > max(SAME, SAME_ROWS / max(1, metrics["num_rows"])):
         raise RetailrayError(
             f"the winner's top-1 is {metrics['top1']:.4f} on the validation images, and its trial had measured "
@@ -218,18 +221,16 @@ def _tables(run: RunDirectory, ledger: Ledger) -> pd.DataFrame:
                 "status": row["status"],
                 ledger.metric: best[ledger.metric] if best else None,
                 "best_epoch": best["epoch"] if best else None,
-                "epochs": len(row["history"]),
-                "seconds": row["seconds"],
+                "epochs": epochs_of(row),
+                "seconds": seconds_of(row),
                 **ledger.settings(row),
-                "key": row.get("key"),
+                "key": row["key"],
                 "message": row["message"],
             }
         )
     table = pd.DataFrame(rows).convert_dtypes(dtype_backend="numpy_nullable")
     for name, frame in (("trials", table), ("epochs", pd.DataFrame(_curves(ledger)))):
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        run.write(f"{name}.parquet", buffer.getvalue())
+        run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False)))
     run.write("trials.csv", table.to_csv(index=False))
     return table
 

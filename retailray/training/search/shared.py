@@ -1,6 +1,7 @@
 """What the trials of a search share: images decoded once, frozen blocks run once for each backbone and augmentation."""
 
 import dataclasses
+import hashlib
 import itertools
 from typing import Any
 
@@ -12,7 +13,7 @@ from retailray.cluster import Plan, TrialPlan
 from retailray.config import TrainConfig, TuneConfig
 from retailray.data import store
 from retailray.data.catalog import Catalog
-from retailray.errors import CatalogError, StorageError
+from retailray.errors import CatalogError, ConfigError, StorageError
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
@@ -32,6 +33,7 @@ class Variant:
 
     backbone: Backbone
     prepared: Prepared
+    weights: str  # a digest of what trials begin with
     images_per_s: float
     num_parameters: int
 
@@ -49,19 +51,24 @@ class Shared:
     records: str
 
     def trial(self, drawn: dict[str, Any]) -> TrainConfig:
-        """The settings of a trial, with what was measured and decided once for all."""
+        """The settings of a trial, in the precision that was measured once for all."""
         variant = self.variants[variant_key(self.config.trial(drawn))]
-        return self.config.trial(
-            drawn,
-            **{"train.precision": variant.backbone.precision, "train.views": variant.prepared.plan.views},
-        )
+        return self.config.trial(drawn, **{"train.precision": variant.backbone.precision})
 
     def decisions(self) -> dict[str, Any]:
         """What was measured and decided, for a resumed search to keep to."""
         return {
-            _text(key): {"precision": one.backbone.precision, "cache": dataclasses.asdict(one.prepared.plan)}
+            _text(key): {
+                "precision": one.backbone.precision,
+                "cache": dataclasses.asdict(one.prepared.plan),
+                "weights": one.weights,
+            }
             for key, one in self.variants.items()
         }
+
+    @property
+    def is_population(self) -> bool:
+        return self.config.tune.scheduler == "pbt"
 
     def touch(self) -> None:
         """Mark the stores that trials read as in use."""
@@ -168,12 +175,16 @@ def _variant(
     ]
     cuts = {stage.reads for stage in stages} | {len(chain.blocks)}
     precision = earlier["precision"] if earlier else config.train.precision
+    weights = state_to_bytes(network.state_dict())
+    digest = hashlib.sha256(weights).hexdigest()
+    if earlier and earlier["weights"] != digest:
+        raise ConfigError([f"tune.resume: {one.model.resolved_weights} changed since the search was interrupted"])
     measured = measure_here(one, len(labels), cuts, plan, precision=precision)
     backbone = Backbone(
         arch=one.model.arch,
         num_classes=len(labels),
         image_size=size,
-        state_ref=ray.put(state_to_bytes(network.state_dict())),
+        state_ref=ray.put(weights),
         mean=mean,
         std=std,
         precision=measured.precision,
@@ -187,7 +198,7 @@ def _variant(
             "raise train.cache_gb, or leave depths or augmentations out of tune.space"
         )
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Variant(backbone, found, 1 / measured.seconds[len(chain.blocks)], num_parameters)
+    return Variant(backbone, found, digest, 1 / measured.seconds[len(chain.blocks)], num_parameters)
 
 
 def _decode_once(config: TuneConfig, images: Images, variants: list[TrainConfig], plan: Plan) -> Prepared | None:
@@ -199,4 +210,8 @@ def _decode_once(config: TuneConfig, images: Images, variants: list[TrainConfig]
     if num_bytes > config.train.cache_gb * 1e9 / (len(variants) + 1):
         progress.emit("warning", note=f"images are decoded anew for every pass: {why} exceed their share of the budget")
         return None
-    return prepare(largest, images, [], None, None, None, plan, earlier=CachePlan(1, (), True, num_bytes, why))
+    try:
+        return prepare(largest, images, [], None, None, None, plan, earlier=CachePlan(1, (), True, num_bytes, why))
+    except StorageError as error:
+        progress.emit("warning", note=f"images are decoded anew for every pass: {error}")
+        return None

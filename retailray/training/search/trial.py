@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import time
 from collections import deque
 from typing import Any
@@ -27,7 +28,7 @@ from retailray.training.search.ranks import Ranks
 from retailray.training.search.shared import Shared, variant_key
 from retailray.training.sources import Augmentation, StoredBatches
 
-RECORD, STATE = "record.json", "state.pt"
+RECORD, STATE, MEMBER = "record.json", "state.pt", "member.json"
 WORST = -1e9  # of a trial that diverged: below all that can be measured, and still a number for searchers
 
 
@@ -35,7 +36,8 @@ class Trial:
     """Its steps are pure functions of the settings and their number: what was recorded is told again, not run again.
 
     A record that is there ends the trial where it ended; without one the trial goes on from its state if that is there.
-    ``member``: its name where settings change on the way (population-based training); nothing is told again then.
+    ``member``: its name where settings change on the way (population-based training); nothing is told again then, and
+    what it says is the whole lineage that it goes on from.
     """
 
     def __init__(self, shared: Shared, drawn: dict[str, Any], *, member: str | None = None) -> None:
@@ -45,53 +47,49 @@ class Trial:
         self.folder = storage.join(shared.records, self.key)
         self.record = None if member else read_json(storage.join(self.folder, RECORD))
         self.start = None if self.record else read_state(self.folder)
-        self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else self._known())
         self.engine: Engine | None = None
         self.ranks: Ranks | None = None
+        self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else [])
         self.rows: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
-        self.unsaved = False
+        if member:  # for a resumed search, which begins with the settings that members had come to
+            storage.write_bytes(storage.join(self.folder, MEMBER), json.dumps(drawn).encode())
+        if self.start:
+            self._take_up(self.start)
 
-    def _known(self) -> list[dict[str, Any]]:
-        """The epochs of the state, to be told again: by a member only the last one, and only where none is left."""
-        if not self.start:
-            return []
-        history = self.start["progress"]["history"]
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """What there is to tell of a state: all of it again, or by a member only its end, where it is over."""
+        history = list(state["progress"]["history"])
         if not self.member:
-            return history
-        self.rows = history
-        return history[-1:] if self.start["over"] else []
+            self.told = deque(history)
+        else:
+            self.rows = history
+            self.told = deque(history[-1:] if state["over"] else [])
 
     def step(self) -> dict[str, Any]:
         """The next epoch: its measures, the best ``score`` so far (more is better), and whether it was the last."""
         if self.told:
             row = self.told.popleft()
             over = not self.told and bool(self.record or (self.start and self.start["over"]))
-            finished = over and (not self.record or self.record["finished"])
         else:
-            row = self._run_epoch()
+            row = next(self._epochs())
             assert self.engine
-            over = finished = self.engine.is_over
+            over = self.engine.is_over
+            if over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_s:
+                self.save()
         if not self.rows or self.rows[-1]["epoch"] < row["epoch"]:
             self.rows.append(row)
-        if self.unsaved and (over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_s):
-            self._save()
-        if over and not self.record and not self.member:
-            self._write_record(finished=True)
+        finished = over and (not self.record or self.record["finished"])
+        if finished and not self.record and not self.member:
+            write_record(self.folder, drawn=self.drawn, finished=True, history=self.rows)
         return {
-            **{name: value for name, value in row.items() if isinstance(value, int | float | str)},
+            "epoch": row["epoch"],
             "score": max(score_of(row, self.config.train.metric) for row in self.rows),
-            "train_seconds_total": sum(row["seconds"] for row in self.rows),
+            "rows": self.rows if self.member else [row],
             "key": self.key,
             "finished": finished,
             "done": over,
         }
-
-    def _run_epoch(self) -> dict[str, Any]:
-        self.unsaved = False  # an epoch that fails leaves nothing: the next try begins where the last state was saved
-        row = next(self._epochs())
-        self.unsaved = True
-        return row
 
     def _epochs(self) -> Any:
         """The running epochs; a model is built only where something is left to run."""
@@ -103,60 +101,48 @@ class Trial:
             self.running = self.engine.epochs(self.start)
         return self.running
 
-    def state(self) -> dict[str, Any]:
-        """What :meth:`load` goes on from: the engine's state, and where it belongs."""
-        assert self.engine
-        return self.engine.state() | {"over": self.engine.is_over, "drawn": self.drawn}
+    def state(self) -> dict[str, Any] | None:
+        """What :meth:`load` goes on from: the engine's state, and whether it is over."""
+        if not self.engine:  # nothing has run since it was loaded, if it was
+            return self.start
+        return self.engine.state() | {"over": self.engine.is_over}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any] | None) -> None:
         """Go on from another trial's state with one's own settings."""
         self.leave()
-        self.start, self.engine, self.told = state, None, deque()
-        self.rows = list(state["progress"]["history"])
-
-    def close(self) -> None:
-        """End for now: whoever ended it, what it found stays."""
-        if self.unsaved:
-            self._save()
-            if not self.record and not self.member:
-                self._write_record(finished=False)
-        self.leave()
+        self.start, self.engine, self.told, self.rows = state, None, deque(), []
+        if state:
+            self._take_up(state)
 
     def leave(self) -> None:
+        """End the other ranks. Who ended the trial, and what for, is not known here: nothing is written."""
         if self.ranks:
             self.ranks.leave()
             self.ranks = None
 
-    def _save(self) -> None:
+    def save(self) -> None:
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         storage.write_bytes(storage.join(self.folder, STATE), buffer.getvalue())
-        self.saved_at, self.unsaved = time.monotonic(), False
+        self.saved_at = time.monotonic()
 
-    def _write_record(self, *, finished: bool) -> None:
-        self.record = {"drawn": self.drawn, "finished": finished, "at": time.time(), "history": self.rows}
-        storage.write_bytes(storage.join(self.folder, RECORD), json.dumps(self.record).encode())
+
+def write_record(folder: str, *, drawn: dict[str, Any], finished: bool, history: list[dict[str, Any]]) -> None:
+    """From here on a trial has ended; ``finished``: by itself."""
+    record = {"drawn": drawn, "finished": finished, "at": time.time(), "history": history}
+    storage.write_bytes(storage.join(folder, RECORD), json.dumps(record).encode())
 
 
 def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
     """A digest of what of the drawn settings means something: equal trials are one trial."""
-    values = effective(shared.config.trial(drawn), drawn)
+    values = shared.config.effective(drawn)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def effective(config: TrainConfig, drawn: dict[str, Any]) -> dict[str, Any]:
-    """The drawn settings that a trial's config has kept; None for those that mean nothing beside the others."""
-    found = {}
-    for key, value in drawn.items():
-        section, _, name = key.partition(".")
-        kept = getattr(getattr(config, section), name)
-        found[key] = value if kept == value else None
-    return found
-
-
 def score_of(row: dict[str, Any], metric: str) -> float:
+    """More is better. What diverged is never the best, whatever its measure says."""
     value = row[f"validation_{metric}"] * (-1 if metric == "loss" else 1)
-    return value if value == value and abs(value) != float("inf") else WORST
+    return value if math.isfinite(row["validation_loss"]) else WORST
 
 
 def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:

@@ -1,9 +1,12 @@
 """Ray Tune's part: what draws settings, what stops trials, and the process that runs one trial after another."""
 
+import functools
 import os
+import random
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
@@ -34,35 +37,42 @@ ENVIRONMENT = {
 }
 
 
+KEPT = 4  # checkpoints a member: fewer may be gone before another one takes them over
+
+
 class SearchTrial(tune.Trainable):
     """A process that runs one trial after another: imports, weights and memory maps are there for the next one."""
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
-        prepare_process(shared.plan.torch_threads)
-        self.shared = shared
-        self._begin(config)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        population = self.shared.config.tune.scheduler == "pbt"
-        member = f"member-{self.trial_id.rpartition('_')[2]}" if population else None
-        self.one = Trial(self.shared, config, member=member)
+        self.shared, self.next = shared, config
+        self.one: Trial | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.one.close()
-        self._begin(new_config)
+        self.cleanup()
+        self.next = new_config
         return True
 
+    def _trial(self) -> Trial:
+        """Begun late: Tune tries again what fails in a step, and gives up what fails before."""
+        if self.one is None:
+            prepare_process(self.shared.plan.torch_threads)
+            member = f"member-{self.trial_id.rpartition('_')[2]}" if self.shared.is_population else None
+            self.one = Trial(self.shared, self.next, member=member)
+        return self.one
+
     def step(self) -> dict[str, Any]:
-        return self.one.step()
+        return self._trial().step()
 
     def cleanup(self) -> None:
-        self.one.close()
+        if self.one:
+            self.one.leave()
+        self.one = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        torch.save(self.one.state(), os.path.join(checkpoint_dir, STATE))
+        torch.save(self._trial().state(), os.path.join(checkpoint_dir, STATE))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        self.one.load(torch.load(os.path.join(checkpoint, STATE), map_location="cpu", weights_only=True))
+        self._trial().load(torch.load(os.path.join(checkpoint, STATE), map_location="cpu", weights_only=True))
 
 
 def run_search(
@@ -81,7 +91,7 @@ def run_search(
     trainable = tune.with_resources(
         tune.with_parameters(SearchTrial, shared=shared), tune.PlacementGroupFactory([bundle] * plan.num_workers)
     )
-    population = config.tune.scheduler == "pbt"
+    population = shared.is_population
     with tempfile.TemporaryDirectory(prefix="retailray-tune-") as folder:
         filesystem, path = storage.arrow_filesystem(storage_path) if population else (None, folder)
         tuner = tune.Tuner(
@@ -91,9 +101,9 @@ def run_search(
                 metric="score",
                 mode="max",
                 num_samples=1 if config.tune.searcher == "grid" else config.tune.trials,
-                max_concurrent_trials=plan.num_concurrent,
+                max_concurrent_trials=plan.num_concurrent if config.tune.searcher == "optuna" else None,
                 time_budget_s=config.tune.time_budget_s,
-                search_alg=_searcher(config, resumed),
+                search_alg=_searcher(config, resumed, plan.num_concurrent),
                 scheduler=_scheduler(config, num_epochs),
                 reuse_actors=plan.num_workers == 1,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -107,10 +117,13 @@ def run_search(
                 callbacks=[ledger],
                 stop=_Budget(ledger, config.tune.max_epochs),
                 failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1 if population else None),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=KEPT if population else None, checkpoint_at_end=False
+                ),
             ),
         )
         tuner.fit()
+    ledger.end()
 
 
 class _Budget(tune.Stopper):
@@ -135,10 +148,13 @@ def _domain(domain: Domain, config: TuneConfig) -> Any:
     return tune.uniform(*values) if kind == "uniform" else tune.loguniform(*values)
 
 
-def _searcher(config: TuneConfig, resumed: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
+def _searcher(config: TuneConfig, resumed: list[dict[str, Any]], num_concurrent: int) -> Searcher | SearchAlgorithm:
+    points = resumed or None
+    seed = config.tune.seed + len(resumed)  # the same seed would draw the same settings again
     if config.tune.searcher == "optuna":
-        return OptunaSearch(seed=config.tune.seed, points_to_evaluate=resumed or None)
-    return BasicVariantGenerator(random_state=config.tune.seed, points_to_evaluate=resumed or None)
+        return OptunaSearch(seed=seed, points_to_evaluate=points)
+    # Tune's own limit does not reach this one
+    return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=num_concurrent)
 
 
 def _scheduler(config: TuneConfig, num_epochs: int) -> TrialScheduler | None:
@@ -150,10 +166,24 @@ def _scheduler(config: TuneConfig, num_epochs: int) -> TrialScheduler | None:
     if tuned.scheduler == "asha":
         grace = min(tuned.grace_epochs, num_epochs)
         return ASHAScheduler(time_attr="epoch", max_t=num_epochs, grace_period=grace, reduction_factor=tuned.reduction)
-    changing = {key: _domain(domain, config) for key, domain in config.space.items() if key in MUTABLE}
+    changing = {key: domain.choice or _domain(domain, config) for key, domain in config.space.items() if key in MUTABLE}
     if not changing:
         some = ", ".join(sorted(MUTABLE))
         raise ConfigError([f"tune.scheduler pbt changes settings on the way, and tune.space has none that can: {some}"])
+    random.seed(config.tune.seed)  # what Tune's population draws from
+    np.random.seed(config.tune.seed)
     return PopulationBasedTraining(
-        time_attr="epoch", perturbation_interval=tuned.grace_epochs, hyperparam_mutations=changing
+        time_attr="epoch",
+        perturbation_interval=tuned.grace_epochs,
+        hyperparam_mutations=changing,
+        custom_explore_fn=functools.partial(_within, {key: config.space[key] for key in changing}),
     )
+
+
+def _within(space: dict[str, Domain], settings: dict[str, Any]) -> dict[str, Any]:
+    """Back into the ranges that a population's members wander out of."""
+    for key, domain in space.items():
+        if domain.choice is None:
+            low, high = domain.corners
+            settings[key] = min(max(settings[key], low), high)
+    return settings
