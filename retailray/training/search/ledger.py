@@ -36,14 +36,14 @@ class Ledger(tune.Callback):
         for trial in trials:
             if trial.trial_id not in self.rows:
                 row = {"trial": len(self.rows) + 1, "status": "running", "drawn": dict(trial.config)}
-                self.rows[trial.trial_id] = row | {"history": [], "key": None, "message": ""}
+                self.rows[trial.trial_id] = row | {"history": [], "key": None, "recorded": False, "message": ""}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         row = self.rows[trial.trial_id]
         row["drawn"] = dict(trial.config)  # population-based training changes them
-        row |= {"key": result["key"], "finished": result["finished"]}
+        row |= {name: result[name] for name in ("key", "finished", "recorded")}
         before = len(row["history"])
         first = result["rows"][0]["epoch"]  # a trial that is tried again tells what it told before
         row["history"] = [epoch for epoch in row["history"] if epoch["epoch"] < first] + result["rows"]
@@ -57,7 +57,7 @@ class Ledger(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.trial_id]
         row["status"] = "finished" if row.get("finished") else "stopped"
-        if row["status"] == "stopped" and row["key"] and not self.shared.is_population:
+        if row["status"] == "stopped" and row["key"] and not (row["recorded"] or self.shared.is_population):
             folder = storage.join(self.shared.records, row["key"])
             write_record(folder, drawn=row["drawn"], finished=False, history=row["history"])
         self._say(row)

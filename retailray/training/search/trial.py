@@ -88,6 +88,7 @@ class Trial:
             "rows": self.rows if self.member else [row],
             "key": self.key,
             "finished": finished,
+            "recorded": self.record is not None,
             "done": over,
         }
 
