@@ -1,6 +1,8 @@
 """What a search draws, what a trial is, and what both rest on; without Ray."""
 
 import io
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 
 from retailray import arguments
 from retailray.cluster import Capacity, plan_trials
-from retailray.config import ClusterSection, TuneConfig, TuneSection
+from retailray.config import ClusterSection, Domain, TuneConfig, TuneSection
 from retailray.data import store
 from retailray.data.catalog import read_catalog
 from retailray.data.images import Limits
@@ -32,6 +34,9 @@ from retailray.data.store import StoreSpec
 from retailray.errors import CapacityError, ConfigError
 from retailray.reports import search_plots
 from retailray.training.optim import load_optimizer, make_schedule
+from retailray.training.search.ledger import Ledger
+from retailray.training.search.trial import Trial, write_record
+from retailray.training.search.tuner import _within
 
 
 def make_config(space, **sections):
@@ -204,3 +209,89 @@ class TestPlots:
     def test_depths_are_in_their_own_order(self):
         names = ["all", "last10", "head", "last2", "other"]
         assert sorted(names, key=search_plots._depth_order) == ["head", "last2", "last10", "all", "other"]
+
+
+def epoch(number, top1, loss=1.0):
+    return {"epoch": number, "validation_top1": top1, "validation_loss": loss, "seconds": 0.5, "train_rows": 10}
+
+
+class TestRecords:
+    @pytest.fixture
+    def shared(self, tmp_path):
+        config = make_config({"train.head_lr": [0.1, 0.2, 0.3]}, model={"trainable": "head"})
+        config = config.model_copy(update={"tune": config.tune.model_copy(update={"keep": 1})})
+        return SimpleNamespace(
+            config=config,
+            records=str(tmp_path),
+            is_population=False,
+            touch=lambda: None,
+            trial=config.trial,
+            plan=SimpleNamespace(num_workers=1),
+        )
+
+    def hear(self, ledger, trial, rows, *, done=True, finished=True, recorded=False):
+        """What Tune says of a trial that tells these epochs."""
+        others = [SimpleNamespace(trial_id=known) for known in ledger.rows if known != trial.trial_id]
+        ledger.on_step_begin(0, [*others, trial])
+        for row in rows:
+            result = {"rows": [row], "key": f"key-{trial.trial_id}", "finished": finished, "recorded": recorded}
+            ledger.on_trial_result(0, [trial], trial, result)
+        if done:
+            ledger.on_trial_complete(0, [trial], trial)
+
+    def trial(self, name, rate):
+        return SimpleNamespace(trial_id=name, config={"train.head_lr": rate})
+
+    def test_what_is_recorded_is_told_again_and_not_run_again(self, shared):
+        drawn = {"train.head_lr": 0.1}
+        first = Trial(shared, drawn)
+        write_record(first.folder, drawn=drawn, finished=False, history=[epoch(1, 0.2), epoch(2, 0.1)])
+        again = Trial(shared, drawn)
+        steps = [again.step(), again.step()]
+        assert [step["score"] for step in steps] == [0.2, 0.2]
+        assert [step["done"] for step in steps] == [False, True]
+        assert not steps[1]["finished"], "something else had ended it"
+        assert again.engine is None
+
+    def test_equal_trials_have_one_record_and_others_their_own(self, shared):
+        keys = [Trial(shared, {"train.head_lr": rate}).key for rate in (0.1, 0.1, 0.2)]
+        assert keys[0] == keys[1] != keys[2]
+
+    def test_a_trial_that_tells_its_epochs_twice_is_counted_once(self, shared):
+        ledger = Ledger(shared)
+        trial = self.trial("a", 0.1)
+        self.hear(ledger, trial, [epoch(1, 0.1), epoch(2, 0.3)], done=False)
+        self.hear(ledger, trial, [epoch(1, 0.1), epoch(2, 0.3), epoch(3, 0.2)])
+        assert ledger.num_epochs == 3
+        [row] = ledger.ranked()
+        assert [row["epoch"] for row in row["history"]] == [1, 2, 3]
+        assert ledger.best_epoch(row)["epoch"] == 2
+        assert row["status"] == "finished"
+
+    def test_stopped_trials_get_a_record_and_recorded_ones_keep_theirs(self, shared, tmp_path):
+        ledger = Ledger(shared)
+        self.hear(ledger, self.trial("a", 0.1), [epoch(1, 0.1)], finished=False)
+        self.hear(ledger, self.trial("b", 0.2), [epoch(1, 0.2)], finished=False, recorded=True)
+        assert [path.parent.name for path in tmp_path.glob("*/record.json")] == ["key-a"]
+        assert json.loads((tmp_path / "key-a" / "record.json").read_text())["history"] == [epoch(1, 0.1)]
+
+    def test_only_the_best_weights_stay(self, shared, tmp_path):
+        ledger = Ledger(shared)
+        for name, rate, top1 in (("a", 0.1, 0.5), ("b", 0.2, 0.7), ("c", 0.3, float("nan"))):
+            (tmp_path / f"key-{name}").mkdir()
+            (tmp_path / f"key-{name}" / "state.pt").write_bytes(b"weights")
+            self.hear(ledger, self.trial(name, rate), [epoch(1, top1, loss=1.0 if top1 == top1 else float("nan"))])
+        assert [path.parent.name for path in tmp_path.glob("*/state.pt")] == ["key-b"]
+        assert [row["trial"] for row in ledger.ranked()] == [2, 1], "what diverged has no rank"
+
+    def test_what_a_budget_ends_was_stopped(self, shared):
+        ledger = Ledger(shared)
+        self.hear(ledger, self.trial("a", 0.1), [epoch(1, 0.1)], done=False, finished=False)
+        ledger.end()
+        assert [row["status"] for row in ledger.rows.values()] == ["stopped"]
+
+
+def test_a_population_stays_in_its_ranges():
+    space = {"train.lr_decay": Domain(uniform=(0.5, 1.0)), "train.label_smoothing": Domain(choice=[0.0, 0.1])}
+    wandered = {"train.lr_decay": 1.2, "train.label_smoothing": 0.1, "train.head_lr": 5.0}
+    assert _within(space, wandered) == {"train.lr_decay": 1.0, "train.label_smoothing": 0.1, "train.head_lr": 5.0}

@@ -23,7 +23,6 @@ class Ledger(tune.Callback):
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self.rows: dict[str, dict[str, Any]] = {}  # by Tune's name of the trial, in the order of their beginnings
-        self.num_epochs = 0
         self.touched_at = time.monotonic()
         self.show: Any = None
 
@@ -44,10 +43,8 @@ class Ledger(tune.Callback):
         row = self.rows[trial.trial_id]
         row["drawn"] = dict(trial.config)  # population-based training changes them
         row |= {name: result[name] for name in ("key", "finished", "recorded")}
-        before = len(row["history"])
         first = result["rows"][0]["epoch"]  # a trial that is tried again tells what it told before
         row["history"] = [epoch for epoch in row["history"] if epoch["epoch"] < first] + result["rows"]
-        self.num_epochs += max(0, len(row["history"]) - before)
         if time.monotonic() - self.touched_at > TOUCH_S:
             self.touched_at = time.monotonic()
             self.shared.touch()
@@ -92,6 +89,10 @@ class Ledger(tune.Callback):
             **self.settings(row),
             **({"message": row["message"]} if row["message"] else {}),
         )
+
+    @property
+    def num_epochs(self) -> int:
+        return sum(len(row["history"]) for row in self.rows.values())
 
     @property
     def lost(self) -> int:
