@@ -25,11 +25,14 @@ class Ledger(tune.Callback):
         self.rows: dict[str, dict[str, Any]] = {}  # by Tune's name of the trial, in the order of their beginnings
         self.touched_at = time.monotonic()
         self.show: Any = None
+        self.interrupted = False  # by Ctrl-C; the next step of Tune ends the search
 
     # -- what Tune calls ----------------------------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Note new trials as they were drawn, which is not the order in which they start or are tried again."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         if len(trials) == len(self.rows):
             return
         for trial in trials:

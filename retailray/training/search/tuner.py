@@ -1,9 +1,13 @@
 """Ray Tune's part: what draws settings, what stops trials, and the process that runs one trial after another."""
 
+import contextlib
 import functools
 import os
 import random
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -122,8 +126,29 @@ def run_search(
                 ),
             ),
         )
-        tuner.fit()
+        with _interrupts_noted(ledger):
+            tuner.fit()
     ledger.end()
+
+
+@contextlib.contextmanager
+def _interrupts_noted(ledger: Ledger) -> Iterator[None]:
+    """Ctrl-C is answered between two steps of Tune: an exception in the middle of one is lost now and then, in Ray's
+    own callbacks. A second one is raised at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if ledger.interrupted:
+            raise KeyboardInterrupt
+        ledger.interrupted = True
+
+    handler = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class _Budget(tune.Stopper):
