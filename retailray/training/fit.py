@@ -24,6 +24,7 @@ from retailray.training.loop import FitConfig, read_state, train_loop
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.recipe import Stage
+from retailray.training.rows import class_weights, targets_of
 from retailray.training.sources import TARGET, StoredRows, StreamedRows
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
@@ -64,13 +65,12 @@ def fit(
     """
     options = ray.data.DataContext.get_current().execution_options
     options.preserve_order = True  # the order of rows is part of what a seed repeats
-    index = {label: number for number, label in enumerate(labels)}
     sets = {"train": ("train", images.train), "validation": ("plain", images.plain), "test": ("plain", images.plain)}
     sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]] = {}
     datasets: dict[str, ray.data.Dataset] = {}
     for split, chosen in rows.items():
         which, catalog = sets[split]
-        targets = np.array([index.get(label, -1) for label in catalog.column("label")[chosen]], dtype=np.int64)
+        targets = targets_of(catalog.column("label")[chosen], labels)
         stored = [prepared.source(which, stage, chosen, targets) for stage in stages]
         streamed: tuple[StreamedRows, int] | None = None
         if None in stored:
@@ -87,7 +87,7 @@ def fit(
             stages=stages,
             train=config.train,
             augmentation=augmentation(config),
-            class_weights=_class_weights(images.train.column("label")[rows["train"]], labels)
+            class_weights=class_weights(images.train.column("label")[rows["train"]], labels)
             if config.train.balance
             else None,
             sources=sources,
@@ -193,12 +193,6 @@ def _stored_failures(prepared: Prepared, which: str, rows: np.ndarray) -> dict[s
         return {}
     codes, counts = np.unique(prepared.codes[which][rows].astype(str), return_counts=True)
     return {str(code): int(count) for code, count in zip(codes, counts, strict=True) if code}
-
-
-def _class_weights(names: np.ndarray, labels: list[str]) -> list[float]:
-    """Every class weighs the same in all: rows / (classes * rows of the class)."""
-    counts = np.array([max(1, int((names == label).sum())) for label in labels])
-    return (counts.sum() / (len(labels) * counts)).tolist()
 
 
 def _root_cause(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import numpy as np
+
 from retailray import progress
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
@@ -41,3 +43,15 @@ def rows_digest(splits: dict[str, Catalog]) -> str:
         for name in ("id", "uri", "label", "group"):
             digest.update("\0".join(part.rows.column(name).to_pylist()).encode())
     return digest.hexdigest()
+
+
+def targets_of(names: np.ndarray, labels: list[str]) -> np.ndarray:
+    """Label names ``(N,)`` as numbers, int64 ``(N,)``; -1 where training does not know the label."""
+    index = {label: number for number, label in enumerate(labels)}
+    return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+
+
+def class_weights(names: np.ndarray, labels: list[str]) -> list[float]:
+    """Every class weighs the same in all: rows / (classes * rows of the class)."""
+    counts = np.array([max(1, int((names == label).sum())) for label in labels])
+    return (counts.sum() / (len(labels) * counts)).tolist()

@@ -21,6 +21,7 @@ from retailray.training.caching import CachePlan
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
 from retailray.training.recipe import Stage, resolve
+from retailray.training.rows import class_weights, targets_of
 from retailray.training.sources import StoredRows
 
 VARYING = ("model.arch", "transform.augment", "transform.erasing")  # what asks for a pass of its own
@@ -119,17 +120,12 @@ def share(
         key = variant_key(one)
         known = earlier.get(_text(key))
         prepared[key] = _variant(config, one, images, labels, plan, decoded, len(variants), known)
-    index = {label: number for number, label in enumerate(labels)}
-    targets = {
-        name: np.array([index.get(label, -1) for label in part.column("label")], dtype=np.int64)
-        for name, part in splits.items()
-    }
+    targets = {name: targets_of(part.column("label"), labels) for name, part in splits.items()}
     for name, which in (("train", "train"), ("validation", "plain")):
         codes = next(iter(prepared.values())).prepared.codes[which]
         if not ((codes == "") & (targets[name] >= 0)).any():
             raise CatalogError(f"{config.catalog.uri}: no {name} image could be read; see `retailray check`")
-    counts = np.bincount(targets["train"], minlength=len(labels)).clip(min=1)
-    weights = (counts.sum() / (len(labels) * counts)).tolist()
+    weights = class_weights(splits["train"].column("label"), labels)
     return Shared(config, labels, targets, weights, prepared, trial_plan, records)
 
 
