@@ -45,6 +45,11 @@ class CatalogSection(Section):
     split: str | None = Field(None, description="column that names the split: train, validation or test")
     validation_uri: str | None = Field(None, description="separate catalog for validation, same columns")
     test_uri: str | None = Field(None, description="separate catalog for test, same columns")
+    allow: list[str] = Field(
+        [],
+        description="addresses that images may begin with besides catalog.root; default: any, but no files of the "
+        "machine for a catalog that is elsewhere",
+    )
     encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
     max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
@@ -59,6 +64,12 @@ class CatalogSection(Section):
     @classmethod
     def _same_in_every_process(cls, value: str | None) -> str | None:
         return storage.normalize(value) if value else value
+
+    @field_validator("allow")
+    @classmethod
+    def _allowed_are_addresses(cls, values: list[str]) -> list[str]:
+        # a folder means what is below it: /shop must not allow /shopping
+        return [storage.normalize(value) + ("/" if value.endswith("/") else "") for value in values]
 
 
 class SplitSection(Section):
@@ -306,7 +317,14 @@ class ScoreSection(Section):
     top_k: int = Field(5, ge=1, description="classes listed in topk_labels and topk_scores")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     max_error_rate: float = Field(0.05, ge=0, le=1, description="more failed rows than this: exit 3 [fraction]")
-    rows_per_file: int = Field(100_000, ge=1, description="rows a Parquet part")
+    publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
+    rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
+    dedupe: bool = Field(True, description="images of equal bytes are inferred once")
+    plan_only: bool = Field(False, description="say what a run would do, and do nothing")
+    keep_runs: int | None = Field(
+        None, ge=1, description="complete runs that stay under out, LATEST's among them; default: all"
+    )
+    memory_gb: float = Field(1.0, ge=0.25, description="of the driver's joins; beyond it they use its disk [GB]")
 
 
 class CheckSection(Section):

@@ -61,6 +61,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "empty_path": ("fetch", "the catalog row names no image"),
     "duplicate_id": ("fetch", "an earlier row has the same id"),
     "bad_address": ("fetch", "the image path has a scheme or form that cannot be opened"),
+    "not_allowed": ("fetch", "the image lies outside of what catalog.root and catalog.allow allow"),
     "not_found": ("fetch", "there is no such object"),
     "access_denied": ("fetch", "the store refused the credentials"),
     "timeout": ("fetch", "the store did not answer in time, retries included"),

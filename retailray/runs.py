@@ -96,15 +96,16 @@ class RunDirectory:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
 
-    def publish(self, summary: dict[str, Any]) -> None:
-        """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run."""
+    def publish(self, summary: dict[str, Any], *, pointer: bool = True) -> None:
+        """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run, if ``pointer``."""
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.write_json(
             "run.json",
             {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary},
         )
         self.write("_SUCCESS", b"")
-        storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())
+        if pointer:
+            storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())
 
 
 def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -7,11 +7,15 @@ in every process. Retries happen in the client; they are bounded so that a dead 
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
+import io
 import os
 import posixpath
+import random
 import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
@@ -24,6 +28,8 @@ PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own t
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
 QUESTIONS = 16  # asked at a time, where there is no listing
+FETCH_ROUNDS, BACK_OFF_S = 4, 0.5  # for images: tries, each with the client's own retries, and the first wait [s]
+READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
@@ -165,6 +171,40 @@ def read_bytes(address: str) -> bytes:
     return guarded(address, lambda: fs.cat_file(path))
 
 
+@contextlib.contextmanager
+def open_binary(address: str) -> Iterator[Any]:
+    """A file to read piece by piece, from its start or anywhere. Raises StorageError, while it is read too."""
+    fs, path = filesystem(address)
+    options = {} if is_local(address) else {"block_size": READ_AHEAD}
+    file = guarded(address, lambda: fs.open(path, "rb", **options))
+    with contextlib.closing(file), io.BufferedReader(_Guarded(file, address), 1 << 20) as buffered:
+        yield buffered
+
+
+class _Guarded(io.RawIOBase):
+    """A file whose failures are StorageErrors."""
+
+    def __init__(self, file: Any, address: str) -> None:
+        self._file, self._address = file, address
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = guarded(self._address, lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) -> None:
     """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
 
@@ -182,6 +222,35 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) ->
     guarded(address, write, deadline_s=deadline_s)
 
 
+def create(address: str, data: bytes) -> bool:
+    """Write a small object only if there is none: True for the one caller who wins. Raises StorageError."""
+
+    def write() -> bool:
+        fs, path = filesystem(address)
+        if is_local(address):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+            with open(partial, "wb") as file:
+                file.write(data)
+            try:
+                os.link(partial, path)  # fails where the name is taken, and never shows half of the data
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(partial)
+            return True
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # s3fs says FileExistsError, or EINVAL where it does not know the store's words for it (radosgw)
+            if isinstance(error, FileExistsError) or (error.errno == errno.EINVAL and fs.exists(path)):
+                return False
+            raise
+        return True
+
+    return guarded(address, write, deadline_s=DEADLINE_S)
+
+
 def is_local(address: str) -> bool:
     return not is_uri(address) or address.startswith("file://")
 
@@ -191,6 +260,36 @@ def list_files(address: str) -> dict[str, dict[str, Any]]:
     fs, path = filesystem(address)
     found = guarded(address, lambda: fs.find(path, detail=True))
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
+
+
+def iterate(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
+    """Address, identity and size [bytes] of every object below a folder of a store, page by page. Raises StorageError.
+
+    ``s3://`` by botocore's pages of a thousand, so that memory does not grow with the bucket; other stores whole.
+    """
+    if folder.startswith("s3://"):
+        yield from _iterate_s3(folder)
+        return
+    fs, path = filesystem(folder)
+    found = guarded(folder, lambda: fs.find(path, detail=True))
+    yield [(fs.unstrip_protocol(name), _remote_identity(info), info.get("size") or 0) for name, info in found.items()]
+
+
+def _iterate_s3(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
+    import botocore.config
+    import botocore.session
+
+    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+    session = botocore.session.get_session()
+    client = session.create_client(
+        "s3", os.environ.get("AWS_REGION"), config=botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
+    )
+    pages = iter(client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/" if prefix else ""))
+    while page := guarded(folder, lambda: next(pages, None)):
+        yield [
+            (f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}", item["Size"])
+            for item in page.get("Contents", [])
+        ]
 
 
 def identities(addresses: Sequence[str]) -> list[str | None]:
@@ -215,9 +314,12 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
 
 def _local_identity(path: str) -> str:
     try:
-        stat = os.stat(path)
+        return local_identity(os.stat(path))
     except (OSError, ValueError) as error:
         return type(error).__name__  # reading it will say so; when it appears, its identity changes
+
+
+def local_identity(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
 
@@ -281,11 +383,32 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
             continue
         groups.setdefault(id(fs), (fs, []))[1].append((index, path))
     for fs, members in groups.values():
-        found = _cat(fs, sorted({path for _, path in members}))
+        found = _cat_patiently(fs, sorted({path for _, path in members}))
         for index, path in members:
             value = found[path]
             results[index] = value if isinstance(value, bytes) else _fetch_error(value, addresses[index])
     return [value for value in results if value is not None]
+
+
+def _cat_patiently(fs: Any, paths: list[str]) -> dict[str, Any]:
+    """:func:`_cat`, and again after a while for what failed for the moment: the client's own retries are quick ones."""
+    found = _cat(fs, paths)
+    for attempt in range(FETCH_ROUNDS - 1):
+        again = [path for path, value in found.items() if isinstance(value, BaseException) and _passes(value)]
+        if not again:
+            break
+        # exponential, with jitter, so that the tasks that a store has slowed down do not come back together
+        time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
+        found |= _cat(fs, again)
+    return found
+
+
+def _passes(error: BaseException) -> bool:
+    """True for what may be over in a moment: time-outs, resets, truncated bodies, 5xx, SlowDown."""
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, TypeError)):
+        return False
+    status = getattr(error, "status", None)
+    return status is None or status >= 500 or status in (408, 429)
 
 
 def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:

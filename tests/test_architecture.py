@@ -11,7 +11,7 @@ LAYERS = [
     {"errors"},
     {"storage"},
     {"config"},
-    {"arguments", "progress", "runs"},
+    {"arguments", "lease", "progress", "runs"},
     {"data"},
     {"models"},
     {"cluster"},

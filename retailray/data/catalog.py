@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import string
+from collections.abc import Iterator, Sequence
 
 import fsspec
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from retailray import storage
 from retailray.config import CatalogSection
-from retailray.data.tables import as_text, read_table, table_suffix, with_lossless_types
+from retailray.data.tables import LosslessTypes, as_text, stream_table, table_suffix
 from retailray.errors import CatalogError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -33,9 +34,9 @@ class Catalog:
     """``table`` holds the input columns with their types; ``rows``, aligned with it, what they mean.
 
     Columns of ``rows`` (all text): ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row
-    names none), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not say), ``file``; and
-    ``line`` (int64, counted from 1 with the header; for Parquet the row) and ``repeated`` (bool: an earlier row has
-    the id).
+    names none), ``refused`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split``
+    ('' if the table does not say), ``file``; and ``line`` (int64, counted from 1 with the header; for Parquet the row)
+    and ``repeated`` (bool: an earlier row has the id).
     """
 
     uri: str
@@ -64,28 +65,62 @@ def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label
         CatalogError: naming file, line, column and value, and what to set.
         StorageError: the address cannot be reached.
     """
+    pieces = list(stream_catalog(section, uri=uri, needs_label=needs_label))
+    types = LosslessTypes(keep_text=meaningful_columns(section))
+    for piece in pieces:
+        if piece.untyped:
+            types.look(piece.table)
+    uri = uri or section.uri
+    try:
+        tables = [types.cast(piece.table) if piece.untyped else piece.table for piece in pieces]
+        merged = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
+    return Catalog(uri, merged, _with_repeats(pa.concat_tables([piece.rows for piece in pieces])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some rows of one file of a catalog: its columns as they are read, and what they mean (without ``repeated``)."""
+
+    file: str
+    table: pa.Table
+    rows: pa.Table
+
+    @property
+    def untyped(self) -> bool:
+        """True where all columns are read as text."""
+        return table_suffix(self.file) in (".csv", ".tsv")
+
+
+def stream_catalog(section: CatalogSection, *, uri: str | None = None, needs_label: bool = True) -> Iterator[Piece]:
+    """The same a piece at a time, so that memory does not grow with the catalog (class folders are listed whole).
+
+    Text columns of CSV are text still: see :class:`retailray.data.tables.LosslessTypes`.
+    """
     uri = uri or section.uri
     storage.check_readable(uri)
     files = _table_files(uri)
     if not files:
-        return _class_folders(uri, section)
+        yield _class_folders(uri, section)
+        return
+    splits = {} if section.split or len(files) == 1 else _splits_of_folders(uri, files)
     image = None
-    parts = []
     for file in files:
-        table = read_table(file, encoding=section.encoding)
-        image = _image_column(table, file, section)
-        parts.append((file, table))
-    ours = {name for name in (image, section.id, section.label, section.group, section.split) if name}
-    rows = [_meaning(file, table, str(image), section, uri, needs_label) for file, table in parts]
-    if len(files) > 1 and not section.split:
-        rows = _named_by_folder(rows, [storage.parent(file)[len(uri) :] for file in files])
-    try:
-        merged = pa.concat_tables([table for _, table in parts], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
-    if table_suffix(files[0]) in (".csv", ".tsv"):
-        merged = with_lossless_types(merged, keep_text=ours)
-    return Catalog(uri, merged, _with_repeats(pa.concat_tables(rows)))
+        line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
+        for table in stream_table(file, encoding=section.encoding):
+            image = image or _image_column(table, file, section)
+            _require(table, image, "catalog.image", file)
+            rows = _meaning(file, table, image, section, uri, needs_label, first_line=line)
+            line += table.num_rows
+            yield Piece(file, table, _with_split(rows, splits[file]) if splits else rows)
+
+
+def meaningful_columns(section: CatalogSection) -> set[str]:
+    """Columns that are names to us, and so stay text whatever is in them."""
+    named = {section.image, section.id, section.label, section.group, section.split}
+    images = set() if "image" in section.model_fields_set else {"file_name"}
+    return {name for name in named if name} | images
 
 
 def _with_repeats(rows: pa.Table) -> pa.Table:
@@ -96,16 +131,16 @@ def _with_repeats(rows: pa.Table) -> pa.Table:
     return rows.append_column("repeated", pa.array(repeated))
 
 
-def _named_by_folder(rows: list[pa.Table], folders: list[str]) -> list[pa.Table]:
-    """Give tables their split where every one of them lies in a folder named like one (``train/``, ``test/``)."""
-    names = [SPLIT_NAMES.get(folder.strip("/").split("/")[0].lower(), "") for folder in folders]
-    if not all(names):
-        return rows
-    at = rows[0].column_names.index("split")
-    return [
-        part.set_column(at, "split", pa.array([name] * part.num_rows, pa.string()))
-        for part, name in zip(rows, names, strict=True)
-    ]
+def _splits_of_folders(uri: str, files: Sequence[str]) -> dict[str, str]:
+    """The split of every table, where every one of them lies in a folder named like one (``train/``, ``test/``)."""
+    folders = {file: storage.parent(file)[len(uri) :].strip("/").split("/")[0].lower() for file in files}
+    names = {file: SPLIT_NAMES.get(folder, "") for file, folder in folders.items()}
+    return names if all(names.values()) else {}
+
+
+def _with_split(rows: pa.Table, name: str) -> pa.Table:
+    at = rows.column_names.index("split")
+    return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 
 
 def _visible_files(uri: str) -> list[str]:
@@ -152,8 +187,17 @@ def _require(table: pa.Table, name: str, key: str, file: str) -> None:
         )
 
 
-def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool) -> pa.Table:
-    """The ``rows`` of one file."""
+def _meaning(
+    file: str,
+    table: pa.Table,
+    image: str,
+    section: CatalogSection,
+    uri: str,
+    needs_label: bool,
+    *,
+    first_line: int,
+) -> pa.Table:
+    """The ``rows`` of a piece of one file that begins at ``first_line``."""
 
     def text(name: str, key: str) -> list[str]:
         _require(table, name, key, file)
@@ -176,13 +220,16 @@ def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, ur
     groups = ids
     if section.group:  # rows without a product are not one product
         groups = [value or own for value, own in zip(text(section.group, "catalog.group"), ids, strict=True)]
-    first_line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
+    root = section.root or folder
+    addresses = [storage.join(root, path) if path else "" for path in paths]
     return pa.table(
         {
             "id": pa.array(ids, pa.string()),
             "image": pa.array(images, pa.string()),
-            "uri": pa.array(
-                [storage.join(section.root or folder, path) if path else "" for path in paths], pa.string()
+            "uri": pa.array(addresses, pa.string()),
+            "refused": pa.array(
+                [_refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)],
+                pa.string(),
             ),
             "label": pa.array([section.label_map.get(label, label) for label in labels], pa.string()),
             "group": pa.array(groups, pa.string()),
@@ -193,6 +240,20 @@ def _meaning(file: str, table: pa.Table, image: str, section: CatalogSection, ur
             "line": pa.array(np.arange(first_line, first_line + num_rows)),
         }
     )
+
+
+def _refusal(path: str, address: str, file: str, root: str, section: CatalogSection) -> str:
+    """Why an image may not be read; '' if it may."""
+    below = address.startswith(root.rstrip("/") + "/")
+    if not path or below or any(address.startswith(allowed) for allowed in section.allow):
+        return ""
+    if section.allow:
+        return f"{address} is neither below {root} nor in catalog.allow"
+    if not storage.is_uri(path) and not path.startswith("/"):
+        return f"{path!r} leaves {root}; set catalog.root to the folder that holds all images, or catalog.allow"
+    if storage.is_local(address) and not storage.is_local(file):
+        return f"{path!r} is a file of the machine that reads it, and the catalog is not; name it in catalog.allow"
+    return ""
 
 
 def _splits(file: str, values: list[str], first_line: int) -> list[str]:
@@ -226,7 +287,7 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
         ) from error
 
 
-def _class_folders(uri: str, section: CatalogSection) -> Catalog:
+def _class_folders(uri: str, section: CatalogSection) -> Piece:
     """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
     ignored = section.model_fields_set - {
         "uri",
@@ -247,11 +308,12 @@ def _class_folders(uri: str, section: CatalogSection) -> Catalog:
     relative = [name[len(uri) :].lstrip("/") for name in found]
     labels = [os.path.basename(os.path.dirname(name)) for name in relative]
     table = pa.table({"image": relative, "label": labels})
-    rows = _meaning(f"{uri}/", table, "image", CatalogSection(uri=uri, label_map=section.label_map), uri, True)
+    section = CatalogSection(uri=uri, label_map=section.label_map)
+    rows = _meaning(f"{uri}/", table, "image", section, uri, True, first_line=2)
     tops = [SPLIT_NAMES.get(name.split("/")[0].lower(), "") if name.count("/") > 1 else "" for name in relative]
     if all(tops):  # train/mug/1.jpg
         rows = rows.set_column(rows.column_names.index("split"), "split", pa.array(tops, pa.string()))
-    return Catalog(uri, table, _with_repeats(rows))
+    return Piece(uri, table, rows)
 
 
 def concat_rows(parts: list[Catalog]) -> Catalog:

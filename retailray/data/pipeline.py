@@ -42,9 +42,10 @@ def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
     """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched have their code."""
     rows = catalog.rows
     repeated = catalog.column("repeated")
-    empty = catalog.column("uri") == ""
-    code = np.where(empty, "empty_path", np.where(repeated, "duplicate_id", ""))
-    message = np.where(empty, "the image column is empty", np.where(repeated, "an earlier row has this id", ""))
+    empty, refused = catalog.column("uri") == "", catalog.column("refused")
+    faults = [empty, refused != "", repeated]
+    code = np.select(faults, ["empty_path", "not_allowed", "duplicate_id"], "")
+    message = np.select(faults, ["the image column is empty", refused, "an earlier row has this id"], "")
     at = [
         f" ({file} line {line})" if text else ""
         for file, line, text in zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)

@@ -11,56 +11,26 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from retailray import storage
-from retailray.errors import ModelError, StorageError
+from retailray.errors import ModelError
 from retailray.models.backbones import build_model, load_state
+from retailray.models.meta import (
+    MANIFEST_NAME,
+    META_NAME,
+    WEIGHTS_NAME,
+    BundleMeta,
+    EvalTransform,
+    Thresholds,
+    load_meta,
+)
 
-SCHEMA_VERSION = 1
-META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
-
-
-class _Part(pydantic.BaseModel):
-    model_config = {"extra": "forbid", "frozen": True}
-
-
-class EvalTransform(_Part):
-    """Shorter side to ``resize_size``, central square of ``crop_size`` [px], then (x / 255 - mean) / std a channel."""
-
-    resize_size: int
-    crop_size: int
-    interpolation: str = "bilinear"
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class Thresholds(_Part):
-    """Scores from ``accept`` on are accepted, below ``abstain`` nothing is claimed, between them a person looks."""
-
-    accept: float = 0.8
-    abstain: float = 0.2
-
-
-class BundleMeta(_Part):
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    version: str
-    arch: str
-    labels: list[str]
-    transform: EvalTransform
-    temperature: float = 1.0
-    thresholds: Thresholds = Thresholds()
-    metrics: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    config: dict[str, Any] = {}
-    created_at: str = ""
-    git_commit: str | None = None
-    libraries: dict[str, str] = {}
+__all__ = ["Bundle", "BundleMeta", "EvalTransform", "Thresholds", "copy_bundle", "load_bundle", "load_meta",
+           "new_version", "provenance", "save_bundle", "state_to_bytes"]  # fmt: skip
 
 
 class Bundle(NamedTuple):
@@ -139,29 +109,12 @@ def load_bundle(address: str) -> Bundle:
         ModelError: not a bundle, not whole, changed since it was written, or of a schema we do not know.
         StorageError: the address cannot be reached.
     """
-    if "@" in address.rsplit("/", 1)[-1]:
-        raise ModelError(
-            f"model.uri = {address}: aliases need `retailray promote`, which this version does not have yet; "
-            "name a version: <registry>/<name>/<version>"
-        )
-    storage.check_readable(address)
+    meta, digest = load_meta(address)
+    data = storage.read_bytes(storage.join(address, WEIGHTS_NAME))
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ModelError(f"{address}: {WEIGHTS_NAME} is not what MANIFEST says: it was changed or damaged")
     try:
-        manifest = storage.read_bytes(storage.join(address, MANIFEST_NAME)).decode()
-    except StorageError as error:
-        raise ModelError(
-            f"{address}: not a whole bundle: it has no MANIFEST. `train` leaves one at <out>/run_id=.../bundle"
-        ) from error
-    files = {}
-    for line in manifest.splitlines():
-        digest, _, name = line.partition("  ")
-        files[name] = storage.read_bytes(storage.join(address, name))
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise ModelError(f"{address}: {name} is not what MANIFEST says: it was changed or damaged")
-    try:
-        meta = BundleMeta.model_validate_json(files[META_NAME])
-        state = safetensors.torch.load(files[WEIGHTS_NAME])
-    except (KeyError, pydantic.ValidationError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{address}: cannot be read as a bundle of schema {SCHEMA_VERSION}: {error}") from error
-    if meta.schema_version != SCHEMA_VERSION:
-        raise ModelError(f"{address}: bundle schema {meta.schema_version}, this version reads {SCHEMA_VERSION}")
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{address}: {WEIGHTS_NAME} cannot be read: {error}") from error
     return Bundle(meta, state)

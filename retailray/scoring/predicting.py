@@ -8,17 +8,9 @@ import ray.data
 
 from retailray.cluster import Plan
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
-from retailray.models.bundle import Thresholds, load_bundle
+from retailray.models.bundle import load_bundle
+from retailray.scoring.ledger import PREDICTION_SCHEMA
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("pred_label", pa.string()),
-        ("pred_score", pa.float32()),
-        ("topk_labels", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),
-        ("decision", pa.string()),
-    ]
-)
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
@@ -55,11 +47,6 @@ def predict_dataset(
     )
 
 
-def decide(score: float, thresholds: Thresholds) -> str:
-    """``accept``, ``review`` or ``abstain``."""
-    return "accept" if score >= thresholds.accept else "abstain" if score < thresholds.abstain else "review"
-
-
 class PredictBatch:
     """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
@@ -74,7 +61,6 @@ class PredictBatch:
         self.relay = relay
         self.predictor = Predictor(bundle, device="cuda" if use_gpu else "cpu")
         self.size = bundle.meta.transform.crop_size
-        self.thresholds = bundle.meta.thresholds
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(top_k, len(self.labels))
         self.fields = [*PREDICTION_SCHEMA, *([UNCALIBRATED] if with_uncalibrated else [])]
@@ -123,6 +109,5 @@ class PredictBatch:
             "pred_score": score,
             "topk_labels": self.labels[top].tolist(),
             "topk_scores": probabilities[top].tolist(),
-            "decision": decide(score, self.thresholds),
             UNCALIBRATED.name: float(uncalibrated[top[0]]),
         }

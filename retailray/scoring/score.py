@@ -1,135 +1,209 @@
-"""``score``: classify every row of a catalog and publish tables in which every row is found once."""
+"""``score``: classify every row of a catalog and publish tables in which every row is found once.
 
+In order: read the catalog to the driver's disk, list the images, ask the ledger what is known of them, infer the rest,
+join, count, publish. A first night, a resumed night and a night on which little changed are the same command.
+"""
+
+import dataclasses
+import hashlib
+import io
 import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from retailray import progress
-from retailray.cluster import Plan, plan_scoring, ray_session, relay_progress, wait_until_free
+from retailray import progress, storage
 from retailray.config import ScoreConfig
-from retailray.data.catalog import Catalog, read_catalog
-from retailray.data.images import Limits
-from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
-from retailray.errors import CatalogError, RetailrayError, TooManyRowErrors
-from retailray.models.bundle import BundleMeta, load_bundle
+from retailray.data.tables import PIECE_ROWS
+from retailray.errors import StorageError, TooManyRowErrors
+from retailray.lease import Lease, hold
+from retailray.models.meta import BundleMeta, load_meta
 from retailray.reports import write_score_report
 from retailray.runs import RunDirectory
-from retailray.scoring.parts import Totals, stamped, write_empty, write_part
-from retailray.scoring.predicting import PREDICTION_SCHEMA, predict_dataset
+from retailray.scoring.ledger import PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
+from retailray.scoring.publishing import LEDGER, OUTPUT, summarize, write_tables
+from retailray.scoring.staging import StagedCatalog, stage_catalog
 
-STAMP = ("model_name", "model_version", "run_id", "scored_at")
+PLAN = "plan.json"
+# settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
+IGNORED = ("cluster", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors", "score.memory_gb",
+           "score.rows_per_file", "score.batch_size", "score.dedupe")  # fmt: skip
 
 
 def score(config: ScoreConfig) -> str:
     """Score a catalog with a bundle and publish a run directory.
 
     Returns:
-        The address of the run directory.
+        The address of the run directory; '' for a plan only.
 
     Raises:
-        TooManyRowErrors: published, but more rows failed than ``score.max_error_rate``.
+        TooManyRowErrors: done, but more rows failed than ``score.max_error_rate``.
         RetailrayError: nothing was published; see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
-    meta = load_bundle(config.model.uri).meta
-    catalog = read_catalog(config.catalog, needs_label=False)
-    _refuse_collisions(catalog, [*PREDICTION_SCHEMA.names, *STAMP])
-    run = RunDirectory(config)
-    stamp = {
-        "model_name": meta.name,
-        "model_version": meta.version,
-        "run_id": run.run_id,
-        "scored_at": run.started_at,
+    meta, digest = load_meta(config.model.uri)
+    folder = Path(tempfile.mkdtemp(prefix="retailray-"))
+    try:
+        if config.score.plan_only:
+            return _say_plan(config, scoring_key(meta, digest, config), folder, watch)
+        key = scoring_key(meta, digest, config)
+        with hold(config.out) as lease:
+            run = _unfinished(config, key) or RunDirectory(config)
+            lease.run_id = run.run_id
+            name = f"{meta.name}/{meta.version}"
+            progress.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
+            return _score(config, meta, key, run, lease, folder, watch)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> str:
+    """A digest of all that a prediction depends on besides the image; thresholds are none of it."""
+    parts = {
+        "weights": weights_digest,
+        "arch": meta.arch,
+        "labels": meta.labels,
+        "transform": meta.transform.model_dump(),
+        "temperature": meta.temperature,
+        "top_k": config.score.top_k,
+        "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
     }
-    progress.emit("start", verb="score", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
-    with ray_session(config.cluster) as capacity:
-        plan = plan_scoring(capacity, config.cluster)
-        wait_until_free(plan)
-        totals = _run(config, catalog, meta, plan, run, stamp, num_blocks=int(4 * capacity.num_cpus))
-    _account(len(catalog), totals)
-    _fill_gaps(catalog, totals, run, stamp)
-    queue = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in totals.review)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _score(
+    config: ScoreConfig,
+    meta: BundleMeta,
+    key: str,
+    run: RunDirectory,
+    lease: Lease,
+    folder: Path,
+    watch: progress.Stopwatch,
+) -> str:
+    catalog, ledger, plan = _plan(config, key, folder, run=run)
+    run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
+    progress.emit("plan", **_told(plan))
+    scored_s = 0.0
+    if plan.images:
+        from retailray.scoring.inference import infer  # Ray is not even imported on a night on which nothing changed
+
+        before = watch.seconds
+        ledger.add_fresh(map(_read_part, infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)))
+        scored_s = watch.seconds - before
+    ledger.settle(meta.thresholds)
+    lease.check()
+    counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file)
+    found = summarize(ledger)
+    ledger.close()
+    queue = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found["review"])
     run.write("review/queue.jsonl", queue)
-    counts = {"rows": len(catalog), "scored": totals.scored, "carried_over": 0, "failed": totals.failed}
-    write_score_report(run, meta, totals, counts, config, seconds=watch.seconds)
+    write_score_report(run, meta, found, counts, config, seconds=watch.seconds)
+    rate = counts["failed"] / counts["rows"]
+    too_many = rate > config.score.max_error_rate
+    pointed = not too_many or config.score.publish_on_errors
+    for name in (SCORED, TODO):
+        storage.remove_folder(run.path(name))
+    lease.check()
     run.publish({
-        "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, **stamp, "counts": counts,
-        "errors_by_code": totals.codes, "labels": totals.labels, "decisions": totals.decisions,
-        "label_agreement": totals.label_agreement,
-        "num_workers": plan.num_actors, "seconds": watch.seconds,
-    })  # fmt: skip
-    watch.summary("score", num_images=totals.scored, **counts, run=run.address)
-    rate = totals.failed / len(catalog)
-    if rate > config.score.max_error_rate:
+        "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
+        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
+        **{name: found[name] for name in ("errors_by_code", "labels", "decisions", "label_agreement")},
+        "published": pointed, "seconds": watch.seconds,
+        "images_per_s": plan.images / scored_s if plan.images else None,
+    }, pointer=pointed)  # fmt: skip
+    if config.score.keep_runs and pointed:
+        _remove_old(config, run)
+    watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
+    if too_many:
+        where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"
         raise TooManyRowErrors(
-            f"{totals.failed} of {len(catalog)} rows failed ({rate:.1%}), more than score.max_error_rate = "
-            f"{config.score.max_error_rate:.1%}; the results are published, the reasons are in {run.path('errors')}"
+            f"{counts['failed']} of {counts['rows']} rows failed ({rate:.1%}), more than score.max_error_rate = "
+            f"{config.score.max_error_rate:.1%}; {where}, the reasons are in {run.path('errors')}"
         )
     return run.address
 
 
-def _refuse_collisions(catalog: Catalog, ours: list[str]) -> None:
-    taken = [name for name in catalog.table.column_names if name in ours or name.startswith(OURS)]
-    if taken:
-        raise CatalogError(f"{catalog.uri}: columns {', '.join(taken)} have names that the output uses; rename them")
+def _plan(
+    config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None
+) -> tuple[StagedCatalog, Ledger, PlanCounts]:
+    """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
+    catalog = stage_catalog(config.catalog, folder, reserved=OUTPUT)
+    ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
+    ledger.add_listing()
+    if run and run.resumed:
+        ledger.add_known(map(_read_part, _parts(run.path(SCORED))), origin=RESUMED, usable=True)
+    published = last_published(config.out)
+    if published:
+        address, summary = published
+        usable = summary.get("scoring_key") == key
+        ledger.add_known(map(_read_part, _parts(storage.join(address, LEDGER))), origin=PUBLISHED, usable=usable)
+    return catalog, ledger, ledger.plan()
 
 
-def _run(
-    config: ScoreConfig,
-    catalog: Catalog,
-    meta: BundleMeta,
-    plan: Plan,
-    run: RunDirectory,
-    stamp: dict[str, str],
-    *,
-    num_blocks: int,
-) -> Totals:
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
-    table = transport_table(catalog, with_input=True)
-    images = image_dataset(table, spec, task_cpus=plan.task_cpus, num_blocks=num_blocks)
-    totals = Totals()
+def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
+    run = _unfinished(config, key)
+    _, ledger, plan = _plan(config, key, folder, run=run)
+    ledger.close()
+    published = last_published(config.out)
+    rate = published[1].get("images_per_s") if published else None
+    told = _told(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}
+    watch.summary("score", num_images=0, plan_only=True, **told)
+    return ""
+
+
+def _unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
+    """The run of these settings and this model that was interrupted, if any."""
+    run = RunDirectory.unfinished(config, ignoring=IGNORED)
+    if run is None or not storage.exists(run.path(PLAN)):
+        return run
+    return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
+
+
+def _told(plan: PlanCounts) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(plan).items() if name != "num_bytes"}
+
+
+def last_published(out: str) -> tuple[str, dict[str, Any]] | None:
+    """Address and ``run.json`` of the scoring run that ``LATEST`` names, if there is one."""
+    pointer = storage.join(out, "LATEST")
+    if not storage.exists(pointer):
+        return None
+    address = storage.join(out, storage.read_bytes(pointer).decode().strip())
     try:
-        with relay_progress("images", len(catalog)) as relay:
-            predicted = predict_dataset(
-                images,
-                bundle_uri=config.model.uri,
-                plan=plan,
-                batch_size=config.score.batch_size,
-                top_k=config.score.top_k,
-                relay=relay,
-            )
-            parts = predicted.map_batches(
-                write_part,
-                fn_kwargs={"address": run.address, "input_columns": catalog.table.column_names, "stamp": stamp},
-                batch_format="pyarrow",
-                batch_size=config.score.rows_per_file,
-                num_cpus=plan.task_cpus,
-            )
-            for row in parts.iter_rows():
-                totals.add(json.loads(row["tally"]))
-    except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
-        raise RetailrayError(
-            f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published"
-        ) from error
-    return totals
+        summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
+    except (StorageError, ValueError):
+        return None  # somebody removed it, or it is no run of ours
+    return (address, summary) if summary.get("verb") == "score" else None
 
 
-def _account(num_rows: int, totals: Totals) -> None:
-    """rows in catalog = scored + carried over + failed, or nothing is published."""
-    if num_rows != totals.scored + totals.failed:
-        raise RetailrayError(
-            f"{num_rows} rows went in and {totals.scored} scored + {totals.failed} failed came out: "
-            "nothing is published; this is a defect of retailray, please report it"
-        )
+def _parts(address: str) -> list[str]:
+    return sorted(name for name in storage.list_files(address) if name.endswith(".parquet"))
 
 
-def _fill_gaps(catalog: Catalog, totals: Totals, run: RunDirectory, stamp: dict[str, str]) -> None:
-    empty = transport_table(catalog, with_input=False).slice(0, 0)
-    if not totals.failed:
-        write_empty(run.address, "errors", error_rows(empty).schema)
-    if not totals.scored:
-        nothing = catalog.table.slice(0, 0)
-        for field in PREDICTION_SCHEMA:
-            nothing = nothing.append_column(field, pa.array([], field.type))
-        write_empty(run.address, "predictions", stamped(nothing, stamp).schema)
+def _read_part(name: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(name)))
+
+
+def _remove_old(config: ScoreConfig, run: RunDirectory) -> None:
+    """Keep the newest complete scoring runs; what was interrupted before the oldest of them goes too."""
+    fs, path = storage.filesystem(config.out)
+    names = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
+    complete = 0
+    for name in sorted((name.split("/")[-2] for name in names), reverse=True):
+        address = storage.join(config.out, name)
+        if address == run.address:
+            complete += 1
+            continue
+        summary = storage.join(address, "run.json")
+        if storage.exists(storage.join(address, "_SUCCESS")):
+            if json.loads(storage.read_bytes(summary)).get("verb") != "score":
+                continue
+            complete += 1
+        elif not storage.exists(storage.join(address, PLAN)):
+            continue  # not a scoring run, or one that did nothing
+        if complete > (config.score.keep_runs or complete):
+            storage.remove_folder(address)

@@ -4,7 +4,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from retailray.data.tables import as_text, read_table, with_lossless_types
+from retailray.data.tables import LosslessTypes, as_text, read_table, stream_table
 from retailray.errors import CatalogError
 
 
@@ -17,7 +17,9 @@ def write(tmp_path, name, data):
 def test_csv_columns_get_types_only_where_nothing_is_lost(tmp_path):
     text = "image,zip,price,count,mixed,empty,long,sku\na,01234,1.5,3,1,,1234567890123456789,12E4\nb,99999,2,,x,,2,3\n"
     path = write(tmp_path, "a.csv", text)
-    table = with_lossless_types(read_table(path, encoding="utf-8"), keep_text=["image"])
+    types, table = LosslessTypes(keep_text=["image"]), read_table(path, encoding="utf-8")
+    types.look(table)
+    table = types.cast(table)
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds == {
         "image": "string",
@@ -108,3 +110,45 @@ def test_labels_as_text():
     assert as_text(pa.chunked_array([pa.array(["a", None]).dictionary_encode()])).to_pylist() == ["a", ""]
     with pytest.raises(TypeError):
         as_text(pa.chunked_array([pa.array([[1]])]))
+
+
+ROWS = 45_000  # three pieces
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet"])
+def test_large_files_come_in_pieces_of_one_schema(tmp_path, name):
+    frame = pd.DataFrame({"image": [f"{row}.jpg" for row in range(ROWS)], "price": [float(row) for row in range(ROWS)]})
+    path = str(tmp_path / name)
+    if ".csv" in name:
+        frame.to_csv(path, index=False)
+    elif ".jsonl" in name:
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path, row_group_size=ROWS)
+    pieces = list(stream_table(path, encoding="utf-8"))
+    assert len(pieces) >= 3
+    assert max(piece.num_rows for piece in pieces) <= 20_000
+    assert len({piece.schema for piece in pieces}) == 1
+    assert pa.concat_tables(pieces).column("image").to_pylist() == frame.image.tolist()
+
+
+def test_types_hold_for_all_pieces(tmp_path):
+    """The first piece of a file does not speak for the rest of it."""
+    path = write(tmp_path, "a.jsonl", '{"n": 1}\n' * 20_000 + '{"n": 0.5, "note": "x"}\n')
+    table = read_table(path, encoding="utf-8")
+    assert table.schema.field("n").type == pa.float64()
+    assert table.column("note").to_pylist()[-2:] == [None, "x"]
+    path = write(tmp_path, "a.csv", "image,n\n" + "a,1\n" * 20_000 + "b,0012\n")
+    types = LosslessTypes(keep_text=["image"])
+    for piece in stream_table(path, encoding="utf-8"):
+        types.look(piece)
+    assert types.cast(read_table(path, encoding="utf-8")).schema.field("n").type == pa.string()
+
+
+def test_a_bad_line_far_down_is_named(tmp_path):
+    path = write(tmp_path, "a.csv", "image,n\n" + "a,1\n" * 500_000 + "b,1,2\n")
+    with pytest.raises(CatalogError, match="line 500002: 3 values"):
+        read_table(path, encoding="utf-8")
+    path = write(tmp_path, "b.csv", b"image,n\n" + b"a,1\n" * 500_000 + b"\xff,1\n")
+    with pytest.raises(CatalogError, match="line 500002: byte 0xff"):
+        read_table(path, encoding="utf-8")

@@ -1,0 +1,61 @@
+"""What lies where, without reading it: identity and size of the images that a catalog names.
+
+A listing tells a thousand objects a request, page by page; local files are asked one by one, which costs little. What
+has no identity (http, and what is not found) is read and told by its bytes.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from retailray import storage
+
+PAGE_ROWS = 20_000
+# a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
+MAX_RATIO, MAX_FREE = 20, 200_000
+LISTED = pa.schema([("uri", pa.string()), ("identity", pa.string()), ("size", pa.int64())])
+
+
+def list_images(
+    uris: Iterable[list[str]], folders: list[str], num_images: int, *, covered: list[str]
+) -> Iterator[pa.Table]:
+    """Tables of :data:`LISTED`; a superset of the images that have an identity.
+
+    Args:
+        uris: all addresses, in lists. folders: for every store, the deepest folder that holds all of its images.
+        covered: gets the folders that were listed to the end: what is below them and was not told is not there.
+    Raises:
+        StorageError: a store that does not answer; one that cannot be listed is left out.
+    """
+    remote = [folder for folder in folders if storage.is_uri(folder) and not folder.startswith("http")]
+    if any(not storage.is_uri(folder) for folder in folders):
+        for part in uris:
+            local = [uri for uri in part if storage.is_local(uri)]
+            yield _table([(uri, *found) for uri in local if (found := _local(uri))])
+        covered.append("")
+    for folder in remote:
+        budget = max(MAX_FREE, MAX_RATIO * num_images)
+        with contextlib.suppress(NotImplementedError):
+            for page in storage.iterate(folder):
+                budget -= len(page)
+                if budget < 0:
+                    break
+                yield _table(page)
+            else:
+                covered.append(folder)
+
+
+def _table(rows: list[tuple[str, str | None, int]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, LISTED, strict=True)], LISTED)
+
+
+def _local(uri: str) -> tuple[str, int] | None:
+    path = storage.canonical(uri)
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return storage.local_identity(stat), stat.st_size

@@ -1,0 +1,129 @@
+"""One scoring run at a time below one ``out``: the first wins, the second is told who holds it.
+
+A claim is a file ``<out>/.claims/<number>.json`` that only one process can make (an exclusive create: O_EXCL or
+``If-None-Match: *``); the highest number holds. Its owner renews it; a claim that is released, whose process is dead on
+this machine, or that was not renewed for :data:`LEASE_S` may be succeeded by the next number, once. So two that find a
+dead claim cannot both follow it, and an owner that was slow, not dead, finds itself succeeded before it publishes.
+"""
+
+import contextlib
+import datetime
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from retailray import storage
+from retailray.errors import RetailrayError, StorageError
+
+LEASE_S = 60.0
+RENEW_S = 10.0
+FOLDER = ".claims"
+
+
+class Lease:
+    """A held claim. Made by :func:`hold`."""
+
+    def __init__(self, out: str, number: int) -> None:
+        self.run_id = "(about to begin)"
+        self._folder, self._number = storage.join(out, FOLDER), number
+        process = psutil.Process()
+        # process numbers are used again, so the time when it began belongs to it
+        self._owner = {"host": socket.gethostname(), "pid": process.pid, "began": process.create_time()}
+
+    @property
+    def address(self) -> str:
+        return storage.join(self._folder, f"{self._number:08d}.json")
+
+    def content(self, *, released: bool = False) -> bytes:
+        renewed = datetime.datetime.now(datetime.UTC).timestamp()
+        return json.dumps(self._owner | {"run_id": self.run_id, "renewed": renewed, "released": released}).encode()
+
+    def renew(self, *, released: bool = False) -> None:
+        storage.write_bytes(self.address, self.content(released=released))
+
+    def check(self) -> None:
+        """Raises RetailrayError: somebody took over, so this run may not publish."""
+        newest = max(_claims(self._folder), default=0)
+        if newest > self._number:
+            other = _read(storage.join(self._folder, f"{newest:08d}.json"))
+            raise RetailrayError(
+                f"run {other.get('run_id')} ({other.get('host')}, process {other.get('pid')}) took over while this run "
+                f"gave no sign of life for {LEASE_S:.0f} s; nothing is published by this one"
+            )
+
+
+@contextlib.contextmanager
+def hold(out: str) -> Iterator[Lease]:
+    """Hold ``out`` for the length of the block.
+
+    Raises:
+        RetailrayError: another run holds it.
+    """
+    lease = _acquire(out)
+    stop = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
+    renewing.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        renewing.join(timeout=5)
+        with contextlib.suppress(StorageError):
+            lease.renew(released=True)
+
+
+def _acquire(out: str) -> Lease:
+    folder = storage.join(out, FOLDER)
+    numbers = _claims(folder)
+    newest = max(numbers, default=0)
+    if newest:
+        _refuse_if_alive(out, _read(storage.join(folder, f"{newest:08d}.json")))
+    lease = Lease(out, newest + 1)
+    if not storage.create(lease.address, lease.content()):
+        _refuse_if_alive(out, _read(lease.address))
+        raise RetailrayError(f"{out}: another run began at the same moment; run the command again")
+    for number in numbers:  # only the newest speaks
+        storage.remove_file(storage.join(folder, f"{number:08d}.json"))
+    return lease
+
+
+def _refuse_if_alive(out: str, claim: dict[str, Any]) -> None:
+    age = datetime.datetime.now(datetime.UTC).timestamp() - claim.get("renewed", 0.0)
+    if claim.get("released") or age > LEASE_S or _is_dead(claim):
+        return
+    raise RetailrayError(
+        f"{out}: run {claim.get('run_id')} is at work there ({claim.get('host')}, process {claim.get('pid')}, last "
+        f"sign of life {age:.0f} s ago); wait for it, or stop it: its claim ends {LEASE_S:.0f} s after its last sign"
+    )
+
+
+def _is_dead(claim: dict[str, Any]) -> bool:
+    """True only where this can be known: a process of this machine that is gone, or whose number is another's now."""
+    if claim.get("host") != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(claim["pid"]).create_time() - claim["began"]) > 1.0
+    except (psutil.NoSuchProcess, KeyError):
+        return True
+
+
+def _claims(folder: str) -> list[int]:
+    names = [name.rsplit("/", 1)[-1].removesuffix(".json") for name in storage.list_files(folder)]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _read(address: str) -> dict[str, Any]:
+    try:
+        return json.loads(storage.read_bytes(address))
+    except (StorageError, ValueError):  # being written, or removed by a successor: as good as renewed just now
+        return {"renewed": datetime.datetime.now(datetime.UTC).timestamp()}
+
+
+def _renew(lease: Lease, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_S):
+        with contextlib.suppress(StorageError):  # a store that is away for a moment; check() has the last word
+            lease.renew()

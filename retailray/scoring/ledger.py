@@ -1,0 +1,251 @@
+"""What is known of every image and what is left to do: joins in DuckDB, on the driver's disk and in bounded memory.
+
+A *ledger row* tells what became of one image address: what identified its content, and its prediction or its error.
+Runs commit ledger rows part by part while they score (``scored/``) and leave all of theirs when they publish
+(``ledger/``), so that a first run, a resumed one and an incremental one are one question: which images of the catalog
+have no ledger row of this model and of the content that is there now?
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from retailray.data.listing import list_images
+from retailray.errors import ERROR_CODES
+from retailray.models.meta import Thresholds
+from retailray.scoring.staging import StagedCatalog
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("pred_label", pa.string()),
+        ("pred_score", pa.float32()),
+        ("topk_labels", pa.list_(pa.string())),
+        ("topk_scores", pa.list_(pa.float32())),
+    ]
+)
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("identity", pa.string()),  # of the listing before it was read; null where the store has none
+        ("sha256", pa.string()),  # of its bytes; null where they could not be read
+        *PREDICTION_SCHEMA,  # null where it failed, and where it equals another image by its sha256
+        ("error_code", pa.string()),  # '' where it did not fail
+        ("message", pa.string()),
+        ("run_id", pa.string()),  # of the run that looked at it
+        ("scored_at", pa.string()),
+    ]
+)
+SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score
+RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
+_COLUMNS = ", ".join(LEDGER_SCHEMA.names)
+_RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
+_PASSING = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
+# a row that holds for its content for good: a prediction, or an error that is not of the moment
+_LASTING = f"(pred_label is not null or error_code not in ('', {_PASSING}))"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanCounts:
+    """Of a run, in catalog rows; ``gone`` in images of the published run that no row names any more."""
+
+    rows: int
+    to_score: int
+    resumed: int
+    carried_over: int
+    unchanged: int
+    gone: int
+    refused: int
+    images: int
+    num_bytes: int | None
+
+
+class Ledger:
+    """The tables of one run; see :meth:`plan` and :meth:`settle`."""
+
+    def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
+        options: dict[str, Any] = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(folder / "spill")}
+        self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
+        self._folder = folder
+        self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
+        self._db.execute(
+            """
+            create table rows as
+            select row, id, image, uri, label, code, case code
+                when '' then '' when 'empty_path' then 'the image column is empty' when 'not_allowed' then refused
+                else 'an earlier row has this id' end || case when code = '' then '' else
+                ' (' || file || ' line ' || line || ')' end as message
+            from (select *, case when uri = '' then 'empty_path' when refused <> '' then 'not_allowed'
+                  when row_number() over (partition by id order by row) > 1 then 'duplicate_id' else '' end as code
+                  from read_parquet(?))
+            """,
+            [str(catalog.rows)],
+        )
+        self._db.execute(
+            "create table images as select uri, min(row) as first_row from rows where code = '' group by 1"
+        )
+        self._db.execute("create table listed (uri varchar, identity varchar, size bigint)")
+        self._db.register("ledger_columns", LEDGER_SCHEMA.empty_table())
+        self._db.execute("create table known as select 0 as origin, true as usable, * from ledger_columns")
+        self._db.execute("create table fresh as from ledger_columns")
+
+    def one(self, query: str, *values: Any) -> Any:
+        """The one value that a query gives."""
+        [(value,)] = self._db.execute(query, list(values)).fetchall()
+        return value
+
+    def table(self, query: str) -> pa.Table:
+        return self._db.sql(query).to_arrow_table()
+
+    def batches(self, query: str, batch_rows: int) -> Iterator[pa.Table]:
+        """The rows of a query, never all of them in memory."""
+        # a cursor of its own: a connection takes no other query while rows are being read from it
+        with self._db.cursor() as cursor:
+            for batch in cursor.sql(query).to_arrow_reader(batch_rows):
+                if batch.num_rows:
+                    yield pa.Table.from_batches([batch])
+
+    def _image_uris(self) -> Iterator[list[str]]:
+        for table in self.batches("select uri from images", 50_000):
+            yield table.column("uri").to_pylist()
+
+    def folders(self) -> list[str]:
+        """For every scheme and bucket (or root of a disk), the folder that all of its images share."""
+        found = self._db.execute(
+            "select min(uri), max(uri) from images group by regexp_extract(uri, '^([a-z0-9+.-]+://)?[^/]*', 0)"
+        ).fetchall()
+        return sorted(_shared_folder(first, last) for first, last in found)
+
+    def add_listing(self) -> None:
+        """Ask the stores for what identifies the images, and for which are not there. Raises StorageError."""
+        covered: list[str] = []
+        num_images = self.one("select count(*) from images")
+        for page in list_images(self._image_uris(), self.folders(), num_images, covered=covered):
+            self._insert("listed", page, "select uri, identity, size from piece semi join images using (uri)")
+        self._db.execute(
+            """
+            create table absent as select uri from images anti join listed using (uri) where exists (
+                select 1 from (select unnest($1::varchar[]) as folder) where case when folder = ''
+                then not contains(uri, '://') else starts_with(uri, folder || '/') end)
+            """,
+            [covered],
+        )
+
+    def add_known(self, pieces: Iterable[pa.Table], *, origin: int, usable: bool) -> None:
+        """Ledger rows of before; ``usable``: of the same model, transform and limits."""
+        for piece in pieces:
+            self._insert("known", piece, f"select {origin}, {usable}, {_COLUMNS} from piece")
+
+    def add_fresh(self, pieces: Iterable[pa.Table]) -> None:
+        """Ledger rows that this attempt has committed."""
+        for piece in pieces:
+            self._insert("fresh", piece, f"select {_COLUMNS} from piece")
+
+    def _insert(self, target: str, piece: pa.Table, query: str) -> None:
+        self._db.register("piece", piece)
+        self._db.execute(f"insert into {target} {query}")
+        self._db.unregister("piece")
+
+    def plan(self) -> PlanCounts:
+        """Divide the images into ``done`` and ``todo``."""
+        self._db.execute(
+            f"""
+            create table done as
+            select k.* from ({self._resolved("select * from known where usable", "known")}) k
+            semi join images using (uri) left join listed l using (uri)
+            where {_LASTING} and (l.identity = k.identity or (
+                    l.identity is null and k.identity is null and k.origin = {RESUMED}))
+              or k.error_code = 'not_found' and uri in (from absent)
+            qualify row_number() over (partition by uri order by k.origin) = 1
+            """
+        )
+        self._db.execute(
+            f"""
+            create table todo as
+            select uri, first_row, l.identity, l.size, k.sha256 as known_sha256 from images
+            left join listed l using (uri)
+            left join (select uri, sha256 from known where usable and origin = {PUBLISHED} and {_LASTING}) k using (uri)
+            anti join done using (uri)
+            """
+        )
+        one, rows = self.one, "select count(*) from rows"
+        with_origin = f"{rows} join done using (uri) where code = '' and origin = ?"
+        return PlanCounts(
+            rows=one(rows),
+            to_score=one(f"{rows} semi join todo using (uri) where code = ''"),
+            resumed=one(with_origin, RESUMED),
+            carried_over=one(with_origin, PUBLISHED),
+            unchanged=one(
+                f"{rows} join listed l using (uri) join known k using (uri) "
+                f"where code = '' and l.identity = k.identity and k.origin = {PUBLISHED}"
+            ),
+            gone=one(f"select count(*) from known anti join images using (uri) where origin = {PUBLISHED}"),
+            refused=one(f"{rows} where code <> ''"),
+            images=one("select count(*) from todo"),
+            num_bytes=one("select sum(size) from todo"),
+        )
+
+    def todo(self, batch_rows: int) -> Iterator[pa.Table]:
+        """``uri, identity, known_sha256`` of the images to score, in the catalog's order."""
+        return self.batches("select uri, identity, known_sha256 from todo order by first_row", batch_rows)
+
+    def settle(self, thresholds: Thresholds) -> None:
+        """Join all that is known now with the catalog: ``outcome`` an image, ``final`` a row, each once.
+
+        An image that equals another takes its result; if that other never came, it fails and is tried next time.
+        """
+        everything = (
+            f"select 0 as origin, true as fresh, {_COLUMNS} from fresh "
+            f"union all select origin, false as fresh, {_COLUMNS} from done"
+        )
+        sources = (
+            f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from known where usable"
+        )
+        self._db.execute(f"create table outcome as {self._resolved(everything, f'({sources})')}")
+        self._db.execute(
+            """
+            update outcome set error_code = 'fetch_failed',
+                message = 'the image that this one equals was not scored; the next run tries again'
+            where pred_label is null and error_code = ''
+            """
+        )
+        self._db.execute(
+            f"""
+            create table final as
+            select r.row, r.id, r.image, r.uri, r.label,
+                case when r.code = '' then o.error_code else r.code end as code,
+                case when r.code = '' then o.message else r.message end as reason,
+                {", ".join(f"o.{name}" for name in PREDICTION_SCHEMA.names)}, o.run_id, o.scored_at,
+                case when o.pred_score >= $accept then 'accept' when o.pred_score < $abstain then 'abstain'
+                     when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried
+            from rows r left join outcome o on r.uri = o.uri and r.code = ''
+            """,
+            {"accept": thresholds.accept, "abstain": thresholds.abstain},
+        )
+
+    @staticmethod
+    def _resolved(rows: str, sources: str) -> str:
+        """A query for ``rows`` in which those that only name a content take what ``sources`` know of it."""
+        taken = ", ".join(
+            f"case when k.pred_label is null and k.error_code = '' and s.sha256 is not null then s.{name} "
+            f"else k.{name} end as {name}"
+            for name in ("origin", *_RESULT.split(", "))
+        )
+        return f"""
+            select k.uri, k.identity, k.sha256, {taken} from ({rows}) k left join (
+                select * from {sources} where sha256 is not null and {_LASTING}
+                qualify row_number() over (partition by sha256 order by origin, uri) = 1
+            ) s on k.sha256 = s.sha256 and k.pred_label is null and k.error_code = ''
+        """
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _shared_folder(first: str, last: str) -> str:
+    """The deepest folder above the two, which bound all others in order."""
+    count = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:count].rpartition("/")[0]

@@ -1,0 +1,156 @@
+"""From settled tables to a published run: few large files, counted again from storage, then the pointer."""
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retailray import storage
+from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
+from retailray.errors import ERROR_CODES, RetailrayError
+from retailray.models.meta import BundleMeta
+from retailray.runs import RunDirectory
+from retailray.scoring.ledger import LEDGER_SCHEMA, PREDICTION_SCHEMA, Ledger
+from retailray.scoring.staging import StagedCatalog
+
+LEDGER = "ledger"  # the folder of a published run's ledger rows
+STAMP = ("model_name", "model_version", "run_id", "scored_at")
+OUTPUT = (*PREDICTION_SCHEMA.names, "decision", *STAMP)  # the columns that are appended to the user's
+ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])
+REVIEW_ROWS = 1000  # the queue a team can look at in a morning; the rest is in predictions/ by its decision
+SCORE_BINS = 20
+ERROR_EXAMPLES = 3  # a code, for the report
+_OUTCOMES = (
+    "select id, image, code, reason, decision, scored_at, carried, "
+    f"{', '.join(PREDICTION_SCHEMA.names)} from final order by row"
+)
+
+
+def write_tables(
+    run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, meta: BundleMeta, *, rows_per_file: int
+) -> dict[str, int]:
+    """Write ``predictions/``, ``errors/`` and ``ledger/``.
+
+    Returns:
+        ``rows, scored, carried_over, failed``, counted from what was written.
+
+    Raises:
+        RetailrayError: rows in the catalog are not the rows that came out, or an id came out twice.
+    """
+    for folder in ("predictions", "errors", LEDGER):  # of an earlier attempt of this run, which did not end
+        storage.remove_folder(run.path(folder))
+    counts: Counter[str] = Counter()
+    # run_id is this run's in all rows, as in the name of the directory, which many readers take for a column;
+    # ledger/ has the run that looked at an image
+    stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
+    outcomes = rechunk(ledger.batches(_OUTCOMES, PIECE_ROWS), rows_per_file)
+    inputs = rechunk(catalog.input_pieces(), rows_per_file)
+    for number, (found, own) in enumerate(zip(outcomes, inputs, strict=True)):
+        failed = pc.not_equal(pc.fill_null(found.column("code"), "lost"), "")
+        good, errors = found.filter(pc.invert(failed)), found.filter(failed)
+        _write(run, "predictions", number, _predictions(own.filter(pc.invert(failed)), good, stamp), good.column("id"))
+        _write(run, "errors", number, _errors(errors), errors.column("id"))
+        carried = pc.sum(good.column("carried")).as_py() or 0
+        counts.update(rows=found.num_rows, carried_over=carried, scored=good.num_rows - carried, failed=errors.num_rows)
+    kept = f"select {', '.join(LEDGER_SCHEMA.names)} from outcome"
+    for number, table in enumerate(rechunk(ledger.batches(kept, PIECE_ROWS), rows_per_file)):
+        _write(run, LEDGER, number, table.cast(LEDGER_SCHEMA), table.column("uri"))
+    _fill_gaps(run, catalog)
+    _account(run, ledger, catalog, counts)
+    return {name: counts[name] for name in ("rows", "scored", "carried_over", "failed")}
+
+
+def _predictions(inputs: pa.Table, found: pa.Table, stamp: dict[str, str]) -> pa.Table:
+    kinds = {field.name: field.type for field in PREDICTION_SCHEMA}
+    for name in OUTPUT:
+        values = pa.array([stamp[name]] * found.num_rows, pa.string()) if name in stamp else found.column(name)
+        inputs = inputs.append_column(name, values.cast(kinds.get(name, pa.string())))
+    return inputs
+
+
+def _errors(found: pa.Table) -> pa.Table:
+    codes = found.column("code").to_pylist()
+    columns = {
+        "id": found.column("id"),
+        "image": found.column("image"),
+        "stage": [ERROR_CODES[code][0] if code in ERROR_CODES else "" for code in codes],
+        "error_code": codes,
+        "message": found.column("reason"),
+    }
+    return pa.table(columns, ERROR_SCHEMA)
+
+
+def _write(run: RunDirectory, folder: str, number: int, table: pa.Table, names: pa.ChunkedArray) -> None:
+    if table.num_rows:
+        ids = hashlib.sha256(json.dumps(names.to_pylist()).encode()).hexdigest()[:12]
+        storage.write_bytes(run.path(folder, f"part-{number:05d}-{ids}.parquet"), parquet_bytes(table))
+
+
+def _fill_gaps(run: RunDirectory, catalog: StagedCatalog) -> None:
+    """Parts without rows, so that readers find a table with columns where there is nothing to tell."""
+    predictions = catalog.schema
+    for name in OUTPUT:
+        kind = PREDICTION_SCHEMA.field(name).type if name in PREDICTION_SCHEMA.names else pa.string()
+        predictions = predictions.append(pa.field(name, kind))
+    for folder, schema in (("predictions", predictions), ("errors", ERROR_SCHEMA)):
+        if not storage.list_files(run.path(folder)):
+            storage.write_bytes(run.path(folder, "part-empty.parquet"), parquet_bytes(schema.empty_table()))
+
+
+def _account(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, counts: Counter[str]) -> None:
+    """rows in catalog = scored + carried over + failed, on storage as in memory, or nothing is published."""
+    written = {folder: sum(rows_of(name) for name in storage.list_files(run.path(folder)))
+               for folder in ("predictions", "errors")}  # fmt: skip
+    lost = ledger.one("select count(*) from final where code is null")
+    twice = ledger.one("select count(*) - count(distinct id) from final where code = ''")
+    right = {"predictions": counts["scored"] + counts["carried_over"], "errors": counts["failed"]}
+    if counts["rows"] != catalog.num_rows or written != right or lost or twice:
+        raise RetailrayError(
+            f"{catalog.num_rows} rows went in and {counts['rows']} came out: {written} were written, {right} expected, "
+            f"{lost} without an outcome, {twice} ids twice: nothing is published; this is a defect of retailray, "
+            "please report it"
+        )
+
+
+def rows_of(name: str) -> int:
+    """Rows of a Parquet file on storage, by its footer."""
+    with storage.open_binary(name) as file:
+        return pq.ParquetFile(file).metadata.num_rows
+
+
+def summarize(ledger: Ledger) -> dict[str, Any]:
+    """What the report and ``run.json`` tell of all rows; its size is bounded by labels and codes."""
+
+    def counts(query: str) -> dict[Any, int]:
+        found = ledger.table(query)
+        return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+
+    good = "from final where code = ''"
+    labelled = ledger.one(f"select count(*) {good} and label <> ''")
+    agreeing = ledger.one(f"select count(*) {good} and label = pred_label")
+    bins = counts(
+        f"select least(cast(floor(pred_score * {SCORE_BINS}) as int), {SCORE_BINS - 1}), count(*) {good} group by 1"
+    )
+    review = ledger.table(
+        "select id, image, uri, pred_label, pred_score, topk_labels, topk_scores, decision "
+        f"{good} and decision <> 'accept' order by pred_score, row limit {REVIEW_ROWS}"
+    )
+    examples: dict[str, list[dict[str, str]]] = {}
+    for row in ledger.table(
+        "select id, image, code as error_code, reason as message from final where code <> '' "
+        f"qualify row_number() over (partition by code order by row) <= {ERROR_EXAMPLES} order by row"
+    ).to_pylist():
+        examples.setdefault(row["error_code"], []).append(row)
+    return {
+        "labels": counts(f"select pred_label, count(*) {good} group by 1 order by 2 desc, 1"),
+        "decisions": counts(f"select decision, count(*) {good} group by 1 order by 1"),
+        "errors_by_code": counts("select code, count(*) from final where code <> '' group by 1 order by 1"),
+        "label_agreement": agreeing / labelled if labelled else None,
+        "histogram": [bins.get(at, 0) for at in range(SCORE_BINS)],
+        "review": review.to_pylist(),
+        "examples": examples,
+    }

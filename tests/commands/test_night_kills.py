@@ -1,0 +1,116 @@
+"""A night that is killed: on a real S3-protocol server, in real processes, the table is that of a quiet night."""
+
+import signal
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import s3fs
+
+from retailray.data.synthetic import write_catalog
+from tests.commands.helpers import events, latest, read_json, start_command
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+NUM_IMAGES = 1200  # ten parts
+STAMP = ["run_id", "scored_at"]
+
+
+@pytest.fixture(scope="module")
+def settings(s3_endpoint, small_bundle):
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("night")
+    write_catalog("s3://night/shop", num_images=120, label_noise=0.0, seed=9)
+    source = pd.read_csv("s3://night/shop/catalog.csv", dtype=str)
+    # the same pictures many times over, each time under a name of its own
+    rows = [source.assign(copy=0)]
+    sources = [f"night/shop/{image}" for image in source.image if fs.exists(f"night/shop/{image}")]
+    for copy in range(1, NUM_IMAGES // len(source)):
+        rows.append(source.assign(copy=copy, image=[f"{copy}/{image}" for image in source.image]))
+    for copy in range(1, NUM_IMAGES // len(source)):
+        fs.copy(sources, [name.replace("night/shop/", f"night/shop/{copy}/") for name in sources])
+    with fs.open("night/shop/catalog.csv", "w") as file:
+        pd.concat(rows).to_csv(file, index=False)
+    return {
+        "catalog.uri": "s3://night/shop/catalog.csv",
+        "catalog.max_pixels": 20_000_000,
+        "model.uri": small_bundle[0],
+        "score.dedupe": "false",
+        "score.max_error_rate": 1,
+        "score.batch_size": 32,
+    }
+
+
+def tables(out):
+    fs, run = s3fs.S3FileSystem(use_listings_cache=False), latest(out).removeprefix("s3://")
+    found = []
+    for folder, order in (("predictions", "image"), ("errors", "id")):
+        parts = [pd.read_parquet(fs.open(name)) for name in fs.glob(f"{run}/{folder}/*.parquet")]
+        found.append(pd.concat(parts).sort_values(order).reset_index(drop=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def quiet_night(settings):
+    process = start_command("score", **settings, out="s3://night/quiet")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return tables("s3://night/quiet")
+
+
+def wait_for_parts(process, out, count):
+    """Until so many parts of the run at work are committed."""
+    fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    deadline = time.monotonic() + 180
+    while len(fs.glob(f"{out.removeprefix('s3://')}/run_id=*/scored/*.parquet")) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_same_night(quiet_night, out):
+    for quiet, killed in zip(quiet_night, tables(out), strict=True):
+        columns = [name for name in quiet.columns if name not in STAMP]
+        pd.testing.assert_frame_equal(quiet[columns], killed[columns], rtol=1e-4)
+
+
+def test_a_driver_that_is_killed_twice_goes_on_from_what_is_committed(settings, quiet_night):
+    out = "s3://night/killed"
+    fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    for parts in (2, 5):
+        process = start_command("score", **settings, out=out)
+        try:
+            wait_for_parts(process, out, parts)
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
+        finally:
+            process.kill()
+        assert not fs.exists("night/killed/LATEST"), "nobody sees half a night"
+    parts = fs.glob("night/killed/run_id=*/scored/*.parquet")
+    committed = sum(len(pd.read_parquet(fs.open(name))) for name in parts)
+    process = start_command("score", **settings, out=out)
+    output, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert_same_night(quiet_night, out)
+    assert len(fs.glob("night/killed/run_id=*")) == 1, "the same run went on"
+    told = events(output)
+    assert told[0]["resumed"]
+    plan = next(event for event in told if event["event"] == "plan")
+    rows = read_json(f"{latest(out)}/run.json")["counts"]["rows"]
+    assert committed > 0.2 * rows
+    assert plan["to_score"] <= rows - committed + quiet_night[1].shape[0], "what was committed is not scored again"
+
+
+def test_a_killed_predictor_is_replaced(settings, quiet_night):
+    out = "s3://night/predictor"
+    process = start_command("score", **settings, out=out)
+    try:
+        wait_for_parts(process, out, 3)
+        family = psutil.Process(process.pid).children(recursive=True)
+        [predictor] = [child for child in family if any("PredictBatch" in part for part in child.cmdline())]
+        predictor.kill()
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert_same_night(quiet_night, out)

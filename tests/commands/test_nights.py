@@ -1,0 +1,183 @@
+"""Night after night: what has not changed is carried over, what is wrong stays apart, nothing is lost or doubled."""
+
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+
+from retailray.data.synthetic import write_catalog
+from retailray.lease import hold
+from retailray.models.bundle import load_bundle, save_bundle
+from retailray.models.meta import Thresholds
+from tests.commands.helpers import events, latest, read_json
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
+STAMP = ["model_name", "model_version", "run_id", "scored_at"]
+
+
+@pytest.fixture
+def night(tmp_path, small_bundle, retailray):
+    """A shop of its own, and a function that scores it: (exit code, counts, predictions, errors)."""
+    planted = write_catalog(str(tmp_path / "shop"), num_images=48, label_noise=0.0, seed=7)
+
+    def score(**changes):
+        settings = {
+            "catalog.uri": tmp_path / "shop/catalog.csv",
+            "catalog.max_pixels": 20_000_000,
+            "model.uri": small_bundle[0],
+            "score.max_error_rate": 1,
+            "out": tmp_path / "out",
+        }
+        code, out, err = retailray("score", **settings | changes)
+        if code not in (0, 3):
+            return code, err, None, None
+        if events(out)[-1].get("plan_only"):
+            return code, events(out)[-1], None, None
+        run = latest(str(tmp_path / "out"))
+        return code, read_json(f"{run}/run.json"), *tables_of(run)
+
+    score.folder, score.planted = tmp_path / "shop", planted
+    return score
+
+
+def tables_of(run):
+    """Read by DuckDB, in a fixed order."""
+    predictions = duckdb.sql(f"from '{run}/predictions/*.parquet' order by image").df()
+    errors = duckdb.sql(f"from '{run}/errors/*.parquet' order by id, error_code").df()
+    return predictions, errors
+
+
+def assert_same(left, right, *, but=()):
+    pd.testing.assert_frame_equal(left.drop(columns=list(but)), right.drop(columns=list(but)))
+
+
+def test_a_second_night_on_which_nothing_changed_infers_nothing(night):
+    _, first, predictions, errors = night()
+    assert first["counts"]["scored"] == len(predictions)
+    _, second, again, errors_again = night()
+    counts = second["counts"]
+    assert (counts["scored"], counts["carried_over"], counts["failed"]) == (0, len(predictions), len(errors))
+    assert_same(predictions, again, but=["run_id"])  # scored_at is when the image was inferred
+    assert set(again.run_id) == {second["run_id"]}
+    assert_same(errors, errors_again, but=["run_id"])  # DuckDB makes a column of the directory's name
+    assert second["run_id"] != first["run_id"]
+    assert (first["errors_by_code"]["not_found"], second["plan"]["images"]) == (1, 0)
+
+
+def test_only_what_changed_is_scored(night):
+    _, _, before, _ = night()
+    good = before.image.tolist()
+    changed, gone = good[0], good[1]
+    shutil.copy(night.folder / good[2], night.folder / changed)
+    lines = (night.folder / "catalog.csv").read_text().splitlines()
+    kept = [line for line in lines if f"{gone}," not in line]
+    assert len(kept) == len(lines) - 1
+    shutil.copy(night.folder / good[3], night.folder / "images/new.jpg")
+    kept.append(next(line for line in lines if f"{good[3]}," in line).replace(good[3], "images/new.jpg"))
+    (night.folder / "catalog.csv").write_text("\n".join(kept) + "\n")
+    _, plan, _, _ = night(**{"score.plan_only": "true"})
+    assert (plan["gone"], plan["to_score"] - plan["images"]) == (1, 0)
+    _, summary, after, _ = night()
+    # the changed image has the bytes of one that is known, and so has the new one: both are read, neither is inferred
+    assert summary["plan"]["to_score"] == plan["to_score"]
+    labels = after.set_index("image").pred_label
+    assert labels[changed] == labels[good[2]]
+    assert labels["images/new.jpg"] == labels[good[3]]
+    assert set(after.image) == set(good) - {gone} | {"images/new.jpg"}
+
+
+def test_changed_input_columns_need_no_inference(night):
+    night()
+    catalog = pd.read_csv(night.folder / "catalog.csv", dtype=str)
+    catalog["price"] = "9.99"
+    catalog["season"] = "winter"
+    catalog.iloc[::-1].to_csv(night.folder / "catalog.csv", index=False)
+    _, summary, after, _ = night()
+    assert summary["counts"]["scored"] == 0
+    assert set(after.price) == {9.99}
+    assert set(after.season) == {"winter"}
+
+
+def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, small_bundle, tmp_path):
+    _, _, before, _ = night()
+    bundle = load_bundle(small_bundle[0])
+    low = bundle.meta.model_copy(update={"thresholds": Thresholds(accept=0.0, abstain=0.0), "version": "2"})
+    save_bundle(str(tmp_path / "low"), low, bundle.state)
+    _, summary, after, _ = night(**{"model.uri": tmp_path / "low"})
+    assert summary["counts"]["scored"] == 0
+    assert set(after.decision) == {"accept"}
+    assert set(before.decision) == {"review", "abstain"} or set(before.decision) == {"abstain"}
+    assert set(after.model_version) == {"2"}
+    assert_same(before, after, but=["decision", *STAMP])
+    warm = bundle.meta.model_copy(update={"temperature": 2.0, "version": "3"})
+    save_bundle(str(tmp_path / "warm"), warm, bundle.state)
+    _, summary, _, _ = night(**{"model.uri": tmp_path / "warm"})
+    assert (summary["counts"]["carried_over"], summary["counts"]["scored"]) == (0, len(before))
+
+
+def test_a_plan_says_what_and_does_nothing(night, tmp_path):
+    code, plan, _, _ = night(**{"score.plan_only": "true"})
+    assert code == 0
+    assert plan["rows"] == night.planted["num_rows"]
+    assert plan["bytes"] > 10_000
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_errors_can_withhold_the_pointer(night, tmp_path):
+    night()
+    before = latest(str(tmp_path / "out"))
+    (night.folder / "catalog.csv").write_text("image\nnope.jpg\nnor.jpg\n")
+    code, _, _, _ = night(**{"score.max_error_rate": 0.5, "score.publish_on_errors": "false"})
+    assert code == 3
+    assert latest(str(tmp_path / "out")) == before
+    withheld = [path for path in (tmp_path / "out").glob("run_id=*") if str(path) != before]
+    assert (withheld[0] / "_SUCCESS").exists()
+    code, _, _, errors = night(**{"score.max_error_rate": 0.5})
+    assert (code, len(errors)) == (3, 2)
+    assert latest(str(tmp_path / "out")) != before
+
+
+def test_old_runs_leave_when_asked(night, tmp_path):
+    for _ in range(3):
+        night(**{"score.keep_runs": 2})
+    runs = sorted(path.name for path in (tmp_path / "out").glob("run_id=*"))
+    assert len(runs) == 2
+    assert latest(str(tmp_path / "out")).endswith(runs[-1])
+
+
+def test_a_second_run_at_the_same_time_is_refused(night, tmp_path):
+    with hold(str(tmp_path / "out")):
+        code, err, _, _ = night()
+    assert code == 1
+    assert "is at work there" in err
+    assert not list((tmp_path / "out").glob("run_id=*"))
+
+
+def test_images_without_identity_are_read_and_told_by_their_bytes(night, tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, directory=str(night.folder), **options)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = {"catalog.root": f"http://127.0.0.1:{server.server_address[1]}"}
+    try:
+        _, first, before, _ = night(**web)
+        _, second, after, _ = night(**web)
+        assert first["counts"]["scored"] == len(before) > 40
+        assert second["plan"]["to_score"] == first["plan"]["to_score"], "all of them are read"
+        assert (second["counts"]["scored"], second["counts"]["carried_over"]) == (0, len(before))
+        assert_same(before, after, but=["run_id"])
+        image = Path(night.folder, before.image[0])
+        image.write_bytes(Path(night.folder, before.image[1]).read_bytes()[:-2] + b"\xff\xd9\n")
+        _, third, _, _ = night(**web)
+        assert third["counts"]["scored"] == 1
+    finally:
+        server.shutdown()

@@ -1,0 +1,141 @@
+"""The ledger without Ray: what is known is not asked again, and nothing else is taken for known."""
+
+import pyarrow as pa
+import pytest
+
+from retailray.config import CatalogSection
+from retailray.models.meta import Thresholds
+from retailray.scoring.ledger import LEDGER_SCHEMA, PUBLISHED, RESUMED, Ledger
+from retailray.scoring.staging import stage_catalog
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder of pictures and a function from catalog lines to a ledger with their listing."""
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+
+    def make(*lines):
+        (tmp_path / "c.csv").write_text("\n".join(["image,sku", *lines]) + "\n")
+        folder = tmp_path / f"work-{len(list(tmp_path.glob('work-*')))}"
+        folder.mkdir()
+        catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), folder, reserved=())
+        ledger = Ledger(folder, catalog, memory_gb=0.25)
+        ledger.add_listing()
+        return ledger
+
+    return make, tmp_path
+
+
+def rows(folder, ledger, *given):
+    """Ledger rows from (name, what is known): identity 'now' is the listing's."""
+    now = {row["uri"]: row["identity"] for row in ledger.table("from listed").to_pylist()}
+    table = []
+    for name, facts in given:
+        uri = f"{folder}/{name}.jpg"
+        row = {"uri": uri, "identity": now.get(uri), "sha256": f"sha-{name}", "error_code": "", "message": ""}
+        row |= {"run_id": "before", "scored_at": "then", "pred_label": None, "pred_score": None}
+        table.append(row | facts)
+    return [pa.Table.from_pylist(table, LEDGER_SCHEMA)]
+
+
+MUG = {"pred_label": "mug", "pred_score": 0.9, "topk_labels": ["mug"], "topk_scores": [0.9]}
+
+
+def todo(ledger):
+    return [uri[-5] for table in ledger.todo(10) for uri in table.column("uri").to_pylist()]
+
+
+def final(ledger):
+    return ledger.table("select * from final order by row").to_pylist()
+
+
+def test_without_a_past_every_image_is_to_score_once_in_the_catalogs_order(shop):
+    make, _ = shop
+    ledger = make("c.jpg,1", "a.jpg,2", "b.jpg,3")
+    plan = ledger.plan()
+    assert (plan.rows, plan.to_score, plan.carried_over, plan.images, plan.num_bytes) == (3, 3, 0, 3, 3)
+    assert todo(ledger) == ["c", "a", "b"]
+
+
+def test_only_what_is_known_of_this_content_and_model_is_carried_over(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
+    known = rows(
+        folder,
+        ledger,
+        ("a", MUG),
+        ("b", MUG | {"identity": "another"}),
+        ("c", {"error_code": "timeout", "message": "m"}),
+        ("d", {"error_code": "corrupt", "message": "m"}),
+        ("gone", MUG),
+    )
+    ledger.add_known(known, origin=PUBLISHED, usable=True)
+    plan = ledger.plan()
+    assert todo(ledger) == ["b", "c"], "other bytes, and an error of the moment"
+    assert (plan.carried_over, plan.unchanged, plan.gone) == (2, 3, 1)
+    other = make("a.jpg,1")
+    other.add_known(rows(folder, other, ("a", MUG)), origin=PUBLISHED, usable=False)
+    plan = other.plan()
+    assert (todo(other), plan.carried_over, plan.unchanged) == (["a"], 0, 1), "of another model"
+
+
+def test_what_was_not_there_and_is_not_there_is_not_asked_for_again(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "none.jpg,2", "never.jpg,3")
+    absent = {"error_code": "not_found", "message": "m"}
+    ledger.add_known(rows(folder, ledger, ("none", absent), ("a", absent)), origin=PUBLISHED, usable=True)
+    ledger.plan()
+    assert todo(ledger) == ["a", "r"], "one that has come, and one that nobody has asked for"
+
+
+def test_what_this_run_has_committed_comes_before_last_night(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2")
+    ledger.add_known(rows(folder, ledger, ("a", MUG | {"run_id": "night"})), origin=PUBLISHED, usable=True)
+    ledger.add_known(
+        rows(folder, ledger, ("a", MUG | {"run_id": "now"}), ("b", {"sha256": "nobody's"})), origin=RESUMED, usable=True
+    )
+    plan = ledger.plan()
+    assert (plan.resumed, plan.carried_over) == (1, 0)
+    assert todo(ledger) == ["b"], "it equals an image whose prediction was never committed"
+    ledger.add_fresh(rows(folder, ledger, ("b", MUG)))
+    ledger.settle(Thresholds())
+    assert [row["run_id"] for row in final(ledger)] == ["now", "before"]
+
+
+def test_rows_of_one_image_and_images_of_one_content_share_a_result(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "a.jpg,4", ",5", "../x.jpg,6")
+    ledger.plan()
+    fresh = rows(folder, ledger, ("a", MUG), ("b", {"sha256": "sha-a"}), ("c", {"sha256": "never came"}))
+    ledger.add_fresh(fresh)
+    ledger.settle(Thresholds())
+    found = final(ledger)
+    codes = ["", "", "fetch_failed", "duplicate_id", "empty_path", "not_allowed"]
+    assert [row["code"] for row in found] == codes
+    assert [row["pred_label"] for row in found] == ["mug", "mug", None, None, None, None]
+    assert "line 5" in found[3]["reason"]
+    assert "catalog.allow" in found[5]["reason"]
+    assert len(ledger.table("from outcome")) == 3
+
+
+def test_decisions_are_of_the_thresholds_of_today(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3")
+    scores = {"a": 0.9, "b": 0.5, "c": 0.1}
+    known = rows(folder, ledger, *((name, MUG | {"pred_score": score}) for name, score in scores.items()))
+    ledger.add_known(known, origin=PUBLISHED, usable=True)
+    assert ledger.plan().to_score == 0
+    ledger.settle(Thresholds(accept=0.95, abstain=0.3))
+    assert [row["decision"] for row in final(ledger)] == ["review", "review", "abstain"]
+    assert all(row["carried"] for row in final(ledger))
+
+
+def test_listings_find_a_common_folder_for_each_store(tmp_path):
+    (tmp_path / "c.csv").write_text(
+        "image\ns3://one/x/a/1.jpg\ns3://one/x/b/2.jpg\ns3://two/y/3.jpg\nhttps://cdn/z/4.jpg\n/tmp/5.jpg\n"
+    )
+    catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), tmp_path, reserved=())
+    ledger = Ledger(tmp_path, catalog, memory_gb=0.25)
+    assert ledger.folders() == ["/tmp", "https://cdn/z", "s3://one/x", "s3://two/y"]
