@@ -24,28 +24,28 @@ SIZES = (330, 2640)
 ROLES = {"driver": "-m retailray", "predictor": "FillStores", "worker": "RayTrainWorker", "task": "ray::Map"}
 
 
-def peak(values: dict[str, Any]) -> dict[str, float]:
-    """Megabytes of anonymous memory by role."""
+def peak(verb: str, values: dict[str, Any], roles: dict[str, str] = ROLES) -> tuple[dict[str, float], dict[str, Any]]:
+    """Megabytes of anonymous memory by role, and the last event of the command."""
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     found: dict[str, float] = {}
-    command = [sys.executable, "-m", "retailray", "train", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "retailray", verb, *arguments]
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, text=True) as process:
         while process.poll() is None:
-            for role, megabytes in _sample(process.pid):
+            for role, megabytes in _sample(process.pid, roles):
                 found[role] = max(found.get(role, 0.0), megabytes)
             time.sleep(0.2)
-        assert process.stdout
-        last = json.loads(process.stdout.read().splitlines()[-1])
+        said.seek(0)
+        last = json.loads(said.read().splitlines()[-1])
     assert last["event"] == "done", last
-    return found
+    return found, last
 
 
-def _sample(pid: int) -> list[tuple[str, float]]:
+def _sample(pid: int, roles: dict[str, str]) -> list[tuple[str, float]]:
     found = []
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             text = " ".join(process.cmdline())
-            role = next((role for role, mark in ROLES.items() if mark in text), None)
+            role = next((role for role, mark in roles.items() if mark in text), None)
             if role:
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 found.append((role, int(status.split("RssAnon:")[1].split()[0]) / 1024))
@@ -72,7 +72,7 @@ def main() -> None:
                     k: v for k, v in values.items() if k not in ("train.epochs", "model.trainable", "train.views")
                 }
                 values["train.phases"] = phases
-            peaks[size] = peak(values | {"train.cache_uri": where / kind, "out": where / "out"})
+            peaks[size], _ = peak("train", values | {"train.cache_uri": where / kind, "out": where / "out"})
         for role in peaks[SIZES[0]]:
             small, large = (peaks[size].get(role, 0.0) for size in SIZES)
             rows.append(

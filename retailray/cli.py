@@ -18,6 +18,9 @@ ACTIONS = {
     "train": ("retailray.training", "train"),
     "tune": ("retailray.training", "tune"),
     "evaluate": ("retailray.evaluation", "evaluate"),
+    "compare": ("retailray.evaluation", "compare"),
+    "promote": ("retailray.evaluation", "promote"),
+    "rollback": ("retailray.evaluation", "rollback"),
     "score": ("retailray.scoring", "score"),
 }
 SUMMARIES = {
@@ -26,6 +29,9 @@ SUMMARIES = {
     "train": "fine-tune a pretrained torchvision model on a labelled catalog",
     "tune": "search freeze depth, learning rates and more for train",
     "evaluate": "measure a bundle on a labelled catalog",
+    "compare": "two bundles on the same rows: who is better, what would change",
+    "promote": "let @champion name a version, if it is not worse",
+    "rollback": "let @champion name the version before",
     "score": "classify a whole catalog and publish the result",
 }
 

@@ -139,7 +139,7 @@ class ModelSection(Section):
 class BundleSection(Section):
     """Which trained model is used."""
 
-    uri: str = Field(description="a bundle: its directory, or <registry>/<name>/<version>")
+    uri: str = Field(description="a bundle: its directory, <registry>/<name>/<version> or <registry>/<name>@champion")
 
     @field_validator("uri")
     @classmethod
@@ -311,12 +311,53 @@ class EvaluateSection(Section):
     batch_size: int = Field(64, ge=1, description="images a forward pass")
 
 
+class CompareSection(Section):
+    """A challenger (model.uri) against another bundle on the same rows."""
+
+    against: str = Field(description="the bundle it is compared with: directory, version or <registry>/<name>@champion")
+    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
+    bootstrap: int = Field(2000, ge=100, description="resamples of rows behind the 95 % interval of the difference")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+
+    @field_validator("against")
+    @classmethod
+    def _same_in_every_process(cls, value: str) -> str:
+        return storage.normalize(value)
+
+
+class PromoteSection(Section):
+    """The gate before @champion: the challenger is not worse on labelled rows."""
+
+    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog decide")
+    max_loss: float = Field(
+        0.01, ge=0, lt=1, description="top-1 that the challenger may lose at the lower end of the 95 % interval"
+    )
+    min_top1: float = Field(0.0, ge=0, le=1, description="top-1 that it must reach in any case [fraction]")
+    min_rows: int = Field(100, ge=1, description="labelled rows that the decision needs")
+    bootstrap: int = Field(2000, ge=100, description="resamples of rows behind the interval")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+    reason: str = Field("", description="kept in the alias's history")
+
+
+class RollbackSection(Section):
+    """Back to the version before."""
+
+    reason: str = Field("", description="kept in the alias's history")
+
+
 class ScoreSection(Section):
     """Scoring a whole catalog."""
 
     top_k: int = Field(5, ge=1, description="classes listed in topk_labels and topk_scores")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     max_error_rate: float = Field(0.05, ge=0, le=1, description="more failed rows than this: exit 3 [fraction]")
+    target_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="accept what is right so often, by class, as the bundle's validation rows say; default: the "
+        "bundle's thresholds [fraction]",
+    )
     publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
     rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
     dedupe: bool = Field(True, description="images of equal bytes are inferred once")
@@ -572,6 +613,29 @@ class EvaluateConfig(VerbConfig):
         return self
 
 
+class CompareConfig(VerbConfig):
+    unused = VerbConfig.unused | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    compare: CompareSection
+
+
+class PromoteConfig(VerbConfig):
+    unused = VerbConfig.unused | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    promote: PromoteSection = PromoteSection()
+
+
+class RollbackConfig(VerbConfig):
+    unused = frozenset({"out", "cluster.num_workers", "cluster.min_workers", "cluster.use_gpu", "cluster.address"})
+    out: str = Field(".", description="not used")
+    model: BundleSection
+    rollback: RollbackSection = RollbackSection()
+
+
 class ScoreConfig(VerbConfig):
     unused = VerbConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
     catalog: CatalogSection
@@ -590,5 +654,8 @@ VERBS: dict[str, type[VerbConfig]] = {
     "train": TrainConfig,
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "promote": PromoteConfig,
+    "rollback": RollbackConfig,
     "score": ScoreConfig,
 }

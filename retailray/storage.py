@@ -8,10 +8,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import io
 import os
 import posixpath
 import random
+import stat
 import threading
 import time
 import uuid
@@ -28,7 +30,7 @@ PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own t
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
 QUESTIONS = 16  # asked at a time, where there is no listing
-FETCH_ROUNDS, BACK_OFF_S = 4, 0.5  # for images: tries, each with the client's own retries, and the first wait [s]
+ROUNDS, BACK_OFF_S = 4, 0.5  # of reading: tries, each with the client's own retries, and the first wait [s]
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 _S3_OPTIONS: dict[str, Any] = {
@@ -145,6 +147,25 @@ def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIEN
     return done["value"]
 
 
+def patiently(action: Callable[[], T]) -> T:
+    """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
+
+    Waits grow and are random, so that tasks that a store has slowed down do not come back together.
+    """
+    for attempt in range(ROUNDS - 1):
+        try:
+            return action()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            _back_off(attempt)
+    return action()
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
+
+
 def check_readable(address: str) -> None:
     """Fail within :data:`DEADLINE_S` if nothing can be read at ``address`` (a file, a folder or a pattern).
 
@@ -168,7 +189,7 @@ def exists(address: str) -> bool:
 def read_bytes(address: str) -> bytes:
     """The whole object. Raises StorageError."""
     fs, path = filesystem(address)
-    return guarded(address, lambda: fs.cat_file(path))
+    return guarded(address, lambda: patiently(lambda: fs.cat_file(path)))
 
 
 @contextlib.contextmanager
@@ -200,7 +221,13 @@ class _Guarded(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        data = guarded(self._address, lambda: self._file.read(len(buffer)))
+        at = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(at)
+            return self._file.read(len(buffer))
+
+        data = guarded(self._address, lambda: patiently(read))
         buffer[: len(data)] = data
         return len(data)
 
@@ -281,15 +308,18 @@ def _iterate_s3(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
 
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
     session = botocore.session.get_session()
-    client = session.create_client(
-        "s3", os.environ.get("AWS_REGION"), config=botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
-    )
-    pages = iter(client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/" if prefix else ""))
-    while page := guarded(folder, lambda: next(pages, None)):
+    options = botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
+    client = session.create_client("s3", os.environ.get("AWS_REGION"), config=options)
+    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    while request:
+        # page by page and not by botocore's paginator, which cannot ask for a page again
+        page = guarded(folder, functools.partial(patiently, functools.partial(client.list_objects_v2, **request)))
         yield [
             (f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}", item["Size"])
             for item in page.get("Contents", [])
         ]
+        token = page.get("NextContinuationToken")
+        request = request | {"ContinuationToken": token} if token else None
 
 
 def identities(addresses: Sequence[str]) -> list[str | None]:
@@ -319,8 +349,8 @@ def _local_identity(path: str) -> str:
         return type(error).__name__  # reading it will say so; when it appears, its identity changes
 
 
-def local_identity(stat: os.stat_result) -> str:
-    return f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+def local_identity(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}"
 
 
 def _remote_identities(members: set[str]) -> dict[str, str | None]:
@@ -378,6 +408,8 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
     for index, address in enumerate(addresses):
         try:
             fs, path = filesystem(address)
+            if is_local(address):
+                _require_file(path)
         except StorageError as error:
             results[index] = ImageError("bad_address", str(error))
             continue
@@ -390,24 +422,39 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
     return [value for value in results if value is not None]
 
 
+def _require_file(path: str) -> None:
+    """Raises StorageError for what must not be read as an image: devices and pipes never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
+            return  # reading says it better
+        raise StorageError(f"{path[:200]!r}: {' '.join(str(error).split())[:300]}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise StorageError(f"{path}: not a file but a device, pipe or socket")
+
+
 def _cat_patiently(fs: Any, paths: list[str]) -> dict[str, Any]:
-    """:func:`_cat`, and again after a while for what failed for the moment: the client's own retries are quick ones."""
+    """:func:`_cat`, and again for what failed for the moment, as :func:`patiently` does."""
     found = _cat(fs, paths)
-    for attempt in range(FETCH_ROUNDS - 1):
+    for attempt in range(ROUNDS - 1):
         again = [path for path, value in found.items() if isinstance(value, BaseException) and _passes(value)]
         if not again:
             break
-        # exponential, with jitter, so that the tasks that a store has slowed down do not come back together
-        time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
+        _back_off(attempt)
         found |= _cat(fs, again)
     return found
 
 
 def _passes(error: BaseException) -> bool:
     """True for what may be over in a moment: time-outs, resets, truncated bodies, 5xx, SlowDown."""
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, TypeError)):
+    lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
+    if isinstance(error, (*lasting, StorageError)):
         return False
-    status = getattr(error, "status", None)
+    answer = getattr(error, "response", None)  # botocore's
+    status = (
+        answer["ResponseMetadata"]["HTTPStatusCode"] if isinstance(answer, dict) else getattr(error, "status", None)
+    )
     return status is None or status >= 500 or status in (408, 429)
 
 
@@ -420,7 +467,7 @@ def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:
 
 
 def _fetch_error(error: BaseException, address: str) -> ImageError:
-    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ImageError("not_found", f"{address}: not found")
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
         return ImageError("access_denied", describe(error, address))

@@ -4,13 +4,13 @@ A listing tells a thousand objects a request, page by page; local files are aske
 has no identity (http, and what is not found) is read and told by its bytes.
 """
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from retailray import storage
+from retailray import progress, storage
+from retailray.errors import StorageError
 
 PAGE_ROWS = 20_000
 # a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
@@ -25,9 +25,8 @@ def list_images(
 
     Args:
         uris: all addresses, in lists. folders: for every store, the deepest folder that holds all of its images.
-        covered: gets the folders that were listed to the end: what is below them and was not told is not there.
-    Raises:
-        StorageError: a store that does not answer; one that cannot be listed is left out.
+        covered: gets the folders that were listed to the end: what is below them and was not told is not there. A
+            store that cannot be listed is left out, with a warning.
     """
     remote = [folder for folder in folders if storage.is_uri(folder) and not folder.startswith("http")]
     if any(not storage.is_uri(folder) for folder in folders):
@@ -37,7 +36,7 @@ def list_images(
         covered.append("")
     for folder in remote:
         budget = max(MAX_FREE, MAX_RATIO * num_images)
-        with contextlib.suppress(NotImplementedError):
+        try:
             for page in storage.iterate(folder):
                 budget -= len(page)
                 if budget < 0:
@@ -45,6 +44,8 @@ def list_images(
                 yield _table(page)
             else:
                 covered.append(folder)
+        except (StorageError, NotImplementedError) as error:
+            progress.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are read one by one")
 
 
 def _table(rows: list[tuple[str, str | None, int]]) -> pa.Table:

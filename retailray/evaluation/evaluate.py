@@ -6,22 +6,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray
 
 from retailray import progress
-from retailray.cluster import plan_scoring, ray_session, relay_progress, wait_until_free
+from retailray.cluster import plan_scoring, ray_session, wait_until_free
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels, read_catalog
-from retailray.data.images import Limits
-from retailray.data.pipeline import OURS, DecodeSpec, error_rows, image_dataset, transport_table
+from retailray.data.pipeline import OURS, error_rows
 from retailray.data.splits import read_splits
 from retailray.data.tables import parquet_bytes
-from retailray.errors import CatalogError, RetailrayError
+from retailray.errors import CatalogError
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
-from retailray.models.bundle import BundleMeta, load_bundle
+from retailray.evaluation.predictions import predict_catalog
+from retailray.models.meta import BundleMeta, load_meta
+from retailray.models.registry import pinned
 from retailray.reports import write_evaluation_report
 from retailray.runs import RunDirectory
-from retailray.scoring import predict_dataset
 
 NUM_PAIRS = 8
 
@@ -36,7 +35,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
-    meta = load_bundle(config.model.uri).meta
+    config = pinned(config)
+    meta, _ = load_meta(config.model.uri)
     catalog = _rows(config, meta)
     known = set(meta.labels)
     unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
@@ -118,36 +118,11 @@ def _rows(config: EvaluateConfig, meta: BundleMeta) -> Catalog:
 
 
 def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
     with ray_session(config.cluster) as capacity:
         plan = plan_scoring(capacity, config.cluster)
         wait_until_free(plan)
-        images = image_dataset(
-            transport_table(catalog, with_input=False),
-            spec,
-            task_cpus=plan.task_cpus,
-            num_blocks=int(4 * capacity.num_cpus),
-        )
         batch_size = config.evaluate.batch_size
-        try:
-            with relay_progress("images", len(catalog)) as relay:
-                predicted = predict_dataset(
-                    images,
-                    bundle_uri=config.model.uri,
-                    plan=plan,
-                    batch_size=batch_size,
-                    top_k=5,
-                    relay=relay,
-                    with_uncalibrated=True,
-                )
-                parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
-        except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
-            raise RetailrayError(f"evaluation stopped: {' '.join(str(error).split())[-400:]}") from error
-    table = pa.concat_tables(parts)
-    if table.num_rows != len(catalog):
-        raise RetailrayError(f"{len(catalog)} rows went in and {table.num_rows} came out; please report this")
-    return table
+        return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, capacity, batch_size=batch_size)
 
 
 def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:

@@ -11,23 +11,28 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from retailray import storage
+from retailray.data.tables import parquet_bytes
 from retailray.errors import ModelError
 from retailray.models.backbones import build_model, load_state
 from retailray.models.meta import (
     MANIFEST_NAME,
     META_NAME,
+    VALIDATION_NAME,
     WEIGHTS_NAME,
     BundleMeta,
     EvalTransform,
     Thresholds,
     load_meta,
+    read_manifest,
 )
+from retailray.models.registry import resolve
 
 __all__ = ["Bundle", "BundleMeta", "EvalTransform", "Thresholds", "copy_bundle", "load_bundle", "load_meta",
            "new_version", "provenance", "save_bundle", "state_to_bytes"]  # fmt: skip
@@ -75,8 +80,12 @@ def state_to_bytes(state: dict[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
 
 
-def save_bundle(address: str, meta: BundleMeta, state: dict[str, torch.Tensor]) -> None:
+def save_bundle(
+    address: str, meta: BundleMeta, state: dict[str, torch.Tensor], *, validation: pa.Table | None = None
+) -> None:
     """Write a bundle to a new directory.
+
+    ``validation``: ``label, pred_label, pred_score`` of rows that the model was not trained on.
 
     Raises:
         ModelError: there is a bundle already; versions are immutable.
@@ -87,6 +96,7 @@ def save_bundle(address: str, meta: BundleMeta, state: dict[str, torch.Tensor]) 
     files = {
         META_NAME: meta.model_dump_json(indent=2).encode(),
         WEIGHTS_NAME: state_to_bytes(state),
+        **({VALIDATION_NAME: parquet_bytes(validation)} if validation is not None else {}),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(address, name), data)
@@ -98,7 +108,7 @@ def copy_bundle(source: str, target: str) -> None:
     """Register: copy a bundle to a new address, MANIFEST last. Raises ModelError, StorageError."""
     if storage.exists(storage.join(target, MANIFEST_NAME)):
         raise ModelError(f"{target}: there is a bundle already, and bundles are never overwritten")
-    for name in (META_NAME, WEIGHTS_NAME, MANIFEST_NAME):
+    for name in (*read_manifest(source), MANIFEST_NAME):
         storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
 
 
@@ -109,6 +119,7 @@ def load_bundle(address: str) -> Bundle:
         ModelError: not a bundle, not whole, changed since it was written, or of a schema we do not know.
         StorageError: the address cannot be reached.
     """
+    address = resolve(address)  # once: it may be moved at any time
     meta, digest = load_meta(address)
     data = storage.read_bytes(storage.join(address, WEIGHTS_NAME))
     if hashlib.sha256(data).hexdigest() != digest:

@@ -1,9 +1,33 @@
-"""One temperature for all logits, fitted on rows the model was not trained on (Guo et al. 2017, arXiv 1706.04599)."""
+"""What rows that the model was not trained on say of its confidence.
 
+One temperature for all logits (Guo et al. 2017, arXiv 1706.04599), and what came of every row, from which thresholds
+are fitted when a catalog is scored (:mod:`retailray.models.thresholds`).
+"""
+
+import dataclasses
+
+import numpy as np
 import torch
 from torch import nn
 
 BOUNDS = (0.05, 20.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """``targets`` and ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences."""
+
+    temperature: float
+    targets: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+
+
+def calibrate(logits: torch.Tensor, targets: torch.Tensor) -> Calibration:
+    """Fit the temperature on logits, float ``(N, C)``, and targets, int64 ``(N,)``, and tell what it makes of them."""
+    temperature = fit_temperature(logits, targets)
+    scores, predicted = (logits.float() / temperature).softmax(1).max(1)
+    return Calibration(temperature, targets.numpy(), predicted.numpy(), scores.numpy())
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:

@@ -1,15 +1,20 @@
 """What a bundle says of itself; without torch, for those who only ask."""
 
 import hashlib
+import io
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pydantic
 
 from retailray import storage
 from retailray.errors import ModelError, StorageError
+from retailray.models.registry import resolve
 
 SCHEMA_VERSION = 1
 META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
+VALIDATION_NAME = "validation.parquet"
 
 
 class _Part(pydantic.BaseModel):
@@ -27,10 +32,14 @@ class EvalTransform(_Part):
 
 
 class Thresholds(_Part):
-    """Scores from ``accept`` on are accepted, below ``abstain`` nothing is claimed, between them a person looks."""
+    """Scores from ``accept`` on are accepted, below ``abstain`` nothing is claimed, between them a person looks.
+
+    ``per_class``: in place of ``accept`` for predictions of these labels.
+    """
 
     accept: float = 0.8
     abstain: float = 0.2
+    per_class: dict[str, float] = {}
 
 
 class BundleMeta(_Part):
@@ -57,22 +66,10 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
         ModelError: not a bundle, not whole, changed since it was written, or of a schema we do not know.
         StorageError: the address cannot be reached.
     """
-    if "@" in address.rsplit("/", 1)[-1]:
-        raise ModelError(
-            f"model.uri = {address}: aliases need `retailray promote`, which this version does not have yet; "
-            "name a version: <registry>/<name>/<version>"
-        )
+    address = resolve(address)
     storage.check_readable(address)
-    try:
-        manifest = storage.read_bytes(storage.join(address, MANIFEST_NAME)).decode()
-    except StorageError as error:
-        raise ModelError(
-            f"{address}: not a whole bundle: it has no MANIFEST. `train` leaves one at <out>/run_id=.../bundle"
-        ) from error
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in manifest.splitlines())}
-    data = storage.read_bytes(storage.join(address, META_NAME))
-    if hashlib.sha256(data).hexdigest() != sums.get(META_NAME):
-        raise ModelError(f"{address}: {META_NAME} is not what MANIFEST says: it was changed or damaged")
+    sums = read_manifest(address)
+    data = _verified(address, META_NAME, sums)
     try:
         meta = BundleMeta.model_validate_json(data)
         digest = sums[WEIGHTS_NAME]
@@ -81,3 +78,30 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
     if meta.schema_version != SCHEMA_VERSION:
         raise ModelError(f"{address}: bundle schema {meta.schema_version}, this version reads {SCHEMA_VERSION}")
     return meta, digest
+
+
+def load_validation(address: str) -> pa.Table | None:
+    """``label, pred_label`` (text), ``pred_score`` (float32) of the rows that the bundle was validated on, if kept."""
+    address = resolve(address)
+    sums = read_manifest(address)
+    if VALIDATION_NAME not in sums:
+        return None
+    return pa.parquet.read_table(io.BytesIO(_verified(address, VALIDATION_NAME, sums)))
+
+
+def read_manifest(address: str) -> dict[str, str]:
+    """File names and their SHA-256 sums. Raises ModelError."""
+    try:
+        manifest = storage.read_bytes(storage.join(address, MANIFEST_NAME)).decode()
+    except StorageError as error:
+        raise ModelError(
+            f"{address}: not a whole bundle: it has no MANIFEST. `train` leaves one at <out>/run_id=.../bundle"
+        ) from error
+    return {name: digest for digest, _, name in (line.partition("  ") for line in manifest.splitlines())}
+
+
+def _verified(address: str, name: str, sums: dict[str, str]) -> bytes:
+    data = storage.read_bytes(storage.join(address, name))
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise ModelError(f"{address}: {name} is not what MANIFEST says: it was changed or damaged")
+    return data

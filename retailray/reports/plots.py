@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from retailray.models.thresholds import AcceptanceCurve
+
 ACCENT, SECOND, GREY = "#0f766e", "#d97706", "#94a3b8"
 _STYLE = {
     "font.size": 9,
@@ -186,6 +188,20 @@ def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> byte
         )
     axes.set_xlabel("pred_score")
     axes.set_ylabel("images")
+    return png(figure)
+
+
+@styled
+def acceptance(curve: AcceptanceCurve, target: float | None) -> bytes:
+    """How right what is accepted is, against how much of it is accepted, with a 95 % band."""
+    figure, (axes,) = new_figure(1, width=6.4, height=2.8)
+    axes.fill_between(100 * curve.share, 100 * curve.low, 100 * curve.high, color=ACCENT, alpha=0.2, linewidth=0)
+    axes.plot(100 * curve.share, 100 * curve.precision, color=ACCENT)
+    if target:
+        axes.axhline(100 * target, color=SECOND, linewidth=1, linestyle="--")
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accepted automatically [% of validation rows]")
+    axes.set_ylabel("precision [%]")
     return png(figure)
 
 

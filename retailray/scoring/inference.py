@@ -43,7 +43,7 @@ from retailray.scoring.predicting import predict_dataset
 UNIT_ROWS = 2048  # images a data task, at most
 UNITS_PER_FILE = 64
 PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
-PART_ROWS = (128, 20_000)  # and so few and so many images has a part
+PART_ROWS = (64, 20_000)  # and so few and so many images has a part
 SEEN_IMAGES = 500_000  # digests that are remembered to find copies; bounds the actor's memory
 IDENTITY, SHA, KNOWN = (OURS + name for name in ("identity", "sha256", "known_sha256"))
 REUSED = "reused"  # stands in the error column of an image whose prediction is known by its bytes
@@ -116,7 +116,9 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
 def _run(
     config: ScoreConfig, run: RunDirectory, plan: Plan, todo: Todo, spec: DecodeSpec, seen: Any, relay: Any
 ) -> list[str]:
-    images = ray.data.range(todo.num_units, override_num_blocks=todo.num_units).map_batches(
+    # numbers in memory and not ray.data.range, whose reading task would ask for a whole CPU beside the actors
+    units = ray.data.from_arrow([pa.table({"unit": [number]}) for number in range(todo.num_units)])
+    images = units.map_batches(
         read_units,
         batch_format="numpy",
         fn_kwargs={"todo": todo, "spec": spec, "seen": seen},
@@ -143,7 +145,7 @@ def _run(
 
 def read_units(batch: dict[str, np.ndarray], *, todo: Todo, spec: DecodeSpec, seen: Any) -> Iterator[pa.Table]:
     """The images of some units, fetched, hashed and decoded, :data:`CHUNK_ROWS` at a time."""
-    for unit in batch["id"]:
+    for unit in batch["unit"]:
         table = todo.read(int(unit))
         for start in range(0, table.num_rows, CHUNK_ROWS):
             yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen)

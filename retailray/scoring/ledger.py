@@ -219,11 +219,19 @@ class Ledger:
                 case when r.code = '' then o.error_code else r.code end as code,
                 case when r.code = '' then o.message else r.message end as reason,
                 {", ".join(f"o.{name}" for name in PREDICTION_SCHEMA.names)}, o.run_id, o.scored_at,
-                case when o.pred_score >= $accept then 'accept' when o.pred_score < $abstain then 'abstain'
+                case when o.pred_score < $abstain then 'abstain'
+                     when o.pred_score >= coalesce(t.accept, $accept) then 'accept'
                      when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried
             from rows r left join outcome o on r.uri = o.uri and r.code = ''
+            left join (select unnest($labels::varchar[]) as label, unnest($values::double[]) as accept) t
+                on o.pred_label = t.label
             """,
-            {"accept": thresholds.accept, "abstain": thresholds.abstain},
+            {
+                "accept": thresholds.accept,
+                "abstain": thresholds.abstain,
+                "labels": list(thresholds.per_class),
+                "values": list(thresholds.per_class.values()),
+            },
         )
 
     @staticmethod

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.tables import PIECE_ROWS
-from retailray.errors import StorageError, TooManyRowErrors
+from retailray.errors import ModelError, StorageError, TooManyRowErrors
 from retailray.lease import Lease, hold
-from retailray.models.meta import BundleMeta, load_meta
+from retailray.models.meta import BundleMeta, Thresholds, load_meta, load_validation
+from retailray.models.registry import pinned
+from retailray.models.thresholds import AcceptanceCurve, acceptance_curve, fit_thresholds
 from retailray.reports import write_score_report
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
@@ -31,7 +33,7 @@ from retailray.scoring.staging import StagedCatalog, stage_catalog
 PLAN = "plan.json"
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
 IGNORED = ("cluster", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors", "score.memory_gb",
-           "score.rows_per_file", "score.batch_size", "score.dedupe")  # fmt: skip
+           "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision")  # fmt: skip
 
 
 def score(config: ScoreConfig) -> str:
@@ -45,6 +47,7 @@ def score(config: ScoreConfig) -> str:
         RetailrayError: nothing was published; see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
+    config = pinned(config)
     meta, digest = load_meta(config.model.uri)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
@@ -94,14 +97,15 @@ def _score(
         before = watch.seconds
         ledger.add_fresh(map(_read_part, infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)))
         scored_s = watch.seconds - before
-    ledger.settle(meta.thresholds)
+    thresholds, curve = _thresholds(config, meta)
+    ledger.settle(thresholds)
     lease.check()
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file)
     found = summarize(ledger)
     ledger.close()
     queue = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found["review"])
     run.write("review/queue.jsonl", queue)
-    write_score_report(run, meta, found, counts, config, seconds=watch.seconds)
+    write_score_report(run, meta, found, counts, config, thresholds=thresholds, curve=curve, seconds=watch.seconds)
     rate = counts["failed"] / counts["rows"]
     too_many = rate > config.score.max_error_rate
     pointed = not too_many or config.score.publish_on_errors
@@ -111,6 +115,7 @@ def _score(
     run.publish({
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
         "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
+        "thresholds": thresholds.model_dump(),
         **{name: found[name] for name in ("errors_by_code", "labels", "decisions", "label_agreement")},
         "published": pointed, "seconds": watch.seconds,
         "images_per_s": plan.images / scored_s if plan.images else None,
@@ -161,6 +166,24 @@ def _unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
     if run is None or not storage.exists(run.path(PLAN)):
         return run
     return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
+
+
+def _thresholds(config: ScoreConfig, meta: BundleMeta) -> tuple[Thresholds, AcceptanceCurve | None]:
+    """Today's, and what could be accepted at which precision, if the bundle has its validation rows."""
+    target, rows = config.score.target_precision, load_validation(config.model.uri)
+    if rows is None or not rows.num_rows:
+        if target:
+            raise ModelError(
+                f"score.target_precision = {target}: {config.model.uri} has no validation.parquet to fit thresholds "
+                "on; train it again with this version, or leave score.target_precision out"
+            )
+        return meta.thresholds, None
+    labels, predicted, scores = (rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score"))
+    curve = acceptance_curve(labels, predicted, scores, seed=0)
+    if not target:
+        return meta.thresholds, curve
+    abstain = meta.thresholds.abstain
+    return fit_thresholds(labels, predicted, scores, target_precision=target, abstain=abstain), curve
 
 
 def _told(plan: PlanCounts) -> dict[str, Any]:

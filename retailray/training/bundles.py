@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from retailray import progress, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, provenance, save_bundle
+from retailray.models.calibration import Calibration
 from retailray.runs import RunDirectory
 from retailray.training.rows import rows_digest
 
@@ -48,12 +50,20 @@ def describe(
     )
 
 
-def leave_bundle(run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor]) -> str:
+def leave_bundle(run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor], calibration: Calibration) -> str:
     """Save the bundle of a run; its address."""
     bundle = run.path("bundle")
     if run.resumed:
         storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
-    save_bundle(bundle, meta, state)
+    labels = pa.array(meta.labels)
+    validation = pa.table(
+        {
+            "label": labels.take(pa.array(calibration.targets)),
+            "pred_label": labels.take(pa.array(calibration.predicted)),
+            "pred_score": calibration.scores,
+        }
+    )
+    save_bundle(bundle, meta, state, validation=validation)
     return bundle
 
 

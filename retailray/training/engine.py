@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from retailray.config import TrainSection
 from retailray.models.blocks import freeze, split, train_mode
-from retailray.models.calibration import fit_temperature
+from retailray.models.calibration import Calibration, calibrate
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
@@ -159,8 +159,8 @@ class Engine:
         gathered = self.world.gather(mine)
         return torch.cat([pair[0] for pair in gathered]), torch.cat([pair[1] for pair in gathered])
 
-    def temperature(self) -> float:
-        return fit_temperature(*self.logits("validation", limit=CALIBRATION_ROWS))
+    def calibration(self) -> Calibration:
+        return calibrate(*self.logits("validation", limit=CALIBRATION_ROWS))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
 from retailray.errors import CatalogError, RetailrayError
+from retailray.models.calibration import Calibration
 from retailray.training.loop import FitConfig, read_state, train_loop
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
@@ -37,7 +38,7 @@ class FitResult:
     history: list[dict[str, Any]]
     best_epoch: int
     best: dict[str, torch.Tensor]
-    temperature: float
+    calibration: Calibration
     errors_by_code: dict[str, int]
     test_logits: np.ndarray | None = None
     test_targets: np.ndarray | None = None
@@ -110,7 +111,7 @@ def fit(
         history=found["history"],
         best_epoch=found["best_epoch"],
         best=best,
-        temperature=found["temperature"],
+        calibration=found["calibration"],
         errors_by_code=failed or found["codes"],
         test_logits=found.get("test_logits"),
         test_targets=found.get("test_targets"),

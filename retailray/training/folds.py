@@ -120,7 +120,7 @@ def _measure(fitted: FitResult, labels: list[str]) -> dict[str, Any]:
     if not len(fitted.test_targets):
         raise CatalogError("split.folds: no image of a fold could be read; see `retailray check`")
     names = np.array(labels, dtype=object)
-    scaled = fitted.test_logits / fitted.temperature
+    scaled = fitted.test_logits / fitted.calibration.temperature
     shares = np.exp(scaled - scaled.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     order = np.argsort(-shares, axis=1, kind="stable")[:, :5]

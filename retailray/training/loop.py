@@ -43,7 +43,7 @@ class FitConfig:
 
 
 def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
-    """Fit; return the history, the temperature, and the logits of the test split if there is one."""
+    """Fit; return the history, the calibration, and the logits of the test split if there is one."""
     config: FitConfig = loop_config["config"]
     prepare_process(config.threads)
     context = ray.train.get_context()
@@ -72,7 +72,7 @@ def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
     for metrics in engine.epochs(_last_state()):
         report(engine, metrics)
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    found |= {"temperature": engine.temperature(), "codes": sources.failed(world)}
+    found |= {"calibration": engine.calibration(), "codes": sources.failed(world)}
     if "test" in config.sources:
         logits, targets = engine.logits("test")
         found |= {"test_logits": logits.numpy(), "test_targets": targets.numpy()}

@@ -69,8 +69,8 @@ def train(config: TrainConfig) -> str:
         )
     best = result.history[result.best_epoch - 1]
     state = model[0].state_dict() | result.best
-    meta = describe(config, labels, model[1:], best, splits, state, result.temperature, folds)
-    bundle = leave_bundle(run, meta, state)
+    meta = describe(config, labels, model[1:], best, splits, state, result.calibration.temperature, folds)
+    bundle = leave_bundle(run, meta, state, result.calibration)
     register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     rows_a_label = count_labels(splits["train"].column("label"))
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> str:
             "model_name": meta.name,
             "model_version": meta.version,
             **measures,
-            "temperature": result.temperature,
+            "temperature": result.calibration.temperature,
             "folds": folds,
             "num_labels": len(labels),
             "rows": {name: len(part) for name, part in splits.items()},

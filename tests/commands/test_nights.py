@@ -65,7 +65,8 @@ def test_a_second_night_on_which_nothing_changed_infers_nothing(night):
     assert set(again.run_id) == {second["run_id"]}
     assert_same(errors, errors_again, but=["run_id"])  # DuckDB makes a column of the directory's name
     assert second["run_id"] != first["run_id"]
-    assert (first["errors_by_code"]["not_found"], second["plan"]["images"]) == (1, 0)
+    assert first["errors_by_code"]["not_found"] > 0
+    assert second["plan"]["images"] == 0, "what was not there and is not there now is not asked for"
 
 
 def test_only_what_changed_is_scored(night):

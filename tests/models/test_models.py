@@ -162,7 +162,7 @@ def test_bundles_are_immutable_and_verified(small_bundle, tmp_path):
         load_bundle(address)
     with pytest.raises(ModelError, match="MANIFEST"):
         load_bundle(str(tmp_path))
-    with pytest.raises(ModelError, match="aliases"):
+    with pytest.raises(ModelError, match="was never set"):
         load_bundle(str(tmp_path / "registry" / "name@champion"))
 
 

@@ -33,7 +33,7 @@ def chunk(tmp_path, uris, known=()):
 
 
 def read(todo, seen):
-    return pa.concat_tables(read_units({"id": [0]}, todo=todo, spec=SPEC, seen=seen))
+    return pa.concat_tables(read_units({"unit": [0]}, todo=todo, spec=SPEC, seen=seen))
 
 
 def test_copies_are_inferred_once_and_a_retried_task_asks_for_the_same(tmp_path, images):

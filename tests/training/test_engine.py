@@ -127,7 +127,7 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
     assert strip(again.progress.history) == strip(whole.progress.history)
     assert same(weights(again), weights(whole))
-    assert again.temperature() == whole.temperature()
+    assert again.calibration().temperature == whole.calibration().temperature
 
 
 def test_kept_activations_train_like_pixels():
@@ -196,7 +196,7 @@ def test_a_split_without_rows_has_no_logits():
     engine = make_engine([stage(1, "head")], rows=rows)
     run(engine)
     assert engine.logits("validation")[0].shape == (0, CLASSES)
-    assert engine.temperature() == 1.0
+    assert engine.calibration().temperature == 1.0
 
 
 def test_balance_weighs_classes_not_rows():

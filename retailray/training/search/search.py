@@ -17,6 +17,7 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
 from retailray.models.bundle import BundleMeta
+from retailray.models.calibration import Calibration
 from retailray.models.process import prepare_process
 from retailray.reports import write_search_report
 from retailray.runs import RunDirectory
@@ -77,9 +78,9 @@ def tune(config: TuneConfig) -> str:
             drawn = _drawn_before(config, run)
         search_s = watch.seconds - prepared_s
         winner = _winner(ledger)
-        weights, temperature, best = _restored(shared, winner)
-        meta = _describe(config, run, shared, winner, splits, weights, temperature, best)
-        bundle = leave_bundle(run, meta, weights)
+        weights, calibration, best = _restored(shared, winner)
+        meta = _describe(config, run, shared, winner, splits, weights, calibration.temperature, best)
+        bundle = leave_bundle(run, meta, weights, calibration)
         verified = _verify(config, run, bundle, best["validation_top1"])
         register(config, bundle, meta)
     storage.remove_folder(run.path("exchange"))
@@ -133,13 +134,13 @@ def _winner(ledger: Ledger) -> dict[str, Any]:
     raise RetailrayError(f"none of {len(ledger.rows)} trials ended well; {why}")
 
 
-def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float, dict[str, Any]]:
-    """The winner's whole state dict as of its best epoch, its temperature and that epoch: computed where trials run.
+def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+    """The winner's whole state dict as of its best epoch, its calibration and that epoch: computed where trials run.
 
     Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
     """
 
-    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], float, dict[str, Any]]:
+    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
         prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
         engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, this_device(shared)))
@@ -154,7 +155,7 @@ def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.T
         best = engine.progress.history[engine.progress.best_epoch - 1]
         return (
             {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
-            engine.temperature(),
+            engine.calibration(),
             best,
         )
 

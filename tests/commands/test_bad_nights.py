@@ -1,7 +1,13 @@
-"""A night that is killed: on a real S3-protocol server, in real processes, the table is that of a quiet night."""
+"""Bad nights: killed processes and a faulty store, all of them real; the table is that of a quiet night."""
 
+import json
 import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -10,9 +16,10 @@ import s3fs
 
 from retailray.data.synthetic import write_catalog
 from tests.commands.helpers import events, latest, read_json, start_command
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-NUM_IMAGES = 1200  # ten parts
+NUM_IMAGES = 480  # some eight parts
 STAMP = ["run_id", "scored_at"]
 
 
@@ -20,7 +27,7 @@ STAMP = ["run_id", "scored_at"]
 def settings(s3_endpoint, small_bundle):
     fs = s3fs.S3FileSystem()
     fs.mkdir("night")
-    write_catalog("s3://night/shop", num_images=120, label_noise=0.0, seed=9)
+    write_catalog("s3://night/shop", num_images=60, label_noise=0.0, seed=9)
     source = pd.read_csv("s3://night/shop/catalog.csv", dtype=str)
     # the same pictures many times over, each time under a name of its own
     rows = [source.assign(copy=0)]
@@ -68,6 +75,23 @@ def wait_for_parts(process, out, count):
         time.sleep(0.05)
 
 
+@pytest.fixture
+def faulty_endpoint(s3_endpoint):
+    """A proxy in front of the server that fails at random (tests/fault_proxy.py)."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).parents[1] / "fault_proxy.py"), str(port), s3_endpoint]
+    process = subprocess.Popen(command)
+    for _ in range(100):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
 def assert_same_night(quiet_night, out):
     for quiet, killed in zip(quiet_night, tables(out), strict=True):
         columns = [name for name in quiet.columns if name not in STAMP]
@@ -77,7 +101,7 @@ def assert_same_night(quiet_night, out):
 def test_a_driver_that_is_killed_twice_goes_on_from_what_is_committed(settings, quiet_night):
     out = "s3://night/killed"
     fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-    for parts in (2, 5):
+    for parts in (2, 4):
         process = start_command("score", **settings, out=out)
         try:
             wait_for_parts(process, out, parts)
@@ -99,6 +123,20 @@ def test_a_driver_that_is_killed_twice_goes_on_from_what_is_committed(settings, 
     rows = read_json(f"{latest(out)}/run.json")["counts"]["rows"]
     assert committed > 0.2 * rows
     assert plan["to_score"] <= rows - committed + quiet_night[1].shape[0], "what was committed is not scored again"
+
+
+def test_a_store_that_slows_down_resets_and_truncates_costs_no_row(settings, quiet_night, faulty_endpoint, monkeypatch):
+    out = "s3://night/faulty"
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", faulty_endpoint)
+        process = start_command("score", **settings, out=out)
+        _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    with urllib.request.urlopen(f"{faulty_endpoint}/__faults") as answer:
+        told = json.load(answer)
+    assert told["requests"] > 500
+    assert min(told["slow_down"], told["reset"], told["truncated"]) >= 1
+    assert_same_night(quiet_night, out)
 
 
 def test_a_killed_predictor_is_replaced(settings, quiet_night):

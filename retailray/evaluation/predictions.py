@@ -1,0 +1,52 @@
+"""What a bundle says of the rows of a catalog, in the driver: for catalogs of labelled rows, which fit there."""
+
+import pyarrow as pa
+import ray
+
+from retailray.cluster import Capacity, Plan, relay_progress
+from retailray.config import CatalogSection
+from retailray.data.catalog import Catalog
+from retailray.data.images import Limits
+from retailray.data.pipeline import DecodeSpec, image_dataset, transport_table
+from retailray.errors import RetailrayError
+from retailray.models.meta import BundleMeta
+from retailray.scoring import predict_dataset
+
+
+def predict_catalog(
+    section: CatalogSection,
+    catalog: Catalog,
+    uri: str,
+    meta: BundleMeta,
+    plan: Plan,
+    capacity: Capacity,
+    *,
+    batch_size: int,
+) -> pa.Table:
+    """The transport columns and predictions of every row (null where it failed), with the uncalibrated confidence.
+
+    Raises:
+        RetailrayError: a task or an actor failed for good.
+    """
+    limits = Limits(section.max_pixels, section.max_aspect_ratio)
+    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
+    table = transport_table(catalog, with_input=False)
+    images = image_dataset(table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus))
+    try:
+        with relay_progress("images", len(catalog)) as relay:
+            predicted = predict_dataset(
+                images,
+                bundle_uri=uri,
+                plan=plan,
+                batch_size=batch_size,
+                top_k=5,
+                relay=relay,
+                with_uncalibrated=True,
+            )
+            parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
+    except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
+        raise RetailrayError(f"evaluation stopped: {' '.join(str(error).split())[-400:]}") from error
+    found = pa.concat_tables(parts)
+    if found.num_rows != len(catalog):
+        raise RetailrayError(f"{len(catalog)} rows went in and {found.num_rows} came out; please report this")
+    return found

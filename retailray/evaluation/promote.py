@@ -1,0 +1,103 @@
+"""``promote`` and ``rollback``: which version ``@champion`` names, and why."""
+
+from typing import Any
+
+from retailray import progress, storage
+from retailray.config import PromoteConfig, RollbackConfig
+from retailray.errors import ConfigError, GateFailed, ModelError
+from retailray.evaluation.compare import CHALLENGER, CHAMPION, Side, measure, predict_both, rows_of
+from retailray.models.meta import load_meta
+from retailray.models.registry import history, move, parse_alias, resolve
+from retailray.runs import RunDirectory
+
+
+def promote(config: PromoteConfig) -> dict[str, Any]:
+    """Let ``@champion`` name a registered version, if it is not worse than the champion on labelled rows.
+
+    The decision and its numbers are in ``decision.json`` of a run directory, which the alias's history names.
+
+    Raises:
+        GateFailed: the gate said no; nothing moved.
+        RetailrayError: see :mod:`retailray.errors`.
+    """
+    watch = progress.Stopwatch()
+    address = resolve(config.model.uri)
+    folder, version = storage.parent(address), address.rsplit("/", 1)[-1]
+    challenger = Side(address, load_meta(address)[0])
+    if challenger.meta.version != version:
+        raise ModelError(
+            f"model.uri = {address}: not a registered version; `train` registers one as <registry>/<name>/<version> "
+            "with model.registry and model.name"
+        )
+    moves = history(folder, CHAMPION)
+    sides = {CHALLENGER: challenger}
+    if moves:
+        before = storage.join(folder, moves[-1].version)
+        sides[CHAMPION] = Side(before, load_meta(before)[0])
+    catalog = rows_of(config.catalog, config.split, config.promote.split)
+    run = RunDirectory(config)
+    progress.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
+                  champion=moves[-1].version if moves else None)  # fmt: skip
+    # without a champion it is compared with itself, which leaves the demands that do not ask for one
+    against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
+    both = predict_both(config.catalog, catalog, against, config.cluster, batch_size=config.promote.batch_size)
+    found = measure(both, bootstrap=config.promote.bootstrap)
+    problems = _gate(config, found)
+    decision = {"version": version, "champion": moves[-1].version if moves else None, "passed": not problems,
+                "problems": problems, "labelled": found["labelled"], "top1": found.get("top1")}  # fmt: skip
+    run.write_json("decision.json", decision)
+    run.publish({"verb": "promote", **decision, "seconds": watch.seconds})
+    if problems:
+        raise GateFailed(
+            f"{folder}@champion stays {moves[-1].version if moves else 'unset'}: {'; '.join(problems)}; "
+            f"see {run.path('decision.json')}"
+        )
+    evidence = {"run": run.address, "top1": found["top1"], "labelled": found["labelled"]}
+    made = move(folder, CHAMPION, version, reason=config.promote.reason or "promoted", evidence=evidence,
+                seen=moves[-1].number if moves else 0)  # fmt: skip
+    watch.summary("promote", num_images=2 * len(both), champion=f"{folder}/{version}", before=made.previous,
+                  top1=found["top1"][CHALLENGER], difference=found["top1"]["difference"])  # fmt: skip
+    return decision
+
+
+def _gate(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
+    """Why not; empty where nothing speaks against it."""
+    gate, problems = config.promote, []
+    if found["labelled"] < gate.min_rows:
+        problems.append(f"{found['labelled']} labelled rows, promote.min_rows asks for {gate.min_rows}")
+    if not found["labelled"]:
+        return problems
+    top1 = found["top1"]
+    if top1[CHALLENGER] < gate.min_top1:
+        problems.append(f"top-1 {top1[CHALLENGER]:.4f} is below promote.min_top1 = {gate.min_top1:g}")
+    low, high = top1["interval"]
+    if low < -gate.max_loss:
+        problems.append(
+            f"top-1 {top1[CHALLENGER]:.4f} against {top1[CHAMPION]:.4f}: the difference is {low:+.4f} to {high:+.4f} "
+            f"(95 %), and promote.max_loss allows {-gate.max_loss:+g}"
+        )
+    return problems
+
+
+def rollback(config: RollbackConfig) -> str:
+    """Let ``@champion`` name the version that it named before. Returns its address.
+
+    Raises:
+        ModelError: there is no version before.
+        ConfigError: ``model.uri`` is no alias.
+    """
+    watch = progress.Stopwatch()
+    parsed = parse_alias(config.model.uri)
+    if parsed is None:
+        raise ConfigError([f"model.uri = {config.model.uri}: rollback moves an alias: <registry>/<name>@champion"])
+    folder, alias = parsed
+    moves = history(folder, alias)
+    if not moves or moves[-1].previous is None:
+        there = moves[-1].version if moves else "nothing"
+        raise ModelError(f"{config.model.uri} names {there} and named nothing before; there is nothing to go back to")
+    now, back = moves[-1], moves[-1].previous
+    load_meta(storage.join(folder, back))  # it must still be there
+    reason = config.rollback.reason or f"rolled back from {now.version}"
+    move(folder, alias, back, reason=reason, evidence={"undone": now.number}, seen=now.number)
+    watch.summary("rollback", num_images=0, champion=f"{folder}/{back}", before=now.version)
+    return storage.join(folder, back)

@@ -1,0 +1,73 @@
+"""fault_proxy.py PORT UPSTREAM: in front of an S3-protocol server, what stores do on a bad night, at random.
+
+5 % SlowDown, 2 % resets, 1 % bodies cut in half, 200 ms on every request. GET /__faults tells how often.
+"""
+
+import asyncio
+import random
+import socket
+import struct
+import sys
+from collections import Counter
+
+import aiohttp
+import yarl
+from aiohttp import web
+
+SLOW_DOWN = (
+    b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+)
+LATENCY_S = 0.2
+told: Counter[str] = Counter()
+
+
+async def handle(request: web.Request) -> web.StreamResponse:
+    if request.path == "/__faults":
+        return web.json_response(told)
+    told["requests"] += 1
+    body = await request.read()
+    await asyncio.sleep(LATENCY_S)
+    draw = random.random()
+    if draw < 0.05:
+        told["slow_down"] += 1
+        return web.Response(status=503, body=SLOW_DOWN, content_type="application/xml")
+    if draw < 0.07:
+        told["reset"] += 1
+        return hang_up(request)
+    url = yarl.URL(sys.argv[2] + request.raw_path, encoded=True)
+    async with request.app["session"].request(request.method, url, headers=request.headers, data=body) as upstream:
+        data = await upstream.read()
+        answer = web.StreamResponse(status=upstream.status, headers=upstream.headers)
+    cut = draw < 0.08 and request.method == "GET" and len(data) > 100
+    if request.method != "HEAD":
+        answer.content_length = len(data)
+    await answer.prepare(request)
+    if request.method != "HEAD":
+        await answer.write(data[: len(data) // 2] if cut else data)
+    if cut:
+        told["truncated"] += 1
+        return hang_up(request)
+    await answer.write_eof()
+    return answer
+
+
+def hang_up(request: web.Request) -> web.Response:
+    """A reset, and not a polite end."""
+    assert request.transport
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
+    return web.Response()
+
+
+async def with_session(app: web.Application):
+    connector = aiohttp.TCPConnector(limit=40)
+    async with aiohttp.ClientSession(auto_decompress=False, connector=connector) as app["session"]:
+        yield
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    app = web.Application(client_max_size=1 << 30)
+    app.cleanup_ctx.append(with_session)
+    app.router.add_route("*", "/{path:.*}", handle)
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
