@@ -360,6 +360,9 @@ class ScoreSection(Section):
     )
     publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
     rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the first night measures it to be faster; later nights keep to it"
+    )
     dedupe: bool = Field(True, description="images of equal bytes are inferred once")
     plan_only: bool = Field(False, description="say what a run would do, and do nothing")
     keep_runs: int | None = Field(

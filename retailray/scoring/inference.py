@@ -37,7 +37,7 @@ from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import ImageError, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
-from retailray.scoring.ledger import LEDGER_SCHEMA, SCORED, TODO
+from retailray.scoring.ledger import LEDGER_SCHEMA, PRECISION, SCORED, TODO
 from retailray.scoring.predicting import predict_dataset
 
 UNIT_ROWS = 2048  # images a data task, at most
@@ -131,6 +131,7 @@ def _run(
         batch_size=config.score.batch_size,
         top_k=config.score.top_k,
         relay=relay,
+        agreement=run.path(PRECISION),
     )
     low, high = PART_ROWS
     parts = predicted.map_batches(

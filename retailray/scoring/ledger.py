@@ -39,6 +39,7 @@ LEDGER_SCHEMA = pa.schema(
         ("scored_at", pa.string()),
     ]
 )
+PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
 SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)

@@ -1,11 +1,13 @@
 """Decoded rows to prediction rows in a pool of predictor actors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
+from retailray import storage
 from retailray.cluster import Plan
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
 from retailray.models.bundle import load_bundle
@@ -23,11 +25,13 @@ def predict_dataset(
     top_k: int,
     relay: Any,
     with_uncalibrated: bool = False,
+    agreement: str | None = None,
 ) -> ray.data.Dataset:
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
     ``with_uncalibrated`` adds :data:`UNCALIBRATED`. ``relay`` (:func:`retailray.cluster.relay_progress`) is told of
-    every batch.
+    every batch. ``agreement``: an address where the pool, and whoever comes later, finds the precision that the first
+    actor measured to be the faster one; without it each actor goes by its own measurement.
     """
     return images.map_batches(
         PredictBatch,
@@ -38,6 +42,7 @@ def predict_dataset(
             "top_k": top_k,
             "relay": relay,
             "with_uncalibrated": with_uncalibrated,
+            "agreement": agreement,
         },
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         batch_format="pyarrow",
@@ -47,19 +52,38 @@ def predict_dataset(
     )
 
 
+def _agreed(address: str | None, make: Callable[[str], Any]) -> Any:
+    """A predictor in the precision that stands at ``address``; the first one there decides it."""
+    if address and storage.exists(address):
+        return make(storage.read_bytes(address).decode())
+    predictor = make("auto")
+    if address and not storage.create(address, predictor.precision.encode()):
+        predictor.precision = storage.read_bytes(address).decode()
+    return predictor
+
+
 class PredictBatch:
     """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
     def __init__(
-        self, *, bundle_uri: str, use_gpu: bool, threads: int, top_k: int, relay: Any, with_uncalibrated: bool
+        self,
+        *,
+        bundle_uri: str,
+        use_gpu: bool,
+        threads: int,
+        top_k: int,
+        relay: Any,
+        with_uncalibrated: bool,
+        agreement: str | None,
     ) -> None:
         from retailray.models.predictor import Predictor
         from retailray.models.process import prepare_process
 
         prepare_process(threads)
         bundle = load_bundle(bundle_uri)
+        device = "cuda" if use_gpu else "cpu"
         self.relay = relay
-        self.predictor = Predictor(bundle, device="cuda" if use_gpu else "cpu")
+        self.predictor = _agreed(agreement, lambda known: Predictor(bundle, device=device, precision=known))
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(top_k, len(self.labels))

@@ -26,7 +26,8 @@ from retailray.models.registry import pinned
 from retailray.models.thresholds import AcceptanceCurve, acceptance_curve, fit_thresholds
 from retailray.reports import write_score_report
 from retailray.runs import RunDirectory
-from retailray.scoring.ledger import PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
+from retailray.scoring.inference import infer
+from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
 from retailray.scoring.publishing import LEDGER, OUTPUT, summarize, write_tables
 from retailray.scoring.staging import StagedCatalog, stage_catalog
 
@@ -73,6 +74,7 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "transform": meta.transform.model_dump(),
         "temperature": meta.temperature,
         "top_k": config.score.top_k,
+        "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -90,10 +92,9 @@ def _score(
     catalog, ledger, plan = _plan(config, key, folder, run=run)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
     progress.emit("plan", **_told(plan))
+    _keep_precision(config, run, key)
     scored_s = 0.0
-    if plan.images:
-        from retailray.scoring.inference import infer  # Ray is not even imported on a night on which nothing changed
-
+    if plan.images:  # else Ray is not even started
         before = watch.seconds
         ledger.add_fresh(map(_read_part, infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)))
         scored_s = watch.seconds - before
@@ -184,6 +185,18 @@ def _thresholds(config: ScoreConfig, meta: BundleMeta) -> tuple[Thresholds, Acce
         return meta.thresholds, curve
     abstain = meta.thresholds.abstain
     return fit_thresholds(labels, predicted, scores, target_precision=target, abstain=abstain), curve
+
+
+def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str) -> None:
+    """Score in the precision of the night before, so that what is carried over and what is new are of one kind."""
+    if config.score.precision != "auto":
+        storage.create(run.path(PRECISION), config.score.precision.encode())
+        return
+    published = last_published(config.out)
+    if published and published[1].get("scoring_key") == key:
+        before = storage.join(published[0], PRECISION)
+        if storage.exists(before):
+            storage.create(run.path(PRECISION), storage.read_bytes(before))
 
 
 def _told(plan: PlanCounts) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def encoded(format, mode="RGB", size=(60, 50), **options):
 def png_of_size(width, height):
     """A PNG whose header claims so many pixels, and that holds none."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    chunks = [header, b"IDAT" + zlib.compress(bytes(10)), b"IEND"]
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 JPEG, PNG = encoded("JPEG"), encoded("PNG")
@@ -44,13 +46,13 @@ FILES = {
     "zeros.jpg": (bytes(1000), "not_an_image"),
     "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
     "half.png": (PNG[: len(PNG) // 2], "truncated"),
-    "half.gif": (encoded("GIF")[:200], "truncated"),
+    "half.gif": (encoded("GIF")[:200], "corrupt"),
     "half.bmp": (encoded("BMP")[:200], "truncated"),
     "half.webp": (encoded("WEBP")[:200], "corrupt"),
     "header.jpg": (JPEG[:20], "corrupt"),
     "signature.png": (PNG[:8], "corrupt"),
     "noise.jpg": (b"\xff\xd8\xff" + bytes(range(256)) * 4, "corrupt"),
-    "checksum.png": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "corrupt"),
+    "checksum.png": (PNG[:30] + bytes([PNG[30] ^ 255]) + PNG[31:], "corrupt"),
     "bomb.png": (png_of_size(30_000, 30_000), "too_many_pixels"),
     "line.png": (png_of_size(5000, 2), "bad_aspect_ratio"),
     "nothing.png": (png_of_size(0, 10), "corrupt"),

@@ -45,6 +45,7 @@ def settings(s3_endpoint, small_bundle):
         "score.dedupe": "false",
         "score.max_error_rate": 1,
         "score.batch_size": 32,
+        "score.precision": "float32",
     }
 
 
