@@ -89,8 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """The console script and the jobs: leave at once with the code, without waiting for a store that never answers."""
-    code = main(argv)
+    """The console script and the jobs."""
+    leave(main(argv))
+
+
+def leave(code: int) -> None:
+    """End the process at once with the code, without waiting for a store that never answers."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -358,6 +358,12 @@ class ScoreSection(Section):
         description="accept what is right so often, by class, as the bundle's validation rows say; default: the "
         "bundle's thresholds [fraction]",
     )
+    max_drift: float | None = Field(
+        None,
+        gt=0,
+        description="exit 4 after publishing where labels or confidences moved further, against last night or the "
+        "bundle's validation rows [population stability index; 0.1 is little, 0.25 much]; default: no gate",
+    )
     publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
     rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

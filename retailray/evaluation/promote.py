@@ -42,7 +42,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
     both = predict_both(config.catalog, catalog, against, config.cluster, batch_size=config.promote.batch_size)
     found = measure(both, bootstrap=config.promote.bootstrap)
-    problems = _gate(config, found)
+    problems = gate_problems(config, found)
     decision = {"version": version, "champion": moves[-1].version if moves else None, "passed": not problems,
                 "problems": problems, "labelled": found["labelled"], "top1": found.get("top1")}  # fmt: skip
     run.write_json("decision.json", decision)
@@ -60,7 +60,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     return decision
 
 
-def _gate(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
+def gate_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
     """Why not; empty where nothing speaks against it."""
     gate, problems = config.promote, []
     if found["labelled"] < gate.min_rows:

@@ -16,6 +16,15 @@ RESAMPLES = 500
 
 
 @dataclasses.dataclass(frozen=True)
+class Validation:
+    """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``; ``(N,)``."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class AcceptanceCurve:
     """Accepting all rows from a confidence on: their share, precision and its 95 % interval, all float ``(P,)``."""
 
@@ -26,24 +35,21 @@ class AcceptanceCurve:
     high: np.ndarray
 
 
-def fit_thresholds(
-    labels: np.ndarray, predicted: np.ndarray, scores: np.ndarray, *, target_precision: float, abstain: float
-) -> Thresholds:
+def fit_thresholds(rows: Validation, *, target_precision: float, abstain: float) -> Thresholds:
     """The lowest confidence for each class from which on its accepted rows are estimated to be right often enough.
 
     Args:
-        labels, predicted: names ``(N,)``. scores: calibrated confidences ``(N,)``.
         target_precision: of what is accepted, in 0 to 1. abstain: the confidence below which nothing is claimed.
 
     Returns:
         ``accept`` for classes without a row, ``per_class`` for the others; :data:`NEVER` where no confidence does.
     """
-    correct = (labels == predicted).astype(float)
-    overall = _lowest(correct, scores, target_precision)
+    correct = (rows.labels == rows.predicted).astype(float)
+    overall = _lowest(correct, rows.scores, target_precision)
     per_class = {}
-    for name in sorted(set(predicted.tolist())):
-        own = predicted == name
-        per_class[name] = _lowest(correct[own], scores[own], target_precision)
+    for name in sorted(set(rows.predicted.tolist())):
+        own = rows.predicted == name
+        per_class[name] = _lowest(correct[own], rows.scores[own], target_precision)
     return Thresholds(accept=overall, abstain=min(abstain, overall), per_class=per_class)
 
 
@@ -58,9 +64,9 @@ def _lowest(correct: np.ndarray, scores: np.ndarray, target: float) -> float:
     return float(ordered[reached[-1]]) if len(reached) else NEVER
 
 
-def acceptance_curve(labels: np.ndarray, predicted: np.ndarray, scores: np.ndarray, *, seed: int) -> AcceptanceCurve:
+def acceptance_curve(rows: Validation, *, seed: int = 0) -> AcceptanceCurve:
     """How much could be accepted at which precision, with an interval by bootstrap over the rows."""
-    correct = (labels == predicted).astype(float)
+    correct, scores = (rows.labels == rows.predicted).astype(float), rows.scores
     points = np.unique(np.quantile(scores, np.linspace(0, 0.98, 50)))
     generator = np.random.default_rng(seed)
     resampled = np.full((RESAMPLES, len(points)), np.nan)

@@ -1,6 +1,6 @@
 """The report of a scoring run: counts, confidence, doubtful pictures, errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ def write_score_report(
     *,
     thresholds: Thresholds,
     curve: AcceptanceCurve | None,
-    seconds: float,
+    drift: Sequence[Any],
+    changed: Mapping[str, Any],
+    times: Mapping[str, float],
 ) -> None:
     """Write ``report.html`` into the run directory; ``found``: :func:`retailray.scoring.publishing.summarize`."""
-    doubtful = found["review"][:NUM_DOUBTFUL]
-    pictures = thumbnails([row["uri"] for row in doubtful])
     page = render(
         "score.html.j2",
         title="Scored catalog",
@@ -44,10 +44,13 @@ def write_score_report(
         acceptable=_acceptable(curve),
         meta=meta,
         model_uri=config.model.uri,
-        seconds=seconds,
+        times=times,
+        drift=drift,
+        changed=changed,
+        changed_pictures=_with_pictures(changed["examples"]),
         histogram=data_uri(plots.score_histogram(np.array(found["histogram"]), _lines(thresholds)), "image/png"),
         labels=data_uri(plots.label_bars(found["labels"], "predicted labels"), "image/png"),
-        doubtful=[row | {"picture": picture} for row, picture in zip(doubtful, pictures, strict=True)],
+        doubtful=_with_pictures(found["review"][:NUM_DOUBTFUL]),
         errors=error_summary(found["errors_by_code"], found["examples"]),
     )
     run.write("report.html", page)
@@ -70,3 +73,8 @@ def _acceptable(curve: AcceptanceCurve | None) -> list[dict[str, float]]:
             names = ("confidence", "share", "precision", "low", "high")
             rows.append({"wanted": wanted, **{name: float(getattr(curve, name)[at]) for name in names}})
     return rows
+
+
+def _with_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    pictures = thumbnails([row["uri"] for row in rows])
+    return [row | {"picture": picture} for row, picture in zip(rows, pictures, strict=True)]

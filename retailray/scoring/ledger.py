@@ -101,6 +101,11 @@ class Ledger:
     def table(self, query: str) -> pa.Table:
         return self._db.sql(query).to_arrow_table()
 
+    def counts(self, query: str) -> dict[Any, int]:
+        """The first column by the second."""
+        found = self.table(query)
+        return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+
     def batches(self, query: str, batch_rows: int) -> Iterator[pa.Table]:
         """The rows of a query, never all of them in memory."""
         # a cursor of its own: a connection takes no other query while rows are being read from it

@@ -125,16 +125,11 @@ def rows_of(name: str) -> int:
 def summarize(ledger: Ledger) -> dict[str, Any]:
     """What the report and ``run.json`` tell of all rows; its size is bounded by labels and codes."""
 
-    def counts(query: str) -> dict[Any, int]:
-        found = ledger.table(query)
-        return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
-
     good = "from final where code = ''"
     labelled = ledger.one(f"select count(*) {good} and label <> ''")
     agreeing = ledger.one(f"select count(*) {good} and label = pred_label")
-    bins = counts(
-        f"select least(cast(floor(pred_score * {SCORE_BINS}) as int), {SCORE_BINS - 1}), count(*) {good} group by 1"
-    )
+    binned = f"least(cast(floor(pred_score * {SCORE_BINS}) as int), {SCORE_BINS - 1})"
+    bins = ledger.counts(f"select {binned}, count(*) {good} group by 1")
     review = ledger.table(
         "select id, image, uri, pred_label, pred_score, topk_labels, topk_scores, decision "
         f"{good} and decision <> 'accept' order by pred_score, row limit {REVIEW_ROWS}"
@@ -146,9 +141,9 @@ def summarize(ledger: Ledger) -> dict[str, Any]:
     ).to_pylist():
         examples.setdefault(row["error_code"], []).append(row)
     return {
-        "labels": counts(f"select pred_label, count(*) {good} group by 1 order by 2 desc, 1"),
-        "decisions": counts(f"select decision, count(*) {good} group by 1 order by 1"),
-        "errors_by_code": counts("select code, count(*) from final where code <> '' group by 1 order by 1"),
+        "labels": ledger.counts(f"select pred_label, count(*) {good} group by 1 order by 2 desc, 1"),
+        "decisions": ledger.counts(f"select decision, count(*) {good} group by 1 order by 1"),
+        "errors_by_code": ledger.counts("select code, count(*) from final where code <> '' group by 1 order by 1"),
         "label_agreement": agreeing / labelled if labelled else None,
         "histogram": [bins.get(at, 0) for at in range(SCORE_BINS)],
         "review": review.to_pylist(),

@@ -19,22 +19,25 @@ import pyarrow.parquet as pq
 from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.tables import PIECE_ROWS
-from retailray.errors import ModelError, StorageError, TooManyRowErrors
+from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
 from retailray.lease import Lease, hold
 from retailray.models.meta import BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
-from retailray.models.thresholds import AcceptanceCurve, acceptance_curve, fit_thresholds
+from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
 from retailray.reports import write_score_report
 from retailray.runs import RunDirectory
+from retailray.scoring.drift import Drift, changed_labels, measure_drift
 from retailray.scoring.inference import infer
 from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
 from retailray.scoring.publishing import LEDGER, OUTPUT, summarize, write_tables
 from retailray.scoring.staging import StagedCatalog, stage_catalog
 
 PLAN = "plan.json"
+CHANGED = 24  # products whose label changed, and kinds of change, in the report
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
 IGNORED = ("cluster", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors", "score.memory_gb",
-           "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision")  # fmt: skip
+           "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
+           "score.max_drift")  # fmt: skip
 
 
 def score(config: ScoreConfig) -> str:
@@ -89,24 +92,29 @@ def _score(
     folder: Path,
     watch: progress.Stopwatch,
 ) -> str:
+    validation = _validation(config)
     catalog, ledger, plan = _plan(config, key, folder, run=run)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
     progress.emit("plan", **_told(plan))
     _keep_precision(config, run, key)
-    scored_s = 0.0
+    planned_s, scored_s = watch.seconds, 0.0
     if plan.images:  # else Ray is not even started
         before = watch.seconds
         ledger.add_fresh(map(_read_part, infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)))
         scored_s = watch.seconds - before
-    thresholds, curve = _thresholds(config, meta)
+    thresholds = _thresholds(config, meta, validation)
     ledger.settle(thresholds)
     lease.check()
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file)
     found = summarize(ledger)
+    drift, changed = measure_drift(ledger, validation), changed_labels(ledger, limit=CHANGED)
     ledger.close()
     queue = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found["review"])
     run.write("review/queue.jsonl", queue)
-    write_score_report(run, meta, found, counts, config, thresholds=thresholds, curve=curve, seconds=watch.seconds)
+    times = {"planning": planned_s, "inference": scored_s, "in all": watch.seconds}
+    curve = acceptance_curve(validation) if validation else None
+    write_score_report(run, meta, found, counts, config, thresholds=thresholds, curve=curve, drift=drift,
+                       changed=changed, times=times)  # fmt: skip
     rate = counts["failed"] / counts["rows"]
     too_many = rate > config.score.max_error_rate
     pointed = not too_many or config.score.publish_on_errors
@@ -116,7 +124,8 @@ def _score(
     run.publish({
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
         "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
-        "thresholds": thresholds.model_dump(),
+        "thresholds": thresholds.model_dump(), "drift": [dataclasses.asdict(row) for row in drift],
+        "labels_changed": changed["count"], "times": times,
         **{name: found[name] for name in ("errors_by_code", "labels", "decisions", "label_agreement")},
         "published": pointed, "seconds": watch.seconds,
         "images_per_s": plan.images / scored_s if plan.images else None,
@@ -130,6 +139,7 @@ def _score(
             f"{counts['failed']} of {counts['rows']} rows failed ({rate:.1%}), more than score.max_error_rate = "
             f"{config.score.max_error_rate:.1%}; {where}, the reasons are in {run.path('errors')}"
         )
+    _gate(config, drift, run)
     return run.address
 
 
@@ -169,22 +179,24 @@ def _unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
     return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
 
 
-def _thresholds(config: ScoreConfig, meta: BundleMeta) -> tuple[Thresholds, AcceptanceCurve | None]:
-    """Today's, and what could be accepted at which precision, if the bundle has its validation rows."""
-    target, rows = config.score.target_precision, load_validation(config.model.uri)
-    if rows is None or not rows.num_rows:
-        if target:
-            raise ModelError(
-                f"score.target_precision = {target}: {config.model.uri} has no validation.parquet to fit thresholds "
-                "on; train it again with this version, or leave score.target_precision out"
-            )
-        return meta.thresholds, None
-    labels, predicted, scores = (rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score"))
-    curve = acceptance_curve(labels, predicted, scores, seed=0)
-    if not target:
-        return meta.thresholds, curve
+def _validation(config: ScoreConfig) -> Validation | None:
+    """What came of the bundle's validation rows, if it has kept them. Raises ModelError where they are asked for."""
+    rows, target = load_validation(config.model.uri), config.score.target_precision
+    if rows is not None and rows.num_rows:
+        return Validation(*(rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score")))
+    if target:
+        raise ModelError(
+            f"score.target_precision = {target}: {config.model.uri} has no validation.parquet to fit thresholds on; "
+            "train it again with this version, or leave score.target_precision out"
+        )
+    return None
+
+
+def _thresholds(config: ScoreConfig, meta: BundleMeta, validation: Validation | None) -> Thresholds:
+    if not config.score.target_precision or not validation:
+        return meta.thresholds
     abstain = meta.thresholds.abstain
-    return fit_thresholds(labels, predicted, scores, target_precision=target, abstain=abstain), curve
+    return fit_thresholds(validation, target_precision=config.score.target_precision, abstain=abstain)
 
 
 def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str) -> None:
@@ -197,6 +209,16 @@ def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str) -> None:
         before = storage.join(published[0], PRECISION)
         if storage.exists(before):
             storage.create(run.path(PRECISION), storage.read_bytes(before))
+
+
+def _gate(config: ScoreConfig, drift: list[Drift], run: RunDirectory) -> None:
+    limit = config.score.max_drift
+    far = [f"{row.what} against {row.against}: {row.psi:.3f}" for row in drift if limit and row.psi > limit]
+    if far:
+        raise GateFailed(
+            f"population stability index over score.max_drift = {limit:g}: {'; '.join(far)}; the results are "
+            f"published, see {run.path('report.html')}"
+        )
 
 
 def _told(plan: PlanCounts) -> dict[str, Any]:

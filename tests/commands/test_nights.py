@@ -33,7 +33,8 @@ def night(tmp_path, small_bundle, retailray):
             "out": tmp_path / "out",
         }
         code, out, err = retailray("score", **settings | changes)
-        if code not in (0, 3):
+        assert code in (0, 1, 3, 4), err
+        if code in (1, 4):
             return code, err, None, None
         if events(out)[-1].get("plan_only"):
             return code, events(out)[-1], None, None
@@ -66,6 +67,7 @@ def test_a_second_night_on_which_nothing_changed_infers_nothing(night):
     assert_same(errors, errors_again, but=["run_id"])  # DuckDB makes a column of the directory's name
     assert second["run_id"] != first["run_id"]
     assert first["errors_by_code"]["not_found"] > 0
+    assert (second["labels_changed"], {row["psi"] for row in second["drift"]}) == (0, {0.0})
     assert second["plan"]["images"] == 0, "what was not there and is not there now is not asked for"
 
 
@@ -116,7 +118,12 @@ def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, smal
     assert_same(before, after, but=["decision", *STAMP])
     warm = bundle.meta.model_copy(update={"temperature": 2.0, "version": "3"})
     save_bundle(str(tmp_path / "warm"), warm, bundle.state)
-    _, summary, _, _ = night(**{"model.uri": tmp_path / "warm"})
+    code, err, _, _ = night(**{"model.uri": tmp_path / "warm", "score.max_drift": 0.1})
+    assert (code, "confidence against last night" in err) == (4, True), "the same labels, told with less confidence"
+    run = latest(str(tmp_path / "out"))
+    summary = read_json(f"{run}/run.json")
+    assert "Drift" in Path(run, "report.html").read_text()
+    assert summary["labels_changed"] == 0
     assert (summary["counts"]["carried_over"], summary["counts"]["scored"]) == (0, len(before))
 
 
@@ -137,9 +144,6 @@ def test_too_many_errors_can_withhold_the_pointer(night, tmp_path):
     assert latest(str(tmp_path / "out")) == before
     withheld = [path for path in (tmp_path / "out").glob("run_id=*") if str(path) != before]
     assert (withheld[0] / "_SUCCESS").exists()
-    code, _, _, errors = night(**{"score.max_error_rate": 0.5})
-    assert (code, len(errors)) == (3, 2)
-    assert latest(str(tmp_path / "out")) != before
 
 
 def test_old_runs_leave_when_asked(night, tmp_path):
@@ -176,9 +180,5 @@ def test_images_without_identity_are_read_and_told_by_their_bytes(night, tmp_pat
         assert second["plan"]["to_score"] == first["plan"]["to_score"], "all of them are read"
         assert (second["counts"]["scored"], second["counts"]["carried_over"]) == (0, len(before))
         assert_same(before, after, but=["run_id"])
-        image = Path(night.folder, before.image[0])
-        image.write_bytes(Path(night.folder, before.image[1]).read_bytes()[:-2] + b"\xff\xd9\n")
-        _, third, _, _ = night(**web)
-        assert third["counts"]["scored"] == 1
     finally:
         server.shutdown()

@@ -77,11 +77,11 @@ def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retail
     assert metrics["ece"] < 0.06
 
 
-def test_all_test_photos_are_scored_once(shop, bundle, retailray):
-    settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/scores"}
+def test_all_validation_photos_are_scored_once(shop, bundle, retailray):
+    settings = {**shop, "catalog.uri": f"{SHOP}/val.csv", "model.uri": bundle, "out": f"{SHOP}/scores"}
     assert retailray("score", **settings)[0] == 0
     run = latest(f"{SHOP}/scores")
-    source = pd.read_csv(f"{SHOP}/test.csv")
+    source = pd.read_csv(f"{SHOP}/val.csv")
     predictions = pd.read_parquet(f"{run}/predictions")
     path = f"{run}/errors".removeprefix("s3://")
     errors = pyarrow.dataset.dataset(path, filesystem=s3fs.S3FileSystem(use_listings_cache=False)).to_table()

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retailray.config import PromoteConfig
 from retailray.evaluation.compare import measure, paired
+from retailray.evaluation.promote import gate_problems
 
 
 def frame(labels):
@@ -40,3 +42,17 @@ def test_equal_classifiers_have_no_evidence_against_each_other():
     right = np.array([True, False, True])
     found = paired(right, right, bootstrap=100, seed=0)
     assert (found["difference"], found["interval"], found["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
+
+
+def test_the_gate_asks_for_rows_and_for_a_floor():
+    found = measure(frame(["a", "b", "", "b"]), bootstrap=100)
+    settings = {"catalog": {"uri": "/x.csv"}, "model": {"uri": "/m"}, "out": "/o"}
+    strict = PromoteConfig(**settings, promote={"min_rows": 1000, "min_top1": 0.9, "max_loss": 0.01})
+    words = " ".join(gate_problems(strict, found))
+    assert "promote.min_rows asks for 1000" in words
+    assert "promote.min_top1 = 0.9" in words
+    assert "promote.max_loss allows -0.01" in words, "one row of three each way is no evidence"
+    kind = PromoteConfig(**settings, promote={"min_rows": 3, "max_loss": 0.99})
+    assert gate_problems(kind, found) == []
+    unlabelled = measure(frame([""] * 4), bootstrap=100)
+    assert len(gate_problems(kind, unlabelled)) == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retailray.models.thresholds import NEVER, PRIOR_ROWS, acceptance_curve, fit_thresholds
+from retailray.models.thresholds import NEVER, PRIOR_ROWS, Validation, acceptance_curve, fit_thresholds
 
 
 def draw(rows, seed, *, honesty=1.0):
@@ -17,7 +17,7 @@ def draw(rows, seed, *, honesty=1.0):
 
 @pytest.mark.parametrize("target", [0.8, 0.9])
 def test_what_is_accepted_is_right_often_enough_on_new_rows(target):
-    fitted = fit_thresholds(*draw(4000, 1), target_precision=target, abstain=0.1)
+    fitted = fit_thresholds(Validation(*draw(4000, 1)), target_precision=target, abstain=0.1)
     labels, predicted, scores = draw(40_000, 2)
     for name in "ab":
         accepted = (predicted == name) & (scores >= fitted.per_class[name])
@@ -27,13 +27,14 @@ def test_what_is_accepted_is_right_often_enough_on_new_rows(target):
 
 
 def test_rows_speak_louder_than_a_confidence_that_is_too_high():
-    honest, sure = (fit_thresholds(*draw(4000, 1, honesty=power), target_precision=0.9, abstain=0) for power in (1, 2))
+    rows = [Validation(*draw(4000, 1, honesty=power)) for power in (1, 2)]
+    honest, sure = (fit_thresholds(part, target_precision=0.9, abstain=0) for part in rows)
     assert sure.per_class["a"] > honest.per_class["a"] + 0.03
 
 
 def test_one_lucky_row_opens_nothing():
     labels = predicted = np.array(["a"])
-    fitted = fit_thresholds(labels, predicted, np.array([0.5]), target_precision=0.9, abstain=0.2)
+    fitted = fit_thresholds(Validation(labels, predicted, np.array([0.5])), target_precision=0.9, abstain=0.2)
     assert (1 + PRIOR_ROWS * 0.5) / (1 + PRIOR_ROWS) < 0.9
     assert (fitted.per_class["a"], fitted.accept) == (NEVER, NEVER)
     assert fitted.abstain == 0.2
@@ -41,13 +42,13 @@ def test_one_lucky_row_opens_nothing():
 
 def test_rows_of_one_confidence_are_accepted_together():
     labels, predicted = np.array(["a"] * 50 + ["x"] * 50), np.array(["a"] * 100)
-    fitted = fit_thresholds(labels, predicted, np.full(100, 0.9), target_precision=0.9, abstain=0)
+    fitted = fit_thresholds(Validation(labels, predicted, np.full(100, 0.9)), target_precision=0.9, abstain=0)
     assert fitted.per_class["a"] == NEVER, "the first fifty are right, and nothing tells them from the others"
 
 
 def test_the_curve_tells_share_and_precision():
     labels, predicted, scores = draw(3000, 3)
-    curve = acceptance_curve(labels, predicted, scores, seed=0)
+    curve = acceptance_curve(Validation(labels, predicted, scores))
     at = len(curve.confidence) // 2
     accepted = scores >= curve.confidence[at]
     assert curve.share[at] == pytest.approx(accepted.mean())
