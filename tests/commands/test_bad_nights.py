@@ -19,7 +19,7 @@ from tests.commands.helpers import events, latest, read_json, start_command
 from tests.conftest import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-NUM_IMAGES = 480  # some eight parts
+NUM_IMAGES = 360  # some six parts
 STAMP = ["run_id", "scored_at"]
 
 
