@@ -45,7 +45,7 @@ UNITS_PER_FILE = 64
 PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
 PART_ROWS = (64, 20_000)  # and so few and so many images has a part
 SEEN_IMAGES = 500_000  # digests that are remembered to find copies; bounds the actor's memory
-IDENTITY, SHA, KNOWN = (OURS + name for name in ("identity", "sha256", "known_sha256"))
+IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
 REUSED = "reused"  # stands in the error column of an image whose prediction is known by its bytes
 
 

@@ -70,7 +70,6 @@ class Ledger:
     def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
         options: dict[str, Any] = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(folder / "spill")}
         self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
-        self._folder = folder
         self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
         self._db.execute(
             """
@@ -203,10 +202,7 @@ class Ledger:
 
         An image that equals another takes its result; if that other never came, it fails and is tried next time.
         """
-        everything = (
-            f"select 0 as origin, true as fresh, {_COLUMNS} from fresh "
-            f"union all select origin, false as fresh, {_COLUMNS} from done"
-        )
+        everything = f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from done"
         sources = (
             f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from known where usable"
         )
