@@ -25,7 +25,9 @@ class RunDirectory:
         """``run_id``: of an unfinished run that is gone on with."""
         started = datetime.datetime.now(datetime.UTC)
         self.resumed = run_id is not None
-        self.run_id = run_id or f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        # The short id begins with the microseconds, so that runs of one second sort by their age like all others.
+        short_id = f"{started.microsecond:05x}{secrets.randbelow(16):x}"
+        self.run_id = run_id or f"{started:%Y%m%dT%H%M%SZ}-{short_id}"
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
         self.address = storage.join(config.out, f"run_id={self.run_id}")
