@@ -21,7 +21,7 @@ ACTIONS = {
     "compare": ("retailray.evaluation", "compare"),
     "promote": ("retailray.evaluation", "promote"),
     "rollback": ("retailray.evaluation", "rollback"),
-    "score": ("retailray.scoring", "score"),
+    "score": ("retailray.scoring.score", "score"),
 }
 SUMMARIES = {
     "demo": "the whole story on a made-up catalog, in a few minutes",

@@ -31,7 +31,7 @@ from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.evaluation import check, evaluate
 from retailray.reports import write_demo_report
 from retailray.runs import RunDirectory
-from retailray.scoring import score
+from retailray.scoring.score import score
 from retailray.training import train
 
 ARCH, IMAGE_PX, LABEL_NOISE = "resnet18", 64, 0.05

@@ -1,6 +1,8 @@
 """Layers import downwards only; what is meant to be torch only has no Ray; the public surface is pinned."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import retailray
@@ -64,6 +66,13 @@ def test_models_are_torch_only_and_the_ground_floor_is_light():
             assert "ray" not in names, path
         if LEVEL.get(room, 99) <= LEVEL["arguments"]:
             assert not names & {"ray", "torch", "torchvision"}, path
+
+
+def test_tasks_that_fetch_and_decode_start_without_torch():
+    """Each of them is a process on a CPU node; torch and torchvision alone take seconds and 300 MB."""
+    tasks = "retailray.scoring.inference, retailray.data.pipeline, retailray.data.scan"
+    code = f"import sys, {tasks}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_job_is_thin_and_every_verb_has_one():

@@ -11,6 +11,7 @@ from retailray import progress
 from retailray.config import ClusterSection, TuneSection
 from retailray.errors import CapacityError
 
+BATCHES_AN_ACTOR = 8  # at least, or a second predictor is not worth its start
 MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
 
 
@@ -45,9 +46,13 @@ def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
     return plan
 
 
-def plan_scoring(capacity: Capacity, section: ClusterSection) -> Plan:
-    """A fixed pool of predictors: one a GPU, else one for every two CPUs, unless ``cluster.num_workers`` says."""
-    return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)))
+def plan_scoring(capacity: Capacity, section: ClusterSection, *, num_images: int, batch_size: int) -> Plan:
+    """A fixed pool of predictors: one a GPU, else one for every two CPUs, unless ``cluster.num_workers`` says.
+
+    No more than have :data:`BATCHES_AN_ACTOR` batches each: starting a process and loading a model takes some seconds.
+    """
+    busy = max(1, -(-num_images // (BATCHES_AN_ACTOR * batch_size)))
+    return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)), useful=busy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,7 @@ def plan_reading(capacity: Capacity) -> Plan:
     return dataclasses.replace(plan, num_actors=0, actor_cpus=0.0)
 
 
-def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -> Plan:
+def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int, useful: int | None = None) -> Plan:
     """Raises CapacityError, with the numbers, for what could never start."""
     cpus, gpus = capacity.num_cpus, capacity.num_gpus
     if cpus <= 0:
@@ -100,7 +105,8 @@ def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int) -
             "cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false"
         )
     limit = int(gpus) if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
-    count = section.num_workers or (int(gpus) if use_gpu else default_on_cpu)
+    default = int(gpus) if use_gpu else default_on_cpu
+    count = section.num_workers or min(default, useful or default)
     if count > limit:
         what = f"{int(gpus)} GPUs" if use_gpu else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
         raise CapacityError(

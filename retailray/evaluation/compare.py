@@ -84,7 +84,7 @@ def predict_both(
     """A row for every row that both could predict: ``id, uri, label``, and label and score by each side."""
     frames = []
     with ray_session(cluster) as capacity:
-        plan = plan_scoring(capacity, cluster)
+        plan = plan_scoring(capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         wait_until_free(plan)
         for name, side in sides.items():
             table = predict_catalog(section, catalog, side.uri, side.meta, plan, capacity, batch_size=batch_size)

@@ -119,9 +119,9 @@ def _rows(config: EvaluateConfig, meta: BundleMeta) -> Catalog:
 
 def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
     with ray_session(config.cluster) as capacity:
-        plan = plan_scoring(capacity, config.cluster)
-        wait_until_free(plan)
         batch_size = config.evaluate.batch_size
+        plan = plan_scoring(capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
+        wait_until_free(plan)
         return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, capacity, batch_size=batch_size)
 
 

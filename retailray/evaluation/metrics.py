@@ -4,9 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torchmetrics.functional.classification import binary_calibration_error
 
 ECE_BINS = 15
 
@@ -51,6 +49,9 @@ def classification_metrics(
 
 def calibration_error(score: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error: confidence float (N,) against hits 0 or 1 (N,), 15 bins of equal width."""
+    import torch  # takes seconds, and most of what imports this module needs counts only
+    from torchmetrics.functional.classification import binary_calibration_error
+
     error = binary_calibration_error(torch.tensor(score), torch.tensor(correct).int(), n_bins=ECE_BINS, norm="l1")
     return float(error)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from retailray.config import EvaluateConfig
-from retailray.models.bundle import BundleMeta
+from retailray.models.meta import BundleMeta
 from retailray.reports import plots
 from retailray.reports.page import data_uri, render, thumbnails
 from retailray.reports.training import error_summary

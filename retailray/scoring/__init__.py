@@ -1,6 +1,9 @@
-"""Batch scoring: a whole catalog through a fixed pool of predictors, published when every row is accounted for."""
+"""Batch scoring: a whole catalog through a fixed pool of predictors, published when every row is accounted for.
+
+The verb is :func:`retailray.scoring.score.score`. It is not imported here: the tasks that fetch and decode live in this
+package and start a process each, which should not read what only the driver needs.
+"""
 
 from retailray.scoring.predicting import predict_dataset
-from retailray.scoring.score import score
 
-__all__ = ["predict_dataset", "score"]
+__all__ = ["predict_dataset"]

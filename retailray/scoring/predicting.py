@@ -10,7 +10,6 @@ import ray.data
 from retailray import storage
 from retailray.cluster import Plan
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
-from retailray.models.bundle import load_bundle
 from retailray.scoring.ledger import PREDICTION_SCHEMA
 
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
@@ -76,6 +75,8 @@ class PredictBatch:
         with_uncalibrated: bool,
         agreement: str | None,
     ) -> None:
+        # torch is for actors alone: the tasks that decode and commit import this module's neighbours too
+        from retailray.models.bundle import load_bundle
         from retailray.models.predictor import Predictor
         from retailray.models.process import prepare_process
 

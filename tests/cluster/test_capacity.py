@@ -6,8 +6,12 @@ from retailray.config import ClusterSection
 from retailray.errors import CapacityError
 
 
+def scoring(capacity, section, num_images=10**6):
+    return plan_scoring(capacity, section, num_images=num_images, batch_size=64)
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 96])
-@pytest.mark.parametrize("plan", [plan_scoring, plan_training])
+@pytest.mark.parametrize("plan", [scoring, plan_training])
 @pytest.mark.parametrize("workers", [None, 1, 2, 4])
 def test_actors_leave_room_for_the_tasks_that_feed_them(cpus, plan, workers):
     made = plan(Capacity(cpus, 0, 1e9), ClusterSection(num_workers=workers))
@@ -19,9 +23,15 @@ def test_actors_leave_room_for_the_tasks_that_feed_them(cpus, plan, workers):
 
 def test_one_actor_a_gpu():
     capacity = Capacity(16, 4, 1e9)
-    assert plan_scoring(capacity, ClusterSection()).num_actors == 4
+    assert scoring(capacity, ClusterSection()).num_actors == 4
     assert plan_training(capacity, ClusterSection()).actor_gpus == 1
-    assert plan_scoring(capacity, ClusterSection(use_gpu=False)).num_actors == 8
+    assert scoring(capacity, ClusterSection(use_gpu=False)).num_actors == 8
+
+
+@pytest.mark.parametrize(("images", "asked", "actors"), [(1, None, 1), (512, None, 1), (513, None, 2), (100, 3, 3)])
+def test_no_more_predictors_than_are_worth_their_start(images, asked, actors):
+    section = ClusterSection(num_workers=asked)
+    assert scoring(Capacity(16, 4, 1e9), section, images).num_actors == actors
 
 
 @pytest.mark.parametrize(
