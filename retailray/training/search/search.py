@@ -16,8 +16,8 @@ from retailray.data.catalog import Catalog, count_labels
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
-from retailray.models.meta import BundleMeta
 from retailray.models.calibration import Calibration
+from retailray.models.meta import BundleMeta
 from retailray.models.process import prepare_process
 from retailray.reports import write_search_report
 from retailray.runs import RunDirectory
