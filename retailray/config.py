@@ -50,6 +50,11 @@ class CatalogSection(Section):
         description="addresses that images may begin with besides catalog.root; default: any, but no files of the "
         "machine for a catalog that is elsewhere",
     )
+    corrections: str | None = Field(
+        None,
+        description="labels that people gave, in place of the catalog's and the model's: a table of item_id and label "
+        "(the review page's, Label Studio's CSV export), or a folder of them",
+    )
     encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
     max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
@@ -60,7 +65,7 @@ class CatalogSection(Section):
         # YAML reads the 0 of `0: PC` as a number
         return {str(old): str(new) for old, new in value.items()} if isinstance(value, dict) else value
 
-    @field_validator("uri", "root", "validation_uri", "test_uri")
+    @field_validator("uri", "root", "validation_uri", "test_uri", "corrections")
     @classmethod
     def _same_in_every_process(cls, value: str | None) -> str | None:
         return storage.normalize(value) if value else value
@@ -364,6 +369,9 @@ class ScoreSection(Section):
         description="exit 4 after publishing where labels or confidences moved further, against last night or the "
         "bundle's validation rows [population stability index; 0.1 is little, 0.25 much]; default: no gate",
     )
+    review_rows: int = Field(300, ge=0, description="rows of review/, pictures among them, the most useful first")
+    price_per_cpu_hour: float = Field(0.0, ge=0, description="for the report: what a CPU of the cluster costs [money]")
+    price_per_gpu_hour: float = Field(0.0, ge=0, description="for the report: what a GPU of the cluster costs [money]")
     publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
     rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

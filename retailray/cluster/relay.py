@@ -13,11 +13,20 @@ EVERY_S = 10.0  # between two progress lines off a terminal
 
 
 class Relay:
-    """An actor that takes steps and events, and hands them to the driver when asked."""
+    """An actor that takes steps, seconds and events, and hands them to the driver when asked."""
 
     def __init__(self) -> None:
         self._steps, self._note = 0, ""
         self._events: list[tuple[str, dict[str, Any]]] = []
+        self._spent: dict[str, float] = {}
+
+    def spend(self, seconds: dict[str, float]) -> None:
+        """So many more seconds of some process went into these stages."""
+        for stage, more in seconds.items():
+            self._spent[stage] = self._spent.get(stage, 0.0) + more
+
+    def spent(self) -> dict[str, float]:
+        return self._spent
 
     def step(self, count: int, note: str = "") -> None:
         """So many more of the bar's units are done."""

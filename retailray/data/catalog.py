@@ -6,14 +6,14 @@ import os
 import string
 from collections.abc import Iterator, Sequence
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray import storage
 from retailray.config import CatalogSection
-from retailray.data.tables import LosslessTypes, as_text, stream_table, table_suffix
+from retailray.data.corrections import correct, read_corrections
+from retailray.data.tables import LosslessTypes, as_text, stream_table, table_files, table_suffix, visible_files
 from retailray.errors import CatalogError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -76,7 +76,8 @@ def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label
         merged = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
-    return Catalog(uri, merged, _with_repeats(pa.concat_tables([piece.rows for piece in pieces])))
+    rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
+    return Catalog(uri, merged, correct(rows, read_corrections(section.corrections)) if section.corrections else rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def stream_catalog(section: CatalogSection, *, uri: str | None = None, needs_lab
     """
     uri = uri or section.uri
     storage.check_readable(uri)
-    files = _table_files(uri)
+    files = table_files(uri)
     if not files:
         yield _class_folders(uri, section)
         return
@@ -143,31 +144,9 @@ def _with_split(rows: pa.Table, name: str) -> pa.Table:
     return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 
 
-def _visible_files(uri: str) -> list[str]:
-    """Files below a folder, without what runs of ours left there and what is hidden."""
-    return [
-        name
-        for name in storage.list_files(uri)
-        if "/run_id=" not in name[len(uri) :] and not os.path.basename(name).startswith(("_", "."))
-    ]
-
-
 def image_files(uri: str) -> list[str]:
     """Images below a folder, sorted; pictures in run directories of ours do not count."""
-    return sorted(name for name in _visible_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def _table_files(uri: str) -> list[str]:
-    fs, path = storage.filesystem(uri)
-    if fsspec.core.has_magic(path) and not storage.exists(uri):
-        names = sorted(storage.guarded(uri, lambda: fs.glob(path)))
-        found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
-        if not any(map(table_suffix, found)):
-            raise CatalogError(f"{uri}: the pattern matches no table")
-        return [name for name in found if table_suffix(name)]
-    if storage.guarded(uri, lambda: fs.isfile(path)):
-        return [uri]
-    return sorted(name for name in _visible_files(uri) if table_suffix(name))
+    return sorted(name for name in visible_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
@@ -296,7 +275,7 @@ def _class_folders(uri: str, section: CatalogSection) -> Piece:
         "test_uri",
         "max_pixels",
     }
-    ignored -= {"max_aspect_ratio", "encoding"}
+    ignored -= {"max_aspect_ratio", "encoding", "corrections"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
         raise CatalogError(

@@ -112,6 +112,29 @@ def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarra
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
+def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
+    """Decode all of a picture for people to look at, its longer side at most ``side`` pixels.
+
+    Returns:
+        uint8 ``(3, H, W)``, RGB.
+
+    Raises:
+        ImageError: with one of the ``decode`` codes.
+    """
+    image, _ = open_image(data, limits)
+    orientation = _orientation(image)
+    try:
+        image.draft(None, (side, side))
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:
+        raise _damage(error) from error
+    rgb.thumbnail((side, side), Image.Resampling.BILINEAR)
+    if orientation in _TRANSPOSITIONS:
+        rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow turns these itself when it loads them
         return 1

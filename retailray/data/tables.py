@@ -11,10 +11,12 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -38,6 +40,33 @@ def table_suffix(address: str) -> str | None:
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def visible_files(uri: str) -> list[str]:
+    """Files below a folder, without what runs of ours left there and what is hidden."""
+    return [
+        name
+        for name in storage.list_files(uri)
+        if "/run_id=" not in name[len(uri) :] and not os.path.basename(name).startswith(("_", "."))
+    ]
+
+
+def table_files(uri: str) -> list[str]:
+    """The tables that an address names: itself, those of a pattern, or those below a folder; none where it has none.
+
+    Raises:
+        CatalogError: a pattern matches no table. StorageError: the address cannot be reached.
+    """
+    fs, path = storage.filesystem(uri)
+    if fsspec.core.has_magic(path) and not storage.exists(uri):
+        names = sorted(storage.guarded(uri, lambda: fs.glob(path)))
+        found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
+        if not any(map(table_suffix, found)):
+            raise CatalogError(f"{uri}: the pattern matches no table")
+        return [name for name in found if table_suffix(name)]
+    if storage.guarded(uri, lambda: fs.isfile(path)):
+        return [uri]
+    return sorted(name for name in visible_files(uri) if table_suffix(name))
 
 
 def parquet_bytes(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
@@ -65,7 +94,7 @@ def read_table(address: str, *, encoding: str) -> pa.Table:
     return pa.concat_tables(stream_table(address, encoding=encoding))
 
 
-def stream_table(address: str, *, encoding: str) -> Iterator[pa.Table]:
+def stream_table(address: str, *, encoding: str, may_be_empty: bool = False) -> Iterator[pa.Table]:
     """One file as tables of one schema and some :data:`PIECE_ROWS` rows each, so that memory does not grow with it.
 
     Text columns of CSV and TSV are all strings; see :class:`LosslessTypes`.
@@ -87,7 +116,7 @@ def stream_table(address: str, *, encoding: str) -> Iterator[pa.Table]:
     for piece in pieces:
         num_rows += piece.num_rows
         yield piece
-    if num_rows == 0:
+    if num_rows == 0 and not may_be_empty:
         raise CatalogError(f"{address}: there is a header and no rows")
 
 

@@ -10,7 +10,7 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import DecodeSpec, image_dataset, transport_table
 from retailray.errors import RetailrayError
 from retailray.models.meta import BundleMeta
-from retailray.scoring import predict_dataset
+from retailray.scoring import UNCALIBRATED, predict_dataset
 
 
 def predict_catalog(
@@ -41,7 +41,7 @@ def predict_catalog(
                 batch_size=batch_size,
                 top_k=5,
                 relay=relay,
-                with_uncalibrated=True,
+                also=[UNCALIBRATED],
             )
             parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
     except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways

@@ -15,19 +15,21 @@ BOUNDS = (0.05, 20.0)
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """``targets`` and ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences."""
+    """``targets`` and ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences;
+    ``embeddings``: float32 ``(N, retailray.models.embedding.SIZE)``."""
 
     temperature: float
     targets: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
+    embeddings: np.ndarray
 
 
-def calibrate(logits: torch.Tensor, targets: torch.Tensor) -> Calibration:
+def calibrate(logits: torch.Tensor, targets: torch.Tensor, embeddings: torch.Tensor) -> Calibration:
     """Fit the temperature on logits, float ``(N, C)``, and targets, int64 ``(N,)``, and tell what it makes of them."""
     temperature = fit_temperature(logits, targets)
     scores, predicted = (logits.float() / temperature).softmax(1).max(1)
-    return Calibration(temperature, targets.numpy(), predicted.numpy(), scores.numpy())
+    return Calibration(temperature, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy())
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:

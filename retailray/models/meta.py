@@ -15,6 +15,7 @@ from retailray.models.registry import resolve
 SCHEMA_VERSION = 1
 META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
 VALIDATION_NAME = "validation.parquet"
+EMBEDDING = "embedding"  # a column: see retailray.models.embedding
 
 
 class _Part(pydantic.BaseModel):
@@ -81,7 +82,8 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
 
 
 def load_validation(address: str) -> pa.Table | None:
-    """``label, pred_label`` (text), ``pred_score`` (float32) of the rows that the bundle was validated on, if kept."""
+    """``label, pred_label`` (text), ``pred_score`` (float32) and, but for old bundles, ``embedding`` (list of float32)
+    of the rows that the bundle was validated on, if kept."""
     address = resolve(address)
     sums = read_manifest(address)
     if VALIDATION_NAME not in sums:

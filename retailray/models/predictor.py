@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from retailray.models.blocks import split
 from retailray.models.bundle import Bundle
+from retailray.models.embedding import sketch
 from retailray.models.precision import autocast, choose_precision
 
 
@@ -36,6 +38,8 @@ class Predictor:
         if precision == "auto":
             precision = choose_precision(self.model, size_px=transform.crop_size, device=self.device)
         self.precision = precision
+        chain = split(self.model)
+        self.body, self.head = chain.run(0, len(chain.blocks)), chain.head
 
     def __call__(self, images: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
         """uint8 ``(B, 3, H, W)`` to probabilities, float32 ``(B, num_labels)``."""
@@ -45,10 +49,15 @@ class Predictor:
         """Softmax of logits ``(B, num_labels)``, with the bundle's temperature or without."""
         return torch.softmax(torch.from_numpy(logits) / (self.temperature if calibrated else 1.0), dim=1).numpy()
 
-    @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``(B, 3, H, W)`` to logits, float32 ``(B, num_labels)``."""
+        return self.outputs(images)[0]
+
+    @torch.inference_mode()
+    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and their embeddings, float32 ``(B, retailray.models.embedding.SIZE)``."""
         batch = torch.from_numpy(np.array(images))  # a copy: Arrow's memory is read-only, which torch does not know
         with autocast(self.device, self.precision):
-            logits = self.model(self.normalize(batch))
-        return logits.float().cpu().numpy()
+            features = self.body(self.normalize(batch))
+            logits = self.head(features)
+        return logits.float().cpu().numpy(), sketch(features).numpy()

@@ -17,11 +17,13 @@ RESAMPLES = 500
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``; ``(N,)``."""
+    """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``; ``(N,)``;
+    and ``embeddings`` ``(N, D)``, which old bundles lack."""
 
     labels: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
+    embeddings: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,21 @@
 """From a template and its values to a page; pictures from where the images are."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
 from retailray import storage
-from retailray.data.images import Limits, decode, to_jpeg
+from retailray.data.images import Limits, decode, to_jpeg, whole
 from retailray.errors import ImageError
 
 THUMBNAIL_PX = 128
 # a picture in a report is of an image that has already been read; these only keep it from being a bomb
 _LIMITS = Limits(max_pixels=200_000_000, max_aspect_ratio=1000)
+
+_AT_ONCE = 64  # files in memory
 
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("retailray.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -32,14 +34,23 @@ def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
 
 
 def thumbnails(uris: Sequence[str]) -> list[str | None]:
-    """Pictures as data URIs of :data:`THUMBNAIL_PX`; None for what cannot be read any more."""
-    pictures: list[str | None] = []
-    for data in storage.fetch_many(list(uris)):
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            image = decode(data, resize_size=THUMBNAIL_PX, crop_size=THUMBNAIL_PX, limits=_LIMITS)
-            pictures.append(data_uri(to_jpeg(np.asarray(image))))
-        except ImageError:
-            pictures.append(None)
-    return pictures
+    """Their central squares as data URIs of :data:`THUMBNAIL_PX`; None for what cannot be read any more."""
+    return _shown(uris, lambda data: decode(data, resize_size=THUMBNAIL_PX, crop_size=THUMBNAIL_PX, limits=_LIMITS))
+
+
+def pictures(uris: Sequence[str], *, side: int) -> list[str | None]:
+    """All of each picture as a data URI, its longer side at most ``side`` pixels; None as above."""
+    return _shown(uris, lambda data: whole(data, side=side, limits=_LIMITS))
+
+
+def _shown(uris: Sequence[str], read: Callable[[bytes], np.ndarray]) -> list[str | None]:
+    shown: list[str | None] = []
+    for start in range(0, len(uris), _AT_ONCE):
+        for data in storage.fetch_many(list(uris[start : start + _AT_ONCE])):
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                shown.append(data_uri(to_jpeg(read(data))))
+            except ImageError:
+                shown.append(None)
+    return shown

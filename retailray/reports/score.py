@@ -13,45 +13,56 @@ from retailray.reports.page import data_uri, render, thumbnails
 from retailray.reports.training import error_summary
 from retailray.runs import RunDirectory
 
-NUM_DOUBTFUL = 24
+NUM_QUEUED, NUM_CLASSES = 24, 40
 
 
 def write_score_report(
     run: RunDirectory,
     meta: BundleMeta,
-    found: Mapping[str, Any],
-    counts: Mapping[str, int],
     config: ScoreConfig,
+    facts: Mapping[str, Any],
     *,
-    thresholds: Thresholds,
     curve: AcceptanceCurve | None,
     drift: Sequence[Any],
     changed: Mapping[str, Any],
-    times: Mapping[str, float],
+    queue: Sequence[Mapping[str, Any]],
+    labels_before: Mapping[str, int] | None,
 ) -> None:
-    """Write ``report.html`` into the run directory; ``found``: :func:`retailray.scoring.publishing.summarize`."""
+    """Write ``report.html`` into the run directory.
+
+    ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`. ``drift``:
+    :class:`retailray.scoring.drift.Drift`. ``labels_before``: rows a label on the night before.
+    """
+    thresholds, stages = Thresholds(**facts["thresholds"]), facts["stages"]
     page = render(
         "score.html.j2",
         title="Scored catalog",
         subtitle=config.catalog.uri,
         run_id=run.run_id,
-        counts=counts,
-        decisions=found["decisions"],
-        agreement=found["label_agreement"],
+        counts=facts["counts"],
+        decisions=facts["decisions"],
+        agreement=facts["label_agreement"],
         thresholds=thresholds,
         target=config.score.target_precision,
         acceptance=data_uri(plots.acceptance(curve, config.score.target_precision), "image/png") if curve else None,
         acceptable=_acceptable(curve),
         meta=meta,
         model_uri=config.model.uri,
-        times=times,
+        times=facts["times"],
         drift=drift,
         changed=changed,
         changed_pictures=_with_pictures(changed["examples"]),
-        histogram=data_uri(plots.score_histogram(np.array(found["histogram"]), _lines(thresholds)), "image/png"),
-        labels=data_uri(plots.label_bars(found["labels"], "predicted labels"), "image/png"),
-        doubtful=_with_pictures(found["review"][:NUM_DOUBTFUL]),
-        errors=error_summary(found["errors_by_code"], found["examples"]),
+        histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), _lines(thresholds)), "image/png"),
+        classes=_classes(facts["labels"], labels_before, meta.data.get("labels")),
+        num_classes=len(facts["labels"]),
+        stages=stages,
+        bottleneck=max(stages, key=lambda row: (row["utilisation"], row["seconds"]), default=None),
+        cost=facts["cost"],
+        corrected=facts["corrected"],
+        outdated=facts["outdated"],
+        queue=queue,
+        queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]]),
+        errors=error_summary(facts["errors_by_code"], facts["examples"]),
     )
     run.write("report.html", page)
 
@@ -73,6 +84,28 @@ def _acceptable(curve: AcceptanceCurve | None) -> list[dict[str, float]]:
             names = ("confidence", "share", "precision", "low", "high")
             rows.append({"wanted": wanted, **{name: float(getattr(curve, name)[at]) for name in names}})
     return rows
+
+
+def _classes(
+    tonight: Mapping[str, int], before: Mapping[str, int] | None, training: Mapping[str, int] | None
+) -> list[dict[str, Any]]:
+    """Rows a class against last night and shares against training, None where unknown; the largest shifts first."""
+    total, trained = max(1, sum(tonight.values())), sum((training or {}).values())
+
+    def rank(name: str) -> tuple[int, int, str]:
+        now = tonight.get(name, 0)
+        return -abs(now - before.get(name, 0) if before else 0), -now, name
+
+    return [
+        {
+            "label": name,
+            "rows": tonight.get(name, 0),
+            "before": before.get(name, 0) if before else None,
+            "share": tonight.get(name, 0) / total,
+            "training": training.get(name, 0) / trained if training and trained else None,
+        }
+        for name in sorted({*tonight, *(before or {})}, key=rank)[:NUM_CLASSES]
+    ]
 
 
 def _with_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

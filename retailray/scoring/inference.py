@@ -8,6 +8,7 @@ the same file, and what a task of an earlier, killed attempt may still write is 
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -37,8 +38,8 @@ from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import ImageError, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
-from retailray.scoring.ledger import LEDGER_SCHEMA, PRECISION, SCORED, TODO
-from retailray.scoring.predicting import predict_dataset
+from retailray.scoring.ledger import EMBEDDING_FIELD, LEDGER_SCHEMA, PRECISION, SCORED, TODO
+from retailray.scoring.predicting import PREDICT, predict_dataset
 
 UNIT_ROWS = 2048  # images a data task, at most
 UNITS_PER_FILE = 64
@@ -46,6 +47,8 @@ PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some 
 PART_ROWS = (64, 20_000)  # and so few and so many images has a part
 SEEN_IMAGES = 500_000  # digests that are remembered to find copies; bounds the actor's memory
 IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
+FETCH, DECODE, COMMIT = "fetch", "decode", "commit"
+STAGES = (FETCH, DECODE, PREDICT, COMMIT)
 REUSED = "reused"  # stands in the error column of an image whose prediction is known by its bytes
 
 
@@ -89,8 +92,37 @@ class Seen:
         return True
 
 
-def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Iterable[pa.Table], num: int) -> list[str]:
-    """Score ``num`` images (``uri, identity, known_sha256``) and return the addresses of the committed parts.
+@dataclasses.dataclass(frozen=True)
+class Inferred:
+    """``parts``: addresses of what was committed. ``seconds``: from an idle cluster to the last part. ``busy``: seconds
+    that all processes of a stage together worked; ``slots``: how many of them there may be at once."""
+
+    parts: list[str]
+    num_images: int
+    seconds: float
+    busy: dict[str, float]
+    slots: dict[str, int]
+    num_cpus: float
+    num_gpus: float
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Each stage's ``images_per_s`` of one process while it works, and ``utilisation`` of its processes; those
+        that fetch, decode and commit are the same."""
+        shared = sum(seconds for stage, seconds in self.busy.items() if stage != PREDICT)
+        return [
+            {
+                "stage": stage,
+                "seconds": seconds,
+                "processes": self.slots[stage],
+                "images_per_s": self.num_images / seconds if seconds else None,
+                "utilisation": min(1.0, (seconds if stage == PREDICT else shared) / self.slots[stage] / self.seconds),
+            }
+            for stage, seconds in self.busy.items()
+        ]
+
+
+def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Iterable[pa.Table], num: int) -> Inferred:
+    """Score ``num`` images (``uri, identity, known_sha256``) and commit what comes of them.
 
     Raises:
         RetailrayError: it could not go on; what is committed stays, and the same command takes it up.
@@ -105,7 +137,14 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         seen = ray.remote(num_cpus=0)(Seen).remote() if config.score.dedupe else None
         try:
             with relay_progress("images", num) as relay:
-                return _run(config, run, plan, todo, spec, seen, relay)
+                started = time.monotonic()
+                parts = _run(config, run, plan, todo, spec, seen, relay)
+                seconds = time.monotonic() - started
+                spent = ray.get(relay.spent.remote())
+                busy = {stage: spent.get(stage, 0.0) for stage in STAGES}
+                tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
+                slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}
+                return Inferred(parts, num, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
         except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
             raise RetailrayError(
                 f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published, and the same command "
@@ -121,7 +160,7 @@ def _run(
     images = units.map_batches(
         read_units,
         batch_format="numpy",
-        fn_kwargs={"todo": todo, "spec": spec, "seen": seen},
+        fn_kwargs={"todo": todo, "spec": spec, "seen": seen, "relay": relay},
         num_cpus=plan.task_cpus,
     )
     predicted = predict_dataset(
@@ -132,11 +171,12 @@ def _run(
         top_k=config.score.top_k,
         relay=relay,
         agreement=run.path(PRECISION),
+        also=[EMBEDDING_FIELD],
     )
     low, high = PART_ROWS
     parts = predicted.map_batches(
         commit,
-        fn_kwargs={"address": run.path(SCORED), "run_id": run.run_id, "scored_at": run.started_at},
+        fn_kwargs={"address": run.path(SCORED), "run_id": run.run_id, "scored_at": run.started_at, "relay": relay},
         batch_format="pyarrow",
         batch_size=min(high, max(low, todo.num_images // PARTS)),
         num_cpus=plan.task_cpus,
@@ -144,20 +184,24 @@ def _run(
     return [run.path(SCORED, row["part"]) for row in parts.iter_rows()]
 
 
-def read_units(batch: dict[str, np.ndarray], *, todo: Todo, spec: DecodeSpec, seen: Any) -> Iterator[pa.Table]:
+def read_units(
+    batch: dict[str, np.ndarray], *, todo: Todo, spec: DecodeSpec, seen: Any, relay: Any = None
+) -> Iterator[pa.Table]:
     """The images of some units, fetched, hashed and decoded, :data:`CHUNK_ROWS` at a time."""
     for unit in batch["unit"]:
         table = todo.read(int(unit))
         for start in range(0, table.num_rows, CHUNK_ROWS):
-            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen)
+            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen, relay)
 
 
-def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any) -> pa.Table:
+def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.Table:
+    started = time.monotonic()
     uris = table.column("uri").to_pylist()
     known = table.column("known_sha256").to_pylist()
     pixels = np.zeros((len(uris), 3, spec.crop_size, spec.crop_size), np.uint8)
     fetched = storage.fetch_many(uris)
     digests = [None if isinstance(data, ImageError) else hashlib.sha256(data).hexdigest() for data in fetched]
+    fetched_at = time.monotonic()
     codes = [REUSED if digest and digest == before else "" for digest, before in zip(digests, known, strict=True)]
     if seen is not None:
         new = [at for at, (digest, code) in enumerate(zip(digests, codes, strict=True)) if digest and not code]
@@ -173,6 +217,8 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any) -> pa.Table:
                 pixels[at] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
         except ImageError as error:
             codes[at], messages[at] = error.code, error.message
+    if relay is not None:
+        relay.spend.remote({FETCH: fetched_at - started, DECODE: time.monotonic() - fetched_at})
     columns = {
         URI: table.column("uri"),
         IDENTITY: table.column("identity"),
@@ -184,8 +230,9 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def commit(table: pa.Table, *, address: str, run_id: str, scored_at: str) -> pa.Table:
+def commit(table: pa.Table, *, address: str, run_id: str, scored_at: str, relay: Any) -> pa.Table:
     """Write ledger rows as one part and tell its name."""
+    started = time.monotonic()
     codes = ["" if code == REUSED else code for code in table.column(CODE).to_pylist()]
     table = with_errors(table, codes, table.column(MESSAGE).to_pylist())
     names = {"uri": URI, "identity": IDENTITY, "sha256": SHA, "error_code": CODE, "message": MESSAGE}
@@ -199,4 +246,5 @@ def commit(table: pa.Table, *, address: str, run_id: str, scored_at: str) -> pa.
     uris = json.dumps([scored_at, *sorted(table.column(URI).to_pylist())])
     name = f"part-{hashlib.sha256(uris.encode()).hexdigest()[:16]}.parquet"
     storage.write_bytes(storage.join(address, name), parquet_bytes(pa.table(columns, LEDGER_SCHEMA)))
+    relay.spend.remote({COMMIT: time.monotonic() - started})
     return pa.table({"part": [name]})

@@ -14,9 +14,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.data.listing import list_images
 from retailray.errors import ERROR_CODES
-from retailray.models.meta import Thresholds
+from retailray.models.meta import EMBEDDING, Thresholds
 from retailray.scoring.staging import StagedCatalog
 
 PREDICTION_SCHEMA = pa.schema(
@@ -27,12 +28,14 @@ PREDICTION_SCHEMA = pa.schema(
         ("topk_scores", pa.list_(pa.float32())),
     ]
 )
+EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 LEDGER_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("identity", pa.string()),  # of the listing before it was read; null where the store has none
         ("sha256", pa.string()),  # of its bytes; null where they could not be read
-        *PREDICTION_SCHEMA,  # null where it failed, and where it equals another image by its sha256
+        *PREDICTION_SCHEMA,
+        EMBEDDING_FIELD,  # these are null where it failed, and where it equals another image by its sha256
         ("error_code", pa.string()),  # '' where it did not fail
         ("message", pa.string()),
         ("run_id", pa.string()),  # of the run that looked at it
@@ -91,6 +94,8 @@ class Ledger:
         self._db.register("ledger_columns", LEDGER_SCHEMA.empty_table())
         self._db.execute("create table known as select 0 as origin, true as usable, * from ledger_columns")
         self._db.execute("create table fresh as from ledger_columns")
+        self._db.register("correction_columns", CORRECTIONS_SCHEMA.empty_table())
+        self._db.execute("create table corrections as from correction_columns")
 
     def one(self, query: str, *values: Any) -> Any:
         """The one value that a query gives."""
@@ -142,12 +147,18 @@ class Ledger:
     def add_known(self, pieces: Iterable[pa.Table], *, origin: int, usable: bool) -> None:
         """Ledger rows of before; ``usable``: of the same model, transform and limits."""
         for piece in pieces:
+            # nights of older versions lack columns
+            piece = pa.concat_tables([LEDGER_SCHEMA.empty_table(), piece], promote_options="default")
             self._insert("known", piece, f"select {origin}, {usable}, {_COLUMNS} from piece")
 
     def add_fresh(self, pieces: Iterable[pa.Table]) -> None:
         """Ledger rows that this attempt has committed."""
         for piece in pieces:
             self._insert("fresh", piece, f"select {_COLUMNS} from piece")
+
+    def add_corrections(self, said: pa.Table) -> None:
+        """What :func:`retailray.data.corrections.read_corrections` found."""
+        self._insert("corrections", said, f"select {', '.join(CORRECTIONS_SCHEMA.names)} from piece")
 
     def _insert(self, target: str, piece: pa.Table, query: str) -> None:
         self._db.register("piece", piece)
@@ -220,13 +231,22 @@ class Ledger:
             select r.row, r.id, r.image, r.uri, r.label,
                 case when r.code = '' then o.error_code else r.code end as code,
                 case when r.code = '' then o.message else r.message end as reason,
-                {", ".join(f"o.{name}" for name in PREDICTION_SCHEMA.names)}, o.run_id, o.scored_at,
-                case when o.pred_score < $abstain then 'abstain'
+                coalesce(c.label, o.pred_label) as pred_label,
+                case when c.label is null then o.pred_score else 1.0::float end as pred_score,
+                o.topk_labels, o.topk_scores, o.pred_label as model_label, o.pred_score as model_score,
+                o.{EMBEDDING}, o.sha256, o.run_id, o.scored_at,
+                case when c.label is not null then 'accept'
+                     when o.pred_score < $abstain then 'abstain'
                      when o.pred_score >= coalesce(t.accept, $accept) then 'accept'
-                     when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried
+                     when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried,
+                c.reviewer as corrected_by, c.reviewed_at as corrected_at, c.file as corrected_in,
+                s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated
             from rows r left join outcome o on r.uri = o.uri and r.code = ''
             left join (select unnest($labels::varchar[]) as label, unnest($values::double[]) as accept) t
                 on o.pred_label = t.label
+            left join corrections s on s.item_id = r.id
+            -- what people said of another picture holds no longer
+            left join corrections c on c.item_id = r.id and o.pred_label is not null and c.sha256 in ('', o.sha256)
             """,
             {
                 "accept": thresholds.accept,

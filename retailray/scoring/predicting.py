@@ -1,6 +1,7 @@
 """Decoded rows to prediction rows in a pool of predictor actors."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import ray.data
 from retailray import storage
 from retailray.cluster import Plan
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
+from retailray.models.meta import EMBEDDING
 from retailray.scoring.ledger import PREDICTION_SCHEMA
 
+PREDICT = "predict"  # the stage
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
@@ -23,14 +26,15 @@ def predict_dataset(
     batch_size: int,
     top_k: int,
     relay: Any,
-    with_uncalibrated: bool = False,
+    also: Sequence[pa.Field] = (),
     agreement: str | None = None,
 ) -> ray.data.Dataset:
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``with_uncalibrated`` adds :data:`UNCALIBRATED`. ``relay`` (:func:`retailray.cluster.relay_progress`) is told of
-    every batch. ``agreement``: an address where the pool, and whoever comes later, finds the precision that the first
-    actor measured to be the faster one; without it each actor goes by its own measurement.
+    ``also``: :data:`UNCALIBRATED` or :data:`retailray.scoring.ledger.EMBEDDING_FIELD`, appended. ``relay``
+    (:func:`retailray.cluster.relay_progress`) is told of every batch. ``agreement``: an address where the pool, and
+    whoever comes later, finds the precision that the first actor measured to be the faster one; without it each actor
+    goes by its own measurement.
     """
     return images.map_batches(
         PredictBatch,
@@ -40,7 +44,7 @@ def predict_dataset(
             "threads": plan.torch_threads,
             "top_k": top_k,
             "relay": relay,
-            "with_uncalibrated": with_uncalibrated,
+            "also": list(also),
             "agreement": agreement,
         },
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
@@ -72,7 +76,7 @@ class PredictBatch:
         threads: int,
         top_k: int,
         relay: Any,
-        with_uncalibrated: bool,
+        also: list[pa.Field],
         agreement: str | None,
     ) -> None:
         # torch is for actors alone: the tasks that decode and commit import this module's neighbours too
@@ -88,38 +92,40 @@ class PredictBatch:
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(top_k, len(self.labels))
-        self.fields = [*PREDICTION_SCHEMA, *([UNCALIBRATED] if with_uncalibrated else [])]
+        self.fields = [*PREDICTION_SCHEMA, *also]
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        started = time.monotonic()
         codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
         usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
         predictions: list[dict[str, Any] | None] = [None] * table.num_rows
         images = pixels_to_numpy(table.column(PIXELS), self.size)
-        good: dict[int, np.ndarray] = {}
+        good: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for index, outcome in zip(usable, self._predict(images[usable]), strict=True):
             if isinstance(outcome, Exception):
                 codes[index], messages[index] = "predict_failed", f"{type(outcome).__name__}: {outcome}"[:500]
             else:
                 good[index] = outcome
         if good:
-            logits = np.stack(list(good.values()))
+            logits = np.stack([row for row, _ in good.values()])
             probabilities = self.predictor.probabilities(logits)
             plain = self.predictor.probabilities(logits, calibrated=False)
-            for index, row, plain_row in zip(good, probabilities, plain, strict=True):
-                predictions[index] = self._row(row, plain_row)
+            for (index, (_, embedding)), row, plain_row in zip(good.items(), probabilities, plain, strict=True):
+                predictions[index] = self._row(row, plain_row) | {EMBEDDING: embedding}
         table = with_errors(table.drop_columns([PIXELS]), codes, messages)
         for field in self.fields:
             values = [row[field.name] if row else None for row in predictions]
             table = table.append_column(field, pa.array(values, field.type))
         self.relay.step.remote(table.num_rows)
+        self.relay.spend.remote({PREDICT: time.monotonic() - started})
         return table
 
-    def _predict(self, images: np.ndarray) -> list[np.ndarray | Exception]:
-        """Logits an image; a batch that fails is tried in halves until the culprit stands alone."""
+    def _predict(self, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | Exception]:
+        """Logits and embedding an image; a batch that fails is tried in halves until the culprit stands alone."""
         if len(images) == 0:
             return []
         try:
-            return list(self.predictor.logits(images))
+            return list(zip(*self.predictor.outputs(images), strict=True))
         except Exception as error:  # whatever the model raises is this image's error row
             if len(images) == 1:
                 return [error]

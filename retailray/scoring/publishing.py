@@ -14,26 +14,41 @@ from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
+from retailray.scoring.drift import BINS, binned
 from retailray.scoring.ledger import LEDGER_SCHEMA, PREDICTION_SCHEMA, Ledger
 from retailray.scoring.staging import StagedCatalog
 
 LEDGER = "ledger"  # the folder of a published run's ledger rows
 STAMP = ("model_name", "model_version", "run_id", "scored_at")
 OUTPUT = (*PREDICTION_SCHEMA.names, "decision", *STAMP)  # the columns that are appended to the user's
+# and these where people may correct: the model's own word, and who said otherwise, when and where ('' if nobody did)
+LINEAGE = {"model_label": pa.string(), "model_score": pa.float32(),
+           **dict.fromkeys(("corrected_by", "corrected_at", "corrected_in"), pa.string())}  # fmt: skip
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])
-REVIEW_ROWS = 1000  # the queue a team can look at in a morning; the rest is in predictions/ by its decision
-SCORE_BINS = 20
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
-    "select id, image, code, reason, decision, scored_at, carried, "
-    f"{', '.join(PREDICTION_SCHEMA.names)} from final order by row"
+    f"select id, image, code, reason, decision, scored_at, carried, {', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} "
+    "from final order by row"
 )
 
 
+def output_schema(*, lineage: bool) -> pa.Schema:
+    """The columns that are appended to the user's."""
+    kinds = {field.name: field.type for field in PREDICTION_SCHEMA} | (LINEAGE if lineage else {})
+    names = [*OUTPUT, *(LINEAGE if lineage else ())]
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+
+
 def write_tables(
-    run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, meta: BundleMeta, *, rows_per_file: int
+    run: RunDirectory,
+    ledger: Ledger,
+    catalog: StagedCatalog,
+    meta: BundleMeta,
+    *,
+    rows_per_file: int,
+    schema: pa.Schema,
 ) -> dict[str, int]:
-    """Write ``predictions/``, ``errors/`` and ``ledger/``.
+    """Write ``predictions/`` (the user's columns and ``schema``), ``errors/`` and ``ledger/``.
 
     Returns:
         ``rows, scored, carried_over, failed``, counted from what was written.
@@ -52,23 +67,29 @@ def write_tables(
     for number, (found, own) in enumerate(zip(outcomes, inputs, strict=True)):
         failed = pc.not_equal(pc.fill_null(found.column("code"), "lost"), "")
         good, errors = found.filter(pc.invert(failed)), found.filter(failed)
-        _write(run, "predictions", number, _predictions(own.filter(pc.invert(failed)), good, stamp), good.column("id"))
+        _write(
+            run,
+            "predictions",
+            number,
+            _predictions(own.filter(pc.invert(failed)), good, stamp, schema),
+            good.column("id"),
+        )
         _write(run, "errors", number, _errors(errors), errors.column("id"))
         carried = pc.sum(good.column("carried")).as_py() or 0
         counts.update(rows=found.num_rows, carried_over=carried, scored=good.num_rows - carried, failed=errors.num_rows)
     kept = f"select {', '.join(LEDGER_SCHEMA.names)} from outcome"
     for number, table in enumerate(rechunk(ledger.batches(kept, PIECE_ROWS), rows_per_file)):
         _write(run, LEDGER, number, table.cast(LEDGER_SCHEMA), table.column("uri"))
-    _fill_gaps(run, catalog)
+    _fill_gaps(run, catalog, schema)
     _account(run, ledger, catalog, counts)
     return {name: counts[name] for name in ("rows", "scored", "carried_over", "failed")}
 
 
-def _predictions(inputs: pa.Table, found: pa.Table, stamp: dict[str, str]) -> pa.Table:
-    kinds = {field.name: field.type for field in PREDICTION_SCHEMA}
-    for name in OUTPUT:
-        values = pa.array([stamp[name]] * found.num_rows, pa.string()) if name in stamp else found.column(name)
-        inputs = inputs.append_column(name, values.cast(kinds.get(name, pa.string())))
+def _predictions(inputs: pa.Table, found: pa.Table, stamp: dict[str, str], schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        told = stamp.get(field.name)
+        values = pa.array([told] * found.num_rows, pa.string()) if told is not None else found.column(field.name)
+        inputs = inputs.append_column(field.name, values.cast(field.type))
     return inputs
 
 
@@ -90,15 +111,12 @@ def _write(run: RunDirectory, folder: str, number: int, table: pa.Table, names: 
         storage.write_bytes(run.path(folder, f"part-{number:05d}-{ids}.parquet"), parquet_bytes(table))
 
 
-def _fill_gaps(run: RunDirectory, catalog: StagedCatalog) -> None:
+def _fill_gaps(run: RunDirectory, catalog: StagedCatalog, schema: pa.Schema) -> None:
     """Parts without rows, so that readers find a table with columns where there is nothing to tell."""
-    predictions = catalog.schema
-    for name in OUTPUT:
-        kind = PREDICTION_SCHEMA.field(name).type if name in PREDICTION_SCHEMA.names else pa.string()
-        predictions = predictions.append(pa.field(name, kind))
-    for folder, schema in (("predictions", predictions), ("errors", ERROR_SCHEMA)):
+    predictions = pa.schema([*catalog.schema, *schema])
+    for folder, columns in (("predictions", predictions), ("errors", ERROR_SCHEMA)):
         if not storage.list_files(run.path(folder)):
-            storage.write_bytes(run.path(folder, "part-empty.parquet"), parquet_bytes(schema.empty_table()))
+            storage.write_bytes(run.path(folder, "part-empty.parquet"), parquet_bytes(columns.empty_table()))
 
 
 def _account(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, counts: Counter[str]) -> None:
@@ -127,13 +145,8 @@ def summarize(ledger: Ledger) -> dict[str, Any]:
 
     good = "from final where code = ''"
     labelled = ledger.one(f"select count(*) {good} and label <> ''")
-    agreeing = ledger.one(f"select count(*) {good} and label = pred_label")
-    binned = f"least(cast(floor(pred_score * {SCORE_BINS}) as int), {SCORE_BINS - 1})"
-    bins = ledger.counts(f"select {binned}, count(*) {good} group by 1")
-    review = ledger.table(
-        "select id, image, uri, pred_label, pred_score, topk_labels, topk_scores, decision "
-        f"{good} and decision <> 'accept' order by pred_score, row limit {REVIEW_ROWS}"
-    )
+    agreeing = ledger.one(f"select count(*) {good} and label = model_label")
+    bins = ledger.counts(f"select {binned('model_score')}, count(*) {good} group by 1")
     examples: dict[str, list[dict[str, str]]] = {}
     for row in ledger.table(
         "select id, image, code as error_code, reason as message from final where code <> '' "
@@ -145,7 +158,8 @@ def summarize(ledger: Ledger) -> dict[str, Any]:
         "decisions": ledger.counts(f"select decision, count(*) {good} group by 1 order by 1"),
         "errors_by_code": ledger.counts("select code, count(*) from final where code <> '' group by 1 order by 1"),
         "label_agreement": agreeing / labelled if labelled else None,
-        "histogram": [bins.get(at, 0) for at in range(SCORE_BINS)],
-        "review": review.to_pylist(),
+        "histogram": [bins.get(at, 0) for at in range(BINS)],
+        "corrected": ledger.one("select count(*) from final where corrected_in is not null"),
+        "outdated": ledger.one("select count(*) from final where outdated"),
         "examples": examples,
     }

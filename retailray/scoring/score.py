@@ -13,30 +13,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import progress, storage
 from retailray.config import ScoreConfig
+from retailray.data.corrections import read_corrections
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
 from retailray.lease import Lease, hold
-from retailray.models.meta import BundleMeta, Thresholds, load_meta, load_validation
+from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
 from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
-from retailray.reports import write_score_report
+from retailray.reports import write_review_page, write_score_report
 from retailray.runs import RunDirectory
-from retailray.scoring.drift import Drift, changed_labels, measure_drift
-from retailray.scoring.inference import infer
+from retailray.scoring.drift import changed_labels, measure_drift, references, usual_of
+from retailray.scoring.inference import Inferred, infer
 from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
-from retailray.scoring.publishing import LEDGER, OUTPUT, summarize, write_tables
+from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
+from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.staging import StagedCatalog, stage_catalog
 
 PLAN = "plan.json"
 CHANGED = 24  # products whose label changed, and kinds of change, in the report
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
-IGNORED = ("cluster", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors", "score.memory_gb",
-           "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
+IGNORED = ("cluster", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
+           "score.price_per_gpu_hour", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors",
+           "score.memory_gb", "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
            "score.max_drift")  # fmt: skip
 
 
@@ -93,43 +97,83 @@ def _score(
     watch: progress.Stopwatch,
 ) -> str:
     validation = _validation(config)
+    said = read_corrections(config.catalog.corrections) if config.catalog.corrections else None
     catalog, ledger, plan = _plan(config, key, folder, run=run)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
     progress.emit("plan", **_told(plan))
     _keep_precision(config, run, key)
-    planned_s, scored_s = watch.seconds, 0.0
+    times = {"planning": watch.seconds}
+    inferred: Inferred | None = None
     if plan.images:  # else Ray is not even started
-        before = watch.seconds
-        ledger.add_fresh(map(_read_part, infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)))
-        scored_s = watch.seconds - before
+        inferred = infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)
+        ledger.add_fresh(map(_read_part, inferred.parts))
+    times["inference"] = watch.seconds - times["planning"]
+    if said is not None:
+        ledger.add_corrections(said)
     thresholds = _thresholds(config, meta, validation)
     ledger.settle(thresholds)
     lease.check()
-    counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file)
-    found = summarize(ledger)
-    drift, changed = measure_drift(ledger, validation), changed_labels(ledger, limit=CHANGED)
+    schema = output_schema(lineage=said is not None)
+    counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
+    facts = {
+        "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
+        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
+        "thresholds": thresholds.model_dump(), "times": times, "stages": inferred.stages() if inferred else [],
+        "cost": _cost(config, inferred, times["inference"]),
+        "images_per_s": plan.images / times["inference"] if plan.images else None,
+    }  # fmt: skip
+    facts |= _report(config, meta, run, ledger, facts, validation, watch)
     ledger.close()
-    queue = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found["review"])
-    run.write("review/queue.jsonl", queue)
-    times = {"planning": planned_s, "inference": scored_s, "in all": watch.seconds}
-    curve = acceptance_curve(validation) if validation else None
-    write_score_report(run, meta, found, counts, config, thresholds=thresholds, curve=curve, drift=drift,
-                       changed=changed, times=times)  # fmt: skip
-    rate = counts["failed"] / counts["rows"]
-    too_many = rate > config.score.max_error_rate
-    pointed = not too_many or config.score.publish_on_errors
     for name in (SCORED, TODO):
         storage.remove_folder(run.path(name))
     lease.check()
-    run.publish({
-        "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
-        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
-        "thresholds": thresholds.model_dump(), "drift": [dataclasses.asdict(row) for row in drift],
-        "labels_changed": changed["count"], "times": times,
-        **{name: found[name] for name in ("errors_by_code", "labels", "decisions", "label_agreement")},
-        "published": pointed, "seconds": watch.seconds,
-        "images_per_s": plan.images / scored_s if plan.images else None,
-    }, pointer=pointed)  # fmt: skip
+    _publish(config, run, facts, watch)
+    return run.address
+
+
+def _report(
+    config: ScoreConfig,
+    meta: BundleMeta,
+    run: RunDirectory,
+    ledger: Ledger,
+    facts: dict[str, Any],
+    validation: Validation | None,
+    watch: progress.Stopwatch,
+) -> dict[str, Any]:
+    """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
+    found, nights, before = summarize(ledger), references(ledger, validation), last_published(config.out)
+    drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
+    queue = make_queue(ledger, usual_of(nights), limit=config.score.review_rows)
+    write_queue(run, queue, meta)
+    write_review_page(run, queue, meta.labels, f"{meta.name}/{meta.version}")
+    facts["times"]["in all"] = watch.seconds
+    write_score_report(
+        run,
+        meta,
+        config,
+        facts | found,
+        curve=acceptance_curve(validation) if validation else None,
+        drift=drift,
+        changed=changed,
+        queue=queue,
+        labels_before=before[1]["labels"] if before else None,
+    )
+    kept = ("errors_by_code", "labels", "decisions", "label_agreement", "corrected", "outdated")
+    return {
+        "drift": [dataclasses.asdict(row) for row in drift],
+        "labels_changed": changed["count"],
+        "review": len(queue),
+        **{name: found[name] for name in kept},
+    }
+
+
+def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watch: progress.Stopwatch) -> None:
+    """Mark the run complete, move the pointer, clear away. Raises TooManyRowErrors or GateFailed, afterwards."""
+    counts = facts["counts"]
+    rate = counts["failed"] / counts["rows"]
+    too_many = rate > config.score.max_error_rate
+    pointed = not too_many or config.score.publish_on_errors
+    run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed)
     if config.score.keep_runs and pointed:
         _remove_old(config, run)
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
@@ -139,15 +183,15 @@ def _score(
             f"{counts['failed']} of {counts['rows']} rows failed ({rate:.1%}), more than score.max_error_rate = "
             f"{config.score.max_error_rate:.1%}; {where}, the reasons are in {run.path('errors')}"
         )
-    _gate(config, drift, run)
-    return run.address
+    _gate(config, facts["drift"], run)
 
 
 def _plan(
     config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None
 ) -> tuple[StagedCatalog, Ledger, PlanCounts]:
     """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
-    catalog = stage_catalog(config.catalog, folder, reserved=OUTPUT)
+    schema = output_schema(lineage=config.catalog.corrections is not None)
+    catalog = stage_catalog(config.catalog, folder, reserved=schema.names)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
     if run and run.resumed:
@@ -183,7 +227,9 @@ def _validation(config: ScoreConfig) -> Validation | None:
     """What came of the bundle's validation rows, if it has kept them. Raises ModelError where they are asked for."""
     rows, target = load_validation(config.model.uri), config.score.target_precision
     if rows is not None and rows.num_rows:
-        return Validation(*(rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score")))
+        embeddings = np.stack(rows.column(EMBEDDING).to_numpy()) if EMBEDDING in rows.column_names else None
+        labels, predicted, scores = (rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score"))
+        return Validation(labels, predicted, scores, embeddings)
     if target:
         raise ModelError(
             f"score.target_precision = {target}: {config.model.uri} has no validation.parquet to fit thresholds on; "
@@ -211,14 +257,25 @@ def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str) -> None:
             storage.create(run.path(PRECISION), storage.read_bytes(before))
 
 
-def _gate(config: ScoreConfig, drift: list[Drift], run: RunDirectory) -> None:
+def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:
     limit = config.score.max_drift
-    far = [f"{row.what} against {row.against}: {row.psi:.3f}" for row in drift if limit and row.psi > limit]
+    far = [f"{row['what']} against {row['against']}: {row['psi']:.3f}, of which chance makes {row['chance']:.3f}"
+           for row in drift if limit and row["psi"] - row["chance"] > limit]  # fmt: skip
     if far:
         raise GateFailed(
             f"population stability index over score.max_drift = {limit:g}: {'; '.join(far)}; the results are "
             f"published, see {run.path('report.html')}"
         )
+
+
+def _cost(config: ScoreConfig, inferred: Inferred | None, seconds: float) -> dict[str, float] | None:
+    """What the cluster cost while it was held, by the prices of the config; None without prices or without Ray."""
+    rates = config.score.price_per_cpu_hour, config.score.price_per_gpu_hour
+    if inferred is None or not any(rates):
+        return None
+    total = seconds / 3600 * (inferred.num_cpus * rates[0] + inferred.num_gpus * rates[1])
+    return {"total": total, "per_million_images": total / inferred.num_images * 1e6,
+            "cpus": inferred.num_cpus, "gpus": inferred.num_gpus}  # fmt: skip
 
 
 def _told(plan: PlanCounts) -> dict[str, Any]:

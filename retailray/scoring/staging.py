@@ -1,7 +1,7 @@
 """A catalog on the driver's disk: read once, piece by piece, so that its size is the disk's matter and not memory's."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class StagedCatalog:
         return together.select(self.schema.names).cast(self.schema)
 
 
-def stage_catalog(section: CatalogSection, folder: Path, *, reserved: tuple[str, ...]) -> StagedCatalog:
+def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[str]) -> StagedCatalog:
     """Read the catalog into ``folder``.
 
     Raises:
@@ -90,7 +90,7 @@ def _numbered(rows: pa.Table, first: int) -> pa.Table:
     return rows.select(list(MEANING)).add_column(0, "row", numbers).cast(_rows_schema())
 
 
-def _refuse_collisions(uri: str, piece: Piece, reserved: tuple[str, ...]) -> None:
+def _refuse_collisions(uri: str, piece: Piece, reserved: Sequence[str]) -> None:
     taken = [name for name in piece.table.column_names if name in reserved or name.startswith(OURS)]
     if taken:
         raise CatalogError(f"{uri}: columns {', '.join(taken)} have names that the output uses; rename them")

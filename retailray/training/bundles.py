@@ -7,9 +7,10 @@ import torch
 
 from retailray import progress, storage
 from retailray.config import TrainConfig
-from retailray.data.catalog import Catalog
+from retailray.data.catalog import Catalog, count_labels
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, provenance, save_bundle
 from retailray.models.calibration import Calibration
+from retailray.models.meta import EMBEDDING
 from retailray.runs import RunDirectory
 from retailray.training.rows import rows_digest
 
@@ -43,6 +44,7 @@ def describe(
         data={
             "catalog": config.catalog.uri,
             "fingerprint": rows_digest(splits),
+            "labels": count_labels(splits["train"].column("label")),
             **{f"num_{name}_rows": len(part) for name, part in splits.items()},
         },
         config=config.model_dump(mode="json"),
@@ -61,6 +63,7 @@ def leave_bundle(run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Ten
             "label": labels.take(pa.array(calibration.targets)),
             "pred_label": labels.take(pa.array(calibration.predicted)),
             "pred_score": calibration.scores,
+            EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
         }
     )
     save_bundle(bundle, meta, state, validation=validation)

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from retailray.config import TrainSection
 from retailray.models.blocks import freeze, split, train_mode
 from retailray.models.calibration import Calibration, calibrate
+from retailray.models.embedding import SIZE, sketch
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
@@ -142,25 +143,28 @@ class Engine:
         }
 
     @torch.no_grad()
-    def logits(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``(N, C)`` and targets ``(N,)`` of a split under the present weights, from all workers.
+    def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits ``(N, C)``, targets ``(N,)`` and embeddings ``(N, SIZE)`` of a split, from all workers.
 
         ``limit``: about so many of the rows, evenly spread.
         """
         self.model.eval()
         batches, reads = self.open_batches(name, self.stages[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
-        found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64))]
+        body = self.chain.run(reads, len(self.chain.blocks))
+        found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE))]
         for values, target, weight in self._moved(batches, None):
             usable = torch.nonzero(weight > 0).flatten()[::every]
-            logits = self._forward_all(values, reads)
-            found.append((logits[usable].cpu(), target[usable].cpu()))
-        mine = torch.cat([pair[0] for pair in found]), torch.cat([pair[1] for pair in found])
-        gathered = self.world.gather(mine)
-        return torch.cat([pair[0] for pair in gathered]), torch.cat([pair[1] for pair in gathered])
+            with autocast(self.device, self.precision):
+                features = body(self._enter_blocks(values, reads))
+                logits = self.chain.head(features).float()
+            found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable])))
+        gathered = self.world.gather(tuple(map(torch.cat, zip(*found, strict=True))))
+        logits, targets, embeddings = map(torch.cat, zip(*gathered, strict=True))
+        return logits, targets, embeddings
 
     def calibration(self) -> Calibration:
-        return calibrate(*self.logits("validation", limit=CALIBRATION_ROWS))
+        return calibrate(*self.outputs("validation", limit=CALIBRATION_ROWS))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 

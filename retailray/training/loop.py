@@ -74,7 +74,7 @@ def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
     found |= {"calibration": engine.calibration(), "codes": sources.failed(world)}
     if "test" in config.sources:
-        logits, targets = engine.logits("test")
+        logits, targets, _ = engine.outputs("test")
         found |= {"test_logits": logits.numpy(), "test_targets": targets.numpy()}
     return found
 

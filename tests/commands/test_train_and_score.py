@@ -121,9 +121,13 @@ def test_the_registered_bundle_scores_the_catalog(shop, retailray):
     assert summary["label_agreement"] == pytest.approx((predictions.label == predictions.pred_label).mean())
     assert counts["rows"] == len(source) == counts["scored"] + counts["carried_over"] + counts["failed"]
     assert events(out)[-1]["scored"] == len(predictions)
-    queue = [json.loads(line) for line in read_text(f"{run}/review/queue.jsonl").splitlines()]
-    assert len(queue) == (predictions.decision != "accept").sum()
-    assert [row["pred_score"] for row in queue] == sorted(row["pred_score"] for row in queue)
+    queue = [json.loads(line)["data"] for line in read_text(f"{run}/review/queue.jsonl").splitlines()]
+    asked = {row["item_id"] for row in queue if "uncertain" in row["reasons"]}
+    assert asked == set(predictions[predictions.decision != "accept"].image)
+    assert {stage["stage"] for stage in summary["stages"]} == {"fetch", "decode", "predict", "commit"}
+    assert all(stage["seconds"] > 0 and 0 < stage["utilisation"] <= 1 for stage in summary["stages"])
+    compared = {(row["what"], row["against"]) for row in summary["drift"]}
+    assert compared == {(what, "validation rows") for what in ("labels", "confidence", "embeddings")}
 
 
 def test_duckdb_reads_the_tables_too(shop, tmp_path):

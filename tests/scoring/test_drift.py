@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retailray.scoring.drift import distance
+from retailray.scoring.drift import Usual, distance, embedding_distance
 
 
 def draw(weights, rows, seed):
@@ -13,16 +13,42 @@ def draw(weights, rows, seed):
 
 def test_the_same_shop_is_stable_and_another_is_not():
     monday, tuesday = draw([0.5, 0.3, 0.2], 5000, 1), draw([0.5, 0.3, 0.2], 3000, 2)
-    psi, js = distance(monday, tuesday)
+    psi, chance, js = distance(monday, tuesday)
+    assert chance == pytest.approx(2 * (1 / 5000 + 1 / 3000))
     assert 0 <= psi < 0.01
     assert 0 <= js < 0.05
-    psi, js = distance(monday, draw([0.2, 0.3, 0.5], 3000, 3))
+    psi, _, js = distance(monday, draw([0.2, 0.3, 0.5], 3000, 3))
     # by hand: 0.3 ln(0.5 / 0.2) for each of the two that traded places
     assert psi == pytest.approx(2 * 0.3 * np.log(2.5), rel=0.1)
     assert 0.2 < js < 0.3
 
 
 def test_a_class_that_comes_or_goes_is_finite():
-    psi, js = distance({"a": 100}, {"b": 100})
+    psi, _, js = distance({"a": 100}, {"b": 100})
     assert 1 < psi < 20
     assert 0.9 < js <= 1
+
+
+def test_embeddings_of_the_same_pictures_differ_by_chance_and_others_by_more():
+    draw = np.random.default_rng(0).normal
+    reference, same, moved = draw(size=(400, 16)), draw(size=(300, 16)), draw(0.7, 1, size=(300, 16))
+    psi, chance, _ = embedding_distance(reference, same)
+    assert abs(psi - chance) < 0.03, "what chance makes is told well"
+    psi, chance, js = embedding_distance(reference, moved)
+    assert psi > 0.3 + chance
+    assert js > 0.2
+
+
+def test_what_is_unusual_is_the_same_in_sql_and_by_hand():
+    import duckdb
+
+    rows = np.random.default_rng(1).normal(3, 2, size=(1000, 4))
+    usual = Usual.of(rows)
+    far = [3.0, 3.0, 3.0, 30.0]
+    [(odd, plain)] = duckdb.execute(
+        f"select {usual.sql('far')}, {usual.sql('near')} from (select ?::float[] as far, ?::float[] as near)",
+        [far, rows.mean(0).tolist()],
+    ).fetchall()
+    assert odd == pytest.approx((((np.array(far) - usual.mean) / usual.scale) ** 2).mean(), rel=1e-5)
+    assert plain == pytest.approx(0, abs=1e-9)
+    assert odd > usual.limit > 2

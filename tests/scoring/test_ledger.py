@@ -1,11 +1,15 @@
 """The ledger without Ray: what is known is not asked again, and nothing else is taken for known."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from retailray.config import CatalogSection
+from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
+from retailray.scoring.drift import Usual
 from retailray.scoring.ledger import LEDGER_SCHEMA, PUBLISHED, RESUMED, Ledger
+from retailray.scoring.review import make_queue
 from retailray.scoring.staging import stage_catalog
 
 
@@ -139,3 +143,63 @@ def test_listings_find_a_common_folder_for_each_store(tmp_path):
     catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), tmp_path, reserved=())
     ledger = Ledger(tmp_path, catalog, memory_gb=0.25)
     assert ledger.folders() == ["/tmp", "https://cdn/z", "s3://one/x", "s3://two/y"]
+
+
+def test_what_people_said_overrides_the_model_as_long_as_it_is_the_same_picture(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
+    broken = {"error_code": "corrupt", "message": "m"}
+    known = rows(folder, ledger, ("a", MUG), ("b", MUG), ("c", MUG), ("d", broken))
+    ledger.add_known(known, origin=PUBLISHED, usable=True)
+    ledger.plan()
+    said = [("a.jpg", "cup", "sha-a"), ("b.jpg", "cup", "sha-of-another"), ("c.jpg", "mug", ""), ("d.jpg", "cup", "")]
+    columns = [dict.fromkeys(CORRECTIONS.names, "") | dict(zip(("item_id", "label", "sha256"), row, strict=True)) |
+               {"file": "f.csv"} for row in said]  # fmt: skip
+    ledger.add_corrections(pa.Table.from_pylist(columns, CORRECTIONS))
+    ledger.settle(Thresholds(accept=0.95))
+    found = [
+        (r["pred_label"], r["decision"], r["model_label"], r["corrected_in"], r["outdated"]) for r in final(ledger)
+    ]
+    assert found == [
+        ("cup", "accept", "mug", "f.csv", False),
+        ("mug", "review", "mug", None, True),
+        ("mug", "accept", "mug", "f.csv", False),
+        (None, None, None, None, False),
+    ]
+    assert final(ledger)[0]["pred_score"] == 1.0
+    assert final(ledger)[0]["model_score"] == pytest.approx(0.9)
+    queue = make_queue(ledger, None, limit=10)
+    assert [(row["item_id"], row["reasons"]) for row in queue] == [("b.jpg", ["uncertain", "outdated"])]
+
+
+def test_the_queue_has_first_what_teaches_most(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
+    tonight = [
+        ("a", MUG | {"embedding": [0.0, 9.0]}),
+        ("b", MUG | {"embedding": [0.1, 0.1]}),
+        ("c", MUG | {"pred_score": 0.3, "embedding": [0.0, 0.0]}),
+        ("d", MUG | {"embedding": [0.2, 0.0]}),
+    ]
+    before = rows(folder, ledger, ("a", MUG), ("d", MUG | {"pred_label": "cup", "identity": "before"}))
+    ledger.add_known(before, origin=PUBLISHED, usable=False)
+    ledger.plan()
+    ledger.add_fresh(rows(folder, ledger, *tonight))
+    ledger.settle(Thresholds(accept=0.8))
+    usual = Usual(np.zeros(2), np.ones(2), limit=4.0)
+    queue = make_queue(ledger, usual, limit=10)
+    assert [(row["item_id"], row["reasons"], round(row["usefulness"], 3)) for row in queue] == [
+        ("c.jpg", ["uncertain"], 0.7),
+        ("a.jpg", ["unusual"], 0.6),
+        ("d.jpg", ["changed"], 0.6),
+    ]
+    assert (queue[2]["label_before"], queue[0]["label_before"]) == ("cup", None)
+    assert len(make_queue(ledger, usual, limit=2)) == 2
+
+
+def test_nights_of_older_versions_are_read(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1")
+    [old] = rows(folder, ledger, ("a", MUG))
+    ledger.add_known([old.drop_columns(["embedding"])], origin=PUBLISHED, usable=True)
+    assert ledger.plan().carried_over == 1

@@ -94,7 +94,7 @@ def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"dense", "head"}, "the convolutions were frozen"
     with torch.no_grad():
-        logits, targets = engine.logits("validation")
+        logits, targets, _ = engine.outputs("validation")
     assert (logits.argmax(1) == targets).float().mean().item() == pytest.approx(best["validation_top1"])
 
 
@@ -149,7 +149,7 @@ def test_kept_activations_train_like_pixels():
     for left, right in zip(direct.progress.history, cached.progress.history, strict=True):
         assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-4)
         assert left["validation_loss"] == pytest.approx(right["validation_loss"], rel=1e-4)
-    assert torch.allclose(direct.logits("validation")[0], cached.logits("validation")[0], atol=1e-3)
+    assert torch.allclose(direct.outputs("validation")[0], cached.outputs("validation")[0], atol=1e-3)
 
 
 def test_patience_ends_a_phase_and_the_best_weights_return():
@@ -159,7 +159,7 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
     run(engine)
     history = engine.progress.history
     assert len(history) == engine.progress.best_epoch + 2 < 30
-    logits, targets = engine.logits("validation")
+    logits, targets, _ = engine.outputs("validation")
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-4)
 
@@ -195,7 +195,7 @@ def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0)}
     engine = make_engine([stage(1, "head")], rows=rows)
     run(engine)
-    assert engine.logits("validation")[0].shape == (0, CLASSES)
+    assert engine.outputs("validation")[0].shape == (0, CLASSES)
     assert engine.calibration().temperature == 1.0
 
 
@@ -209,7 +209,7 @@ def test_balance_weighs_classes_not_rows():
     run(weighed)
     recall = []
     for engine in (plain, weighed):
-        logits, targets = engine.logits("validation")
+        logits, targets, _ = engine.outputs("validation")
         recall.append((logits.argmax(1) == targets)[targets > 0].float().mean().item())
     assert recall[1] > recall[0]
 
@@ -221,7 +221,7 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
     sure, soft = make_engine([stage(6, "all")]), make_engine([stage(6, "all")], TrainSection(**settings))
     run(sure)
     run(soft)
-    score = [engine.logits("train")[0].softmax(1).amax(1).mean().item() for engine in (sure, soft)]
+    score = [engine.outputs("train")[0].softmax(1).amax(1).mean().item() for engine in (sure, soft)]
     assert score[1] < score[0]
 
 

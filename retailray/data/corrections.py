@@ -1,0 +1,82 @@
+"""What people said a row's label is: read from the files that the review page saves and Label Studio exports."""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+from retailray import progress, storage
+from retailray.data.tables import as_text, stream_table, table_files, table_suffix
+from retailray.errors import CatalogError
+
+# our names, and those of Label Studio's CSV export where they differ
+COLUMNS = {"item_id": (), "label": (), "sha256": (), "reviewer": ("annotator",), "reviewed_at": ("updated_at",)}
+REQUIRED = ("item_id", "label")
+_AT_ONCE = 64  # images in memory
+SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, "file")])
+
+
+def read_corrections(uri: str) -> pa.Table:
+    """The last word on every item: a row each of :data:`SCHEMA`, '' where a file does not say.
+
+    Where several rows name an item, the one with the latest ``reviewed_at`` holds, among equals the last one of the
+    last file by name. Rows without a label say nothing.
+
+    Args:
+        uri: a CSV, TSV, Parquet or JSONL file, or a folder or pattern of them; a folder may be empty.
+
+    Raises:
+        CatalogError: a file has no ``item_id`` or no ``label`` column. StorageError: it cannot be read.
+    """
+    if table_suffix(uri):
+        storage.check_readable(uri)  # a folder may have nothing in it yet, a file that is named is meant to be there
+    files = table_files(uri)
+    if not files:
+        progress.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
+    found: dict[str, dict[str, str]] = {}
+    for file in files:
+        for table in stream_table(file, encoding="utf-8", may_be_empty=True):
+            for row in _rows(file, table):
+                before = found.get(row["item_id"])
+                if row["label"] and (before is None or row["reviewed_at"] >= before["reviewed_at"]):
+                    found[row["item_id"]] = row
+    return pa.Table.from_pylist(list(found.values()), SCHEMA)
+
+
+def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
+    """The rows of a catalog (``id, uri, label`` and more) with the labels that people gave.
+
+    What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
+    """
+    said = {row["item_id"]: row for row in corrections.to_pylist()}
+    ids, uris, labels = (rows.column(name).to_pylist() for name in ("id", "uri", "label"))
+    known = [at for at, item in enumerate(ids) if item in said]
+    outdated = 0
+    for start in range(0, len(known), _AT_ONCE):
+        some = known[start : start + _AT_ONCE]
+        asked = [at for at in some if said[ids[at]]["sha256"]]
+        found = dict(zip(asked, storage.fetch_many([uris[at] for at in asked]), strict=True))
+        for at in some:
+            data, wanted = found.get(at), said[ids[at]]["sha256"]
+            if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != wanted:
+                outdated += 1
+            else:
+                labels[at] = said[ids[at]]["label"]
+    progress.emit("corrections", read=corrections.num_rows, rows=len(known) - outdated, outdated=outdated)
+    return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string()))
+
+
+def _rows(file: str, table: pa.Table) -> list[dict[str, Any]]:
+    names = {}
+    for name, others in COLUMNS.items():
+        names[name] = next((own for own in (name, *others) if own in table.column_names), None)
+    missing = [name for name in REQUIRED if names[name] is None]
+    if missing:
+        raise CatalogError(
+            f"{file}: corrections need the columns {' and '.join(REQUIRED)}; it has {', '.join(table.column_names)}"
+        )
+    columns = {
+        name: as_text(table.column(own)).to_pylist() if own else [""] * table.num_rows for name, own in names.items()
+    }
+    keys = list(columns)
+    return [dict(zip(keys, values, strict=True), file=file) for values in zip(*columns.values(), strict=True)]

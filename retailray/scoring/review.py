@@ -1,0 +1,81 @@
+"""The queue: rows that people should look at, those first from which most is learnt."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from retailray.models.meta import BundleMeta
+from retailray.runs import RunDirectory
+from retailray.scoring.drift import Usual
+from retailray.scoring.ledger import PUBLISHED, Ledger
+
+# what a reason adds to 1 - confidence
+WEIGHTS = {"changed": 0.5, "unusual": 0.5, "outdated": 0.5}
+REASONS = {
+    "uncertain": "the model is not sure",
+    "changed": "its label changed since last night",
+    "unusual": "unlike the pictures that the model knows",
+    "outdated": "the picture changed since a person corrected it",
+}
+_LABEL_CONFIG = """<View>
+  <Image name="image" value="$image"/>
+  <Text name="reasons" value="$why"/>
+  <Choices name="label" toName="image" choice="single" showInline="true">
+{choices}  </Choices>
+</View>
+"""
+
+
+def make_queue(ledger: Ledger, usual: Usual | None, *, limit: int) -> list[dict[str, Any]]:
+    """The most useful rows first, at most ``limit``; rows that people have corrected are not asked again.
+
+    Keys: ``item_id, image`` (its address), ``sha256, pred_label, pred_score, topk_labels, topk_scores, decision,
+    catalog_label, label_before`` (None if there was none), ``usefulness`` and ``reasons``, keys of :data:`REASONS`.
+    """
+    unusual = f"({usual.sql('f.embedding')}) > {usual.limit!r}" if usual else "false"
+    weighed = " + ".join(f"{weight} * {name}::int" for name, weight in WEIGHTS.items())
+    found = ledger.table(
+        f"""
+        with candidates as (
+            select f.row, f.id as item_id, f.uri as image, f.sha256, f.model_label as pred_label,
+                f.model_score as pred_score, f.topk_labels, f.topk_scores, f.decision, f.label as catalog_label,
+                k.pred_label as label_before, f.decision <> 'accept' as uncertain,
+                coalesce(k.pred_label <> f.model_label, false) as changed, coalesce({unusual}, false) as unusual,
+                f.outdated
+            from final f left join (select uri, pred_label from known where origin = {PUBLISHED}) k using (uri)
+            where f.code = '' and f.corrected_in is null
+        )
+        select *, 1 - pred_score + {weighed} as usefulness from candidates
+        where uncertain or changed or unusual or outdated
+        order by usefulness desc, row limit {limit}
+        """
+    ).to_pylist()
+    return [{name: value for name, value in row.items() if name not in (*REASONS, "row")}
+            | {"reasons": [name for name in REASONS if row[name]]} for row in found]  # fmt: skip
+
+
+def write_queue(run: RunDirectory, queue: Sequence[dict[str, Any]], meta: BundleMeta) -> None:
+    """Write ``review/queue.jsonl``, a Label Studio task a line, the same as ``review/label_studio.json``, since its
+    upload takes no JSONL, and ``review/label_config.xml``, its project's."""
+    model = f"{meta.name}/{meta.version}"
+    tasks = [json.dumps(_task(row, run.run_id, model), ensure_ascii=False) for row in queue]
+    run.write("review/queue.jsonl", "".join(f"{task}\n" for task in tasks))
+    run.write("review/label_studio.json", "[\n" + ",\n".join(tasks) + "\n]\n")
+    choices = "".join(f"    <Choice value={quoteattr(label)}/>\n" for label in meta.labels)
+    run.write("review/label_config.xml", _LABEL_CONFIG.format(choices=choices))
+
+
+def _task(row: dict[str, Any], run_id: str, model: str) -> dict[str, Any]:
+    choice = {
+        "from_name": "label",
+        "to_name": "image",
+        "type": "choices",
+        "value": {"choices": [row["pred_label"]]},
+    }
+    why = "; ".join(REASONS[name] for name in row["reasons"])
+    data = row | {"why": why, "run_id": run_id, "model": model}
+    return {
+        "data": data,
+        "predictions": [{"model_version": model, "score": row["pred_score"], "result": [choice]}],
+    }
