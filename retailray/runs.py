@@ -10,7 +10,7 @@ import yaml
 
 from retailray import progress, storage
 from retailray.config import VerbConfig
-from retailray.errors import ConfigError
+from retailray.errors import ConfigError, RetailrayError
 
 DECISIONS = "decisions.json"
 
@@ -33,6 +33,8 @@ class RunDirectory:
         self.address = storage.join(config.out, f"run_id={self.run_id}")
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
+        self._pointer = storage.join(config.out, "LATEST")
+        self._before = storage.read_bytes(self._pointer) if storage.exists(self._pointer) else None
 
     @classmethod
     def unfinished(cls, config: VerbConfig, *, ignoring: Sequence[str]) -> "RunDirectory | None":
@@ -98,16 +100,26 @@ class RunDirectory:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
 
-    def publish(self, summary: dict[str, Any], *, pointer: bool = True) -> None:
-        """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run, if ``pointer``."""
+    def publish(self, summary: dict[str, Any], *, pointer: bool = True, alone: bool = False) -> None:
+        """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run, if ``pointer``.
+
+        Raises:
+            RetailrayError: ``alone``, and another run moved it since this one began.
+        """
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.write_json(
             "run.json",
             {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary},
         )
         self.write("_SUCCESS", b"")
-        if pointer:
-            storage.write_bytes(storage.join(self.out, "LATEST"), f"run_id={self.run_id}".encode())
+        name = f"run_id={self.run_id}".encode()
+        if pointer and not alone:
+            storage.write_bytes(self._pointer, name)
+        elif pointer and not storage.swap(self._pointer, name, before=self._before):
+            raise RetailrayError(
+                f"{self._pointer} was moved by another run while this one was at work, and is left as it is; this "
+                f"run's results are complete in {self.address}"
+            )
 
 
 def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

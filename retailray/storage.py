@@ -278,6 +278,35 @@ def create(address: str, data: bytes) -> bool:
     return guarded(address, write, deadline_s=DEADLINE_S)
 
 
+def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
+    """Write a small object only if it still holds ``before`` (None: if there is none); False where it does not.
+
+    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere it is compared and then replaced. Raises
+    StorageError.
+    """
+    if before is None:
+        return create(address, data)
+
+    def write() -> bool:
+        fs, path = filesystem(address)
+        fs.invalidate_cache()
+        tag = fs.info(path).get("ETag") if address.startswith("s3://") else None
+        if fs.cat_file(path) != before:
+            return False
+        if tag is None:
+            write_bytes(address, data)
+            return True
+        try:
+            fs.pipe_file(path, data, IfMatch=tag)
+        except OSError:
+            if fs.cat_file(path) == before:
+                raise
+            return False
+        return True
+
+    return guarded(address, write, deadline_s=DEADLINE_S)
+
+
 def is_local(address: str) -> bool:
     return not is_uri(address) or address.startswith("file://")
 

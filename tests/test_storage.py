@@ -33,6 +33,34 @@ def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_pointer_moves_only_from_where_it_was_seen(place, tmp_path, bucket):
+    pointer = f"{tmp_path if place == 'local' else bucket}/LATEST"
+    assert storage.swap(pointer, b"one", before=None)
+    assert not storage.swap(pointer, b"two", before=None), "somebody was first"
+    assert not storage.swap(pointer, b"two", before=b"zero")
+    assert storage.swap(pointer, b"two", before=b"one")
+    assert storage.read_bytes(pointer) == b"two"
+
+
+def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
+    """The other's put comes between our look and our put."""
+    pointer = f"{bucket}/LATEST"
+    storage.write_bytes(pointer, b"one")
+    fs, path = storage.filesystem(pointer)
+    look = fs.cat_file
+
+    def then_theirs(*arguments, **options):
+        found = look(*arguments, **options)
+        monkeypatch.undo()
+        s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(path, b"theirs")
+        return found
+
+    monkeypatch.setattr(fs, "cat_file", then_theirs)
+    assert not storage.swap(pointer, b"ours", before=b"one")
+    assert storage.read_bytes(pointer) == b"theirs"
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
 def test_write_read_list(place, tmp_path, bucket):
     root = str(tmp_path) if place == "local" else bucket
     for name in ("x/a b+ü%.bin", "x/deep/b.bin"):

@@ -173,7 +173,7 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     rate = counts["failed"] / counts["rows"]
     too_many = rate > config.score.max_error_rate
     pointed = not too_many or config.score.publish_on_errors
-    run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed)
+    run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed, alone=True)
     if config.score.keep_runs and pointed:
         _remove_old(config, run)
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
