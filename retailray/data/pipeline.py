@@ -146,7 +146,8 @@ def map_chunks(
     """A lazy dataset: ``function`` over chunks of :data:`CHUNK_ROWS` rows of a transport table, in CPU tasks."""
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
-    return ray.data.from_arrow(blocks).map_batches(
+    # not from_arrow, which asks a task, and so a new process, for the size of every block
+    return ray.data.from_blocks(blocks).map_batches(
         function, batch_format="pyarrow", batch_size=CHUNK_ROWS, fn_kwargs=arguments, num_cpus=task_cpus
     )
 

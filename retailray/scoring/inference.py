@@ -155,8 +155,8 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
 def _run(
     config: ScoreConfig, run: RunDirectory, plan: Plan, todo: Todo, spec: DecodeSpec, seen: Any, relay: Any
 ) -> list[str]:
-    # numbers in memory and not ray.data.range, whose reading task would ask for a whole CPU beside the actors
-    units = ray.data.from_arrow([pa.table({"unit": [number]}) for number in range(todo.num_units)])
+    # numbers in memory; ray.data.range and from_arrow start tasks that ask for a whole CPU beside the actors
+    units = ray.data.from_blocks([pa.table({"unit": [number]}) for number in range(todo.num_units)])
     images = units.map_batches(
         read_units,
         batch_format="numpy",

@@ -6,7 +6,6 @@ join, count, publish. A first night, a resumed night and a night on which little
 
 import dataclasses
 import hashlib
-import io
 import json
 import shutil
 import tempfile
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.corrections import read_corrections
 from retailray.data.tables import PIECE_ROWS
-from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
+from retailray.errors import GateFailed, ModelError, TooManyRowErrors
 from retailray.lease import Lease, hold
 from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
@@ -31,17 +28,12 @@ from retailray.runs import RunDirectory
 from retailray.scoring.drift import changed_labels, measure_drift, references, usual_of
 from retailray.scoring.inference import Inferred, infer
 from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
+from retailray.scoring.past import PLAN, Published, last_published, read_part, read_parts, remove_old, unfinished
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.staging import StagedCatalog, stage_catalog
 
-PLAN = "plan.json"
 CHANGED = 24  # products whose label changed, and kinds of change, in the report
-# settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
-IGNORED = ("cluster", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
-           "score.price_per_gpu_hour", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors",
-           "score.memory_gb", "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
-           "score.max_drift")  # fmt: skip
 
 
 def score(config: ScoreConfig) -> str:
@@ -63,7 +55,7 @@ def score(config: ScoreConfig) -> str:
             return _say_plan(config, scoring_key(meta, digest, config), folder, watch)
         key = scoring_key(meta, digest, config)
         with hold(config.out) as lease:
-            run = _unfinished(config, key) or RunDirectory(config)
+            run = unfinished(config, key) or RunDirectory(config)
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
             progress.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
@@ -98,15 +90,16 @@ def _score(
 ) -> str:
     validation = _validation(config)
     said = read_corrections(config.catalog.corrections) if config.catalog.corrections else None
-    catalog, ledger, plan = _plan(config, key, folder, run=run)
+    before = last_published(config.out)
+    catalog, ledger, plan = _plan(config, key, folder, run=run, before=before)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
     progress.emit("plan", **_told(plan))
-    _keep_precision(config, run, key)
+    _keep_precision(config, run, key, before)
     times = {"planning": watch.seconds}
     inferred: Inferred | None = None
     if plan.images:  # else Ray is not even started
         inferred = infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)
-        ledger.add_fresh(map(_read_part, inferred.parts))
+        ledger.add_fresh(map(read_part, inferred.parts))
     times["inference"] = watch.seconds - times["planning"]
     if said is not None:
         ledger.add_corrections(said)
@@ -122,7 +115,7 @@ def _score(
         "cost": _cost(config, inferred, times["inference"]),
         "images_per_s": plan.images / times["inference"] if plan.images else None,
     }  # fmt: skip
-    facts |= _report(config, meta, run, ledger, facts, validation, watch)
+    facts |= _report(config, meta, run, ledger, facts, validation, before, watch)
     ledger.close()
     for name in (SCORED, TODO):
         storage.remove_folder(run.path(name))
@@ -138,10 +131,11 @@ def _report(
     ledger: Ledger,
     facts: dict[str, Any],
     validation: Validation | None,
+    before: Published | None,
     watch: progress.Stopwatch,
 ) -> dict[str, Any]:
     """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
-    found, nights, before = summarize(ledger), references(ledger, validation), last_published(config.out)
+    found, nights = summarize(ledger), references(ledger, validation)
     drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
     queue = make_queue(ledger, usual_of(nights), limit=config.score.review_rows)
     write_queue(run, queue, meta)
@@ -175,7 +169,7 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     pointed = not too_many or config.score.publish_on_errors
     run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed, alone=True)
     if config.score.keep_runs and pointed:
-        _remove_old(config, run)
+        remove_old(config, run)
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
     if too_many:
         where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"
@@ -187,7 +181,7 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
 
 
 def _plan(
-    config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None
+    config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None, before: Published | None
 ) -> tuple[StagedCatalog, Ledger, PlanCounts]:
     """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
     schema = output_schema(lineage=config.catalog.corrections is not None)
@@ -195,32 +189,22 @@ def _plan(
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
     if run and run.resumed:
-        ledger.add_known(map(_read_part, _parts(run.path(SCORED))), origin=RESUMED, usable=True)
-    published = last_published(config.out)
-    if published:
-        address, summary = published
+        ledger.add_known(read_parts(run.path(SCORED)), origin=RESUMED, usable=True)
+    if before:
+        address, summary = before
         usable = summary.get("scoring_key") == key
-        ledger.add_known(map(_read_part, _parts(storage.join(address, LEDGER))), origin=PUBLISHED, usable=usable)
+        ledger.add_known(read_parts(storage.join(address, LEDGER)), origin=PUBLISHED, usable=usable)
     return catalog, ledger, ledger.plan()
 
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
-    run = _unfinished(config, key)
-    _, ledger, plan = _plan(config, key, folder, run=run)
+    run, before = unfinished(config, key), last_published(config.out)
+    _, ledger, plan = _plan(config, key, folder, run=run, before=before)
     ledger.close()
-    published = last_published(config.out)
-    rate = published[1].get("images_per_s") if published else None
+    rate = before[1].get("images_per_s") if before else None
     told = _told(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}
     watch.summary("score", num_images=0, plan_only=True, **told)
     return ""
-
-
-def _unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
-    """The run of these settings and this model that was interrupted, if any."""
-    run = RunDirectory.unfinished(config, ignoring=IGNORED)
-    if run is None or not storage.exists(run.path(PLAN)):
-        return run
-    return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
 
 
 def _validation(config: ScoreConfig) -> Validation | None:
@@ -245,16 +229,15 @@ def _thresholds(config: ScoreConfig, meta: BundleMeta, validation: Validation | 
     return fit_thresholds(validation, target_precision=config.score.target_precision, abstain=abstain)
 
 
-def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str) -> None:
+def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
     """Score in the precision of the night before, so that what is carried over and what is new are of one kind."""
     if config.score.precision != "auto":
         storage.create(run.path(PRECISION), config.score.precision.encode())
         return
-    published = last_published(config.out)
-    if published and published[1].get("scoring_key") == key:
-        before = storage.join(published[0], PRECISION)
-        if storage.exists(before):
-            storage.create(run.path(PRECISION), storage.read_bytes(before))
+    if before and before[1].get("scoring_key") == key:
+        measured = storage.join(before[0], PRECISION)
+        if storage.exists(measured):
+            storage.create(run.path(PRECISION), storage.read_bytes(measured))
 
 
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:
@@ -280,45 +263,3 @@ def _cost(config: ScoreConfig, inferred: Inferred | None, seconds: float) -> dic
 
 def _told(plan: PlanCounts) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(plan).items() if name != "num_bytes"}
-
-
-def last_published(out: str) -> tuple[str, dict[str, Any]] | None:
-    """Address and ``run.json`` of the scoring run that ``LATEST`` names, if there is one."""
-    pointer = storage.join(out, "LATEST")
-    if not storage.exists(pointer):
-        return None
-    address = storage.join(out, storage.read_bytes(pointer).decode().strip())
-    try:
-        summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
-    except (StorageError, ValueError):
-        return None  # somebody removed it, or it is no run of ours
-    return (address, summary) if summary.get("verb") == "score" else None
-
-
-def _parts(address: str) -> list[str]:
-    return sorted(name for name in storage.list_files(address) if name.endswith(".parquet"))
-
-
-def _read_part(name: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(name)))
-
-
-def _remove_old(config: ScoreConfig, run: RunDirectory) -> None:
-    """Keep the newest complete scoring runs; what was interrupted before the oldest of them goes too."""
-    fs, path = storage.filesystem(config.out)
-    names = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
-    complete = 0
-    for name in sorted((name.split("/")[-2] for name in names), reverse=True):
-        address = storage.join(config.out, name)
-        if address == run.address:
-            complete += 1
-            continue
-        summary = storage.join(address, "run.json")
-        if storage.exists(storage.join(address, "_SUCCESS")):
-            if json.loads(storage.read_bytes(summary)).get("verb") != "score":
-                continue
-            complete += 1
-        elif not storage.exists(storage.join(address, PLAN)):
-            continue  # not a scoring run, or one that did nothing
-        if complete > (config.score.keep_runs or complete):
-            storage.remove_folder(address)

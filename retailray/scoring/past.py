@@ -1,0 +1,73 @@
+"""What earlier runs below the same ``out`` left: one that was interrupted, the one that LATEST names, old ones."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retailray import storage
+from retailray.config import ScoreConfig
+from retailray.errors import StorageError
+from retailray.runs import RunDirectory
+
+PLAN = "plan.json"
+Published = tuple[str, dict[str, Any]]  # address and run.json of a run
+# settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
+IGNORED = ("cluster", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
+           "score.price_per_gpu_hour", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors",
+           "score.memory_gb", "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
+           "score.max_drift")  # fmt: skip
+
+
+def unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
+    """The run of these settings and this model that was interrupted, if any."""
+    run = RunDirectory.unfinished(config, ignoring=IGNORED)
+    if run is None or not storage.exists(run.path(PLAN)):
+        return run
+    return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
+
+
+def last_published(out: str) -> Published | None:
+    """Address and ``run.json`` of the scoring run that ``LATEST`` names, if there is one."""
+    pointer = storage.join(out, "LATEST")
+    if not storage.exists(pointer):
+        return None
+    address = storage.join(out, storage.read_bytes(pointer).decode().strip())
+    try:
+        summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
+    except (StorageError, ValueError):
+        return None  # somebody removed it, or it is no run of ours
+    return (address, summary) if summary.get("verb") == "score" else None
+
+
+def read_parts(address: str) -> Iterator[pa.Table]:
+    """The Parquet files of a folder, one at a time."""
+    return map(read_part, sorted(name for name in storage.list_files(address) if name.endswith(".parquet")))
+
+
+def read_part(name: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(name)))
+
+
+def remove_old(config: ScoreConfig, run: RunDirectory) -> None:
+    """Keep the newest complete scoring runs; what was interrupted before the oldest of them goes too."""
+    fs, path = storage.filesystem(config.out)
+    names = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
+    complete = 0
+    for name in sorted((name.split("/")[-2] for name in names), reverse=True):
+        address = storage.join(config.out, name)
+        if address == run.address:
+            complete += 1
+            continue
+        summary = storage.join(address, "run.json")
+        if storage.exists(storage.join(address, "_SUCCESS")):
+            if json.loads(storage.read_bytes(summary)).get("verb") != "score":
+                continue
+            complete += 1
+        elif not storage.exists(storage.join(address, PLAN)):
+            continue  # not a scoring run, or one that did nothing
+        if complete > (config.score.keep_runs or complete):
+            storage.remove_folder(address)
