@@ -281,8 +281,8 @@ def create(address: str, data: bytes) -> bool:
 def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
     """Write a small object only if it still holds ``before`` (None: if there is none); False where it does not.
 
-    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere it is compared and then replaced. Raises
-    StorageError.
+    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere, and in stores that do not know its words,
+    it is compared and then replaced. Raises StorageError.
     """
     if before is None:
         return create(address, data)
@@ -293,15 +293,14 @@ def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
         tag = fs.info(path).get("ETag") if address.startswith("s3://") else None
         if fs.cat_file(path) != before:
             return False
-        if tag is None:
-            write_bytes(address, data)
-            return True
         try:
-            fs.pipe_file(path, data, IfMatch=tag)
+            if tag:
+                fs.pipe_file(path, data, IfMatch=tag.strip('"'))  # radosgw compares without quotes, others with either
+                return True
         except OSError:
-            if fs.cat_file(path) == before:
-                raise
-            return False
+            if fs.cat_file(path) != before:
+                return False
+        write_bytes(address, data)
         return True
 
     return guarded(address, write, deadline_s=DEADLINE_S)
