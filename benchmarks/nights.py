@@ -92,7 +92,7 @@ def second(images: int) -> None:
     print(table(rows))
 
 
-def many_rows(sizes: list[int], images: int) -> None:
+def many_rows(sizes: list[int], images: int, memory_gb: float) -> None:
     folder = Path(tempfile.mkdtemp())
     (folder / "images").mkdir()
     for number in range(images):
@@ -109,6 +109,7 @@ def many_rows(sizes: list[int], images: int) -> None:
             folder / f"{size}.parquet"
         )
         settings = {"catalog.uri": folder / f"{size}.parquet", "catalog.id": "sku", "model.uri": address}
+        settings |= {"score.memory_gb": memory_gb}
         for night in ("first", "second"):
             found, last = peak("score", settings | {"out": folder / f"out-{size}"}, ROLES)
             peaks.append(found)
@@ -123,11 +124,12 @@ def main() -> None:
     parser.add_argument("what", choices=["second", "rows"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--memory-gb", type=float, default=0.5, help="score.memory_gb, for rows")
     arguments = parser.parse_args()
     if arguments.what == "second":
         second(arguments.images or 50_000)
     else:
-        many_rows(arguments.rows, arguments.images or 20_000)
+        many_rows(arguments.rows, arguments.images or 20_000, arguments.memory_gb)
 
 
 if __name__ == "__main__":

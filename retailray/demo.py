@@ -29,7 +29,7 @@ from retailray.config import (
 )
 from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.evaluation import check, evaluate
-from retailray.reports import write_demo_report
+from retailray.reports.demo import write_demo_report
 from retailray.runs import RunDirectory
 from retailray.scoring.score import score
 from retailray.training import train

@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import posixpath
+import queue
 import random
 import stat
 import threading
@@ -317,37 +318,85 @@ def list_files(address: str) -> dict[str, dict[str, Any]]:
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
 
 
-def iterate(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
-    """Address, identity and size [bytes] of every object below a folder of a store, page by page. Raises StorageError.
+def iterate(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[tuple[str, str | None, int]]]:
+    """Address, identity and size [bytes] of every object below a folder of a store, page by page, in any order.
 
-    ``s3://`` by botocore's pages of a thousand, so that memory does not grow with the bucket; other stores whole.
+    ``s3://`` by botocore's pages of a thousand, so that memory does not grow with the bucket; other stores whole. A
+    store tells page after page: ``bounds``, addresses in ascending order, cut the listing into ranges that are asked
+    for at once. Raises StorageError.
     """
     if folder.startswith("s3://"):
-        yield from _iterate_s3(folder)
+        client = _s3_client()
+        yield from _in_threads([functools.partial(_iterate_s3, client, folder, *ends) for ends in _ranges(bounds)])
         return
     fs, path = filesystem(folder)
+    fs.invalidate_cache()
     found = guarded(folder, lambda: fs.find(path, detail=True))
     yield [(fs.unstrip_protocol(name), _remote_identity(info), info.get("size") or 0) for name, info in found.items()]
 
 
-def _iterate_s3(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
-    import botocore.config
-    import botocore.session
+def _ranges(bounds: Sequence[str]) -> list[tuple[str, str]]:
+    """(after, up to) for all that there is; '' has no end."""
+    return list(zip(["", *bounds], [*bounds, ""], strict=True))
 
+
+def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
+    """What all of them yield, a few items ahead. Raises what one of them raises."""
+    items: queue.Queue[Any] = queue.Queue(maxsize=2 * len(sources))
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return items.put(item, timeout=0.1)
+
+    def work(source: Callable[[], Iterator[T]]) -> None:
+        try:
+            for item in source():
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, None))
+        except Exception as error:
+            put((None, error))
+
+    try:
+        for source in sources:
+            threading.Thread(target=work, args=(source,), daemon=True).start()
+        left = len(sources)
+        while left:
+            item, error = items.get()
+            if error:
+                raise error
+            left -= item is None
+            if item is not None:
+                yield item
+    finally:
+        stop.set()
+
+
+def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[list[tuple[str, str | None, int]]]:
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    session = botocore.session.get_session()
-    options = botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
-    client = session.create_client("s3", os.environ.get("AWS_REGION"), config=options)
-    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "",
+                                      "StartAfter": after.removeprefix(f"s3://{bucket}/")}  # fmt: skip
+    last = up_to.removeprefix(f"s3://{bucket}/").encode()  # keys are in the order of their bytes
     while request:
         # page by page and not by botocore's paginator, which cannot ask for a page again
         page = guarded(folder, functools.partial(patiently, functools.partial(client.list_objects_v2, **request)))
-        yield [
-            (f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}", item["Size"])
-            for item in page.get("Contents", [])
-        ]
-        token = page.get("NextContinuationToken")
+        found = page.get("Contents", [])
+        within = [item for item in found if not last or item["Key"].encode() <= last]
+        yield [(f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}", item["Size"]) for item in within]
+        token = page.get("NextContinuationToken") if len(within) == len(found) else None
         request = request | {"ContinuationToken": token} if token else None
+
+
+def _s3_client() -> Any:
+    """botocore's own, which is safe to share between threads."""
+    import botocore.config
+    import botocore.session
+
+    options = botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
+    return botocore.session.get_session().create_client("s3", os.environ.get("AWS_REGION"), config=options)
 
 
 def identities(addresses: Sequence[str]) -> list[str | None]:

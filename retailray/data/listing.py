@@ -5,7 +5,7 @@ has no identity (http, and what is not found) is read and told by its bytes.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -14,19 +14,26 @@ from retailray.errors import StorageError
 
 PAGE_ROWS = 20_000
 # a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
+RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images in a range, at least
 MAX_RATIO, MAX_FREE = 20, 200_000
 LISTED = pa.schema([("uri", pa.string()), ("identity", pa.string()), ("size", pa.int64())])
 
 
 def list_images(
-    uris: Iterable[list[str]], folders: list[str], num_images: int, *, covered: list[str]
+    uris: Iterable[list[str]],
+    folders: list[str],
+    num_images: int,
+    *,
+    covered: list[str],
+    sample: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """Tables of :data:`LISTED`; a superset of the images that have an identity.
 
     Args:
         uris: all addresses, in lists. folders: for every store, the deepest folder that holds all of its images.
         covered: gets the folders that were listed to the end: what is below them and was not told is not there. A
-            store that cannot be listed is left out, with a warning.
+            store that cannot be listed is left out, with a warning. sample: some of the addresses, drawn at random;
+            they say where long listings are cut into ranges that are listed at once.
     """
     remote = [folder for folder in folders if storage.is_uri(folder) and not folder.startswith("http")]
     if any(not storage.is_uri(folder) for folder in folders):
@@ -37,7 +44,7 @@ def list_images(
     for folder in remote:
         budget = max(MAX_FREE, MAX_RATIO * num_images)
         try:
-            for page in storage.iterate(folder):
+            for page in storage.iterate(folder, bounds=_bounds(folder, sample, num_images)):
                 budget -= len(page)
                 if budget < 0:
                     break
@@ -46,6 +53,13 @@ def list_images(
                 covered.append(folder)
         except (StorageError, NotImplementedError) as error:
             progress.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are read one by one")
+
+
+def _bounds(folder: str, sample: Sequence[str], num_images: int) -> list[str]:
+    """Addresses below a folder that cut the catalog's images there into equal parts."""
+    inside = sorted(uri for uri in sample if uri.startswith(f"{folder}/"))
+    parts = min(RANGES, num_images // RANGE_ROWS)
+    return sorted({inside[len(inside) * at // parts] for at in range(1, parts)}) if len(inside) > RANGES else []
 
 
 def _table(rows: list[tuple[str, str | None, int]]) -> pa.Table:

@@ -6,17 +6,19 @@ is one flat buffer of uint8. A row that fails travels on with a code and black p
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from retailray import storage
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits, decode
 from retailray.data.store import StoreReader, StoreSpec
 from retailray.errors import ERROR_CODES, ImageError
+
+if TYPE_CHECKING:
+    import ray.data
 
 OURS = "__rr_"  # how our own columns begin
 ROW, ID, IMAGE, URI, LABEL = (OURS + name for name in ("row", "id", "image", "uri", "label"))
@@ -67,7 +69,7 @@ def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
     return table
 
 
-def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> ray.data.Dataset:
+def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> "ray.data.Dataset":
     """A lazy dataset: ``table`` with a :data:`PIXELS` column, fetched and decoded by CPU tasks."""
     return map_chunks(table, decode_rows, {"spec": spec}, task_cpus=task_cpus, num_blocks=num_blocks)
 
@@ -93,7 +95,7 @@ def view_dataset(
     keep: list[str],
     decoded: StoreSpec | None = None,
     budget: int = 0,
-) -> ray.data.Dataset:
+) -> "ray.data.Dataset":
     """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``.
 
     ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images; ``budget``: bytes
@@ -142,8 +144,10 @@ def _augmented(pixels: np.ndarray, uris: list[str], views: np.ndarray, spec: Vie
 
 def map_chunks(
     table: pa.Table, function: Callable[..., pa.Table], arguments: dict[str, Any], *, task_cpus: float, num_blocks: int
-) -> ray.data.Dataset:
+) -> "ray.data.Dataset":
     """A lazy dataset: ``function`` over chunks of :data:`CHUNK_ROWS` rows of a transport table, in CPU tasks."""
+    import ray.data  # a second that those who only read a catalog do without
+
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
     blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
     # not from_arrow, which asks a task, and so a new process, for the size of every block

@@ -20,7 +20,7 @@ from retailray.data.scan import FACTS, scan_catalog
 from retailray.data.splits import read_splits
 from retailray.data.tables import parquet_bytes
 from retailray.errors import GateFailed, StorageError
-from retailray.reports import write_check_report
+from retailray.reports.check import write_check_report
 from retailray.runs import RunDirectory
 
 

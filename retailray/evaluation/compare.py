@@ -19,7 +19,7 @@ from retailray.errors import CatalogError
 from retailray.evaluation.predictions import predict_catalog
 from retailray.models.meta import BundleMeta, load_meta
 from retailray.models.registry import resolve
-from retailray.reports import write_comparison_report
+from retailray.reports.comparison import write_comparison_report
 from retailray.runs import RunDirectory
 
 CHALLENGER, CHAMPION = "challenger", "champion"

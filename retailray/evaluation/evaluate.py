@@ -19,7 +19,7 @@ from retailray.evaluation.metrics import calibration_error, classification_metri
 from retailray.evaluation.predictions import predict_catalog
 from retailray.models.meta import BundleMeta, load_meta
 from retailray.models.registry import pinned
-from retailray.reports import write_evaluation_report
+from retailray.reports.evaluation import write_evaluation_report
 from retailray.runs import RunDirectory
 
 NUM_PAIRS = 8

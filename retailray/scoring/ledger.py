@@ -45,6 +45,7 @@ LEDGER_SCHEMA = pa.schema(
 PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
 SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
+SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
 _PASSING = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
@@ -133,7 +134,9 @@ class Ledger:
         """Ask the stores for what identifies the images, and for which are not there. Raises StorageError."""
         covered: list[str] = []
         num_images = self.one("select count(*) from images")
-        for page in list_images(self._image_uris(), self.folders(), num_images, covered=covered):
+        drawn = self.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
+        sample = drawn.column(0).to_pylist()
+        for page in list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample):
             self._insert("listed", page, "select uri, identity, size from piece semi join images using (uri)")
         self._db.execute(
             """

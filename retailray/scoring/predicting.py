@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from retailray import storage
 from retailray.cluster import Plan
@@ -14,12 +13,15 @@ from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with
 from retailray.models.meta import EMBEDDING
 from retailray.scoring.ledger import PREDICTION_SCHEMA
 
+if TYPE_CHECKING:
+    import ray.data
+
 PREDICT = "predict"  # the stage
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
 def predict_dataset(
-    images: ray.data.Dataset,
+    images: "ray.data.Dataset",
     *,
     bundle_uri: str,
     plan: Plan,
@@ -28,7 +30,7 @@ def predict_dataset(
     relay: Any,
     also: Sequence[pa.Field] = (),
     agreement: str | None = None,
-) -> ray.data.Dataset:
+) -> "ray.data.Dataset":
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
     ``also``: :data:`UNCALIBRATED` or :data:`retailray.scoring.ledger.EMBEDDING_FIELD`, appended. ``relay``
@@ -36,6 +38,8 @@ def predict_dataset(
     whoever comes later, finds the precision that the first actor measured to be the faster one; without it each actor
     goes by its own measurement.
     """
+    import ray.data
+
     return images.map_batches(
         PredictBatch,
         fn_constructor_kwargs={

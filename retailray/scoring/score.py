@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,15 +23,18 @@ from retailray.lease import Lease, hold
 from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
 from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
-from retailray.reports import write_review_page, write_score_report
+from retailray.reports.review import write_review_page
+from retailray.reports.score import write_score_report
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import changed_labels, measure_drift, references, usual_of
-from retailray.scoring.inference import Inferred, infer
 from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
 from retailray.scoring.past import PLAN, Published, last_published, read_part, read_parts, remove_old, unfinished
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.staging import StagedCatalog, stage_catalog
+
+if TYPE_CHECKING:
+    from retailray.scoring.inference import Inferred
 
 CHANGED = 24  # products whose label changed, and kinds of change, in the report
 
@@ -97,7 +100,9 @@ def _score(
     _keep_precision(config, run, key, before)
     times = {"planning": watch.seconds}
     inferred: Inferred | None = None
-    if plan.images:  # else Ray is not even started
+    if plan.images:  # else Ray is not started, nor imported
+        from retailray.scoring.inference import infer
+
         inferred = infer(config, meta, run, ledger.todo(PIECE_ROWS), plan.images)
         ledger.add_fresh(map(read_part, inferred.parts))
     times["inference"] = watch.seconds - times["planning"]
@@ -251,7 +256,7 @@ def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -
         )
 
 
-def _cost(config: ScoreConfig, inferred: Inferred | None, seconds: float) -> dict[str, float] | None:
+def _cost(config: ScoreConfig, inferred: "Inferred | None", seconds: float) -> dict[str, float] | None:
     """What the cluster cost while it was held, by the prices of the config; None without prices or without Ray."""
     rates = config.score.price_per_cpu_hour, config.score.price_per_gpu_hour
     if inferred is None or not any(rates):

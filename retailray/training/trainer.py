@@ -17,7 +17,7 @@ from retailray.errors import CatalogError
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
-from retailray.reports import write_training_report
+from retailray.reports.training import write_training_report
 from retailray.runs import RunDirectory
 from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.caching import CachePlan

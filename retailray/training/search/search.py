@@ -19,7 +19,7 @@ from retailray.evaluation import evaluate
 from retailray.models.calibration import Calibration
 from retailray.models.meta import BundleMeta
 from retailray.models.process import prepare_process
-from retailray.reports import write_search_report
+from retailray.reports.search import write_search_report
 from retailray.runs import RunDirectory
 from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.engine import World
