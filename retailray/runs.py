@@ -41,12 +41,11 @@ class RunDirectory:
         """The newest run of the same settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
         fs, path = storage.filesystem(config.out)
         wanted = _without(config.model_dump(mode="json"), ignoring)
-        found = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
-        for name in sorted(found, reverse=True):
-            run_id = name.split("/")[-2].removeprefix("run_id=")
+        found = set(storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/*")))
+        begun = [name.removesuffix("/config.yaml") for name in found if name.endswith("/config.yaml")]
+        for name in sorted((name for name in begun if f"{name}/_SUCCESS" not in found), reverse=True):
+            run_id = name.split("/")[-1].removeprefix("run_id=")
             address = storage.join(config.out, f"run_id={run_id}")
-            if storage.exists(storage.join(address, "_SUCCESS")):
-                continue
             try:
                 settings = yaml.safe_load(storage.read_bytes(storage.join(address, "config.yaml")))
             except yaml.YAMLError:
