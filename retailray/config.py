@@ -366,7 +366,8 @@ class ScoreSection(Section):
     max_drift: float | None = Field(
         None,
         gt=0,
-        description="exit 4 after publishing where labels or confidences moved further, against last night or the "
+        description="exit 4 after publishing where labels, confidences or embeddings moved further, "
+        "beyond what chance makes of so few rows, against last night or the "
         "bundle's validation rows [population stability index; 0.1 is little, 0.25 much]; default: no gate",
     )
     review_rows: int = Field(300, ge=0, description="rows of review/, pictures among them, the most useful first")

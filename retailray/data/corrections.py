@@ -49,12 +49,12 @@ def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
     What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
     """
     said = {row["item_id"]: row for row in corrections.to_pylist()}
-    ids, uris, labels = (rows.column(name).to_pylist() for name in ("id", "uri", "label"))
+    ids, uris, refused, labels = (rows.column(name).to_pylist() for name in ("id", "uri", "refused", "label"))
     known = [at for at, item in enumerate(ids) if item in said]
     outdated = 0
     for start in range(0, len(known), _AT_ONCE):
         some = known[start : start + _AT_ONCE]
-        asked = [at for at in some if said[ids[at]]["sha256"]]
+        asked = [at for at in some if said[ids[at]]["sha256"] and uris[at] and not refused[at]]
         found = dict(zip(asked, storage.fetch_many([uris[at] for at in asked]), strict=True))
         for at in some:
             data, wanted = found.get(at), said[ids[at]]["sha256"]
@@ -75,8 +75,11 @@ def _rows(file: str, table: pa.Table) -> list[dict[str, Any]]:
         raise CatalogError(
             f"{file}: corrections need the columns {' and '.join(REQUIRED)}; it has {', '.join(table.column_names)}"
         )
-    columns = {
-        name: as_text(table.column(own)).to_pylist() if own else [""] * table.num_rows for name, own in names.items()
-    }
+    columns = {}
+    for name, own in names.items():
+        try:
+            columns[name] = as_text(table.column(own)).to_pylist() if own else [""] * table.num_rows
+        except (TypeError, pa.ArrowException) as error:
+            raise CatalogError(f"{file}: column {own!r} of corrections: {error}") from error
     keys = list(columns)
     return [dict(zip(keys, values, strict=True), file=file) for values in zip(*columns.values(), strict=True)]

@@ -12,9 +12,8 @@ import pyarrow as pa
 from retailray import progress, storage
 from retailray.errors import StorageError
 
-PAGE_ROWS = 20_000
-# a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
 RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images in a range, at least
+# a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
 MAX_RATIO, MAX_FREE = 20, 200_000
 LISTED = pa.schema([("uri", pa.string()), ("identity", pa.string()), ("size", pa.int64())])
 

@@ -17,6 +17,7 @@ LABELS, CONFIDENCE, EMBEDDINGS = "labels", "confidence", "embeddings"
 DECILES = np.linspace(0, 1, 11)[1:-1]  # of every number of an embedding
 SAMPLE = 20_000  # embeddings of a night that are compared
 UNUSUAL = 0.995  # quantile of the reference's own oddity from which a picture counts as unlike it
+ENOUGH = 200  # embeddings of a reference, or its limit is drawn too narrow: of 50, ten times too many were unusual
 LAST_NIGHT, VALIDATION = "last night", "validation rows"
 
 
@@ -97,9 +98,9 @@ def references(ledger: Ledger, validation: Validation | None) -> dict[str, Night
 
 
 def usual_of(nights: Mapping[str, Night]) -> Usual | None:
-    """By the validation rows, else by last night; None where neither has embeddings."""
+    """By the validation rows, else by last night; None where neither has :data:`ENOUGH` embeddings."""
     for name in (VALIDATION, LAST_NIGHT):
-        if name in nights and (rows := nights[name].embeddings) is not None and len(rows) > 1:
+        if name in nights and (rows := nights[name].embeddings) is not None and len(rows) >= ENOUGH:
             return Usual.of(rows)
     return None
 

@@ -140,7 +140,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 started = time.monotonic()
                 parts = _run(config, run, plan, todo, spec, seen, relay)
                 seconds = time.monotonic() - started
-                spent = ray.get(relay.spent.remote())
+                spent = _spent(relay)
                 busy = {stage: spent.get(stage, 0.0) for stage in STAGES}
                 tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
                 slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}
@@ -150,6 +150,14 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published, and the same command "
                 f"goes on from what is committed in {run.path(SCORED)}"
             ) from error
+
+
+def _spent(relay: Any) -> dict[str, float]:
+    """Seconds by stage; nothing where the actor that counts them was lost with its machine: all is committed then."""
+    try:
+        return ray.get(relay.spent.remote())
+    except ray.exceptions.RayError:
+        return {}
 
 
 def _run(

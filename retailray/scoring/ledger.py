@@ -170,10 +170,11 @@ class Ledger:
 
     def plan(self) -> PlanCounts:
         """Divide the images into ``done`` and ``todo``."""
+        usable = "select * from known where usable"  # a copy takes no result of another model
         self._db.execute(
             f"""
             create table done as
-            select k.* from ({self._resolved("select * from known where usable", "known")}) k
+            select k.* from ({self._resolved(usable, f"({usable})")}) k
             semi join images using (uri) left join listed l using (uri)
             where {_LASTING} and (l.identity = k.identity or (
                     l.identity is null and k.identity is null and k.origin = {RESUMED}))

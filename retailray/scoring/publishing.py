@@ -21,7 +21,7 @@ from retailray.scoring.staging import StagedCatalog
 LEDGER = "ledger"  # the folder of a published run's ledger rows
 STAMP = ("model_name", "model_version", "run_id", "scored_at")
 OUTPUT = (*PREDICTION_SCHEMA.names, "decision", *STAMP)  # the columns that are appended to the user's
-# and these where people may correct: the model's own word, and who said otherwise, when and where ('' if nobody did)
+# and these where people may correct: the model's own word, and who gave theirs, when and where (null if nobody did)
 LINEAGE = {"model_label": pa.string(), "model_score": pa.float32(),
            **dict.fromkeys(("corrected_by", "corrected_at", "corrected_in"), pa.string())}  # fmt: skip
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])

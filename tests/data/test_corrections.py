@@ -63,3 +63,15 @@ def test_what_was_said_of_another_picture_does_not_hold(tmp_path):
         (tmp_path / "said.csv").write_text(f"item_id,label,sha256\na.jpg,mug,{digest}\nb.jpg,mug,{digest}\n")
         section = CatalogSection(uri=str(tmp_path / "c.csv"), corrections=str(tmp_path / "said.csv"))
         assert read_catalog(section).column("label").tolist() == [label, "mug"]
+
+
+def test_a_refused_image_is_not_read_and_a_column_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"now")
+    (tmp_path / "shop/c.csv").write_text("image,label\n../secret.jpg,cup\n")
+    (tmp_path / "said.csv").write_text("item_id,label,sha256\n../secret.jpg,mug,of another\n")
+    section = CatalogSection(uri=str(tmp_path / "shop/c.csv"), corrections=str(tmp_path / "said.csv"))
+    assert read_catalog(section).column("label").tolist() == ["mug"], "unread, so nobody can tell"
+    (tmp_path / "said.jsonl").write_text('{"item_id": "a", "label": ["mug"]}\n')
+    with pytest.raises(CatalogError, match=r"said\.jsonl: column 'label' of corrections"):
+        read_corrections(str(tmp_path / "said.jsonl"))

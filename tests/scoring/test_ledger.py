@@ -203,3 +203,14 @@ def test_nights_of_older_versions_are_read(shop):
     [old] = rows(folder, ledger, ("a", MUG))
     ledger.add_known([old.drop_columns(["embedding"])], origin=PUBLISHED, usable=True)
     assert ledger.plan().carried_over == 1
+
+
+def test_a_copy_never_takes_the_result_of_another_model(shop):
+    """Killed after the copy was committed and before the image that it equals, on the first night of a new model."""
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2")
+    yesterday = rows(folder, ledger, ("a", MUG | {"identity": "before", "sha256": "same"}))
+    ledger.add_known(yesterday, origin=PUBLISHED, usable=False)
+    ledger.add_known(rows(folder, ledger, ("b", {"sha256": "same"})), origin=RESUMED, usable=True)
+    ledger.plan()
+    assert sorted(todo(ledger)) == ["a", "b"]
