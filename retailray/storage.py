@@ -8,11 +8,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import io
 import os
 import posixpath
-import queue
 import random
 import stat
 import threading
@@ -20,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
-from xml.etree import ElementTree
 
 from fsspec.core import url_to_fs
 
@@ -31,11 +28,12 @@ T = TypeVar("T")
 PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
+AT_ONCE = 64  # objects in memory, of those that are fetched in turn
 QUESTIONS = 16  # asked at a time, where there is no listing
 ROUNDS, BACK_OFF_S = 4, 0.5  # of reading: tries, each with the client's own retries, and the first wait [s]
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
-_S3_OPTIONS: dict[str, Any] = {
+S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "retries": {"total_max_attempts": 3, "mode": "standard"},
         "connect_timeout": 5,
@@ -97,7 +95,7 @@ def filesystem(address: str) -> tuple[Any, str]:
     Raises:
         StorageError: the scheme is unknown or its package is not installed.
     """
-    options = _S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
+    options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
     try:
         fs, path = url_to_fs(address, **options)
     except Exception as error:  # filesystems that connect when they are made raise whatever their client does
@@ -320,114 +318,6 @@ def list_files(address: str) -> dict[str, dict[str, Any]]:
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
 
 
-def iterate(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[tuple[str, str | None, int]]]:
-    """Address, identity and size [bytes] of every object below a folder of a store, page by page, in any order.
-
-    ``s3://`` by botocore's pages of a thousand, so that memory does not grow with the bucket; other stores whole. A
-    store tells page after page: ``bounds``, addresses in ascending order, cut the listing into ranges that are asked
-    for at once. Raises StorageError.
-    """
-    if folder.startswith("s3://"):
-        client = _s3_client()
-        yield from _in_threads([functools.partial(_iterate_s3, client, folder, *ends) for ends in _ranges(bounds)])
-        return
-    fs, path = filesystem(folder)
-    fs.invalidate_cache()
-    found = guarded(folder, lambda: fs.find(path, detail=True))
-    yield [(fs.unstrip_protocol(name), _remote_identity(info), info.get("size") or 0) for name, info in found.items()]
-
-
-def _ranges(bounds: Sequence[str]) -> list[tuple[str, str]]:
-    """(after, up to) for all that there is; '' has no end."""
-    return list(zip(["", *bounds], [*bounds, ""], strict=True))
-
-
-_LISTED = "Listed"  # where _take_contents leaves a page's objects
-
-
-def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
-    """What all of them yield, a few items ahead. Raises what one of them raises."""
-    items: queue.Queue[Any] = queue.Queue(maxsize=2 * len(sources))
-    stop = threading.Event()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return items.put(item, timeout=0.1)
-
-    def work(source: Callable[[], Iterator[T]]) -> None:
-        try:
-            for item in source():
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((None, None))
-        except Exception as error:
-            put((None, error))
-
-    try:
-        for source in sources:
-            threading.Thread(target=work, args=(source,), daemon=True).start()
-        left = len(sources)
-        while left:
-            item, error = items.get()
-            if error:
-                raise error
-            left -= item is None
-            if item is not None:
-                yield item
-    finally:
-        stop.set()
-
-
-def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[list[tuple[str, str | None, int]]]:
-    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "",
-                                      "StartAfter": after.removeprefix(f"s3://{bucket}/")}  # fmt: skip
-    last = up_to.removeprefix(f"s3://{bucket}/").encode()  # keys are in the order of their bytes
-    while request:
-        # page by page and not by botocore's paginator, which cannot ask for a page again
-        page = guarded(folder, functools.partial(patiently, functools.partial(client.list_objects_v2, **request)))
-        found = page[_LISTED]
-        within = [item for item in found if item[0].encode() <= last] if last else found
-        yield [(f"s3://{bucket}/{key}", f"{size}-{tag}", size) for key, tag, size in within]
-        token = page.get("NextContinuationToken") if len(within) == len(found) else None
-        request = request | {"ContinuationToken": token} if token else None
-
-
-def _s3_client() -> Any:
-    """botocore's own, which is safe to share between threads, with :func:`_take_contents`."""
-    import botocore.config
-    import botocore.session
-
-    options = botocore.config.Config(**_S3_OPTIONS["config_kwargs"])
-    client = botocore.session.get_session().create_client("s3", os.environ.get("AWS_REGION"), config=options)
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _take_contents)
-    return client
-
-
-def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Take key, tag and size of the objects out of a page before botocore reads it, which takes three times as long."""
-    from botocore.compat import unquote_str
-
-    if response_dict["status_code"] != 200:
-        return
-    try:
-        root = ElementTree.fromstring(response_dict["body"])
-    except ElementTree.ParseError:
-        return  # a truncated page: botocore finds it too, and it is asked for again
-    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
-    plain = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str
-    names = [f"{space}{name}" for name in ("Key", "ETag", "Size")]
-    listed = []
-    for item in root.findall(f"{space}Contents"):
-        key, tag, size = map(item.findtext, names)
-        listed.append((plain(key), tag, int(size or 0)))
-    customized_response_dict[_LISTED] = listed
-    root[:] = [part for part in root if part.tag != f"{space}Contents"]
-    response_dict["body"] = ElementTree.tostring(root)
-
-
 def identities(addresses: Sequence[str]) -> list[str | None]:
     """What tells one content at an address from another, without reading it; None where the store cannot tell.
 
@@ -477,17 +367,18 @@ def _remote_identities(members: set[str]) -> dict[str, str | None]:
     rest = sorted(address for address, name in paths.items() if name not in listed)
     with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
         asked = dict(zip(rest, pool.map(lambda address: _ask(fs, address, paths[address]), rest), strict=True))
-    return {address: _remote_identity(listed[name]) for address, name in paths.items() if name in listed} | asked
+    return {address: remote_identity(listed[name]) for address, name in paths.items() if name in listed} | asked
 
 
 def _ask(fs: Any, address: str, name: str) -> str | None:
     try:
-        return _remote_identity(guarded(address, lambda: fs.info(name)))
+        return remote_identity(guarded(address, lambda: fs.info(name)))
     except StorageError as error:
         return "absent" if isinstance(error.__cause__, FileNotFoundError) else None
 
 
-def _remote_identity(detail: dict[str, Any]) -> str | None:
+def remote_identity(detail: dict[str, Any]) -> str | None:
+    """What fsspec's details of an object say of its content; None where they cannot tell."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
         if detail.get(key):
             return f"{detail.get('size')}-{detail[key]}"
@@ -526,6 +417,12 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
             value = found[path]
             results[index] = value if isinstance(value, bytes) else _fetch_error(value, addresses[index])
     return [value for value in results if value is not None]
+
+
+def fetch_in_turn(addresses: Sequence[str]) -> Iterator[bytes | ImageError]:
+    """The same, :data:`AT_ONCE` at a time, for those who need not hold them all."""
+    for start in range(0, len(addresses), AT_ONCE):
+        yield from fetch_many(addresses[start : start + AT_ONCE])
 
 
 def _require_file(path: str) -> None:

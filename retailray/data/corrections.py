@@ -12,7 +12,6 @@ from retailray.errors import CatalogError
 # our names, and those of Label Studio's CSV export where they differ
 COLUMNS = {"item_id": (), "label": (), "sha256": (), "reviewer": ("annotator",), "reviewed_at": ("updated_at",)}
 REQUIRED = ("item_id", "label")
-_AT_ONCE = 64  # images in memory
 SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, "file")])
 
 
@@ -51,18 +50,15 @@ def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
     said = {row["item_id"]: row for row in corrections.to_pylist()}
     ids, uris, refused, labels = (rows.column(name).to_pylist() for name in ("id", "uri", "refused", "label"))
     known = [at for at, item in enumerate(ids) if item in said]
-    outdated = 0
-    for start in range(0, len(known), _AT_ONCE):
-        some = known[start : start + _AT_ONCE]
-        asked = [at for at in some if said[ids[at]]["sha256"] and uris[at] and not refused[at]]
-        found = dict(zip(asked, storage.fetch_many([uris[at] for at in asked]), strict=True))
-        for at in some:
-            data, wanted = found.get(at), said[ids[at]]["sha256"]
-            if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != wanted:
-                outdated += 1
-            else:
-                labels[at] = said[ids[at]]["label"]
-    progress.emit("corrections", read=corrections.num_rows, rows=len(known) - outdated, outdated=outdated)
+    asked = [at for at in known if said[ids[at]]["sha256"] and uris[at] and not refused[at]]
+    outdated = {
+        at
+        for at, data in zip(asked, storage.fetch_in_turn([uris[at] for at in asked]), strict=True)
+        if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != said[ids[at]]["sha256"]
+    }
+    for at in set(known) - outdated:
+        labels[at] = said[ids[at]]["label"]
+    progress.emit("corrections", read=corrections.num_rows, rows=len(known) - len(outdated), outdated=len(outdated))
     return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string()))
 
 

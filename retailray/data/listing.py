@@ -4,8 +4,14 @@ A listing tells a thousand objects a request, page by page; local files are aske
 has no identity (http, and what is not found) is read and told by its bytes.
 """
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+from xml.etree import ElementTree
 
 import pyarrow as pa
 
@@ -15,6 +21,8 @@ from retailray.errors import StorageError
 RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images in a range, at least
 # a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
 MAX_RATIO, MAX_FREE = 20, 200_000
+_OBJECTS = "Objects"  # where _take_contents leaves those of a page
+T = TypeVar("T")
 LISTED = pa.schema([("uri", pa.string()), ("identity", pa.string()), ("size", pa.int64())])
 
 
@@ -43,7 +51,7 @@ def list_images(
     for folder in remote:
         budget = max(MAX_FREE, MAX_RATIO * num_images)
         try:
-            for page in storage.iterate(folder, bounds=_bounds(folder, sample, num_images)):
+            for page in iterate(folder, bounds=_bounds(folder, sample, num_images)):
                 budget -= len(page)
                 if budget < 0:
                     break
@@ -73,3 +81,113 @@ def _local(uri: str) -> tuple[str, int] | None:
     except (OSError, ValueError):
         return None
     return storage.local_identity(stat), stat.st_size
+
+
+def iterate(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[tuple[str, str | None, int]]]:
+    """Address, identity and size [bytes] of every object below a folder of a store, page by page, in any order.
+
+    ``s3://`` by botocore's pages of a thousand, so that memory does not grow with the bucket; other stores whole. A
+    store tells page after page: ``bounds``, addresses in ascending order, cut the listing into ranges that are asked
+    for at once. Raises StorageError.
+    """
+    if folder.startswith("s3://"):
+        client = _s3_client()
+        yield from _in_threads([functools.partial(_iterate_s3, client, folder, *ends) for ends in _ranges(bounds)])
+        return
+    fs, path = storage.filesystem(folder)
+    fs.invalidate_cache()
+    found = storage.guarded(folder, lambda: fs.find(path, detail=True))
+    yield [
+        (fs.unstrip_protocol(name), storage.remote_identity(info), info.get("size") or 0)
+        for name, info in found.items()
+    ]
+
+
+def _ranges(bounds: Sequence[str]) -> list[tuple[str, str]]:
+    """(after, up to) for all that there is; '' has no end."""
+    return list(zip(["", *bounds], [*bounds, ""], strict=True))
+
+
+def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
+    """What all of them yield, a few items ahead. Raises what one of them raises."""
+    items: queue.Queue[Any] = queue.Queue(maxsize=2 * len(sources))
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return items.put(item, timeout=0.1)
+
+    def work(source: Callable[[], Iterator[T]]) -> None:
+        try:
+            for item in source():
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, None))
+        except Exception as error:
+            put((None, error))
+
+    try:
+        for source in sources:
+            threading.Thread(target=work, args=(source,), daemon=True).start()
+        left = len(sources)
+        while left:
+            item, error = items.get()
+            if error:
+                raise error
+            left -= item is None
+            if item is not None:
+                yield item
+    finally:
+        stop.set()
+
+
+def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[list[tuple[str, str | None, int]]]:
+    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "",
+                                      "StartAfter": after.removeprefix(f"s3://{bucket}/")}  # fmt: skip
+    last = up_to.removeprefix(f"s3://{bucket}/").encode()  # keys are in the order of their bytes
+    while request:
+        # page by page and not by botocore's paginator, which cannot ask for a page again
+        page = storage.guarded(
+            folder, functools.partial(storage.patiently, functools.partial(client.list_objects_v2, **request))
+        )
+        found = page[_OBJECTS]
+        within = [item for item in found if item[0].encode() <= last] if last else found
+        yield [(f"s3://{bucket}/{key}", f"{size}-{tag}", size) for key, tag, size in within]
+        token = page.get("NextContinuationToken") if len(within) == len(found) else None
+        request = request | {"ContinuationToken": token} if token else None
+
+
+def _s3_client() -> Any:
+    """botocore's own, which is safe to share between threads, with :func:`_take_contents`."""
+    import botocore.config
+    import botocore.session
+
+    options = botocore.config.Config(**storage.S3_OPTIONS["config_kwargs"])
+    client = botocore.session.get_session().create_client("s3", os.environ.get("AWS_REGION"), config=options)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _take_contents)
+    return client
+
+
+def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Take key, tag and size of the objects out of a page before botocore reads it, which takes three times as long."""
+    from botocore.compat import unquote_str
+
+    if response_dict["status_code"] != 200:
+        return
+    try:
+        root = ElementTree.fromstring(response_dict["body"])
+    except ElementTree.ParseError:
+        return  # a truncated page: botocore finds it too, and it is asked for again
+    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    plain = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str
+    names = [f"{space}{name}" for name in ("Key", "ETag", "Size")]
+    listed = []
+    for item in root.findall(f"{space}Contents"):
+        key, tag, size = map(item.findtext, names)
+        listed.append((plain(key), tag, int(size or 0)))
+    customized_response_dict[_OBJECTS] = listed
+    root[:] = [part for part in root if part.tag != f"{space}Contents"]
+    response_dict["body"] = ElementTree.tostring(root)

@@ -15,8 +15,6 @@ THUMBNAIL_PX = 128
 # a picture in a report is of an image that has already been read; these only keep it from being a bomb
 _LIMITS = Limits(max_pixels=200_000_000, max_aspect_ratio=1000)
 
-_AT_ONCE = 64  # files in memory
-
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("retailray.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -45,12 +43,11 @@ def pictures(uris: Sequence[str], *, side: int) -> list[str | None]:
 
 def _shown(uris: Sequence[str], read: Callable[[bytes], np.ndarray]) -> list[str | None]:
     shown: list[str | None] = []
-    for start in range(0, len(uris), _AT_ONCE):
-        for data in storage.fetch_many(list(uris[start : start + _AT_ONCE])):
-            try:
-                if isinstance(data, ImageError):
-                    raise data
-                shown.append(data_uri(to_jpeg(read(data))))
-            except ImageError:
-                shown.append(None)
+    for data in storage.fetch_in_turn(uris):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            shown.append(data_uri(to_jpeg(read(data))))
+        except ImageError:
+            shown.append(None)
     return shown

@@ -4,7 +4,6 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from retailray import storage
 from retailray.data import listing
 from retailray.errors import StorageError
 
@@ -28,7 +27,7 @@ def folder(s3_endpoint):
 )
 def test_every_object_is_told_once(folder, cuts):
     bounds = sorted((f"{folder}/{cut}" for cut in cuts), key=str.encode)
-    told = [row for page in storage.iterate(folder, bounds=bounds) for row in page]
+    told = [row for page in listing.iterate(folder, bounds=bounds) for row in page]
     assert sorted(address for address, _, _ in told) == sorted(f"{folder}/{name}" for name in NAMES)
     assert {size for address, _, size in told if "/d/" in address} == {6}
 
@@ -36,8 +35,8 @@ def test_every_object_is_told_once(folder, cuts):
 def test_a_catalogs_own_addresses_cut_the_listing(folder, monkeypatch):
     monkeypatch.setattr(listing, "RANGE_ROWS", 100)
     asked = []
-    iterate = storage.iterate
-    monkeypatch.setattr(storage, "iterate", lambda *a, **k: asked.append(k["bounds"]) or iterate(*a, **k))
+    iterate = listing.iterate
+    monkeypatch.setattr(listing, "iterate", lambda *a, **k: asked.append(k["bounds"]) or iterate(*a, **k))
     uris = [f"{folder}/{name}" for name in NAMES]
     covered = []
     pages = listing.list_images([uris], [folder], len(uris), covered=covered, sample=uris[::7])
@@ -48,4 +47,4 @@ def test_a_catalogs_own_addresses_cut_the_listing(folder, monkeypatch):
 
 def test_what_fails_in_a_range_is_said():
     with pytest.raises(StorageError):
-        list(storage.iterate("s3://no-such-bucket/x", bounds=["s3://no-such-bucket/x/m"]))
+        list(listing.iterate("s3://no-such-bucket/x", bounds=["s3://no-such-bucket/x/m"]))
