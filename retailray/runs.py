@@ -39,15 +39,13 @@ class RunDirectory:
     @classmethod
     def unfinished(cls, config: VerbConfig, *, ignoring: Sequence[str]) -> "RunDirectory | None":
         """The newest run of the same settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
-        fs, path = storage.filesystem(config.out)
         wanted = _without(config.model_dump(mode="json"), ignoring)
-        found = set(storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/*")))
-        begun = [name.removesuffix("/config.yaml") for name in found if name.endswith("/config.yaml")]
-        for name in sorted((name for name in begun if f"{name}/_SUCCESS" not in found), reverse=True):
-            run_id = name.split("/")[-1].removeprefix("run_id=")
-            address = storage.join(config.out, f"run_id={run_id}")
+        for name, files in list_runs(config.out).items():
+            if "_SUCCESS" in files:
+                continue
+            run_id = name.removeprefix("run_id=")
             try:
-                settings = yaml.safe_load(storage.read_bytes(storage.join(address, "config.yaml")))
+                settings = yaml.safe_load(storage.read_bytes(storage.join(config.out, name, "config.yaml")))
             except yaml.YAMLError:
                 continue  # of somebody else
             if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
@@ -119,6 +117,16 @@ class RunDirectory:
                 f"{self._pointer} was moved by another run while this one was at work, and is left as it is; this "
                 f"run's results are complete in {self.address}"
             )
+
+
+def list_runs(out: str) -> dict[str, set[str]]:
+    """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each."""
+    fs, path = storage.filesystem(out)
+    found: dict[str, set[str]] = {}
+    for entry in storage.guarded(out, lambda: fs.glob(f"{path}/run_id=*/*")):
+        *_, name, file = entry.split("/")
+        found.setdefault(name, set()).add(file)
+    return {name: found[name] for name in sorted(found, reverse=True) if "config.yaml" in found[name]}
 
 
 def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -96,13 +96,7 @@ def decode(data: bytes, *, resize_size: int, crop_size: int, limits: Limits) -> 
 def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarray:
     """The same from an image that :func:`open_image` has opened."""
     orientation = _orientation(image)
-    try:
-        if image.format in ("JPEG", "MPO"):  # MPO is what many phones write and call .jpg
-            image.draft(None, (resize_size, resize_size))
-        image.load()
-        rgb = _to_rgb(image)
-    except Exception as error:
-        raise _damage(error) from error
+    rgb = _load(image, at_least=resize_size)
     width, height = rgb.size
     side = min(width, height) * crop_size / resize_size  # of the cut square, in source pixels
     left, top = (width - side) / 2, (height - side) / 2
@@ -123,16 +117,22 @@ def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
     """
     image, _ = open_image(data, limits)
     orientation = _orientation(image)
-    try:
-        image.draft(None, (side, side))
-        image.load()
-        rgb = _to_rgb(image)
-    except Exception as error:
-        raise _damage(error) from error
+    rgb = _load(image, at_least=side)
     rgb.thumbnail((side, side), Image.Resampling.BILINEAR)
     if orientation in _TRANSPOSITIONS:
         rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _load(image: Image.Image, *, at_least: int) -> Image.Image:
+    """RGB; JPEG at the smallest scale with both sides of ``at_least`` pixels. Raises ImageError."""
+    try:
+        if image.format in ("JPEG", "MPO"):  # MPO is what many phones write and call .jpg
+            image.draft(None, (at_least, at_least))
+        image.load()
+        return _to_rgb(image)
+    except Exception as error:
+        raise _damage(error) from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from retailray import storage
 from retailray.config import ScoreConfig
 from retailray.errors import StorageError
-from retailray.runs import RunDirectory
+from retailray.runs import RunDirectory, list_runs
 
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
@@ -54,20 +54,17 @@ def read_part(name: str) -> pa.Table:
 
 def remove_old(config: ScoreConfig, run: RunDirectory) -> None:
     """Keep the newest complete scoring runs; what was interrupted before the oldest of them goes too."""
-    fs, path = storage.filesystem(config.out)
-    names = storage.guarded(config.out, lambda: fs.glob(f"{path}/run_id=*/config.yaml"))
     complete = 0
-    for name in sorted((name.split("/")[-2] for name in names), reverse=True):
+    for name, files in list_runs(config.out).items():
         address = storage.join(config.out, name)
         if address == run.address:
             complete += 1
             continue
-        summary = storage.join(address, "run.json")
-        if storage.exists(storage.join(address, "_SUCCESS")):
-            if json.loads(storage.read_bytes(summary)).get("verb") != "score":
+        if "_SUCCESS" in files:
+            if json.loads(storage.read_bytes(storage.join(address, "run.json"))).get("verb") != "score":
                 continue
             complete += 1
-        elif not storage.exists(storage.join(address, PLAN)):
+        elif PLAN not in files:
             continue  # not a scoring run, or one that did nothing
         if complete > (config.score.keep_runs or complete):
             storage.remove_folder(address)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retailray import storage
+from retailray.config import CatalogSection
 from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
@@ -32,11 +33,11 @@ _OUTCOMES = (
 )
 
 
-def output_schema(*, lineage: bool) -> pa.Schema:
+def output_schema(section: CatalogSection) -> pa.Schema:
     """The columns that are appended to the user's."""
-    kinds = {field.name: field.type for field in PREDICTION_SCHEMA} | (LINEAGE if lineage else {})
-    names = [*OUTPUT, *(LINEAGE if lineage else ())]
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    lineage = LINEAGE if section.corrections else {}
+    kinds = {field.name: field.type for field in PREDICTION_SCHEMA} | lineage
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*OUTPUT, *lineage)])
 
 
 def write_tables(

@@ -26,7 +26,7 @@ from retailray.models.thresholds import Validation, acceptance_curve, fit_thresh
 from retailray.reports.review import write_review_page
 from retailray.reports.score import write_score_report
 from retailray.runs import RunDirectory
-from retailray.scoring.drift import changed_labels, measure_drift, references, usual_of
+from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
 from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
 from retailray.scoring.past import PLAN, Published, last_published, read_part, read_parts, remove_old, unfinished
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
@@ -52,11 +52,11 @@ def score(config: ScoreConfig) -> str:
     watch = progress.Stopwatch()
     config = pinned(config)
     meta, digest = load_meta(config.model.uri)
+    key = scoring_key(meta, digest, config)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
-            return _say_plan(config, scoring_key(meta, digest, config), folder, watch)
-        key = scoring_key(meta, digest, config)
+            return _say_plan(config, key, folder, watch)
         with hold(config.out) as lease:
             run = unfinished(config, key) or RunDirectory(config)
             lease.run_id = run.run_id
@@ -111,7 +111,7 @@ def _score(
     thresholds = _thresholds(config, meta, validation)
     ledger.settle(thresholds)
     lease.check()
-    schema = output_schema(lineage=said is not None)
+    schema = output_schema(config.catalog)
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
     facts = {
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
@@ -189,8 +189,7 @@ def _plan(
     config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None, before: Published | None
 ) -> tuple[StagedCatalog, Ledger, PlanCounts]:
     """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
-    schema = output_schema(lineage=config.catalog.corrections is not None)
-    catalog = stage_catalog(config.catalog, folder, reserved=schema.names)
+    catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
     if run and run.resumed:
@@ -247,8 +246,11 @@ def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Pu
 
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:
     limit = config.score.max_drift
-    far = [f"{row['what']} against {row['against']}: {row['psi']:.3f}, of which chance makes {row['chance']:.3f}"
-           for row in drift if limit and row["psi"] - row["chance"] > limit]  # fmt: skip
+    far = [
+        f"{row.what} against {row.against}: {row.psi:.3f}, of which chance makes {row.chance:.3f}"
+        for row in (Drift(**fields) for fields in drift)
+        if limit and row.excess > limit
+    ]
     if far:
         raise GateFailed(
             f"population stability index over score.max_drift = {limit:g}: {'; '.join(far)}; the results are "

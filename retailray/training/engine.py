@@ -151,13 +151,10 @@ class Engine:
         self.model.eval()
         batches, reads = self.open_batches(name, self.stages[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
-        body = self.chain.run(reads, len(self.chain.blocks))
         found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE))]
         for values, target, weight in self._moved(batches, None):
             usable = torch.nonzero(weight > 0).flatten()[::every]
-            with autocast(self.device, self.precision):
-                features = body(self._enter_blocks(values, reads))
-                logits = self.chain.head(features).float()
+            features, logits = self._forward(values, reads)
             found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable])))
         gathered = self.world.gather(tuple(map(torch.cat, zip(*found, strict=True))))
         logits, targets, embeddings = map(torch.cat, zip(*gathered, strict=True))
@@ -311,7 +308,7 @@ class Engine:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
         for values, target, weight in self._moved(self.validation_batches, None):
-            logits = self._forward_all(values, self.validation_reads)
+            _, logits = self._forward(values, self.validation_reads)
             losses = nn.functional.cross_entropy(logits, target, reduction="none")
             guess = logits.argmax(1)
             correct = (guess == target) * weight
@@ -343,9 +340,11 @@ class Engine:
         values = values.float() if self.precision == "float32" else values
         return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
-    def _forward_all(self, values: torch.Tensor, reads: int) -> torch.Tensor:
+    def _forward(self, values: torch.Tensor, reads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the head, and logits, float ``(B, C)``."""
         with autocast(self.device, self.precision):
-            return self.chain.suffix(reads)(self._enter_blocks(values, reads)).float()
+            features = self.chain.run(reads, len(self.chain.blocks))(self._enter_blocks(values, reads))
+            return features, self.chain.head(features).float()
 
 
 def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
