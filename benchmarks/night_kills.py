@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import s3fs
 
 from benchmarks.nights import BUCKET, bundle, upload
 from benchmarks.shop import table
+from retailray.scoring.inference import PART_ROWS
 from tests.conftest import S3_ENV, start_s3_server
 
 YESTERDAY = "run_id=20000101T000000Z-000000"
@@ -95,13 +96,15 @@ class Night:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Any]:
-    """A head and a function that starts an extra node and returns its raylet's process."""
+def cluster() -> Iterator[tuple[str, Callable[[], psutil.Process]]]:
+    """The address of a head, and a function that starts an extra node in place of the last and returns its raylet."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 
     def extra() -> psutil.Process:
+        for lost in list(made.worker_nodes):  # else the cluster waits for them to come back
+            made.remove_node(lost, allow_graceful=False)
         node = made.add_node(num_cpus=2)
         made.wait_for_nodes()
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -135,6 +138,34 @@ def differing(quiet: list[pd.DataFrame], other: list[pd.DataFrame]) -> str:
     return ""
 
 
+def lay_out(images: int) -> None:
+    """A catalog with some broken pictures and one that is missing."""
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    fs.mkdir(BUCKET)
+    upload(range(images), seed=0)
+    names = [f"images/{n % 100:02d}/{n}.jpg" for n in range(images)]
+    for name in names[:: max(1, images // 20)]:
+        fs.pipe_file(f"{BUCKET}/{name}", b"no picture")
+    with fs.open(f"{BUCKET}/catalog.csv", "w") as file:
+        pd.DataFrame({"image": [*names, "images/missing.jpg"]}).to_csv(file, index=False)
+
+
+def strike(victim: str, night: Night, node: psutil.Process) -> dict[str, Any]:
+    """SIGKILL to the victim, and the command again where it was the driver; what was committed by then."""
+    if victim == "driver":
+        os.killpg(night.process.pid, signal.SIGKILL)
+        night.process.wait()
+        time.sleep(2)  # what its tasks still write belongs to nobody, or to the run
+        row = {"committed": night.committed()}
+        night.start()
+        return row
+    if victim == "predictor":
+        processes = psutil.process_iter(["cmdline"])
+        next(p for p in processes if "PredictBatch" in " ".join(p.info["cmdline"] or [])).kill()
+        return {"committed": night.committed()}
+    return {"on it": len(kill_tree(node)), "committed": night.committed()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
@@ -144,56 +175,29 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     os.environ |= S3_ENV | {"RAY_AUTH_MODE": "disabled"}
     server, os.environ["AWS_ENDPOINT_URL_S3"] = start_s3_server(folder / "server.log")
-    fs = s3fs.S3FileSystem(use_listings_cache=False)
-    fs.mkdir(BUCKET)
-    upload(range(arguments.images), seed=0)
-    names = [f"images/{n % 100:02d}/{n}.jpg" for n in range(arguments.images)]
-    broken = names[:: arguments.images // 20]
-    for name in broken:
-        fs.pipe_file(f"{BUCKET}/{name}", b"no picture")
-    with fs.open(f"{BUCKET}/catalog.csv", "w") as file:
-        pd.DataFrame({"image": [*names, "images/missing.jpg"]}).to_csv(file, index=False)
-    part = 64
+    lay_out(arguments.images)
     rows: list[dict[str, Any]] = []
     with cluster() as (address, extra):
         settings = {"catalog.uri": f"s3://{BUCKET}/catalog.csv", "model.uri": bundle(folder), "score.max_error_rate": 1,
                     "score.dedupe": "false", "score.precision": "float32", "cluster.address": address}  # fmt: skip
-        node = extra()
-        quiet: list[pd.DataFrame] = []
+        node, quiet = extra(), []
         cases = itertools.product(range(arguments.rounds), ("driver", "predictor", "node"), arguments.fractions)
         for number, (_, victim, fraction) in enumerate(itertools.chain([(0, "nobody", 0.0)], cases)):
-            out = f"{BUCKET}/out-{number}"
-            fs.pipe_file(f"{out}/LATEST", YESTERDAY.encode())
-            night = Night(settings, out)
+            night = Night(settings, f"{BUCKET}/out-{number}")
+            night.fs.pipe_file(f"{night.out}/LATEST", YESTERDAY.encode())
             started = time.monotonic()
             night.start()
-            row: dict[str, Any] = {"killed": victim, "at [%]": 100 * fraction}
+            row: dict[str, Any] = {"killed": victim, "at [%]": 100 * fraction, "on it": "", "committed": ""}
             if victim != "nobody":
-                night.wait_for(int(fraction * arguments.images), part)
-            if victim == "driver":
-                os.killpg(night.process.pid, signal.SIGKILL)
-                night.process.wait()
-                time.sleep(2)  # what its tasks still write belongs to nobody, or to the run
-                row["committed"] = night.committed()
-                night.start()
-            elif victim == "predictor":
-                predictors = [
-                    p for p in psutil.process_iter(["cmdline"]) if "PredictBatch" in " ".join(p.info["cmdline"] or [])
-                ]
-                predictors[0].kill()
-                row["committed"] = night.committed()
-            elif victim == "node":
-                row["on it"] = len(kill_tree(node))
-                row["committed"] = night.committed()
-            told = night.end()
+                night.wait_for(int(fraction * arguments.images), PART_ROWS[0])
+                row |= strike(victim, night, node)
+            plan = next(event for event in night.end() if event["event"] == "plan")
             night.close()
-            plan = next(event for event in told if event["event"] == "plan")
             row |= {"went on": plan["resumed"], "inferred after": plan["images"], "seconds": time.monotonic() - started}
             found = night.tables()
             quiet = quiet or found
-            row["difference"] = differing(quiet, found) or "none"
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+            rows.append(row | {"difference": differing(quiet, found) or "none"})
+            print(json.dumps(rows[-1]), flush=True)
             if victim == "node":
                 node = extra()
     server.kill()
