@@ -70,6 +70,31 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
     return config
 
 
+def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(key, value) pairs of a command line: those of ``keys``, and the others. A key alone is a flag: ``true``.
+
+    Raises:
+        ConfigError: an argument that belongs to no key.
+    """
+    ours: list[tuple[str, str]] = []
+    theirs: list[tuple[str, str]] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            raise ConfigError([f"unexpected argument {token!r}: settings are given as --section.key VALUE"])
+        key, has_value, value = token.removeprefix("--").partition("=")
+        if not has_value:
+            value = "true" if not tokens or tokens[0].startswith("--") else tokens.pop(0)
+        (ours if key in keys else theirs).append((key, value))
+    return ours, theirs
+
+
+def join(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """A command line again."""
+    return [f"--{key}={value}" for key, value in pairs]
+
+
 def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Config files and (key, value) pairs; what does not belong is noted in ``problems`` and left out."""
     keys = set(known_keys(VERBS[verb]))
@@ -185,7 +210,7 @@ def _print_help(verb: str, model: type[VerbConfig]) -> None:
             for inner, inner_field in annotation.model_fields.items():
                 if f"{name}.{inner}" not in model.unused:
                     table.add_row(*_help_row(f"{name}.{inner}", inner_field))
-        else:
+        elif name not in model.unused:
             table.add_row(*_help_row(name, field))
     console.print(table)
     console.print(

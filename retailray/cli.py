@@ -10,6 +10,7 @@ from retailray import arguments, progress
 from retailray.cluster import prepare_environment
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError
+from retailray.provenance import version
 
 # verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
 ACTIONS = {
@@ -22,6 +23,7 @@ ACTIONS = {
     "promote": ("retailray.evaluation", "promote"),
     "rollback": ("retailray.evaluation", "rollback"),
     "score": ("retailray.scoring.score", "score"),
+    "doctor": ("retailray.cluster.doctor", "doctor"),
 }
 SUMMARIES = {
     "demo": "the whole story on a made-up catalog, in a few minutes",
@@ -33,6 +35,8 @@ SUMMARIES = {
     "promote": "let @champion name a version, if it is not worse",
     "rollback": "let @champion name the version before",
     "score": "classify a whole catalog and publish the result",
+    "submit": "run any verb as a job of a running cluster; attach, stop, list",
+    "doctor": "is the cluster fit for work: versions, storage, GPUs, disks, clocks",
 }
 
 AFTER_INTERRUPT = {
@@ -48,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_usage()
         return 0 if argv else 2
     if argv[0] == "--version":
-        from importlib.metadata import version
-
         print(f"retailray {version('retailray')}")
         return 0
     verb = argv[0]
     try:
         if verb not in VERBS:
             raise ConfigError([f"unknown verb {verb!r}; one of: {', '.join(VERBS)}"])
+        if verb == "submit":  # its arguments are another verb's and its own
+            _submit(argv[1:])
+            return 0
         config = arguments.parse(verb, argv[1:])
         prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
@@ -86,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"retailray {verb}: interrupted; {advice}", file=sys.stderr)
         return 130
     return 0
+
+
+def _submit(argv: Sequence[str]) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from retailray.cluster.submit import submit
+
+    with progress.own_stdout():
+        submit(argv)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

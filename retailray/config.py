@@ -25,6 +25,11 @@ Finding = Literal[
 ]
 
 
+def _normalized(value: str | None) -> str | None:
+    """An address as every process understands it."""
+    return storage.normalize(value) if value else value
+
+
 class Section(BaseModel):
     model_config = {"extra": "forbid", "frozen": True}
 
@@ -401,7 +406,11 @@ class CheckSection(Section):
 class ClusterSection(Section):
     """Ray."""
 
-    address: str | None = Field(None, description="running cluster; default: RAY_ADDRESS, else a local Ray")
+    address: str | None = Field(
+        None,
+        description="running cluster, host:port; for submit and doctor its dashboard, http://host:8265; default: "
+        "RAY_ADDRESS, else a local Ray",
+    )
     num_workers: int | None = Field(
         None, ge=1, description="training workers or predictors; default: one a GPU, else what the CPUs carry"
     )
@@ -409,6 +418,17 @@ class ClusterSection(Section):
         None, ge=1, description="train goes on with as few as these when machines leave; default: num_workers"
     )
     use_gpu: bool | None = Field(None, description="default: if the cluster has one")
+    gpus_per_predictor: float = Field(
+        1.0, gt=0, le=1, description="share of a GPU that a predictor takes; 0.5: two on each [GPUs]"
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="training workers on as few machines as carry them, or on as many as there are"
+    )
+    ask_cpus: int | None = Field(
+        None, ge=1, description="ask a cluster that scales itself for so many at once, and wait for them [CPUs]"
+    )
+    ask_gpus: int | None = Field(None, ge=1, description="likewise [GPUs]")
+    wait_s: float = Field(600.0, gt=0, description="how long to wait for what was asked for, or is held by others [s]")
 
     @model_validator(mode="after")
     def _range_of_workers(self) -> "ClusterSection":
@@ -424,6 +444,14 @@ class DemoSection(Section):
     seed: int = Field(0, ge=0, description="another seed, another catalog")
 
 
+SCALING = frozenset({"cluster.ask_cpus", "cluster.ask_gpus", "cluster.wait_s"})
+# keys of the cluster that those have a use for who hold a pool of predictors, or training workers
+OF_PREDICTORS, OF_WORKERS = (
+    frozenset({"cluster.gpus_per_predictor"}),
+    frozenset({"cluster.min_workers", "cluster.placement"}),
+)
+
+
 class VerbConfig(BaseSettings):
     """What every verb reads. A subclass adds the sections of one verb."""
 
@@ -431,7 +459,7 @@ class VerbConfig(BaseSettings):
         extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
     )
     # keys of shared sections that a verb has no use for: refused on the command line, left alone in shared files
-    unused: ClassVar[frozenset[str]] = frozenset({"cluster.min_workers"})
+    unused: ClassVar[frozenset[str]] = OF_WORKERS
     out: str = Field(description="where results go; a run directory is made in it")
     cluster: ClusterSection = ClusterSection()
 
@@ -469,7 +497,7 @@ def _ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
 
 
 class CheckConfig(VerbConfig):
-    unused = VerbConfig.unused | {"split.folds"}
+    unused = VerbConfig.unused | OF_PREDICTORS | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
@@ -482,7 +510,7 @@ class CheckConfig(VerbConfig):
 
 
 class TrainConfig(VerbConfig):
-    unused = frozenset()
+    unused = OF_PREDICTORS
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     transform: TransformSection = TransformSection()
@@ -531,7 +559,7 @@ class TrainConfig(VerbConfig):
 
 
 class TuneConfig(TrainConfig):
-    unused = frozenset({"train.resume", "train.cache", "split.folds", "cluster.num_workers", "cluster.min_workers"})
+    unused = OF_PREDICTORS | OF_WORKERS | {"train.resume", "train.cache", "split.folds", "cluster.num_workers"}
     tune: TuneSection = TuneSection()
 
     @property
@@ -648,7 +676,7 @@ class PromoteConfig(VerbConfig):
 
 
 class RollbackConfig(VerbConfig):
-    unused = frozenset({"out", "cluster.num_workers", "cluster.min_workers", "cluster.use_gpu", "cluster.address"})
+    unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields)})
     out: str = Field(".", description="not used")
     model: BundleSection
     rollback: RollbackSection = RollbackSection()
@@ -666,6 +694,83 @@ class DemoConfig(VerbConfig):
     demo: DemoSection = DemoSection()
 
 
+class SubmitSection(Section):
+    """A job of a running cluster. The verb, its files and its settings are given as if it ran here."""
+
+    id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="submission id; given again with the same settings it follows the job that has it and starts "
+        "none; default: made anew",
+    )
+    requirements: str | None = Field(
+        None, description="pip requirements that the cluster installs for the job; default: what it has"
+    )
+    python: str | None = Field(
+        None, description="the cluster's interpreter; default: the one that its Ray runs on, as its dashboard tells"
+    )
+    patience_s: float = Field(
+        120.0, gt=0, description="how long the cluster may give no answer before following the job is given up [s]"
+    )
+
+
+class KuberaySection(Section):
+    """Kubernetes manifests for the same command (--render kuberay)."""
+
+    name: str = Field("retailray", pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$", description="of the objects")
+    image: str = Field("retailray:latest", description="an image with Ray and retailray in it")
+    schedule: str = Field("0 2 * * *", description="of the two cron objects, in the controller's time zone")
+    service_account: str | None = Field(None, description="that may read and write the storage (IRSA and its kin)")
+    storage_secret: str | None = Field(
+        None, description="Kubernetes secret with AWS_* variables, where no service account has the rights"
+    )
+    token_secret: str = Field("ray-auth-token", description="Kubernetes secret whose auth_token is Ray's token")
+    cpu_workers: int = Field(8, ge=0, description="most machines that read and decode; none run when idle")
+    gpu_workers: int = Field(4, ge=0, description="most machines with a GPU; none run when idle")
+    cpus: int = Field(8, ge=1, description="of a worker [CPUs]")
+    memory_gb: int = Field(32, ge=1, description="of a worker [GiB]")
+
+
+class SubmitConfig(VerbConfig):
+    unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields if name != "address")})
+    out: str = Field(".", description="the verb's")
+    detach: bool = Field(False, description="submit, say the id, and leave")
+    render: Literal["kuberay"] | None = Field(None, description="print manifests in place of submitting")
+    submit: SubmitSection = SubmitSection()
+    kuberay: KuberaySection = KuberaySection()
+
+
+class DoctorCatalog(Section):
+    """What workers must be able to read."""
+
+    uri: str | None = Field(None, description="catalog file, folder or pattern")
+
+    _same = field_validator("uri")(_normalized)
+
+
+class DoctorModel(Section):
+    """What workers must be able to read."""
+
+    uri: str | None = Field(None, description="a bundle, or an alias of a registry")
+
+    _same = field_validator("uri")(_normalized)
+
+
+class DoctorSection(Section):
+    """Limits."""
+
+    min_free_gb: float = Field(5.0, ge=0, description="free on the disk of each machine's Ray folder [GB]")
+    max_skew_s: float = Field(5.0, gt=0, description="between the clocks of two machines; stores refuse minutes [s]")
+
+
+class DoctorConfig(VerbConfig):
+    unused = frozenset({f"cluster.{name}" for name in ClusterSection.model_fields} - SCALING - {"cluster.address"})
+    out: str = Field("doctor", description="where workers must be able to write")
+    catalog: DoctorCatalog = DoctorCatalog()
+    model: DoctorModel = DoctorModel()
+    doctor: DoctorSection = DoctorSection()
+
+
 VERBS: dict[str, type[VerbConfig]] = {
     "demo": DemoConfig,
     "check": CheckConfig,
@@ -676,4 +781,6 @@ VERBS: dict[str, type[VerbConfig]] = {
     "promote": PromoteConfig,
     "rollback": RollbackConfig,
     "score": ScoreConfig,
+    "submit": SubmitConfig,
+    "doctor": DoctorConfig,
 }

@@ -70,6 +70,7 @@ def run_demo(config: DemoConfig) -> str:
                 cluster=config.cluster,
             )
         )
+    progress.bind(run.run_id)
     summary = json.loads(storage.read_bytes(storage.join(scored, "run.json")))
     links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)

@@ -6,6 +6,7 @@ RetailrayError            1
 ├── StorageError          1   an address cannot be reached, read or written
 ├── ModelError            1   an architecture, weights file or bundle cannot be used
 ├── CapacityError         1   the Ray cluster lacks what the command needs
+├── JobEnded              *   a submitted job ended with this exit code
 ├── GateFailed            4   a gate said no; the results are written
 └── TooManyRowErrors      3   done and published, but more rows failed than score.max_error_rate
 ImageError                    one bad image: becomes an error row, never ends a run
@@ -42,6 +43,14 @@ class ModelError(RetailrayError):
 
 class CapacityError(RetailrayError):
     """The Ray cluster lacks what the command asks for; the message has the numbers."""
+
+
+class JobEnded(RetailrayError):
+    """A submitted job did not end well, or was left; ``exit_code`` is the job's own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class GateFailed(RetailrayError):

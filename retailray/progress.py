@@ -5,6 +5,7 @@ event on standard output. The last line is always the summary: counts, seconds, 
 """
 
 import contextlib
+import datetime
 import json
 import sys
 import time
@@ -17,37 +18,59 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _own: TextIO | None = None
+_run_id: str | None = None
 _live: Progress | Live | None = None  # lines printed while a bar is shown must go through it
 
 
 @contextlib.contextmanager
 def own_stdout() -> Iterator[None]:
     """Keep standard output for events alone: whatever else prints (Ray does) goes to standard error."""
-    global _own
+    global _own, _run_id
     _own = sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        _own = None
+        _own = _run_id = None
 
 
-def _stream() -> TextIO:
+def stream() -> TextIO:
+    """Standard output, also where it is kept for events."""
     return _own or sys.stdout
 
 
 def on_terminal() -> bool:
-    return _stream().isatty()
+    return stream().isatty()
 
 
 def emit(event: str, **fields: Any) -> None:
     """Report one event: a JSON line, or on a terminal a readable one. Floats are rounded to four digits."""
     fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
     if not on_terminal():
-        print(json.dumps({"event": event, **fields}, default=str), file=_stream(), flush=True)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        stamp = {"time": now} | ({"run_id": _run_id} if _run_id else {})
+        print(json.dumps({"event": event, **stamp, **fields}, default=str), file=stream(), flush=True)
         return
+    _print_event(event, fields)
+
+
+def pass_on(line: str, event: dict[str, Any]) -> None:
+    """Report what another process reported as this line."""
+    if on_terminal():
+        _print_event(event["event"], {key: value for key, value in event.items() if key not in ("event", "time")})
+    else:
+        print(line, file=stream(), flush=True)
+
+
+def bind(run_id: str) -> None:
+    """Put a run's id on every line from here on, to the end of the command."""
+    global _run_id
+    _run_id = run_id
+
+
+def _print_event(event: str, fields: dict[str, Any]) -> None:
     text = "  ".join(f"[dim]{key}[/] {escape(str(value))}" for key, value in fields.items())
-    console = _live.console if _live else Console(file=_stream(), highlight=False)
+    console = _live.console if _live else Console(file=stream(), highlight=False)
     console.print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
 
 
@@ -64,7 +87,7 @@ def bar(label: str, total: int) -> Iterator[Any]:
         TimeElapsedColumn(),
     )
     global _live
-    console = Console(file=_stream(), highlight=False)
+    console = Console(file=stream(), highlight=False)
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, note="")
         _live = progress
@@ -81,7 +104,7 @@ def live() -> Iterator[Any]:
         yield lambda renderable: None
         return
     global _live
-    with Live(console=Console(file=_stream(), highlight=False), transient=True) as shown:
+    with Live(console=Console(file=stream(), highlight=False), transient=True) as shown:
         _live = shown
         try:
             yield shown.update

@@ -11,6 +11,7 @@ import yaml
 from retailray import progress, storage
 from retailray.config import VerbConfig
 from retailray.errors import ConfigError, RetailrayError
+from retailray.provenance import made_by
 
 DECISIONS = "decisions.json"
 
@@ -31,6 +32,7 @@ class RunDirectory:
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
         self.address = storage.join(config.out, f"run_id={self.run_id}")
+        progress.bind(self.run_id)
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
         self._pointer = storage.join(config.out, "LATEST")
@@ -106,7 +108,13 @@ class RunDirectory:
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.write_json(
             "run.json",
-            {"run_id": self.run_id, "started_at": self.started_at, "finished_at": finished, **summary},
+            {
+                "run_id": self.run_id,
+                "started_at": self.started_at,
+                "finished_at": finished,
+                **summary,
+                "made_by": made_by(),
+            },
         )
         self.write("_SUCCESS", b"")
         name = f"run_id={self.run_id}".encode()

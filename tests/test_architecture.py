@@ -10,7 +10,7 @@ import retailray
 PACKAGE = Path(retailray.__file__).parent
 # a room may import what stands above it in this list, and rooms in one line may import each other's surface
 LAYERS = [
-    {"errors"},
+    {"errors", "provenance"},
     {"storage"},
     {"config"},
     {"arguments", "lease", "progress", "runs"},

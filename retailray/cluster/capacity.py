@@ -4,8 +4,10 @@ Ray waits in silence for a CPU that its own actors hold. So actors together neve
 there is always room for the tasks that feed them, on a cluster of one CPU too.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 
 from retailray import progress
 from retailray.config import ClusterSection, TuneSection
@@ -52,7 +54,8 @@ def plan_scoring(capacity: Capacity, section: ClusterSection, *, num_images: int
     No more than have :data:`BATCHES_AN_ACTOR` batches each: starting a process and loading a model takes some seconds.
     """
     busy = max(1, -(-num_images // (BATCHES_AN_ACTOR * batch_size)))
-    return _plan(capacity, section, default_on_cpu=max(1, int(capacity.num_cpus // 2)), useful=busy)
+    default = max(1, int(capacity.num_cpus // 2))
+    return _plan(capacity, section, default_on_cpu=default, useful=busy, gpus_each=section.gpus_per_predictor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,28 +97,45 @@ def plan_reading(capacity: Capacity) -> Plan:
     return dataclasses.replace(plan, num_actors=0, actor_cpus=0.0)
 
 
-def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int, useful: int | None = None) -> Plan:
+def _plan(
+    capacity: Capacity,
+    section: ClusterSection,
+    *,
+    default_on_cpu: int,
+    useful: int | None = None,
+    gpus_each: float = 1.0,
+) -> Plan:
     """Raises CapacityError, with the numbers, for what could never start."""
     cpus, gpus = capacity.num_cpus, capacity.num_gpus
     if cpus <= 0:
-        raise CapacityError("the Ray cluster has no CPUs: nothing can be read or decoded; start it with --num-cpus")
+        raise CapacityError(
+            "the Ray cluster has no CPUs: nothing can be read or decoded; start it with --num-cpus, or where it scales "
+            "itself from nothing, say how many to ask for with --cluster.ask_cpus and --cluster.ask_gpus"
+        )
     use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
     if use_gpu and gpus < 1:
         raise CapacityError(
             "cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false"
         )
-    limit = int(gpus) if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
-    default = int(gpus) if use_gpu else default_on_cpu
+    # two shares of a GPU lie on one GPU, so what is left of each is lost
+    on_gpus = int(gpus) * int(1 / gpus_each + 1e-9)
+    limit = on_gpus if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
+    default = on_gpus if use_gpu else default_on_cpu
     count = section.num_workers or min(default, useful or default)
     if count > limit:
-        what = f"{int(gpus)} GPUs" if use_gpu else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
+        shares = f", which carry {limit}" if gpus_each < 1 else ""
+        what = (
+            f"{int(gpus)} GPUs{shares}"
+            if use_gpu
+            else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
+        )
         raise CapacityError(
             f"cluster.num_workers = {count}, and the Ray cluster has {what}; lower it to {limit} or add nodes"
         )
     return Plan(
         num_actors=count,
         actor_cpus=min(1.0, cpus / 2 / count),
-        actor_gpus=1.0 if use_gpu else 0.0,
+        actor_gpus=gpus_each if use_gpu else 0.0,
         # never the same as actor_cpus: Ray Data fuses a task stage into an actor stage when both reserve the same,
         # and decoding would then take turns with inference in one process
         task_cpus=0.9 * min(1.0, cpus / 2),
@@ -123,7 +143,45 @@ def _plan(capacity: Capacity, section: ClusterSection, *, default_on_cpu: int, u
     )
 
 
-def wait_until_free(plan: Plan, *, deadline_s: float = 300.0) -> None:
+@contextlib.contextmanager
+def asked_for(section: ClusterSection) -> Iterator[None]:
+    """Ask a cluster that scales itself for ``ask_cpus`` and ``ask_gpus`` at once, and wait until it has them; what was
+    asked for is let go at the end of the block.
+
+    Raises:
+        CapacityError: it did not come in ``wait_s``.
+    """
+    wanted = {"CPU": section.ask_cpus or 0, "GPU": section.ask_gpus or 0}
+    if not any(wanted.values()):
+        yield
+        return
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{name: 1} for name, count in wanted.items() for _ in range(count)])
+    try:
+        started, said = time.monotonic(), 0.0
+        while short := _short(ray.cluster_resources(), wanted):
+            passed = time.monotonic() - started
+            if passed > section.wait_s:
+                raise CapacityError(
+                    f"after cluster.wait_s = {section.wait_s:.0f} s the cluster has {short} of what was asked for; it "
+                    "does not scale itself, or not so far (max_workers), or the provider has no such machines now"
+                )
+            if passed >= said:
+                progress.emit("waiting", reason="machines were asked for", have_of_wanted=short, seconds=passed)
+                said = passed + 15
+            time.sleep(0.5)
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def _short(have: dict[str, float], wanted: dict[str, int]) -> dict[str, str]:
+    return {name: f"{have.get(name, 0):g} of {need}" for name, need in wanted.items() if have.get(name, 0) < need}
+
+
+def wait_until_free(plan: Plan, *, deadline_s: float) -> None:
     """Return when the cluster has free what a plan's actors and the first task reserve; say so while it has not.
 
     Raises:
@@ -140,7 +198,8 @@ def wait_until_free(plan: Plan, *, deadline_s: float = 300.0) -> None:
             return
         if time.monotonic() - started > deadline_s:
             raise CapacityError(
-                f"after {deadline_s:.0f} s the cluster still has too little free: {short}; others hold it"
+                f"after cluster.wait_s = {deadline_s:.0f} s the cluster still has too little free: {short}; "
+                "others hold it"
             )
         if not said:
             progress.emit("waiting", reason="others hold what this command needs", free_of_needed=short)

@@ -1,6 +1,7 @@
 """One Ray for one command: a running cluster if one is named, else a local Ray that ends with the command."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -8,13 +9,16 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from retailray import progress, storage
-from retailray.cluster.capacity import Capacity
+from retailray import progress
+from retailray.cluster.capacity import Capacity, asked_for
+from retailray.cluster.environment import setup_hook, take_sealed
 from retailray.config import ClusterSection
-from retailray.errors import CapacityError
+from retailray.errors import CapacityError, ConfigError
+from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
 STALL_S = 600  # without one finished task; then Ray Data gives up with an error
@@ -26,11 +30,18 @@ MALLOC_ENV = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
 }
+# what says of which kind a machine is
+KIND_LABELS = ("ray.io/node-group", "ray.io/market-type", "ray.io/accelerator-type", "ray.io/region")
 START_S = 120.0  # how long a pool of actors may take to come up before the command gives up
 
 
 def prepare_environment(section: ClusterSection) -> None:
-    """Settings that Ray reads when it is imported; the command line calls this before anything imports it."""
+    """Settings that Ray reads when it is imported; the command line calls this before anything imports it.
+
+    Raises:
+        ConfigError: the address is a dashboard's. CapacityError: a job's storage credentials cannot be opened.
+    """
+    take_sealed()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -62,7 +73,10 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
             with _interrupts_wait():
                 _start(section)
         _quiet()
-        yield _capacity()
+        with asked_for(section):
+            note_machines(machines())
+            _prefer_cpu_nodes()
+            yield _capacity()
     finally:
         if ours:
             ray.shutdown()
@@ -72,13 +86,22 @@ def _start(section: ClusterSection) -> None:
     import ray
 
     address = _named_address(section)
+    if address and address.startswith(("http://", "https://")):
+        raise ConfigError(
+            [
+                f"cluster.address = {address!r} is a cluster's dashboard, which takes jobs: `retailray submit VERB` "
+                "runs the same command there; a driver on one of the cluster's machines connects to host:6379"
+            ]
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)
-        present = MALLOC_ENV | {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
+        # credentials go by a hook: Ray writes env_vars to its logs on every machine
+        hook = setup_hook()
+        given = {"env_vars": dict(MALLOC_ENV)} | ({"worker_process_setup_hook": hook} if hook else {})
         try:
             with _silent_stderr():
-                ray.init(address=address, runtime_env={"env_vars": present}, **quiet)
+                ray.init(address=address, runtime_env=given, **quiet)
         except Exception as error:
             raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
         return
@@ -146,6 +169,38 @@ def _quiet() -> None:
     context.wait_for_min_actors_s = int(START_S)
     context.execution_no_progress_timeout_s = STALL_S
     context.execution_options.verbose_progress = False
+
+
+def _prefer_cpu_nodes() -> None:
+    """Where there are machines with GPUs and machines without, data tasks go to those without first.
+
+    Ray Data spreads tasks over all machines alike, and the few CPUs beside a GPU would set the pace of those that feed
+    it; Ray's own default strategy fills machines without GPUs first.
+    """
+    import ray
+    import ray.data
+
+    gpus = [
+        node["Resources"].get("GPU", 0) > 0 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    with warnings.catch_warnings():  # deprecated, and without a successor that prefers and does not insist
+        warnings.simplefilter("ignore")
+        context = ray.data.DataContext.get_current()
+        context.scheduling_strategy = "DEFAULT" if any(gpus) and not all(gpus) else "SPREAD"
+
+
+def machines() -> list[dict[str, Any]]:
+    """The cluster's machines by kind: how many, of how many CPUs and GPUs, and the labels that Ray's launchers set."""
+    import ray
+
+    kinds: dict[str, dict[str, Any]] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            labels = {name: value for name, value in node.get("Labels", {}).items() if name in KIND_LABELS}
+            resources = {name.lower() + "s": node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
+            kind = resources | ({"labels": labels} if labels else {})
+            kinds.setdefault(json.dumps(kind, sort_keys=True), {"count": 0, **kind})["count"] += 1
+    return list(kinds.values())
 
 
 def _capacity() -> Capacity:

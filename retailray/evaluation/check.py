@@ -44,7 +44,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     table = pa.concat_tables([transport_table(part, with_input=False) for part in splits.values()])
     with ray_session(config.cluster) as capacity:
         plan = plan_reading(capacity)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=config.cluster.wait_s)
         num_blocks = int(4 * capacity.num_cpus)
         with relay_progress("images", num_rows) as relay:
             scanned = scan_catalog(table, limits, task_cpus=plan.task_cpus, num_blocks=num_blocks, relay=relay)

@@ -85,7 +85,7 @@ def predict_both(
     frames = []
     with ray_session(cluster) as capacity:
         plan = plan_scoring(capacity, cluster, num_images=len(catalog), batch_size=batch_size)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=cluster.wait_s)
         for name, side in sides.items():
             table = predict_catalog(section, catalog, side.uri, side.meta, plan, capacity, batch_size=batch_size)
             frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row")

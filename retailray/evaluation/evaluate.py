@@ -121,7 +121,7 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
     with ray_session(config.cluster) as capacity:
         batch_size = config.evaluate.batch_size
         plan = plan_scoring(capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=config.cluster.wait_s)
         return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, capacity, batch_size=batch_size)
 
 

@@ -6,10 +6,7 @@ written last, so that a bundle with a MANIFEST is whole.
 
 import datetime
 import hashlib
-import importlib.metadata
-import subprocess
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import safetensors
@@ -35,7 +32,7 @@ from retailray.models.meta import (
 from retailray.models.registry import resolve
 
 __all__ = ["Bundle", "BundleMeta", "EvalTransform", "Thresholds", "copy_bundle", "load_bundle", "load_meta",
-           "new_version", "provenance", "save_bundle", "state_to_bytes"]  # fmt: skip
+           "new_version", "save_bundle", "state_to_bytes"]  # fmt: skip
 
 
 class Bundle(NamedTuple):
@@ -49,23 +46,6 @@ class Bundle(NamedTuple):
         model = build_model(self.meta.arch, len(self.meta.labels), image_size=self.meta.transform.crop_size)
         load_state(model, self.state)
         return model.eval()
-
-
-def provenance() -> dict[str, Any]:
-    """What made this: UTC time, git commit of this code (None outside a checkout), versions of the libraries."""
-    names = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy")
-    # outside a git checkout (an installed wheel, a container without git) there is no commit to name
-    here = Path(__file__).parent
-    try:
-        result = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = result.stdout.strip() if result.returncode == 0 else None
-    except OSError:
-        commit = None
-    return {
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "git_commit": commit,
-        "libraries": {name: importlib.metadata.version(name) for name in names},
-    }
 
 
 def new_version(state: dict[str, torch.Tensor]) -> str:

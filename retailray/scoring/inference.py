@@ -131,7 +131,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
     with ray_session(config.cluster) as capacity:
         plan = plan_actors(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=config.cluster.wait_s)
         todo = write_todo(run, batches, num_images=num, num_cpus=capacity.num_cpus)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
         seen = ray.remote(num_cpus=0)(Seen).remote() if config.score.dedupe else None

@@ -8,9 +8,10 @@ import torch
 from retailray import progress, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
-from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, provenance, save_bundle
+from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, save_bundle
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EMBEDDING
+from retailray.provenance import provenance
 from retailray.runs import RunDirectory
 from retailray.training.rows import rows_digest
 

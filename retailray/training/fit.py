@@ -125,6 +125,7 @@ def _trainer(
     scaling = ray.train.ScalingConfig(
         num_workers=_num_workers(config.cluster, plan),
         use_gpu=plan.actor_gpus > 0,
+        placement_strategy=config.cluster.placement.upper(),
         resources_per_worker={"CPU": plan.actor_cpus} | ({"GPU": plan.actor_gpus} if plan.actor_gpus else {}),
     )
     run_config = ray.train.RunConfig(

@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> str:
     )
     with ray_session(config.cluster) as capacity:
         plan = plan_training(capacity, config.cluster)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=config.cluster.wait_s)
         fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, capacity)
         folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None
         result = fitter.fit(rows, run.path("checkpoints", "model"), {})

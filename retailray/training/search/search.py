@@ -58,7 +58,7 @@ def tune(config: TuneConfig) -> str:
     )
     with ray_session(config.cluster) as capacity:
         plan, trial_plan = plan_training(capacity, config.cluster), plan_trials(capacity, config.cluster, config.tune)
-        wait_until_free(plan)
+        wait_until_free(plan, deadline_s=config.cluster.wait_s)
         inputs = {"the catalog's rows": rows_digest(splits)}
         earlier = run.decisions(section="tune", inputs=inputs)
         shared = share(config, splits, labels, plan, trial_plan, run.path("trials"), earlier.get("variants", {}))

@@ -1,0 +1,257 @@
+"""Ray Jobs of a running cluster: submitted once, followed to their end, stopped, listed.
+
+Everything goes over HTTP to the dashboard (``http://host:8265``), so nothing but that port needs to be reachable.
+"""
+
+import asyncio
+import email.utils
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import requests
+
+from retailray import progress
+from retailray.cluster.environment import ray_token
+from retailray.errors import CapacityError, ConfigError
+
+T = TypeVar("T")
+
+ANSWER_S = 10.0  # for one look at the dashboard
+POLL_S = 0.5
+RETRY_S = 1.0
+TAIL_S = 5.0  # for the last lines, once a job has ended
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+UNREACHABLE = (ConnectionError, requests.exceptions.RequestException)
+
+
+class Cluster:
+    """The dashboard of a running cluster.
+
+    Raises:
+        CapacityError: nobody answers there, or it asks for a token that this machine does not have.
+    """
+
+    def __init__(self, address: str, *, patience_s: float) -> None:
+        self.address, self.patience_s = address, patience_s
+        self.skew_s = 0.0  # its clock less ours, to the second
+        self.token = self._token_it_asks_for()
+        os.environ["RAY_AUTH_MODE"] = "token" if self.token else "disabled"
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment overrule what it is told
+        from ray.job_submission import JobSubmissionClient
+
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)  # what it uploads is told by us
+        try:
+            self._client = JobSubmissionClient(address)
+        except Exception as error:  # Ray raises RuntimeError and ConnectionError with a page of advice
+            raise CapacityError(f"{address}: {_first_line(error)}; is it the dashboard of a Ray cluster?") from error
+
+    def _token_it_asks_for(self) -> str | None:
+        answer = self._get("/api/version")
+        status = answer.status_code
+        if date := answer.headers.get("Date"):
+            self.skew_s = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+        token = ray_token() if status in (401, 403) else None
+        if status in (401, 403) and token is None:
+            raise CapacityError(
+                f"{self.address} asks for a token, and this machine has none: export RAY_AUTH_TOKEN, or "
+                "RAY_AUTH_TOKEN_PATH to a file with the cluster's token (on the head: ray get-auth-token)"
+            )
+        if token and self._get("/api/version", token).status_code in (401, 403):
+            raise CapacityError(
+                f"{self.address} refuses the token of this machine (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+                "~/.ray/auth_token); it is another one than the cluster's"
+            )
+        return token
+
+    def _get(self, path: str, token: str | None = None) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            return requests.get(self.address + path, headers=headers, timeout=ANSWER_S)
+        except requests.exceptions.RequestException as error:
+            raise CapacityError(
+                f"no Ray dashboard answers at {self.address} ({type(error).__name__}); is the cluster up (ray status "
+                "on its head), is its port reachable (ray dashboard cluster.yaml forwards it)?"
+            ) from error
+
+    def ask(self, path: str) -> dict[str, Any]:
+        """A JSON answer of the dashboard; {} where it has none."""
+        response = self._get(path, self.token)
+        try:
+            return response.json() if response.ok else {}
+        except ValueError:
+            return {}
+
+    def python(self) -> str:
+        """The interpreter that the head's Ray runs its workers with, as its raylet was told; else what the path has."""
+        for node in self.ask("/nodes?view=summary").get("data", {}).get("summary", []):
+            if not node.get("raylet", {}).get("isHeadNode", True):
+                continue
+            for argument in node.get("cmdline", []):
+                if argument.startswith("--python_worker_command="):
+                    return argument.partition("=")[2].split()[0]
+        return "python"
+
+    def submit(
+        self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+    ) -> bool:
+        """Submit a job under this id once, however often it is tried; False where the same job is there already.
+
+        Raises:
+            ConfigError: the id is another job's.
+            CapacityError: the cluster does not answer, or refuses.
+        """
+        if self.known(submission_id, metadata):
+            return False
+
+        def send() -> None:
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata
+                )
+            except RuntimeError as error:
+                # an answer that was lost: the job is there, and is ours
+                if not self.known(submission_id, metadata):
+                    raise CapacityError(f"{self.address} refuses the job: {_first_line(error)}") from error
+
+        self.patiently(send)
+        return True
+
+    def known(self, submission_id: str, metadata: dict[str, str]) -> bool:
+        """True if the job of this id is the one that is meant."""
+        job = self.find(submission_id)
+        if job is None:
+            return False
+        theirs = (job.metadata or {}).get("digest")
+        if theirs != metadata["digest"]:
+            raise ConfigError(
+                [f"submit.id = {submission_id!r} is taken by a job of other settings on {self.address}; choose another"]
+            )
+        return True
+
+    def find(self, submission_id: str) -> Any | None:
+        """The job's details (Ray's JobDetails); None where there is none."""
+
+        def look() -> Any | None:
+            try:
+                return self._client.get_job_info(submission_id)
+            except RuntimeError as error:
+                if "404" in str(error) or "does not exist" in str(error):
+                    return None
+                raise
+
+        return self.patiently(look)
+
+    def jobs(self) -> list[Any]:
+        """Our jobs, the newest first."""
+        found = self.patiently(self._client.list_jobs)
+        ours = [job for job in found if "retailray" in (job.metadata or {})]
+        return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
+
+    def stop(self, submission_id: str) -> None:
+        self.patiently(lambda: self._client.stop_job(submission_id))
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Again after a while where the cluster did not answer. Raises CapacityError after ``patience_s``."""
+        deadline, said = time.monotonic() + self.patience_s, False
+        while True:
+            try:
+                return action()
+            except UNREACHABLE as error:
+                if time.monotonic() > deadline:
+                    raise CapacityError(
+                        f"{self.address} gave no answer for {self.patience_s:.0f} s ({type(error).__name__}); a job "
+                        "that was submitted may go on without us: `retailray submit list` and `submit attach ID` tell"
+                    ) from error
+                if not said:
+                    progress.emit("waiting", reason=f"{self.address} gives no answer", patience_s=self.patience_s)
+                    said = True
+                time.sleep(RETRY_S)
+
+    def follow(self, submission_id: str, show: Callable[[str], None]) -> Any:
+        """Hand every line of the job's output to ``show``, once and whole, until it has ended; returns its details.
+
+        The stream of lines may break as often as it likes: the status says when the job has ended, and a new stream
+        begins where the old one broke.
+        """
+        lines = _Lines(show)
+        stream = _Stream(self._client, submission_id, lines)
+        stream.start()
+        try:
+            while True:
+                job = self.find(submission_id)
+                if job is None:
+                    raise CapacityError(f"{self.address} knows no job {submission_id} any more; was it restarted?")
+                if job.status.is_terminal():
+                    break
+                time.sleep(POLL_S)
+            stream.join(TAIL_S)
+        finally:
+            stream.stop()
+        lines.take(self.patiently(lambda: self._client.get_job_logs(submission_id)))
+        lines.close()
+        return job
+
+
+class _Lines:
+    """Whole lines out of a text that comes in pieces, and from its beginning again after every break."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._taken, self._partial = show, 0, ""
+        self._lock = threading.Lock()
+
+    def take(self, text: str, *, offset: int = 0) -> None:
+        """``text`` stands at ``offset`` [characters] of the whole; what of it is known is left out."""
+        with self._lock:
+            fresh = text[max(0, self._taken - offset) :]
+            self._taken = max(self._taken, offset + len(text))
+            *whole, self._partial = (self._partial + fresh).split("\n")
+            for line in whole:
+                self._show(line)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._partial:
+                self._show(self._partial)
+                self._partial = ""
+
+
+class _Stream(threading.Thread):
+    """Follows the dashboard's stream of a job's output; begins again where it breaks."""
+
+    def __init__(self, client: Any, submission_id: str, lines: _Lines) -> None:
+        super().__init__(daemon=True)
+        self._client, self._id, self._lines = client, submission_id, lines
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                asyncio.run(self._follow())
+                return  # the dashboard ends the stream when the job has ended
+            except Exception:  # whatever broke it, the status is asked for elsewhere
+                self._stopped.wait(RETRY_S)
+
+    async def _follow(self) -> None:
+        offset = 0
+        async for piece in self._client.tail_job_logs(self._id):
+            if self._stopped.is_set():
+                return
+            self._lines.take(piece, offset=offset)
+            offset += len(piece)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

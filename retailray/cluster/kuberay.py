@@ -1,0 +1,163 @@
+"""Kubernetes manifests for KubeRay: a cluster that scales itself, a job, and two ways to run it every night.
+
+Fields are those of the ``ray.io/v1`` custom resources (tests/cluster/kuberay_fields.py names them and where they are
+from). The RayCronJob needs KubeRay's feature gate of that name; the plain CronJob does the same by submitting to the
+RayCluster, where that gate is not open.
+"""
+
+import importlib.metadata
+import shlex
+from typing import Any
+
+import yaml
+
+from retailray.config import KuberaySection, VerbConfig
+
+DASHBOARD_PORT = 8265
+CONFIG_FOLDER = "/etc/retailray"
+IDLE_S = 600  # a machine that has nothing to do for so long is given back
+HEAD = """\
+# retailray on Kubernetes, made by `retailray submit {verb} --render kuberay`. Needs the KubeRay operator.
+#   kubectl create secret generic {token} --from-literal=auth_token="$(openssl rand -hex 32)"   # once
+#   kubectl apply -f this-file    # or only the objects you want:
+# ConfigMap   the settings
+# RayCluster  stays up (its head; workers come and go); for `retailray submit` and the CronJob
+# RayJob      one run on a cluster of its own, which ends with it
+# RayCronJob  the RayJob by the clock (feature gate RayCronJob of the operator)
+# CronJob     the same without that gate: submits to the RayCluster, and ends with the job's exit code
+"""
+
+
+def render(
+    verb: str, command: list[str], section: KuberaySection, config: VerbConfig | None, files: list[bytes]
+) -> str:
+    """YAML of all objects. ``command``: what runs after ``python``, its config files named without a folder."""
+    settings = _settings(section, config, files)
+    entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part in settings else part for part in command)])
+    cluster = _cluster(section)
+    job = _job(section, cluster, entrypoint)
+    name, labels = section.name, {"app.kubernetes.io/name": "retailray", "app.kubernetes.io/instance": section.name}
+    objects = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-config"}, "data": settings},
+        {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": name}, "spec": cluster},
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": f"{name}-{verb}"}, "spec": job},
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayCronJob",
+            "metadata": {"name": f"{name}-{verb}"},
+            "spec": {"schedule": section.schedule, "jobTemplate": job},
+        },
+        {
+            "apiVersion": "batch/v1",
+            "kind": "CronJob",
+            "metadata": {"name": f"{name}-{verb}-submit"},
+            "spec": _cron_job(section, verb, settings),
+        },
+    ]
+    for entry in objects:
+        entry["metadata"]["labels"] = labels  # type: ignore[index]
+    documents = [yaml.dump(entry, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=1000) for entry in objects]
+    return HEAD.format(verb=verb, token=section.token_secret) + "---\n" + "---\n".join(documents)
+
+
+class _Plain(yaml.SafeDumper):
+    """No anchors: what two objects share is written twice. Texts of several lines as they are read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Plain.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _settings(section: KuberaySection, config: VerbConfig | None, files: list[bytes]) -> dict[str, str]:
+    if config is None:
+        return {f"job-{number}.yaml": content.decode() for number, content in enumerate(files)}
+    values = config.model_dump(mode="json", exclude={"cluster": {"address"}})
+    # the cluster starts from nothing, and Ray plans with what is there
+    values["cluster"]["ask_cpus"] = values["cluster"].get("ask_cpus") or section.cpus
+    return {"job.yaml": yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}
+
+
+def _cluster(section: KuberaySection) -> dict[str, Any]:
+    groups = [("cpu", section.cpu_workers, 0), ("gpu", section.gpu_workers, 1)]
+    return {
+        "rayVersion": importlib.metadata.version("ray"),
+        # the operator gives the token to every pod, the autoscaler and the submitter
+        "authOptions": {"mode": "token", "secretName": section.token_secret},
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"idleTimeoutSeconds": IDLE_S, "upscalingMode": "Default"},
+        "headGroupSpec": {
+            # no work on the head: what brings it down brings all down
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+            "template": _pod(section, "ray-head", cpus=2, memory_gb=8, ports=[6379, DASHBOARD_PORT, 10001]),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": name,
+                "replicas": 0,
+                "minReplicas": 0,
+                "maxReplicas": most,
+                "rayStartParams": {},
+                "template": _pod(
+                    section, "ray-worker", cpus=section.cpus, memory_gb=section.memory_gb, num_gpus=num_gpus
+                ),
+            }
+            for name, most, num_gpus in groups
+            if most
+        ],
+    }
+
+
+def _pod(
+    section: KuberaySection, name: str, *, cpus: int, memory_gb: int, num_gpus: int = 0, ports: list[int] | None = None
+) -> dict[str, Any]:
+    resources = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"} | ({"nvidia.com/gpu": str(num_gpus)} if num_gpus else {})
+    container: dict[str, Any] = {
+        "name": name,
+        "image": section.image,
+        "resources": {"limits": resources, "requests": resources},
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
+    }
+    if ports:
+        container["ports"] = [{"containerPort": port} for port in ports]
+    if section.storage_secret:
+        container["envFrom"] = [{"secretRef": {"name": section.storage_secret}}]
+    spec: dict[str, Any] = {
+        "containers": [container],
+        "volumes": [{"name": "config", "configMap": {"name": f"{section.name}-config"}}],
+    }
+    if section.service_account:
+        spec["serviceAccountName"] = section.service_account
+    if num_gpus:
+        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {"spec": spec}
+
+
+def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> dict[str, Any]:
+    return {
+        "entrypoint": entrypoint,
+        "rayClusterSpec": cluster,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "backoffLimit": 0,  # a run that failed goes on when it is applied again; a second cluster is a decision
+    }
+
+
+def _cron_job(section: KuberaySection, verb: str, settings: dict[str, str]) -> dict[str, Any]:
+    address = f"http://{section.name}-head-svc:{DASHBOARD_PORT}"
+    configs = [part for name in settings for part in ("--config", f"{CONFIG_FOLDER}/{name}")]
+    pod = _pod(section, "submit", cpus=1, memory_gb=2)["spec"]
+    [container] = pod["containers"]
+    container["command"] = ["retailray", "submit", verb, *configs, "--cluster.address", address]
+    token = {"secretKeyRef": {"name": section.token_secret, "key": "auth_token"}}
+    container["env"] = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
+    pod["restartPolicy"] = "Never"
+    return {
+        "schedule": section.schedule,
+        "concurrencyPolicy": "Forbid",  # a night that is late is not overtaken by the next
+        "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
+    }

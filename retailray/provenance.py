@@ -1,0 +1,84 @@
+"""What made a result: versions, the commit of this code, the machines."""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
+
+_machines: list[dict[str, Any]] = []  # of the Ray session that this process had last
+
+
+# what stands in the package that a submitted job takes along: the version and commit of where it was submitted
+TAKEN_ALONG = Path(__file__).parent / "SUBMITTED.json"
+
+
+def version(name: str) -> str:
+    """Of an installed distribution, or of this code where it came with a submitted job."""
+    if name == "retailray" and TAKEN_ALONG.is_file():
+        return json.loads(TAKEN_ALONG.read_text())["version"]
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def libraries() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of this code; None outside of a git checkout (an installed wheel, a container without git)."""
+    if TAKEN_ALONG.is_file():
+        return json.loads(TAKEN_ALONG.read_text())["git_commit"]
+    here = str(Path(__file__).parent)
+    try:
+        result = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def provenance() -> dict[str, Any]:
+    """For a bundle: UTC time, commit, versions of the libraries."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"created_at": now, "git_commit": git_commit(), "libraries": libraries()}
+
+
+def note_machines(machines: list[dict[str, Any]]) -> None:
+    """Remember what a Ray session ran on, for ``run.json``."""
+    _machines[:] = machines
+
+
+def this_machine() -> dict[str, Any]:
+    """The machine of this process: no name and no address of it, which are nobody's business in a published record."""
+    return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "system": platform.platform(terse=True)}
+
+
+def made_by() -> dict[str, Any]:
+    """For ``run.json``: versions, the machine of the driver, and the cluster's machines by kind."""
+    return {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "libraries": libraries(),
+        "driver": this_machine(),
+        "machines": list(_machines),
+        "command": Path(sys.argv[0]).name,
+    }
+
+
+@functools.cache
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
