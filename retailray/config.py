@@ -388,7 +388,7 @@ class ScoreSection(Section):
     keep_runs: int | None = Field(
         None, ge=1, description="complete runs that stay under out, LATEST's among them; default: all"
     )
-    memory_gb: float = Field(0.5, ge=0.25, description="of the driver's joins; beyond it they use its disk [GB]")
+    memory_gb: float = Field(0.25, ge=0.1, description="of the driver's joins; beyond it they use its disk [GB]")
 
 
 class CheckSection(Section):

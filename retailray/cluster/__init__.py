@@ -10,13 +10,16 @@ from retailray.cluster.capacity import (
     plan_trials,
     wait_until_free,
 )
-from retailray.cluster.relay import relay_progress
+from retailray.cluster.metrics import metric
+from retailray.cluster.relay import beside_driver, relay_progress
 from retailray.cluster.session import prepare_environment, ray_session
 
 __all__ = [
     "Capacity",
     "Plan",
     "TrialPlan",
+    "beside_driver",
+    "metric",
     "plan_reading",
     "plan_scoring",
     "plan_training",

@@ -19,11 +19,19 @@ MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What the cluster has in all (not what is free now)."""
+    """What the cluster has in all (not what is free now); ``machine_cpus``: the largest machine's, 0: all are one's."""
 
     num_cpus: float
     num_gpus: float
     object_store_bytes: float
+    num_machines: int = 1
+    machine_cpus: float = 0.0
+
+    def threads(self, num_actors: int, *, packed: bool) -> int:
+        """Threads an actor, if those that share a machine share its CPUs."""
+        cpus = self.machine_cpus or self.num_cpus
+        together = num_actors if packed else -(-num_actors // self.num_machines)
+        return max(1, int(cpus // max(1, together)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Plan:
 
 def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
     """Data-parallel training workers: one a GPU, else one, unless ``cluster.num_workers`` says."""
-    plan = _plan(capacity, section, default_on_cpu=1)
+    plan = _plan(capacity, section, default_on_cpu=1, packed=section.placement == "pack")
     if section.min_workers and section.min_workers > plan.num_actors:
         raise CapacityError(
             f"cluster.min_workers = {section.min_workers}, and {plan.num_actors} workers are planned; "
@@ -88,7 +96,7 @@ def plan_trials(capacity: Capacity, section: ClusterSection, tune: TuneSection) 
             f"one trial reserves {workers} x ({cpu:g} CPUs, {gpu:g} GPUs), and the Ray cluster has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; lower tune.workers_per_trial, tune.cpus_per_worker or tune.gpus_per_worker"
         )
-    return TrialPlan(fit, workers, cpu, gpu, max(1, int(cpus // (fit * workers))))
+    return TrialPlan(fit, workers, cpu, gpu, capacity.threads(fit * workers, packed=False))
 
 
 def plan_reading(capacity: Capacity) -> Plan:
@@ -104,6 +112,7 @@ def _plan(
     default_on_cpu: int,
     useful: int | None = None,
     gpus_each: float = 1.0,
+    packed: bool = False,
 ) -> Plan:
     """Raises CapacityError, with the numbers, for what could never start."""
     cpus, gpus = capacity.num_cpus, capacity.num_gpus
@@ -139,7 +148,7 @@ def _plan(
         # never the same as actor_cpus: Ray Data fuses a task stage into an actor stage when both reserve the same,
         # and decoding would then take turns with inference in one process
         task_cpus=0.9 * min(1.0, cpus / 2),
-        torch_threads=max(1, int(cpus // count)),
+        torch_threads=capacity.threads(count, packed=packed),
     )
 
 

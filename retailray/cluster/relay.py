@@ -7,21 +7,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from retailray import progress
+from retailray.cluster.metrics import Meter
 
 POLL_S = 0.3
 EVERY_S = 10.0  # between two progress lines off a terminal
 
 
 class Relay:
-    """An actor that takes steps, seconds and events, and hands them to the driver when asked."""
+    """An actor that takes steps, seconds, errors and events, for the driver, when it asks, and for Prometheus."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
         self._steps, self._note = 0, ""
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._spent: dict[str, float] = {}
 
     def spend(self, seconds: dict[str, float]) -> None:
         """So many more seconds of some process went into these stages."""
+        self._meter.spend(seconds)
         for stage, more in seconds.items():
             self._spent[stage] = self._spent.get(stage, 0.0) + more
 
@@ -31,22 +34,40 @@ class Relay:
     def step(self, count: int, note: str = "") -> None:
         """So many more of the bar's units are done."""
         self._steps, self._note = self._steps + count, note
+        self._meter.step(count)
+
+    def decoded(self, count: int) -> None:
+        """So many more images wait for a predictor."""
+        self._meter.decoded(count)
+
+    def errors(self, by_code: dict[str, int]) -> None:
+        """So many more images became error rows."""
+        self._meter.errors(by_code)
 
     def event(self, name: str, fields: dict[str, Any]) -> None:
         self._events.append((name, fields))
+        self._meter.event(name, fields)
 
     def take(self) -> tuple[int, str, list[tuple[str, dict[str, Any]]]]:
         """Steps so far, the latest note, and the events since the last call."""
+        self._meter.tick()
         events, self._events = self._events, []
         return self._steps, self._note, events
 
 
-@contextlib.contextmanager
-def relay_progress(label: str, total: int) -> Iterator[Any]:
-    """An actor handle of :class:`Relay`, followed for the length of the block: a bar, or a line now and then."""
+def beside_driver(actor: type) -> Any:
+    """``ray.remote(actor)`` on the driver's machine, without a CPU of its own: it is lost only when all is lost."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    relay = ray.remote(num_cpus=0)(Relay).remote()
+    here = ray.get_runtime_context().get_node_id()
+    return ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True))(actor)
+
+
+@contextlib.contextmanager
+def relay_progress(label: str, total: int, *, num_predictors: int = 0) -> Iterator[Any]:
+    """An actor handle of :class:`Relay`, followed for the length of the block: a bar, or a line now and then."""
+    relay = beside_driver(Relay).remote(Meter(label, num_predictors))
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(relay, stop, label, total), daemon=True)
     follower.start()

@@ -214,4 +214,12 @@ def _capacity() -> Capacity:
             free=free.get("CPU", 0),
             total=total["CPU"],
         )
-    return Capacity(total.get("CPU", 0), total.get("GPU", 0), total.get("object_store_memory", 0))
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    at_work = [count for count in cpus if count]
+    return Capacity(
+        num_cpus=total.get("CPU", 0),
+        num_gpus=total.get("GPU", 0),
+        object_store_bytes=total.get("object_store_memory", 0),
+        num_machines=max(1, len(at_work)),
+        machine_cpus=max(at_work, default=0.0),
+    )

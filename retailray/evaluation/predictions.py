@@ -33,7 +33,7 @@ def predict_catalog(
     table = transport_table(catalog, with_input=False)
     images = image_dataset(table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus))
     try:
-        with relay_progress("images", len(catalog)) as relay:
+        with relay_progress("images", len(catalog), num_predictors=plan.num_actors) as relay:
             predicted = predict_dataset(
                 images,
                 bundle_uri=uri,

@@ -5,6 +5,7 @@ it. A part is written whole, and its name is a digest of its images and of the a
 the same file, and what a task of an earlier, killed attempt may still write is never taken for ours.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ import ray
 import ray.data
 
 from retailray import storage
-from retailray.cluster import Plan, ray_session, relay_progress, wait_until_free
+from retailray.cluster import Plan, beside_driver, ray_session, relay_progress, wait_until_free
 from retailray.cluster import plan_scoring as plan_actors
 from retailray.config import ScoreConfig
 from retailray.data.images import Limits, decode
@@ -134,9 +135,9 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         wait_until_free(plan, deadline_s=config.cluster.wait_s)
         todo = write_todo(run, batches, num_images=num, num_cpus=capacity.num_cpus)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
-        seen = ray.remote(num_cpus=0)(Seen).remote() if config.score.dedupe else None
+        seen = beside_driver(Seen).remote() if config.score.dedupe else None
         try:
-            with relay_progress("images", num) as relay:
+            with relay_progress("images", num, num_predictors=plan.num_actors) as relay:
                 started = time.monotonic()
                 parts = _run(config, run, plan, todo, spec, seen, relay)
                 seconds = time.monotonic() - started
@@ -227,6 +228,7 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.
             codes[at], messages[at] = error.code, error.message
     if relay is not None:
         relay.spend.remote({FETCH: fetched_at - started, DECODE: time.monotonic() - fetched_at})
+        relay.decoded.remote(len(uris))
     columns = {
         URI: table.column("uri"),
         IDENTITY: table.column("identity"),
@@ -254,5 +256,6 @@ def commit(table: pa.Table, *, address: str, run_id: str, scored_at: str, relay:
     uris = json.dumps([scored_at, *sorted(table.column(URI).to_pylist())])
     name = f"part-{hashlib.sha256(uris.encode()).hexdigest()[:16]}.parquet"
     storage.write_bytes(storage.join(address, name), parquet_bytes(pa.table(columns, LEDGER_SCHEMA)))
+    relay.errors.remote(dict(collections.Counter(code for code in codes if code)))
     relay.spend.remote({COMMIT: time.monotonic() - started})
     return pa.table({"part": [name]})

@@ -1,5 +1,6 @@
 """What the driver knows of every trial: the table of the search, while it grows and when it is done."""
 
+import collections
 import contextlib
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from ray.exceptions import RayActorError
 from rich.table import Table
 
 from retailray import progress, storage
+from retailray.cluster import metric
 from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
 from retailray.training.search.trial import STATE, WORST, score_of, write_record
@@ -51,6 +53,7 @@ class Ledger(tune.Callback):
         if time.monotonic() - self.touched_at > TOUCH_S:
             self.touched_at = time.monotonic()
             self.shared.touch()
+        self._count()
         if self.show:
             self.show()
 
@@ -80,7 +83,14 @@ class Ledger(tune.Callback):
 
     # -- what we make of it -------------------------------------------------------------------------------------------
 
+    def _count(self) -> None:
+        """Tell Prometheus how many trials there are of each status."""
+        statuses = collections.Counter(row["status"] for row in self.rows.values())
+        for status in ("running", "finished", "stopped", "failed"):
+            metric("retailray_trials").set(statuses[status], {"status": status})
+
     def _say(self, row: dict[str, Any]) -> None:
+        self._count()
         progress.emit(
             "trial",
             trial=row["trial"],

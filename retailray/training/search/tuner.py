@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -126,6 +127,8 @@ def run_search(
                 ),
             ),
         )
+        # Tune copies credentials into runtime environments, which Ray logs; our processes have them already
+        ENV_VARS_TO_PROPAGATE.difference_update(storage.WORKER_ENV)
         with _interrupts_noted(ledger):
             tuner.fit()
     ledger.end()

@@ -1,0 +1,199 @@
+"""The whole story on several nodes, submitted through Ray Jobs; machines go away in the middle; no secret is written.
+
+The cluster has token authentication and no storage credentials of its own: they come with each job.
+"""
+
+import io
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import s3fs
+from PIL import Image
+
+from tests.cluster.nodes import Nodes
+from tests.commands.helpers import events, latest, read_json
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+TOKEN = secrets.token_hex(32)
+SECRET = f"planted-{secrets.token_hex(12)}"  # the S3 server takes any
+BUCKET = "many-nodes"
+TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "resnet18", "model.weights": "none",
+        "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, s3_endpoint):
+    cluster = Nodes(tmp_path_factory.mktemp("nodes"), token=TOKEN)
+    for name in "abc":
+        cluster.add(name)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def shop(nodes):
+    """The made-up catalog in a bucket; the settings that name it."""
+    from retailray.data.synthetic import write_catalog
+
+    s3fs.S3FileSystem().mkdir(BUCKET)
+    write_catalog(f"s3://{BUCKET}/shop", num_images=96, label_noise=0.0, seed=3)
+    return {
+        "catalog.uri": f"s3://{BUCKET}/shop/catalog.csv",
+        "catalog.group": "sku",
+        "catalog.max_pixels": 20_000_000,
+    }
+
+
+class Submitted:
+    """`retailray submit VERB`, as its user starts it: the token's file and the storage environment, nothing else."""
+
+    def __init__(self, nodes, verb, *flags, **settings):
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"AWS_SECRET_ACCESS_KEY": SECRET, "RAY_AUTH_TOKEN_PATH": nodes.env["RAY_AUTH_TOKEN_PATH"]}
+        arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "retailray", "submit", verb, *flags, *arguments,
+                   "--cluster.address", nodes.dashboard]  # fmt: skip
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        self.events: list[dict] = []
+
+    def until(self, name, count=1):
+        """The event of this name, when it comes for the ``count``-th time."""
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+            count -= self.events[-1]["event"] == name
+            if not count:
+                return self.events[-1]
+        raise AssertionError(f"no {name}: {self.events[-3:]}, {self.process.stderr.read()[-2000:]}")
+
+    def end(self, timeout=300):
+        """(exit code, all events, standard error)"""
+        out, err = self.process.communicate(timeout=timeout)
+        self.events += events(out)
+        return self.process.returncode, self.events, err
+
+
+def wait_for(look, what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.1)
+    return found
+
+
+def test_the_doctor_looks_at_every_machine(nodes, shop):
+    code, seen, err = Submitted(
+        nodes, "doctor", **{"catalog.uri": shop["catalog.uri"], "out": f"s3://{BUCKET}/doctor"}
+    ).end()
+    assert code == 0, err
+    checks = [event for event in seen if event["event"] == "check"]
+    assert all(check["ok"] for check in checks)
+    assert sum(check["name"].startswith("clock of") for check in checks) == 4
+    assert sum(check["name"].startswith("read catalog.uri from") for check in checks) == 4
+    assert not [name for name in s3fs.S3FileSystem(use_listings_cache=False).find(BUCKET) if "/doctor" in name]
+
+
+def test_a_gate_that_says_no_is_the_exit_code(nodes, shop):
+    code, seen, err = Submitted(
+        nodes, "check", **shop, **{"check.fail_on": "errors", "out": f"s3://{BUCKET}/check"}
+    ).end()
+    assert code == 4, err
+    assert seen[-1]["event"] == "done"
+    assert "ended with exit code 4" in err
+    found = read_json(f"{latest(f's3://{BUCKET}/check')}/check.json")
+    assert found["num_rows"] == seen[-1]["rows"]
+
+
+def test_training_survives_a_lost_machine(nodes, shop):
+    """Two workers on two machines; one machine is killed after the second epoch, a third one takes its place."""
+    job = Submitted(
+        nodes, "train", **shop, **TINY, **{"cluster.num_workers": 2, "cluster.placement": "spread", "train.epochs": 5,
+        "train.checkpoint_s": 0, "out": f"s3://{BUCKET}/train"},
+    )  # fmt: skip
+    job.until("epoch", 2)
+    at_work = nodes.busy("RayTrainWorker")
+    assert len(at_work) == 2, "spread: on different machines"
+    nodes.kill(next(iter(at_work)))
+    code, seen, err = job.end()
+    nodes.add("d")
+    assert code == 0, err
+    epochs = [event["epoch"] for event in seen if event["event"] == "epoch"]
+    assert epochs[:2] == [1, 2]
+    assert set(epochs) == {1, 2, 3, 4, 5}
+    run, fs = latest(f"s3://{BUCKET}/train"), s3fs.S3FileSystem(use_listings_cache=False)
+    assert pd.read_csv(fs.open(f"{run}/history.csv")).epoch.tolist() == [1, 2, 3, 4, 5]
+    made_by = read_json(f"{run}/run.json")["made_by"]
+    assert made_by["libraries"]["ray"]
+    assert {machine["cpus"]: machine["count"] for machine in made_by["machines"]} == {0.0: 1, 2.0: 3}
+
+
+def test_a_search_survives_a_lost_machine(nodes, shop):
+    job = Submitted(
+        nodes, "tune", **shop, **TINY, **{"train.epochs": 3, "tune.trials": 4, "tune.scheduler": "none",
+        "tune.max_concurrent": 2, "out": f"s3://{BUCKET}/tune"},
+    )  # fmt: skip
+    job.until("trial")
+    nodes.kill(next(iter(wait_for(lambda: nodes.busy("SearchTrial"), "trial at work"))))
+    code, seen, err = job.end()
+    nodes.add("e")
+    assert code == 0, err
+    table = pd.read_parquet(
+        s3fs.S3FileSystem(use_listings_cache=False).open(f"{latest(f's3://{BUCKET}/tune')}/trials.parquet")
+    )
+    assert table.status.tolist() == ["finished"] * 4
+    assert seen[-1]["trials"] == 4
+
+
+def test_scoring_survives_a_lost_machine(nodes, small_bundle):
+    """Every row once, and Prometheus can follow it."""
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    images = 600
+    for number in range(images):
+        values = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(values).resize((64, 64)).save(buffer, "JPEG")
+        fs.pipe_file(f"{BUCKET}/tiny/{number}.jpg", b"broken" if number % 100 == 7 else buffer.getvalue())
+    fs.pipe_file(f"{BUCKET}/tiny.csv", ("image\n" + "".join(f"tiny/{n}.jpg\n" for n in range(images))).encode())
+    out = f"s3://{BUCKET}/scores"
+    job = Submitted(
+        nodes, "score", **{"catalog.uri": f"s3://{BUCKET}/tiny.csv", "model.uri": small_bundle[0], "out": out,
+        "score.batch_size": 8, "score.max_error_rate": 0.005, "score.dedupe": "false", "cluster.num_workers": 2},
+    )  # fmt: skip
+    job.until("plan")
+    wait_for(lambda: fs.glob(f"{BUCKET}/scores/run_id=*/scored/*"), "committed part")
+    nodes.kill(next(iter(nodes.busy("PredictBatch"))))
+    code, seen, err = job.end()
+    assert code == 3, err  # 6 of 600 are broken, more than allowed
+    done = next(event for event in seen if event["event"] == "done")
+    assert (done["scored"], done["failed"]) == (images - 6, 6)
+    run = latest(out)
+    rows = pd.concat(pd.read_parquet(fs.open(part)) for part in fs.glob(f"{run}/predictions/*"))
+    assert len(rows) == rows.image.nunique() == images - 6
+    stages = {stage["stage"] for stage in read_json(f"{run}/run.json")["stages"]}
+    assert stages == {"fetch", "decode", "predict", "commit"}
+    text = wait_for(lambda: found if "retailray_done_total" in (found := nodes.metrics()) else "", "metrics")
+    assert 'code="not_an_image"' in text
+    assert 'unit="images"' in text
+
+
+def test_no_secret_is_written_anywhere(nodes, shop):
+    """Neither the storage's nor Ray's: not in logs, configs, records, uploaded packages."""
+    planted = (SECRET.encode(), TOKEN.encode())
+    files = nodes.files()
+    assert any(b"_RAY_PKG" in path.read_bytes().upper() for path in files if path.suffix == ".log"), "the right folder"
+    assert any(b"RETAILRAY_SEALED_ENV" in path.read_bytes() for path in files), "Ray does log what it is given"
+    assert not [path for path in files if any(secret in path.read_bytes() for secret in planted)]
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    stored = fs.find(BUCKET)
+    assert len(stored) > 100
+    assert not [name for name in stored if any(secret in fs.cat_file(name) for secret in planted)]
+    assert not [
+        path for path in Path(nodes.folder).glob("*.log") if any(secret in path.read_bytes() for secret in planted)
+    ]
