@@ -403,6 +403,19 @@ class CheckSection(Section):
     samples: int = Field(8, ge=0, description="pictures a label in the report [images]")
 
 
+class TrackSection(Section):
+    """A copy of the results in MLflow (pip install 'retailray[mlflow]')."""
+
+    uri: str | None = Field(None, description="address of an MLflow server; default: no copy")
+    experiment: str = Field("retailray", description="MLflow's experiment")
+
+    @model_validator(mode="after")
+    def _experiment_needs_an_address(self) -> "TrackSection":
+        if self.uri is None and self.experiment != "retailray":
+            raise ValueError("track.experiment would be ignored: track.uri is not given")
+        return self
+
+
 class ClusterSection(Section):
     """Ray."""
 
@@ -516,6 +529,7 @@ class TrainConfig(VerbConfig):
     transform: TransformSection = TransformSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    track: TrackSection = TrackSection()
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainConfig":
@@ -673,6 +687,7 @@ class PromoteConfig(VerbConfig):
     split: SplitSection = SplitSection()
     model: BundleSection
     promote: PromoteSection = PromoteSection()
+    track: TrackSection = TrackSection()
 
 
 class RollbackConfig(VerbConfig):
@@ -680,6 +695,7 @@ class RollbackConfig(VerbConfig):
     out: str = Field(".", description="not used")
     model: BundleSection
     rollback: RollbackSection = RollbackSection()
+    track: TrackSection = TrackSection()
 
 
 class ScoreConfig(VerbConfig):

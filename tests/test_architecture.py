@@ -14,6 +14,7 @@ LAYERS = [
     {"storage"},
     {"config"},
     {"arguments", "lease", "progress", "runs"},
+    {"tracking"},
     {"data"},
     {"models"},
     {"cluster"},

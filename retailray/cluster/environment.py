@@ -25,12 +25,13 @@ from retailray.errors import CapacityError
 
 SEALED = "RETAILRAY_SEALED_ENV"
 KEY_FILE = ".retailray-key"  # in the working directory of a submitted job
+MLFLOW_ENV = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 WITH_TOKEN, WITHOUT_TOKEN = "token", "file"
 
 
 def storage_environment() -> dict[str, str]:
-    """What of this process's environment is about storage."""
-    return {name: os.environ[name] for name in storage.WORKER_ENV if name in os.environ}
+    """What of this process's environment is about storage, and MLflow's credentials."""
+    return {name: os.environ[name] for name in (*storage.WORKER_ENV, *MLFLOW_ENV) if name in os.environ}
 
 
 def setup_hook() -> Callable[[], None] | None:

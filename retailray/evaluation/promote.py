@@ -9,6 +9,7 @@ from retailray.evaluation.compare import CHALLENGER, CHAMPION, Side, measure, pr
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
 from retailray.runs import RunDirectory
+from retailray.tracking import move_alias
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     evidence = {"run": run.address, "top1": found["top1"], "labelled": found["labelled"]}
     made = move(folder, CHAMPION, version, reason=config.promote.reason or "promoted", evidence=evidence,
                 seen=moves[-1].number if moves else 0)  # fmt: skip
+    move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
     watch.summary("promote", num_images=2 * len(both), champion=f"{folder}/{version}", before=made.previous,
                   top1=found["top1"][CHALLENGER], difference=found["top1"]["difference"])  # fmt: skip
     return decision
@@ -99,5 +101,6 @@ def rollback(config: RollbackConfig) -> str:
     load_meta(storage.join(folder, back))  # it must still be there
     reason = config.rollback.reason or f"rolled back from {now.version}"
     move(folder, alias, back, reason=reason, evidence={"undone": now.number}, seen=now.number)
+    move_alias(config.track, folder.rsplit("/", 1)[-1], alias, back)
     watch.summary("rollback", num_images=0, champion=f"{folder}/{back}", before=now.version)
     return storage.join(folder, back)

@@ -19,6 +19,7 @@ from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.reports.training import write_training_report
 from retailray.runs import RunDirectory
+from retailray.tracking import check_tracking, track
 from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.caching import CachePlan
 from retailray.training.folds import Fitter, make_folds, run_folds
@@ -40,6 +41,7 @@ def train(config: TrainConfig) -> str:
         RetailrayError: catalog, weights, storage or cluster; see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
+    check_tracking(config.track)
     splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
     size, seed = config.transform.image_size, config.train.seed
@@ -60,6 +62,7 @@ def train(config: TrainConfig) -> str:
         plan = plan_training(capacity, config.cluster)
         wait_until_free(plan, deadline_s=config.cluster.wait_s)
         fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, capacity)
+        prepared_s = watch.seconds
         folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None
         result = fitter.fit(rows, run.path("checkpoints", "model"), {})
     if not result.history[0]["train_rows"] or not result.history[0]["validation_rows"]:
@@ -77,23 +80,24 @@ def train(config: TrainConfig) -> str:
     write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
     storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
-    run.publish(
-        {
-            "verb": "train",
-            "bundle": bundle,
-            "model_name": meta.name,
-            "model_version": meta.version,
-            **measures,
-            "temperature": result.calibration.temperature,
-            "folds": folds,
-            "num_labels": len(labels),
-            "rows": {name: len(part) for name, part in splits.items()},
-            "errors_by_code": result.errors_by_code,
-            "num_workers": plan.num_actors,
-            "resumed": run.resumed,
-            "seconds": watch.seconds,
-        }
-    )
+    summary = {
+        "verb": "train",
+        "bundle": bundle,
+        "model_name": meta.name,
+        "model_version": meta.version,
+        **measures,
+        "temperature": result.calibration.temperature,
+        "folds": folds,
+        "num_labels": len(labels),
+        "rows": {name: len(part) for name, part in splits.items()},
+        "errors_by_code": result.errors_by_code,
+        "num_workers": plan.num_actors,
+        "resumed": run.resumed,
+        "times": {"preparing": prepared_s, "fitting": watch.seconds - prepared_s},
+        "seconds": watch.seconds,
+    }
+    run.publish(summary)
+    track(config, run, summary, result.history, version=meta.version, metrics=best)
     seen, failed = sum(row["train_rows"] for row in result.history), sum(result.errors_by_code.values())
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}
     counts = {"epochs": len(result.history), "images": seen, "failed": failed}

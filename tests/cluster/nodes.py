@@ -1,6 +1,8 @@
 """Several machines on this one: each node a `ray start` of its own, with its own ports and object store."""
 
+import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,13 @@ from pathlib import Path
 import psutil
 import requests
 
+from tests.commands.helpers import events
 from tests.conftest import free_port
 
 RAY = Path(sys.executable).parent / "ray"
+TOKEN = secrets.token_hex(32)
+SECRET = f"planted-{secrets.token_hex(12)}"  # the S3 server takes any
+BUCKET = "many-nodes"
 STORE_BYTES = 150 * 2**20
 # how long a node that says nothing is waited for: Ray's default is half a minute
 HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"}
@@ -21,7 +27,10 @@ HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_thresh
 class Nodes:
     """A head that runs no work, and workers that come and go. Storage credentials are not in its environment."""
 
-    def __init__(self, folder: Path, *, token: str | None = None, head_cpus: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, token: str | None = None, autoscaling: dict | None = None, env: dict | None = None
+    ) -> None:
+        """``autoscaling``: Ray's configuration of it, with ``{gcs}`` where this head's address belongs."""
         self.folder, self.workers = folder, {}
         self.temp = f"/tmp/rr{os.getpid()}-{free_port()}"  # socket paths must be short
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
@@ -31,14 +40,22 @@ class Nodes:
             path.write_text(token)
             path.chmod(0o600)
             self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+        self.env |= env or {}
         port, dashboard = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         self.metrics_ports: dict[str, int] = {}
         self.head = self._start(
             "head", "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={self.temp}",
-            "--include-dashboard=true", f"--num-cpus={head_cpus}",
+            "--include-dashboard=true", "--num-cpus=0", *self._autoscaling(autoscaling),
         )  # fmt: skip
-        self._wait(lambda: self._count() == 1, "the head")
+        self._wait(lambda: self.count() == 1, "the head")
+
+    def _autoscaling(self, config: dict | None) -> list[str]:
+        if config is None:
+            return []
+        path = self.folder / "autoscaling.json"
+        path.write_text(json.dumps(config).replace("{gcs}", self.address))
+        return [f"--autoscaling-config={path}"]
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen:
         self.metrics_ports[name] = free_port()
@@ -64,7 +81,7 @@ class Nodes:
             *labelled,
             f"--temp-dir={self.temp}{name}",  # a disk of its own: nodes clear away what others of one folder still use
         )
-        self._wait(lambda: self._count() == 1 + len(self.workers), name)
+        self._wait(lambda: self.count() == 1 + len(self.workers), name)
 
     def kill(self, name: str) -> None:
         """SIGKILL to everything of a node, as when a machine goes away."""
@@ -102,7 +119,8 @@ class Nodes:
         for folder in Path("/tmp").glob(f"{Path(self.temp).name}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Nodes that are alive, the head among them."""
         headers = {}
         if path := self.env.get("RAY_AUTH_TOKEN_PATH"):
             headers = {"Authorization": f"Bearer {Path(path).read_text()}"}
@@ -132,3 +150,40 @@ def _kill_tree(process: subprocess.Popen) -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait(10)
+
+
+class Submitted:
+    """`retailray submit VERB`, as its user starts it: the token's file and the storage environment, nothing else."""
+
+    def __init__(self, nodes, verb, *flags, address=None, **settings):
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"AWS_SECRET_ACCESS_KEY": SECRET}
+        env |= {name: nodes.env[name] for name in ("RAY_AUTH_TOKEN_PATH",) if name in nodes.env}
+        arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "retailray", "submit", verb, *flags, *arguments,
+                   "--cluster.address", address or nodes.dashboard]  # fmt: skip
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        self.events: list[dict] = []
+
+    def until(self, name, count=1):
+        """The event of this name, when it comes for the ``count``-th time."""
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+            count -= self.events[-1]["event"] == name
+            if not count:
+                return self.events[-1]
+        raise AssertionError(f"no {name}: {self.events[-3:]}, {self.process.stderr.read()[-2000:]}")
+
+    def end(self, timeout=300):
+        """(exit code, all events, standard error)"""
+        out, err = self.process.communicate(timeout=timeout)
+        self.events += events(out)
+        return self.process.returncode, self.events, err
+
+
+def wait_for(look, what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.1)
+    return found

@@ -1,5 +1,4 @@
 import pytest
-import yaml
 
 from retailray.cluster import Capacity, plan_scoring, plan_training
 from retailray.config import ClusterSection
@@ -48,15 +47,25 @@ def test_what_cannot_fit_is_refused_with_the_numbers(capacity, section, words):
         plan_training(capacity, ClusterSection(**section))
 
 
-def test_cluster_yaml_is_what_rays_launcher_takes(pytestconfig):
-    import copy
+def test_predictors_share_gpus_and_no_share_lies_on_two():
+    section = ClusterSection(gpus_per_predictor=0.4)
+    plan = scoring(Capacity(16, 2, 1e9), section)
+    assert (plan.num_actors, plan.actor_gpus) == (4, 0.4)
+    with pytest.raises(CapacityError, match="2 GPUs, which carry 4"):
+        scoring(Capacity(16, 2, 1e9), ClusterSection(gpus_per_predictor=0.4, num_workers=5))
 
-    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = yaml.safe_load((pytestconfig.rootpath / "cluster.yaml").read_text())
-    validate_config(prepare_config(copy.deepcopy(config)))
-    types = config["available_node_types"]
-    assert config["head_node_type"] in types
-    assert types[config["head_node_type"]]["resources"]["CPU"] == 0, "work stays off the head"
-    assert sum(node["max_workers"] for node in types.values()) <= config["max_workers"]
-    assert any(node["resources"].get("GPU") for node in types.values())
+@pytest.mark.parametrize(
+    ("machines", "of_cpus", "workers", "placement", "threads"),
+    [
+        (1, 8, 2, "pack", 4),
+        (4, 8, 4, "spread", 8),
+        (4, 8, 4, "pack", 2),
+        (3, 2, 2, "spread", 2),
+        (4, 8, 8, "spread", 4),
+    ],
+)
+def test_threads_are_those_of_a_machine_not_of_the_cluster(machines, of_cpus, workers, placement, threads):
+    capacity = Capacity(machines * of_cpus, 0, 1e9, num_machines=machines, machine_cpus=of_cpus)
+    plan = plan_training(capacity, ClusterSection(num_workers=workers, placement=placement))
+    assert plan.torch_threads == threads

@@ -4,12 +4,6 @@ The cluster has token authentication and no storage credentials of its own: they
 """
 
 import io
-import json
-import os
-import secrets
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,74 +12,12 @@ import pytest
 import s3fs
 from PIL import Image
 
-from tests.cluster.nodes import Nodes
-from tests.commands.helpers import events, latest, read_json
+from tests.cluster.nodes import BUCKET, SECRET, TOKEN, Submitted, wait_for
+from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-TOKEN = secrets.token_hex(32)
-SECRET = f"planted-{secrets.token_hex(12)}"  # the S3 server takes any
-BUCKET = "many-nodes"
 TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "resnet18", "model.weights": "none",
         "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory, s3_endpoint):
-    cluster = Nodes(tmp_path_factory.mktemp("nodes"), token=TOKEN)
-    for name in "abc":
-        cluster.add(name)
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture(scope="module")
-def shop(nodes):
-    """The made-up catalog in a bucket; the settings that name it."""
-    from retailray.data.synthetic import write_catalog
-
-    s3fs.S3FileSystem().mkdir(BUCKET)
-    write_catalog(f"s3://{BUCKET}/shop", num_images=96, label_noise=0.0, seed=3)
-    return {
-        "catalog.uri": f"s3://{BUCKET}/shop/catalog.csv",
-        "catalog.group": "sku",
-        "catalog.max_pixels": 20_000_000,
-    }
-
-
-class Submitted:
-    """`retailray submit VERB`, as its user starts it: the token's file and the storage environment, nothing else."""
-
-    def __init__(self, nodes, verb, *flags, **settings):
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env |= {"AWS_SECRET_ACCESS_KEY": SECRET, "RAY_AUTH_TOKEN_PATH": nodes.env["RAY_AUTH_TOKEN_PATH"]}
-        arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "retailray", "submit", verb, *flags, *arguments,
-                   "--cluster.address", nodes.dashboard]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-        self.events: list[dict] = []
-
-    def until(self, name, count=1):
-        """The event of this name, when it comes for the ``count``-th time."""
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
-            count -= self.events[-1]["event"] == name
-            if not count:
-                return self.events[-1]
-        raise AssertionError(f"no {name}: {self.events[-3:]}, {self.process.stderr.read()[-2000:]}")
-
-    def end(self, timeout=300):
-        """(exit code, all events, standard error)"""
-        out, err = self.process.communicate(timeout=timeout)
-        self.events += events(out)
-        return self.process.returncode, self.events, err
-
-
-def wait_for(look, what, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.1)
-    return found
 
 
 def test_the_doctor_looks_at_every_machine(nodes, shop):

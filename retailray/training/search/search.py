@@ -21,6 +21,7 @@ from retailray.models.meta import BundleMeta
 from retailray.models.process import prepare_process
 from retailray.reports.search import write_search_report
 from retailray.runs import RunDirectory
+from retailray.tracking import check_tracking, track
 from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.engine import World
 from retailray.training.rows import labelled_splits, rows_digest
@@ -43,6 +44,7 @@ def tune(config: TuneConfig) -> str:
         RetailrayError: no trial ended well; or catalog, weights, storage or cluster; see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
+    check_tracking(config.track)
     splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
     run = RunDirectory.resumed_or_new(config, section="tune", resume=config.tune.resume)
@@ -91,18 +93,18 @@ def tune(config: TuneConfig) -> str:
     measured = {"best_trial": winner["trial"], ledger.metric: best[ledger.metric], "verified_top1": verified["top1"]}
     times = {"shared_seconds": prepared_s, "search_seconds": search_s}
     summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **measured}
-    run.publish(
-        {
-            "verb": "tune",
-            **summary,
-            "bundle": bundle,
-            "best_config": run.path("best.yaml"),
-            "settings": ledger.settings(winner),
-            **times,
-            "seconds": watch.seconds,
-            "resumed": run.resumed,
-        }
-    )
+    record = {
+        "verb": "tune",
+        **summary,
+        "bundle": bundle,
+        "best_config": run.path("best.yaml"),
+        "settings": ledger.settings(winner),
+        **times,
+        "seconds": watch.seconds,
+        "resumed": run.resumed,
+    }
+    run.publish(record)
+    track(config, run, record, winner["history"], version=meta.version, metrics=best)
     seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
     watch.summary("tune", num_images=seen, **summary, **times, bundle=bundle, report=run.path("report.html"))
     return bundle

@@ -1,0 +1,110 @@
+"""What is known before anything is sent: what is refused, what is packed, what is sealed."""
+
+import json
+import os
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retailray import arguments
+from retailray.cluster import environment
+from retailray.cluster.jobs import _Lines
+from retailray.cluster.package import make_package, size_of
+from retailray.cluster.submit import parse
+from retailray.errors import CapacityError, ConfigError
+
+SCORE = ["--catalog.uri=s3://shop/c.csv", "--model.uri=s3://shop/m", "--out=s3://shop/o"]
+
+
+def test_all_that_is_wrong_is_said_before_anything_is_sent():
+    with pytest.raises(ConfigError) as refused:
+        parse("score", ["--catalog.uriii=x", "--submit.id=no spaces", "--score.top_k=0", "--out=o"])
+    text = str(refused.value)
+    assert "did you mean catalog.uri" in text
+    assert "submit.id" in text
+    assert "score.top_k" in text
+    assert "model.uri: required" in text
+
+
+@pytest.mark.parametrize("verb", ["submit", "scoer", "attach"])
+def test_what_is_no_verb_is_not_submitted(verb):
+    with pytest.raises(ConfigError, match="one of: demo, check"):
+        parse(verb, [])
+
+
+def test_one_file_serves_the_verb_and_its_submission(tmp_path):
+    file = tmp_path / "night.yaml"
+    file.write_text(
+        "catalog: {uri: s3://shop/c.csv}\nmodel: {uri: s3://shop/m}\nout: s3://shop/o\n"
+        "cluster: {address: 'http://head:8265', num_workers: 3}\nsubmit: {id: tonight}\nkuberay: {image: ours}\n"
+    )
+    asked = parse("score", ["--config", str(file), "--detach"])
+    assert (asked.submit.submit.id, asked.submit.detach, asked.submit.cluster.address) == (
+        "tonight",
+        True,
+        "http://head:8265",
+    )
+    assert asked.config.cluster.num_workers == 3
+    other = parse("score", ["--config", str(file), "--score.top_k", "3"])
+    assert asked.digest != other.digest
+    assert asked.digest == parse("score", ["--config", str(file), "--cluster.address", "http://elsewhere:8265"]).digest
+
+
+def test_a_package_is_this_code_and_the_settings_and_nothing_else(tmp_path):
+    asked = parse("score", SCORE)
+    folder = make_package(asked.config, [], b"key")
+    assert {path.name for path in folder.iterdir()} == {"retailray", "job.yaml", environment.KEY_FILE}
+    kinds = {path.suffix for path in (folder / "retailray").rglob("*") if path.is_file()}
+    assert kinds <= {".py", ".j2", ".typed", ".json", ""}
+    assert size_of(folder) < 2_000_000
+    assert arguments.parse("score", ["--config", str(folder / "job.yaml")]) == asked.config
+    assert "address" not in yaml.safe_load((folder / "job.yaml").read_text())["cluster"]
+
+
+def test_what_is_sealed_is_opened_by_who_has_the_key_and_the_token_only(monkeypatch):
+    values, key = {"AWS_SECRET_ACCESS_KEY": "planted"}, environment.new_key()
+    sealed = environment.seal(values, key, token="the token")
+    assert "planted" not in sealed
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the token")
+    assert environment.unseal(sealed, key) == values
+    with pytest.raises(CapacityError, match="another Ray token"):
+        environment.unseal(sealed, environment.new_key())
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another token")
+    with pytest.raises(CapacityError, match="another Ray token"):
+        environment.unseal(sealed, key)
+    assert environment.unseal(environment.seal(values, key, token=None), key) == values
+
+
+def test_a_driver_takes_what_came_with_its_job(monkeypatch, tmp_path):
+    key = environment.new_key()
+    (tmp_path / environment.KEY_FILE).write_bytes(key)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_REGION", "here")
+    monkeypatch.setenv(environment.SEALED, environment.seal({"AWS_REGION": "there"}, key, token=None))
+    environment.take_sealed()
+    assert os.environ["AWS_REGION"] == "there"
+
+
+@given(st.text(alphabet="ab\n{", max_size=60), st.lists(st.integers(0, 60), max_size=8), st.integers(1, 7))
+def test_every_line_once_however_often_the_stream_begins_anew(text, breaks, size):
+    shown: list[str] = []
+    lines = _Lines(shown.append)
+    for until in breaks:  # each time from the beginning, in pieces, up to where it breaks
+        for start in range(0, min(until, len(text)), size):
+            lines.take(text[start : min(start + size, until)], offset=start)
+    lines.take(text)
+    lines.close()
+    assert "\n".join(shown) == text.removesuffix("\n")
+
+
+def test_events_are_passed_on_and_the_rest_is_not_mixed_with_them(capfd):
+    from retailray.cluster.submit import _show
+
+    event = json.dumps({"event": "epoch", "epoch": 3})
+    for line in ("INFO something of Ray's", event, "[1, 2]", ""):
+        _show(line)
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [event]
+    assert err.splitlines() == ["INFO something of Ray's", "[1, 2]", ""]
