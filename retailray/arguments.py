@@ -186,7 +186,8 @@ def _explain(detail: Any, sources: dict[str, str]) -> str:
     if not key:
         return message
     owner = next((source for known, source in sources.items() if key == known or key.startswith(known + ".")), "config")
-    return f"{key} = {json.dumps(detail['input'], default=str)} ({owner}): {message}"
+    value = storage.PASSWORD.sub("://...@", json.dumps(detail["input"], default=str))
+    return f"{key} = {value} ({owner}): {message}"
 
 
 def _print_help(verb: str, model: type[VerbConfig]) -> None:

@@ -409,6 +409,8 @@ class TrackSection(Section):
     uri: str | None = Field(None, description="address of an MLflow server; default: no copy")
     experiment: str = Field("retailray", description="MLflow's experiment")
 
+    _same = field_validator("uri")(_normalized)
+
     @model_validator(mode="after")
     def _experiment_needs_an_address(self) -> "TrackSection":
         if self.uri is None and self.experiment != "retailray":

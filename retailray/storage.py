@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import random
+import re
 import stat
 import threading
 import time
@@ -25,6 +26,7 @@ from retailray.errors import ImageError, StorageError
 
 T = TypeVar("T")
 
+PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
@@ -61,7 +63,16 @@ def is_uri(address: str) -> bool:
 
 
 def normalize(address: str) -> str:
-    """An address that means the same in every process: URIs stay, local paths become absolute."""
+    """An address that means the same in every process: URIs stay, local paths become absolute.
+
+    Raises:
+        ValueError: there is a password in it.
+    """
+    if PASSWORD.search(address):
+        raise ValueError(
+            "a password in an address would stand in configs, logs and records; give it by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
     address = canonical(address)
     return address.rstrip("/") if is_uri(address) else os.path.abspath(os.path.expanduser(address))
 

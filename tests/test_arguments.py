@@ -136,3 +136,11 @@ def test_resolved_config_round_trips(tmp_path):
     dumped = config.model_dump(mode="json")
     file.write_text(yaml.safe_dump(dumped))
     assert arguments.parse("train", ["--config", str(file)]) == config
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
+    arguments_ = ["--catalog.uri", "https://me:hush-hush@shop/catalog.csv", "--out", "s3://a:hush-hush@b/c"]
+    assert main(["check", *arguments_]) == 2
+    err = capsys.readouterr().err
+    assert err.count("a password in an address") == 2
+    assert "hush-hush" not in err
