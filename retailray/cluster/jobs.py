@@ -23,6 +23,7 @@ T = TypeVar("T")
 ANSWER_S = 10.0  # for one look at the dashboard
 POLL_S = 0.5
 RETRY_S = 1.0
+FIRST_TRIES = 3  # of the first word: an address that is wrong should be an answer, not a wait
 TAIL_S = 5.0  # for the last lines, once a job has ended
 CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -50,8 +51,8 @@ class Cluster:
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)  # what it uploads is told by us
         try:
-            self._client = JobSubmissionClient(address)
-        except Exception as error:  # Ray raises RuntimeError and ConnectionError with a page of advice
+            self._client = self.patiently(lambda: JobSubmissionClient(address))
+        except RuntimeError as error:  # with a page of advice
             raise CapacityError(f"{address}: {_first_line(error)}; is it the dashboard of a Ray cluster?") from error
 
     def _token_it_asks_for(self) -> str | None:
@@ -74,13 +75,17 @@ class Cluster:
 
     def _get(self, path: str, token: str | None = None) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            return requests.get(self.address + path, headers=headers, timeout=ANSWER_S)
-        except requests.exceptions.RequestException as error:
-            raise CapacityError(
-                f"no Ray dashboard answers at {self.address} ({type(error).__name__}); is the cluster up (ray status "
-                "on its head), is its port reachable (ray dashboard cluster.yaml forwards it)?"
-            ) from error
+        failed: Exception | None = None
+        for attempt in range(FIRST_TRIES):
+            time.sleep(RETRY_S * attempt)
+            try:
+                return requests.get(self.address + path, headers=headers, timeout=ANSWER_S)
+            except requests.exceptions.RequestException as error:
+                failed = error
+        raise CapacityError(
+            f"no Ray dashboard answers at {self.address} ({type(failed).__name__}); is the cluster up (ray status on "
+            "its head), is its port reachable (ray dashboard cluster.yaml forwards it)?"
+        ) from failed
 
     def ask(self, path: str) -> dict[str, Any]:
         """A JSON answer of the dashboard; {} where it has none."""

@@ -35,6 +35,7 @@ from retailray.data.pipeline import (
     pixels_to_arrow,
     with_errors,
 )
+from retailray.data.seen import Seen
 from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import ImageError, RetailrayError
 from retailray.models.meta import BundleMeta
@@ -46,7 +47,6 @@ UNIT_ROWS = 2048  # images a data task, at most
 UNITS_PER_FILE = 64
 PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
 PART_ROWS = (64, 20_000)  # and so few and so many images has a part
-SEEN_IMAGES = 500_000  # digests that are remembered to find copies; bounds the actor's memory
 IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
 FETCH, DECODE, COMMIT = "fetch", "decode", "commit"
 STAGES = (FETCH, DECODE, PREDICT, COMMIT)
@@ -75,22 +75,6 @@ def write_todo(run: RunDirectory, batches: Iterable[pa.Table], *, num_images: in
         data = parquet_bytes(table, row_group_size=unit_rows)
         storage.write_bytes(storage.join(address, f"part-{number:05d}.parquet"), data)
     return Todo(address, num_images, -(-num_images // unit_rows))
-
-
-class Seen:
-    """An actor that knows which image of equal bytes came first."""
-
-    def __init__(self) -> None:
-        self._first: dict[int, str] = {}
-
-    def claim(self, images: list[tuple[str, str]]) -> list[bool]:
-        """For every (digest, address): True for the address that is to be inferred, and again if it asks again."""
-        return [self._claim(int(digest[:16], 16), uri) for digest, uri in images]
-
-    def _claim(self, key: int, uri: str) -> bool:
-        if key in self._first or len(self._first) < SEEN_IMAGES:
-            return self._first.setdefault(key, uri) == uri
-        return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_a_gate_that_says_no_is_the_exit_code(nodes, shop):
 def test_training_survives_a_lost_machine(nodes, shop):
     """Two workers on two machines; one machine is killed after the second epoch, a third one takes its place."""
     job = Submitted(
-        nodes, "train", **shop, **TINY, **{"cluster.num_workers": 2, "cluster.placement": "spread", "train.epochs": 5,
+        nodes, "train", **shop, **TINY, **{"cluster.num_workers": 2, "cluster.placement": "spread", "train.epochs": 4,
         "train.checkpoint_s": 0, "out": f"s3://{BUCKET}/train"},
     )  # fmt: skip
     job.until("epoch", 2)
@@ -58,9 +58,9 @@ def test_training_survives_a_lost_machine(nodes, shop):
     assert code == 0, err
     epochs = [event["epoch"] for event in seen if event["event"] == "epoch"]
     assert epochs[:2] == [1, 2]
-    assert set(epochs) == {1, 2, 3, 4, 5}
+    assert set(epochs) == {1, 2, 3, 4}
     run, fs = latest(f"s3://{BUCKET}/train"), s3fs.S3FileSystem(use_listings_cache=False)
-    assert pd.read_csv(fs.open(f"{run}/history.csv")).epoch.tolist() == [1, 2, 3, 4, 5]
+    assert pd.read_csv(fs.open(f"{run}/history.csv")).epoch.tolist() == [1, 2, 3, 4]
     made_by = read_json(f"{run}/run.json")["made_by"]
     assert made_by["libraries"]["ray"]
     assert {machine["cpus"]: machine["count"] for machine in made_by["machines"]} == {0.0: 1, 2.0: 3}
@@ -68,7 +68,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
 
 def test_a_search_survives_a_lost_machine(nodes, shop):
     job = Submitted(
-        nodes, "tune", **shop, **TINY, **{"train.epochs": 3, "tune.trials": 4, "tune.scheduler": "none",
+        nodes, "tune", **shop, **TINY, **{"train.epochs": 2, "tune.trials": 3, "tune.scheduler": "none",
         "tune.max_concurrent": 2, "out": f"s3://{BUCKET}/tune"},
     )  # fmt: skip
     job.until("trial")
@@ -79,8 +79,8 @@ def test_a_search_survives_a_lost_machine(nodes, shop):
     table = pd.read_parquet(
         s3fs.S3FileSystem(use_listings_cache=False).open(f"{latest(f's3://{BUCKET}/tune')}/trials.parquet")
     )
-    assert table.status.tolist() == ["finished"] * 4
-    assert seen[-1]["trials"] == 4
+    assert table.status.tolist() == ["finished"] * 3
+    assert seen[-1]["trials"] == 3
 
 
 def test_scoring_survives_a_lost_machine(nodes, small_bundle):
@@ -123,8 +123,8 @@ def test_no_secret_is_written_anywhere(nodes, shop):
     assert any(b"RETAILRAY_SEALED_ENV" in path.read_bytes() for path in files), "Ray does log what it is given"
     assert not [path for path in files if any(secret in path.read_bytes() for secret in planted)]
     fs = s3fs.S3FileSystem(use_listings_cache=False)
-    stored = fs.find(BUCKET)
-    assert len(stored) > 100
+    stored = [name for name in fs.find(BUCKET) if not name.endswith((".jpg", ".jpeg", ".png"))]
+    assert len(stored) > 50
     assert not [name for name in stored if any(secret in fs.cat_file(name) for secret in planted)]
     assert not [
         path for path in Path(nodes.folder).glob("*.log") if any(secret in path.read_bytes() for secret in planted)
