@@ -1,6 +1,6 @@
 """How scoring scales with machines: rows/s on 1, 2, 4 and 8 nodes, with a predictor whose time is known.
 
-    python -m benchmarks.nodes [--nodes 1 2 4 8] [--batches 30] [--sleep 2.0]
+    python -m benchmarks.nodes [--nodes 1 2 4 8] [--batches 90] [--sleep 2.0]
 
 Each node is a `ray start` of its own on this machine (tests/cluster/nodes.py), joined by its two CPUs; our own pipeline
 runs on it (plan, fetch, decode, a pool of one predictor a node, commit), and the predictor sleeps for ``--sleep``
@@ -114,7 +114,7 @@ def measure(folder: Path, num_nodes: int, batches: int, sleep_s: float) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--batches", type=int, default=30, help="a node")
+    parser.add_argument("--batches", type=int, default=90, help="a node")
     parser.add_argument("--sleep", type=float, default=2.0, help="a batch [s]")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -70,29 +70,54 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
     return config
 
 
-def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(key, value) pairs of a command line: those of ``keys``, and the others. A key alone is a flag: ``true``.
+Pair = tuple[str, str | None]  # a key, and its value, if one was given
+
+
+def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of a command line: those of ``keys``, and the others.
 
     Raises:
         ConfigError: an argument that belongs to no key.
     """
-    ours: list[tuple[str, str]] = []
-    theirs: list[tuple[str, str]] = []
+    ours: list[Pair] = []
+    theirs: list[Pair] = []
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
             raise ConfigError([f"unexpected argument {token!r}: settings are given as --section.key VALUE"])
-        key, has_value, value = token.removeprefix("--").partition("=")
+        key, has_value, text = token.removeprefix("--").partition("=")
+        value: str | None = text
         if not has_value:
-            value = "true" if not tokens or tokens[0].startswith("--") else tokens.pop(0)
+            value = None if not tokens or tokens[0].startswith("--") else tokens.pop(0)
         (ours if key in keys else theirs).append((key, value))
     return ours, theirs
 
 
-def join(pairs: Sequence[tuple[str, str]]) -> list[str]:
+def join(pairs: Sequence[Pair]) -> list[str]:
     """A command line again."""
-    return [f"--{key}={value}" for key, value in pairs]
+    return [f"--{key}" if value is None else f"--{key}={value}" for key, value in pairs]
+
+
+def given(files: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys and values of YAML files, later over earlier; what no verb knows is left out."""
+    everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= dict(_flatten(yaml.safe_load(storage.read_bytes(storage.normalize(file))) or {}, everyone))
+    return {key: value for key, value in merged.items() if key in everyone}
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Sections again."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        section = nested
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return nested
 
 
 def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -142,8 +167,9 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
     for file in files:
         try:
             loaded = yaml.safe_load(storage.read_bytes(storage.normalize(file))) or {}
-        except (StorageError, yaml.YAMLError, UnicodeDecodeError) as error:
-            problems.append(f"--config {file}: {' '.join(str(error).split())}")
+        except (StorageError, yaml.YAMLError, ValueError) as error:
+            named = storage.PASSWORD.sub("://...@", file)
+            problems.append(f"--config {named}: {' '.join(str(error).split())}")
             continue
         if not isinstance(loaded, dict):
             problems.append(f"--config {file}: a mapping of sections is expected, found {type(loaded).__name__}")
@@ -153,7 +179,7 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
                 merged[key], sources[key] = value, file
             elif key not in everyone:
                 problems.append(_unknown(verb, key, file))
-    return _nest(merged), sources
+    return nest(merged), sources
 
 
 def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,17 +191,6 @@ def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iter
             yield from _flatten(value, leaves, f"{key}.")
         else:
             yield key, value
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, name = key.split(".")
-        section = nested
-        for part in path:
-            section = section.setdefault(part, {})
-        section[name] = value
-    return nested
 
 
 def _explain(detail: Any, sources: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from retailray import arguments, progress
-from retailray.cluster import prepare_environment
+from retailray.cluster import names_dashboard, prepare_environment
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError
 from retailray.provenance import version
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _submit(argv[1:])
             return 0
         config = arguments.parse(verb, argv[1:])
-        prepare_environment(config.cluster)
+        if not (verb == "doctor" and names_dashboard(config.cluster)):
+            prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
         with progress.own_stdout():
             getattr(importlib.import_module(module), name)(config)

@@ -108,18 +108,24 @@ def _track(
     experiment = found.experiment_id if found else client.create_experiment(name)
     created = client.create_run(experiment, run_name=run.run_id)
     run_id, now = created.info.run_id, created.info.start_time
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tags(run, summary, version).items()])
-    params = [Param(key, value[:VALUE_CHARS]) for key, value in _flat(config.model_dump(mode="json"))]
-    for start in range(0, len(params), AT_ONCE):
-        client.log_batch(run_id, params=params[start : start + AT_ONCE])
-    steps = [Metric(key, value, now, row["epoch"]) for row in history for key, value in _numbers(row) if key != "epoch"]
-    steps += [Metric(f"best_{key}", value, now, 0) for key, value in _numbers(metrics)]
-    for start in range(0, len(steps), 10 * AT_ONCE):
-        client.log_batch(run_id, metrics=steps[start : start + 10 * AT_ONCE])
-    bundle = _log_files(client, run_id, run, summary["bundle"])
-    if config.model.name:
-        _register(client, config.model.name, bundle, run_id, version)
-    client.set_terminated(run_id)
+    try:
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tags(run, summary, version).items()])
+        params = [Param(key, value[:VALUE_CHARS]) for key, value in _flat(config.model_dump(mode="json"))]
+        for start in range(0, len(params), AT_ONCE):
+            client.log_batch(run_id, params=params[start : start + AT_ONCE])
+        steps = [
+            Metric(key, value, now, row["epoch"]) for row in history for key, value in _numbers(row) if key != "epoch"
+        ]
+        steps += [Metric(f"best_{key}", value, now, 0) for key, value in _numbers(metrics)]
+        for start in range(0, len(steps), 10 * AT_ONCE):
+            client.log_batch(run_id, metrics=steps[start : start + 10 * AT_ONCE])
+        bundle = _log_files(client, run_id, run, summary["bundle"])
+        if config.model.name:
+            _register(client, config.model.name, bundle, run_id, version)
+        client.set_terminated(run_id)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
     return str(created.info.run_name)
 
 

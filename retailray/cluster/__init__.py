@@ -12,7 +12,7 @@ from retailray.cluster.capacity import (
 )
 from retailray.cluster.metrics import metric
 from retailray.cluster.relay import beside_driver, relay_progress
-from retailray.cluster.session import prepare_environment, ray_session
+from retailray.cluster.session import names_dashboard, prepare_environment, ray_session
 
 __all__ = [
     "Capacity",
@@ -20,6 +20,7 @@ __all__ = [
     "TrialPlan",
     "beside_driver",
     "metric",
+    "names_dashboard",
     "plan_reading",
     "plan_scoring",
     "plan_training",

@@ -14,6 +14,7 @@ from retailray.config import ClusterSection, TuneSection
 from retailray.errors import CapacityError
 
 BATCHES_AN_ACTOR = 8  # at least, or a second predictor is not worth its start
+RENEW_S = 15.0  # between two requests for the same machines
 MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
 
 
@@ -154,8 +155,10 @@ def _plan(
 
 @contextlib.contextmanager
 def asked_for(section: ClusterSection) -> Iterator[None]:
-    """Ask a cluster that scales itself for ``ask_cpus`` and ``ask_gpus`` at once, and wait until it has them; what was
-    asked for is let go at the end of the block.
+    """Ask a cluster that scales itself for ``ask_cpus`` and ``ask_gpus`` at once, and wait until it has them.
+
+    The request is let go when they are there: work keeps machines from then on, and a job that is killed leaves nothing
+    standing. There is one request for all of a cluster, so it is renewed: another job may have let go of its own.
 
     Raises:
         CapacityError: it did not come in ``wait_s``.
@@ -167,7 +170,7 @@ def asked_for(section: ClusterSection) -> Iterator[None]:
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[{name: 1} for name, count in wanted.items() for _ in range(count)])
+    bundles = [{name: 1} for name, count in wanted.items() for _ in range(count)]
     try:
         started, said = time.monotonic(), 0.0
         while short := _short(ray.cluster_resources(), wanted):
@@ -178,12 +181,13 @@ def asked_for(section: ClusterSection) -> Iterator[None]:
                     "does not scale itself, or not so far (max_workers), or the provider has no such machines now"
                 )
             if passed >= said:
+                request_resources(bundles=bundles)
                 progress.emit("waiting", reason="machines were asked for", have_of_wanted=short, seconds=passed)
-                said = passed + 15
+                said = passed + RENEW_S
             time.sleep(0.5)
-        yield
     finally:
         request_resources(bundles=[])
+    yield
 
 
 def _short(have: dict[str, float], wanted: dict[str, int]) -> dict[str, str]:

@@ -4,13 +4,12 @@ With the address of a dashboard (``http://host:8265``) it looks at it from here 
 cluster; with none, or a Ray address, it asks that Ray's machines directly. Each check that fails says how to mend it.
 """
 
-import os
 from typing import Any
 
 from retailray import progress
 from retailray.cluster.health import INSTALL, Check, examine
-from retailray.cluster.jobs import Cluster
-from retailray.cluster.submit import Request, send
+from retailray.cluster.session import names_dashboard
+from retailray.cluster.submit import Request, connect, send, settings_of
 from retailray.config import DoctorConfig, SubmitConfig
 from retailray.errors import GateFailed
 from retailray.provenance import version
@@ -23,34 +22,39 @@ def doctor(config: DoctorConfig) -> None:
         GateFailed: at least one failed. JobEnded: the same, where it ran as a job.
         RetailrayError: the cluster could not be asked.
     """
-    watch = progress.Stopwatch()
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ""
-    if address.startswith(("http://", "https://")):
-        _ask_there(config, address.rstrip("/"))
+    if names_dashboard(config.cluster):
+        _ask_there(config)
         return
+    watch = progress.Stopwatch()
     checks = examine(config)
-    for check in checks:
-        _say(check)
-    failed = [check.name for check in checks if not check.ok]
+    failed = [check.name for check in checks if not _say(check)]
     watch.summary("doctor", num_images=0, checks=len(checks), failed=len(failed))
-    if failed:
-        raise GateFailed(
-            f"{len(failed)} of {len(checks)} checks failed, with how to mend each above: {'; '.join(failed)}"
-        )
+    _gate(failed)
 
 
-def _ask_there(config: DoctorConfig, address: str) -> None:
+def _ask_there(config: DoctorConfig) -> None:
     """What can be seen of the cluster from here; then this verb as a job there, whose exit code is ours."""
-    submission = SubmitConfig(cluster=config.cluster.model_copy(update={"address": address}))
-    cluster = Cluster(address, patience_s=submission.submit.patience_s)
+    submission = SubmitConfig(cluster=config.cluster)
+    cluster = connect(submission)
     theirs, ours = cluster.ask("/api/version").get("ray_version", "unknown"), version("ray")
-    _say(Check("dashboard", True, f"{address} answers; token authentication: {'on' if cluster.token else 'off'}"))
+    token = "on" if cluster.token else "off"
     skew_ok = abs(cluster.skew_s) <= config.doctor.max_skew_s + 1  # it tells whole seconds
-    _say(Check("clock of the dashboard", skew_ok, f"{cluster.skew_s:+.0f} s", "run an NTP client on both sides"))
-    _say(Check("Ray here and there", theirs == ours, f"{ours} here, {theirs} there", INSTALL))
-    send(Request("doctor", submission, config, []))
+    checks = [
+        Check("dashboard", True, f"{cluster.address} answers; token authentication: {token}"),
+        Check("clock of the dashboard", skew_ok, f"{cluster.skew_s:+.0f} s", "run an NTP client on both sides"),
+        Check("Ray here and there", theirs == ours, f"{ours} here, {theirs} there", INSTALL),
+    ]
+    failed = [check.name for check in checks if not _say(check)]
+    send(Request("doctor", submission, settings_of(config)), cluster)
+    _gate(failed)
 
 
-def _say(check: Check) -> None:
+def _gate(failed: list[str]) -> None:
+    if failed:
+        raise GateFailed(f"{len(failed)} checks failed, with how to mend each above: {'; '.join(failed)}")
+
+
+def _say(check: Check) -> bool:
     fix: dict[str, Any] = {} if check.ok else {"fix": check.fix}
     progress.emit("check", name=check.name, ok=check.ok, found=check.found, **fix)
+    return check.ok

@@ -53,7 +53,10 @@ def ray_token() -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None
+    try:
+        return (path.read_text().strip() or None) if path.is_file() else None
+    except OSError as error:
+        raise CapacityError(f"Ray's token in {path} cannot be read: {error}") from error
 
 
 def new_key() -> bytes:

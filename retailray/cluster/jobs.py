@@ -4,15 +4,19 @@ Everything goes over HTTP to the dashboard (``http://host:8265``), so nothing bu
 """
 
 import asyncio
+import contextlib
 import email.utils
+import functools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
+from ray.exceptions import RayError
 
 from retailray import progress
 from retailray.cluster.environment import ray_token
@@ -31,6 +35,7 @@ CHATTY = (
     "ray._private.runtime_env.packaging",
 )
 UNREACHABLE = (ConnectionError, requests.exceptions.RequestException)
+REQUEST_S = (ANSWER_S, 60.0)  # to connect, and between two bytes of an answer: Ray's client itself waits for ever
 
 
 class Cluster:
@@ -50,10 +55,9 @@ class Cluster:
 
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)  # what it uploads is told by us
-        try:
-            self._client = self.patiently(lambda: JobSubmissionClient(address))
-        except RuntimeError as error:  # with a page of advice
-            raise CapacityError(f"{address}: {_first_line(error)}; is it the dashboard of a Ray cluster?") from error
+        self._client = self.patiently(lambda: JobSubmissionClient(address))
+        request = self._client._do_request
+        self._client._do_request = functools.partial(request, timeout=REQUEST_S)
 
     def _token_it_asks_for(self) -> str | None:
         answer = self._get("/api/version")
@@ -122,10 +126,10 @@ class Cluster:
                 self._client.submit_job(
                     entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata
                 )
-            except RuntimeError as error:
+            except RuntimeError:
                 # an answer that was lost: the job is there, and is ours
                 if not self.known(submission_id, metadata):
-                    raise CapacityError(f"{self.address} refuses the job: {_first_line(error)}") from error
+                    raise
 
         self.patiently(send)
         return True
@@ -149,7 +153,7 @@ class Cluster:
             try:
                 return self._client.get_job_info(submission_id)
             except RuntimeError as error:
-                if "404" in str(error) or "does not exist" in str(error):
+                if _status(error) == 404:
                     return None
                 raise
 
@@ -170,7 +174,9 @@ class Cluster:
         while True:
             try:
                 return action()
-            except UNREACHABLE as error:
+            except (*UNREACHABLE, RuntimeError, RayError) as error:
+                if not isinstance(error, UNREACHABLE) and not 500 <= (_status(error) or 0) < 600:
+                    raise CapacityError(f"{self.address} refuses: {_first_line(error)}") from error
                 if time.monotonic() > deadline:
                     raise CapacityError(
                         f"{self.address} gave no answer for {self.patience_s:.0f} s ({type(error).__name__}); a job "
@@ -181,13 +187,12 @@ class Cluster:
                     said = True
                 time.sleep(RETRY_S)
 
-    def follow(self, submission_id: str, show: Callable[[str], None]) -> Any:
-        """Hand every line of the job's output to ``show``, once and whole, until it has ended; returns its details.
+    def follow(self, submission_id: str, lines: "Lines") -> Any:
+        """Hand every line of the job's output to ``lines``, once and whole, until it has ended; returns its details.
 
         The stream of lines may break as often as it likes: the status says when the job has ended, and a new stream
         begins where the old one broke.
         """
-        lines = _Lines(show)
         stream = _Stream(self._client, submission_id, lines)
         stream.start()
         try:
@@ -201,12 +206,13 @@ class Cluster:
             stream.join(TAIL_S)
         finally:
             stream.stop()
-        lines.take(self.patiently(lambda: self._client.get_job_logs(submission_id)))
+        with contextlib.suppress(Exception):  # the job has ended, and its exit code is known, whatever its machine says
+            lines.take(self._client.get_job_logs(submission_id))
         lines.close()
         return job
 
 
-class _Lines:
+class Lines:
     """Whole lines out of a text that comes in pieces, and from its beginning again after every break."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
@@ -232,7 +238,7 @@ class _Lines:
 class _Stream(threading.Thread):
     """Follows the dashboard's stream of a job's output; begins again where it breaks."""
 
-    def __init__(self, client: Any, submission_id: str, lines: _Lines) -> None:
+    def __init__(self, client: Any, submission_id: str, lines: Lines) -> None:
         super().__init__(daemon=True)
         self._client, self._id, self._lines = client, submission_id, lines
         self._stopped = threading.Event()
@@ -255,6 +261,12 @@ class _Stream(threading.Thread):
                 return
             self._lines.take(piece, offset=offset)
             offset += len(piece)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in what Ray's client raises."""
+    found = re.match(r"Request failed with status code (\d{3})", str(error))
+    return int(found[1]) if found else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from retailray.config import KuberaySection, VerbConfig
+from retailray.cluster.package import CONFIG
+from retailray.config import KuberaySection
 
 DASHBOARD_PORT = 8265
 CONFIG_FOLDER = "/etc/retailray"
@@ -28,17 +29,19 @@ HEAD = """\
 """
 
 
-def render(
-    verb: str, command: list[str], section: KuberaySection, config: VerbConfig | None, files: list[bytes]
-) -> str:
-    """YAML of all objects. ``command``: what runs after ``python``, its config files named without a folder."""
-    settings = _settings(section, config, files)
-    entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part in settings else part for part in command)])
+def render(verb: str, command: list[str], section: KuberaySection, settings: dict[str, Any]) -> str:
+    """YAML of all objects. ``command``: what runs after ``python``, the file of ``settings`` named without a folder."""
+    # the cluster starts from nothing, and Ray plans with what is there
+    cluster_settings = {"ask_cpus": section.cpus} | {
+        k: v for k, v in settings.get("cluster", {}).items() if v is not None
+    }
+    text = yaml.safe_dump(settings | {"cluster": cluster_settings}, sort_keys=False, allow_unicode=True)
+    entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part == CONFIG else part for part in command)])
     cluster = _cluster(section)
     job = _job(section, cluster, entrypoint)
     name, labels = section.name, {"app.kubernetes.io/name": "retailray", "app.kubernetes.io/instance": section.name}
     objects = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-config"}, "data": settings},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-config"}, "data": {CONFIG: text}},
         {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": name}, "spec": cluster},
         {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": f"{name}-{verb}"}, "spec": job},
         {
@@ -51,7 +54,7 @@ def render(
             "apiVersion": "batch/v1",
             "kind": "CronJob",
             "metadata": {"name": f"{name}-{verb}-submit"},
-            "spec": _cron_job(section, verb, settings),
+            "spec": _cron_job(section, verb),
         },
     ]
     for entry in objects:
@@ -71,15 +74,6 @@ _Plain.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
 )
-
-
-def _settings(section: KuberaySection, config: VerbConfig | None, files: list[bytes]) -> dict[str, str]:
-    if config is None:
-        return {f"job-{number}.yaml": content.decode() for number, content in enumerate(files)}
-    values = config.model_dump(mode="json", exclude={"cluster": {"address"}})
-    # the cluster starts from nothing, and Ray plans with what is there
-    values["cluster"]["ask_cpus"] = values["cluster"].get("ask_cpus") or section.cpus
-    return {"job.yaml": yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}
 
 
 def _cluster(section: KuberaySection) -> dict[str, Any]:
@@ -147,12 +141,19 @@ def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> d
     }
 
 
-def _cron_job(section: KuberaySection, verb: str, settings: dict[str, str]) -> dict[str, Any]:
+def _cron_job(section: KuberaySection, verb: str) -> dict[str, Any]:
     address = f"http://{section.name}-head-svc:{DASHBOARD_PORT}"
-    configs = [part for name in settings for part in ("--config", f"{CONFIG_FOLDER}/{name}")]
     pod = _pod(section, "submit", cpus=1, memory_gb=2)["spec"]
     [container] = pod["containers"]
-    container["command"] = ["retailray", "submit", verb, *configs, "--cluster.address", address]
+    container["command"] = [
+        "retailray",
+        "submit",
+        verb,
+        "--config",
+        f"{CONFIG_FOLDER}/{CONFIG}",
+        "--cluster.address",
+        address,
+    ]
     token = {"secretKeyRef": {"name": section.token_secret, "key": "auth_token"}}
     container["env"] = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
     pod["restartPolicy"] = "Never"

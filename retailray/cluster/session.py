@@ -41,16 +41,29 @@ def prepare_environment(section: ClusterSection) -> None:
     Raises:
         ConfigError: the address is a dashboard's. CapacityError: a job's storage credentials cannot be opened.
     """
+    address = _named_address(section)
+    if names_dashboard(section):
+        raise ConfigError(
+            [
+                f"cluster.address = {address!r} is a cluster's dashboard, which takes jobs: `retailray submit VERB` "
+                "runs the same command there; a driver on one of the cluster's machines connects to host:6379"
+            ]
+        )
     take_sealed()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes over ours, past every Python logger
     # a process that has imported Ray already keeps the mode Ray read then; half a change would lock us out
-    if not _named_address(section) and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # a token of this process alone: no file in the home directory, and nobody else's jobs on our Ray
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def names_dashboard(section: ClusterSection) -> bool:
+    """True where the address is a dashboard's, which takes jobs and no drivers."""
+    return (_named_address(section) or "").startswith(("http://", "https://"))
 
 
 def _named_address(section: ClusterSection) -> str | None:
@@ -86,13 +99,6 @@ def _start(section: ClusterSection) -> None:
     import ray
 
     address = _named_address(section)
-    if address and address.startswith(("http://", "https://")):
-        raise ConfigError(
-            [
-                f"cluster.address = {address!r} is a cluster's dashboard, which takes jobs: `retailray submit VERB` "
-                "runs the same command there; a driver on one of the cluster's machines connects to host:6379"
-            ]
-        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)

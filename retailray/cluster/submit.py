@@ -18,50 +18,48 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from retailray import arguments, progress, storage
 from retailray.cluster.environment import SEALED, new_key, seal, storage_environment
 from retailray.cluster.health import CLIENT, versions
-from retailray.cluster.jobs import Cluster
+from retailray.cluster.jobs import Cluster, Lines
 from retailray.cluster.kuberay import render
-from retailray.cluster.package import CONFIG, NIGHTLY, make_package, size_of
+from retailray.cluster.package import CONFIG, HERE, make_package, size_of
 from retailray.config import VERBS, SubmitConfig, VerbConfig
 from retailray.errors import ConfigError, JobEnded, RetailrayError
-from retailray.provenance import version
+from retailray.provenance import git_commit, version
 
 NIGHT = "nightly"  # jobs/nightly.py, which is no verb
 OF_JOBS = ("attach", "stop", "list")
 OWN_CODES = (1, 2, 3, 4, 130)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Ctrl-C in place of SIGTERM, and time to write down where to go on
 STOP_ENV = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for: ``config`` is the verb's; of a night, ``files`` are its config files as they are."""
+    """What is asked for; ``settings``: what the job reads, resolved, in sections."""
 
     verb: str
     submit: SubmitConfig
-    config: VerbConfig | None
-    files: list[bytes]
+    settings: dict[str, Any]
 
     @property
     def command(self) -> list[str]:
         """What runs on the cluster, after the interpreter."""
-        if self.config is not None:
-            return ["-m", "retailray", self.verb, "--config", CONFIG]
-        named = [part for number in range(len(self.files)) for part in ("--config", f"job-{number}.yaml")]
-        return ["jobs/nightly.py", *named]
+        script = ["jobs/nightly.py"] if self.verb == NIGHT else ["-m", "retailray", self.verb]
+        return [*script, "--config", CONFIG]
 
     @property
     def digest(self) -> str:
         """Of all that the job does, so that one id is never two jobs."""
-        settings = self.config.model_dump(mode="json", exclude={"cluster": {"address"}}) if self.config else None
-        parts = [self.verb, settings, [hashlib.sha256(content).hexdigest() for content in self.files]]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        options = self.submit.submit
+        code = [version("retailray"), git_commit(), options.python]
+        if options.requirements:
+            code.append(Path(options.requirements).read_text())
+        return hashlib.sha256(json.dumps([self.verb, self.settings, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def submit(argv: Sequence[str]) -> None:
@@ -79,10 +77,10 @@ def submit(argv: Sequence[str]) -> None:
     else:
         asked = parse(what, rest)
         if asked.submit.render:
-            manifests = render(asked.verb, asked.command, asked.submit.kuberay, asked.config, asked.files)
+            manifests = render(asked.verb, asked.command, asked.submit.kuberay, asked.settings)
             print(manifests, end="", file=progress.stream())
         else:
-            send(asked)
+            send(asked, connect(asked.submit))
 
 
 def parse(verb: str, argv: Sequence[str]) -> Request:
@@ -91,57 +89,90 @@ def parse(verb: str, argv: Sequence[str]) -> Request:
         known = ", ".join([*(name for name in VERBS if name != "submit"), NIGHT, *OF_JOBS])
         raise ConfigError([f"{verb!r} cannot be submitted; one of: {known}"])
     ours, theirs = arguments.divide(argv, set(arguments.known_keys(SubmitConfig)))
-    files = [value for key, value in theirs if key == "config"]
+    files = [pair for pair in theirs if pair[0] == "config"]
     problems: list[str] = []
-    config = submission = None
+    submission: Any = None
+    settings: dict[str, Any] = {}
     try:
-        submission = arguments.parse("submit", arguments.join([*(("config", file) for file in files), *ours]))
+        submission = arguments.parse("submit", arguments.join([*files, *ours]))
+        problems += _unusable_requirements(submission)
     except ConfigError as error:
         problems += error.problems
-    contents: list[bytes] = []
     try:
-        if verb == NIGHT:
-            contents = _night_files(files, theirs)
-        else:
-            config = arguments.parse(verb, arguments.join(theirs))
+        settings = (
+            _night_settings(theirs) if verb == NIGHT else settings_of(arguments.parse(verb, arguments.join(theirs)))
+        )
     except ConfigError as error:
         problems += [problem for problem in error.problems if problem not in problems]
-    if problems or submission is None:
+    if problems:
         raise ConfigError(problems)
-    assert isinstance(submission, SubmitConfig)
-    return Request(verb, submission, config, contents)
+    return Request(verb, submission, settings)
 
 
-def _night_files(files: list[str], theirs: list[tuple[str, str]]) -> list[bytes]:
-    if not NIGHTLY.is_file():
-        raise ConfigError([f"{NIGHT} is a job of retailray's checkout, and this installation has none: {NIGHTLY}"])
+def settings_of(config: VerbConfig) -> dict[str, Any]:
+    """Resolved; the job finds its cluster where Ray says, not where we found it."""
+    return config.model_dump(mode="json", exclude={"cluster": {"address"}})
+
+
+def _night_settings(theirs: list[arguments.Pair]) -> dict[str, Any]:
+    """What the files of a night say to its steps, checked and resolved as each step would."""
+    if jobs_folder() is None:
+        raise ConfigError([f"{NIGHT} is jobs/nightly.py of retailray's checkout, and there is none here"])
+    files = [value for key, value in theirs if key == "config" and value]
     if not files or len(files) != len(theirs):
         raise ConfigError([f"submit {NIGHT} takes --config FILE (one or several) and settings of submit, nothing else"])
-    return [storage.read_bytes(storage.normalize(file)) for file in files]
+    named = arguments.join(theirs)
+    resolved = {"score": arguments.parse("score", named)}
+    given = arguments.given(files)
+    if any(key.startswith("check.") for key in given):
+        resolved["check"] = arguments.parse("check", named)
+    flat: dict[str, Any] = {}
+    for verb, config in resolved.items():
+        keys, values = set(arguments.known_keys(VERBS[verb])), dict(_leaves(settings_of(config)))
+        flat |= {key: values[key] for key in given if key in keys and key in values}
+    return arguments.nest(flat)
 
 
-def send(asked: Request) -> None:
+def jobs_folder() -> Path | None:
+    """The folder of nightly.py: of the checkout that this package is in, or of the working directory."""
+    found = (folder / "jobs" for folder in (HERE.parent, Path.cwd()))
+    return next((folder for folder in found if (folder / "nightly.py").is_file()), None)
+
+
+def _unusable_requirements(submission: Any) -> list[str]:
+    path = submission.submit.requirements
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        return [f"submit.requirements = {path!r}: there is no such file"]
+    if storage.PASSWORD.search(Path(path).read_text()):
+        return [f"submit.requirements = {path!r}: an address with a password in it would stand in Ray's logs"]
+    return []
+
+
+def connect(config: SubmitConfig) -> Cluster:
+    """Raises ConfigError: no address, or one that is no dashboard's. CapacityError: nobody answers."""
+    return Cluster(_address(config), patience_s=config.submit.patience_s)
+
+
+def send(asked: Request, cluster: Cluster) -> None:
     """Submit and, unless told otherwise, follow. Raises JobEnded, where the job did not end well."""
     watch = progress.Stopwatch()
-    options = asked.submit.submit
-    cluster = Cluster(dashboard_of(asked.submit), patience_s=options.patience_s)
-    _tell_local_paths(asked, cluster)
-    key = new_key()
-    folder = make_package(asked.config, asked.files, key)
+    options, key = asked.submit.submit, new_key()
+    _tell_local_paths(asked)
+    now = datetime.datetime.now(datetime.UTC)
+    submission_id = options.id or f"{asked.verb}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    # a virtual environment of the job's own comes first on its path
+    python = options.python or ("python" if options.requirements else cluster.python())
+    given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key)
+    metadata = {"retailray": version("retailray"), "verb": asked.verb, "digest": asked.digest}
+    folder = make_package(asked.settings, key, jobs=jobs_folder() if asked.verb == NIGHT else None)
     try:
-        submission_id = (
-            options.id or f"{asked.verb}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        )
-        # a virtual environment of the job's own comes first on its path
-        python = options.python or ("python" if options.requirements else cluster.python())
-        entrypoint = shlex.join([python, *asked.command])
-        given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key)
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": given}
         if options.requirements:
             runtime_env["pip"] = options.requirements
-        metadata = {"retailray": version("retailray"), "verb": asked.verb, "digest": asked.digest}
         progress.emit("upload", kb=round(size_of(folder) / 1000), what="retailray and its settings", to=cluster.address)
-        new = cluster.submit(submission_id, entrypoint, runtime_env, metadata)
+        new = cluster.submit(submission_id, shlex.join([python, *asked.command]), runtime_env, metadata)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     progress.emit(
@@ -167,7 +198,7 @@ def _sealed(cluster: Cluster, key: bytes) -> dict[str, str]:
     return {SEALED: seal(values, key, token=cluster.token)}
 
 
-def dashboard_of(config: SubmitConfig) -> str:
+def _address(config: SubmitConfig) -> str:
     """Raises ConfigError: none, or one that is no dashboard's."""
     address = config.cluster.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -179,12 +210,9 @@ def dashboard_of(config: SubmitConfig) -> str:
     return address.rstrip("/")
 
 
-def _tell_local_paths(asked: Request, cluster: Cluster) -> None:
+def _tell_local_paths(asked: Request) -> None:
     """Paths of this machine mean nothing to another."""
-    if asked.config is None or urlsplit(cluster.address).hostname in LOOPBACK:
-        return
-    settings = asked.config.model_dump(mode="json", exclude_unset=True)
-    local = [key for key, value in _leaves(settings) if isinstance(value, str) and value.startswith("/")]
+    local = [key for key, value in _leaves(asked.settings) if _is_path(value)]
     if local:
         progress.emit(
             "warning",
@@ -192,20 +220,25 @@ def _tell_local_paths(asked: Request, cluster: Cluster) -> None:
         )
 
 
+def _is_path(value: Any) -> bool:
+    return (isinstance(value, str) and value.startswith("/")) or (isinstance(value, list) and any(map(_is_path, value)))
+
+
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys of settings in sections; what is a mapping below those is a value."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        found += _leaves(value, f"{name}.") if isinstance(value, dict) and not prefix else [(prefix + name, value)]
     return found
 
 
 def _of_jobs(what: str, argv: Sequence[str]) -> None:
     named = [argument for argument in argv[:1] if not argument.startswith("--")]
-    if (what == "list") == bool(named):
+    if (what == "list") == bool(named) or "" in named:
         raise ConfigError([f"usage: retailray submit {what}{'' if what == 'list' else ' ID'} [--cluster.address URL]"])
     config = arguments.parse("submit", argv[len(named) :])
     assert isinstance(config, SubmitConfig)
-    cluster = Cluster(dashboard_of(config), patience_s=config.submit.patience_s)
+    cluster = connect(config)
     if what == "list":
         for job in cluster.jobs():
             _say_job(job)
@@ -215,7 +248,7 @@ def _of_jobs(what: str, argv: Sequence[str]) -> None:
         raise RetailrayError(f"{cluster.address} knows no job {submission_id}; `retailray submit list` lists them")
     if what == "stop":
         cluster.stop(submission_id)
-        _say_job(cluster.follow(submission_id, lambda line: None))
+        _say_job(cluster.follow(submission_id, Lines(lambda line: None)))
     else:
         _follow(cluster, submission_id)
 
@@ -241,9 +274,10 @@ def _exit_code(job: Any) -> int | None:
 
 def _follow(cluster: Cluster, submission_id: str) -> None:
     """Show the job's output to its end. Raises JobEnded where it did not end well."""
+    lines = Lines(_show)
     while True:
         try:
-            job = cluster.follow(submission_id, _show)
+            job = cluster.follow(submission_id, lines)
             break
         except KeyboardInterrupt:
             if not _goes_on_following(cluster, submission_id):

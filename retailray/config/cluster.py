@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from retailray import storage
 from retailray.config.base import Section, normalized
 
 
@@ -33,6 +34,11 @@ class ClusterSection(Section):
     )
     ask_gpus: int | None = Field(None, ge=1, description="likewise [GPUs]")
     wait_s: float = Field(600.0, gt=0, description="how long to wait for what was asked for, or is held by others [s]")
+
+    @field_validator("address")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        return storage.normalize(value) if value and storage.is_uri(value) else value
 
     @model_validator(mode="after")
     def _range_of_workers(self) -> "ClusterSection":
@@ -64,7 +70,7 @@ class SubmitSection(Section):
 class KuberaySection(Section):
     """Kubernetes manifests for the same command (--render kuberay)."""
 
-    name: str = Field("retailray", pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$", description="of the objects")
+    name: str = Field("retailray", pattern=r"^[a-z0-9]([a-z0-9-]{0,33}[a-z0-9])?$", description="of the objects")
     image: str = Field("retailray:latest", description="an image with Ray and retailray in it")
     schedule: str = Field("0 2 * * *", description="of the two cron objects, in the controller's time zone")
     service_account: str | None = Field(None, description="that may read and write the storage (IRSA and its kin)")

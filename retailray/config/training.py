@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from retailray import storage
 from retailray.config.base import Section, normalized
 
 
@@ -23,6 +24,13 @@ class ModelSection(Section):
     )
     registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
     name: str | None = Field(None, description="registered name; the bundle becomes <registry>/<name>/<version>")
+
+    _same = field_validator("registry")(normalized)
+
+    @field_validator("weights")
+    @classmethod
+    def _same_file_in_every_process(cls, value: str) -> str:
+        return storage.normalize(value) if "/" in value or "." in value else value  # else torchvision's name, or none
 
     @property
     def resolved_weights(self) -> str:

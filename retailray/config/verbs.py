@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from retailray import storage
+from retailray.config.base import normalized
 from retailray.config.catalog import CatalogSection, CheckSection, DemoSection, SplitSection, TransformSection
 from retailray.config.cluster import (
     ClusterSection,
@@ -39,10 +39,7 @@ class VerbConfig(BaseSettings):
     out: str = Field(description="where results go; a run directory is made in it")
     cluster: ClusterSection = ClusterSection()
 
-    @field_validator("out")
-    @classmethod
-    def _same_in_every_process(cls, value: str) -> str:
-        return storage.normalize(value)
+    _same = field_validator("out")(normalized)
 
     @classmethod
     def settings_customise_sources(
@@ -281,10 +278,18 @@ class SubmitConfig(VerbConfig):
     submit: SubmitSection = SubmitSection()
     kuberay: KuberaySection = KuberaySection()
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "SubmitConfig":
+        given = [f"submit.{name}" for name in ("id", "requirements", "python") if getattr(self.submit, name)]
+        given += ["detach"] if self.detach else []
+        if self.render and given:
+            raise ValueError(f"{', '.join(given)} would be ignored: render prints manifests, and submits nothing")
+        return self
+
 
 class DoctorConfig(VerbConfig):
     unused = frozenset({f"cluster.{name}" for name in ClusterSection.model_fields} - SCALING - {"cluster.address"})
-    out: str = Field("doctor", description="where workers must be able to write")
+    out: str = Field("", description="where workers must be able to write; default: that is not tried")
     catalog: DoctorCatalog = DoctorCatalog()
     model: DoctorModel = DoctorModel()
     doctor: DoctorSection = DoctorSection()

@@ -9,7 +9,7 @@ from retailray.evaluation.compare import CHALLENGER, CHAMPION, Side, measure, pr
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
 from retailray.runs import RunDirectory
-from retailray.tracking import move_alias
+from retailray.tracking import check_tracking, move_alias
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
+    check_tracking(config.track)
     address = resolve(config.model.uri)
     folder, version = storage.parent(address), address.rsplit("/", 1)[-1]
     challenger = Side(address, load_meta(address)[0])
@@ -89,6 +90,7 @@ def rollback(config: RollbackConfig) -> str:
         ConfigError: ``model.uri`` is no alias.
     """
     watch = progress.Stopwatch()
+    check_tracking(config.track)
     parsed = parse_alias(config.model.uri)
     if parsed is None:
         raise ConfigError([f"model.uri = {config.model.uri}: rollback moves an alias: <registry>/<name>@champion"])

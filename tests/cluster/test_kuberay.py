@@ -82,9 +82,12 @@ def test_the_plain_cron_job_submits_with_the_token(rendered):
     assert "value" not in container["env"][1], "the token comes from a secret"
 
 
-def test_a_night_is_rendered_with_its_files_as_they_are(capfd, tmp_path):
-    (tmp_path / "night.yaml").write_text("out: s3://shop/night\ncatalog: {uri: s3://shop/c.csv}  # ours\n")
+def test_a_night_asks_for_machines_too(capfd, tmp_path):
+    (tmp_path / "night.yaml").write_text(
+        "out: s3://shop/night\ncatalog: {uri: s3://shop/c.csv}\nmodel: {uri: s3://shop/m}\n"
+    )
     assert main(["submit", "nightly", "--config", str(tmp_path / "night.yaml"), "--render", "kuberay"]) == 0
     objects = {entry["kind"]: entry for entry in yaml.safe_load_all(capfd.readouterr().out)}
-    assert objects["ConfigMap"]["data"]["job-0.yaml"] == (tmp_path / "night.yaml").read_text()
-    assert objects["RayJob"]["spec"]["entrypoint"] == "python jobs/nightly.py --config /etc/retailray/job-0.yaml"
+    settings = yaml.safe_load(objects["ConfigMap"]["data"]["job.yaml"])
+    assert settings == yaml.safe_load((tmp_path / "night.yaml").read_text()) | {"cluster": {"ask_cpus": 8}}
+    assert objects["RayJob"]["spec"]["entrypoint"] == "python jobs/nightly.py --config /etc/retailray/job.yaml"

@@ -4,13 +4,12 @@ import json
 import os
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retailray import arguments
 from retailray.cluster import environment
-from retailray.cluster.jobs import _Lines
+from retailray.cluster.jobs import Lines
 from retailray.cluster.package import make_package, size_of
 from retailray.cluster.submit import parse
 from retailray.errors import CapacityError, ConfigError
@@ -46,7 +45,8 @@ def test_one_file_serves_the_verb_and_its_submission(tmp_path):
         True,
         "http://head:8265",
     )
-    assert asked.config.cluster.num_workers == 3
+    assert asked.settings["cluster"]["num_workers"] == 3
+    assert "address" not in asked.settings["cluster"]
     other = parse("score", ["--config", str(file), "--score.top_k", "3"])
     assert asked.digest != other.digest
     assert asked.digest == parse("score", ["--config", str(file), "--cluster.address", "http://elsewhere:8265"]).digest
@@ -54,13 +54,12 @@ def test_one_file_serves_the_verb_and_its_submission(tmp_path):
 
 def test_a_package_is_this_code_and_the_settings_and_nothing_else(tmp_path):
     asked = parse("score", SCORE)
-    folder = make_package(asked.config, [], b"key")
+    folder = make_package(asked.settings, b"key")
     assert {path.name for path in folder.iterdir()} == {"retailray", "job.yaml", environment.KEY_FILE}
     kinds = {path.suffix for path in (folder / "retailray").rglob("*") if path.is_file()}
     assert kinds <= {".py", ".j2", ".typed", ".json", ""}
     assert size_of(folder) < 2_000_000
-    assert arguments.parse("score", ["--config", str(folder / "job.yaml")]) == asked.config
-    assert "address" not in yaml.safe_load((folder / "job.yaml").read_text())["cluster"]
+    assert arguments.parse("score", ["--config", str(folder / "job.yaml")]) == arguments.parse("score", SCORE)
 
 
 def test_what_is_sealed_is_opened_by_who_has_the_key_and_the_token_only(monkeypatch):
@@ -90,7 +89,7 @@ def test_a_driver_takes_what_came_with_its_job(monkeypatch, tmp_path):
 @given(st.text(alphabet="ab\n{", max_size=60), st.lists(st.integers(0, 60), max_size=8), st.integers(1, 7))
 def test_every_line_once_however_often_the_stream_begins_anew(text, breaks, size):
     shown: list[str] = []
-    lines = _Lines(shown.append)
+    lines = Lines(shown.append)
     for until in breaks:  # each time from the beginning, in pieces, up to where it breaks
         for start in range(0, min(until, len(text)), size):
             lines.take(text[start : min(start + size, until)], offset=start)
@@ -108,3 +107,53 @@ def test_events_are_passed_on_and_the_rest_is_not_mixed_with_them(capfd):
     out, err = capfd.readouterr()
     assert out.splitlines() == [event]
     assert err.splitlines() == ["INFO something of Ray's", "[1, 2]", ""]
+
+
+def test_a_setting_without_a_value_is_not_the_text_true():
+    with pytest.raises(ConfigError, match=r"--model\.uri needs a value"):
+        parse("score", ["--model.uri", "--out=s3://b/o", "--catalog.uri=s3://b/c.csv"])
+
+
+def test_a_night_is_checked_and_resolved_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "night.yaml").write_text(
+        "out: scores\ncatalog: {uri: c.csv, label_map: {0: PC}}\nmodel: {uri: m}\ncheck: {fail_on: [errors]}\n"
+        "cluster: {address: 'http://head:8265', ask_cpus: 4}\nsubmit: {id: tonight}\n"
+    )
+    asked = parse("nightly", ["--config", "night.yaml"])
+    assert asked.settings == {
+        "out": str(tmp_path / "scores"),
+        "catalog": {"uri": str(tmp_path / "c.csv"), "label_map": {"0": "PC"}},
+        "model": {"uri": str(tmp_path / "m")},
+        "check": {"fail_on": ["errors"]},
+        "cluster": {"ask_cpus": 4},
+    }
+    (tmp_path / "night.yaml").write_text("out: scores\ncatalog: {uri: c.csv}\nscore: {top_k: 0}\n")
+    with pytest.raises(ConfigError) as refused:
+        parse("nightly", ["--config", "night.yaml"])
+    assert {"score.top_k", "model.uri"} <= {problem.split(" ")[0].rstrip(":") for problem in refused.value.problems}
+    with pytest.raises(ConfigError, match=r"nope\.yaml"):
+        parse("nightly", ["--config", "nope.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--render=kuberay", "--detach", "--submit.id=x"], "submit.id, detach would be ignored"),
+        (["--submit.requirements=/nope.txt"], "there is no such file"),
+        (["--cluster.address=http://me:hush@head:8265"], "a password in an address"),
+        (["--config=s3://me:hush@b/night.yaml"], "a password in an address"),
+    ],
+)
+def test_what_would_be_ignored_or_leak_is_refused(flags, words):
+    with pytest.raises(ConfigError, match=words) as refused:
+        parse("score", [*SCORE, *flags])
+    assert "hush" not in str(refused.value)
+
+
+def test_what_an_id_stands_for_is_the_code_too(tmp_path):
+    file = tmp_path / "requirements.txt"
+    file.write_text("one==1\n")
+    first = parse("score", [*SCORE, f"--submit.requirements={file}"]).digest
+    file.write_text("one==2\n")
+    assert parse("score", [*SCORE, f"--submit.requirements={file}"]).digest != first
