@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
-from ray.exceptions import RayError
 
 from retailray import progress
 from retailray.cluster.environment import ray_token
@@ -170,6 +169,8 @@ class Cluster:
 
     def patiently(self, action: Callable[[], T]) -> T:
         """Again after a while where the cluster did not answer. Raises CapacityError after ``patience_s``."""
+        from ray.exceptions import RayError  # not before RAY_AUTH_MODE is set: Ray reads it when it is imported
+
         deadline, said = time.monotonic() + self.patience_s, False
         while True:
             try:

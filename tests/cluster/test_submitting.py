@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -157,3 +159,9 @@ def test_what_an_id_stands_for_is_the_code_too(tmp_path):
     first = parse("score", [*SCORE, f"--submit.requirements={file}"]).digest
     file.write_text("one==2\n")
     assert parse("score", [*SCORE, f"--submit.requirements={file}"]).digest != first
+
+
+def test_ray_is_not_imported_before_the_cluster_said_how_it_authenticates():
+    """Ray reads RAY_AUTH_MODE when it is imported."""
+    code = "import sys, retailray.cluster.submit, retailray.cluster.doctor; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
