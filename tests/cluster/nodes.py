@@ -1,8 +1,11 @@
 """Several machines on this one: each node a `ray start` of its own, with its own ports and object store."""
 
+import contextlib
 import json
 import os
+import pty
 import secrets
+import select
 import shutil
 import subprocess
 import sys
@@ -21,7 +24,11 @@ SECRET = f"planted-{secrets.token_hex(12)}"  # the S3 server takes any
 BUCKET = "many-nodes"
 STORE_BYTES = 150 * 2**20
 # how long a node that says nothing is waited for: Ray's default is half a minute
-HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"}
+HEALTH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "8",
+    "RAY_metrics_report_interval_ms": "500",  # of its default of ten seconds a short run may leave nothing
+}
 
 
 class Nodes:
@@ -152,13 +159,46 @@ def _kill_tree(process: subprocess.Popen) -> None:
     process.wait(10)
 
 
+def users_environment(nodes: Nodes) -> dict[str, str]:
+    """Of one who submits: the token's file and the storage environment."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"AWS_SECRET_ACCESS_KEY": SECRET}
+    return env | {name: nodes.env[name] for name in ("RAY_AUTH_TOKEN_PATH",) if name in nodes.env}
+
+
+class Terminal:
+    """`retailray submit ...` on a terminal of its own, as a person has it: what is typed, what is shown."""
+
+    def __init__(self, nodes: Nodes, *arguments: str) -> None:
+        command = [sys.executable, "-m", "retailray", "submit", *arguments, "--cluster.address", nodes.dashboard]
+        self.pid, self.screen = pty.fork()
+        if not self.pid:
+            os.execve(command[0], command, users_environment(nodes))
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self.screen, keys.encode())
+
+    def until(self, text: str, seconds: float = 60) -> None:
+        """Until this is shown, after what was shown before."""
+        self.shown, deadline = "", time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.shown!r}"
+            if select.select([self.screen], [], [], 1)[0]:
+                self.shown += os.read(self.screen, 65536).decode(errors="replace")
+
+    def exit_code(self) -> int:
+        with contextlib.suppress(OSError):  # the end of the other side
+            while os.read(self.screen, 65536):
+                pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
 class Submitted:
     """`retailray submit VERB`, as its user starts it: the token's file and the storage environment, nothing else."""
 
     def __init__(self, nodes, verb, *flags, address=None, **settings):
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env |= {"AWS_SECRET_ACCESS_KEY": SECRET}
-        env |= {name: nodes.env[name] for name in ("RAY_AUTH_TOKEN_PATH",) if name in nodes.env}
+        env = users_environment(nodes)
         arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "retailray", "submit", verb, *flags, *arguments,
                    "--cluster.address", address or nodes.dashboard]  # fmt: skip

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.cluster.nodes import BUCKET, Submitted, wait_for
+from tests.cluster.nodes import BUCKET, Submitted, Terminal, wait_for
 from tests.cluster.test_many_nodes import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
@@ -84,6 +84,17 @@ def test_a_job_is_left_followed_listed_and_stopped(nodes, shop):
     code, jobs, _ = Submitted(nodes, "list").end()
     assert code == 0
     assert next(job for job in jobs if job["id"] == name)["status"] == "RUNNING"
+    person = Terminal(nodes, "attach", name)
+    person.until("epoch")
+    person.type("\x03")
+    person.until("[f]ollow on?")
+    person.type("f\n")
+    person.until("epoch")
+    person.type("\x03")
+    person.until("[f]ollow on?")
+    person.type("d\n")
+    person.until("follows it again")
+    assert person.exit_code() == 130, "left, and not ended well"
     code, said, err = Submitted(nodes, "stop", name).end()
     assert code == 0, err
     assert (said[-1]["status"], said[-1]["exit_code"]) == ("STOPPED", 130)

@@ -4,6 +4,8 @@ The cluster has token authentication and no storage credentials of its own: they
 """
 
 import io
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,10 @@ def test_scoring_survives_a_lost_machine(nodes, small_bundle):
     job.until("plan")
     wait_for(lambda: fs.glob(f"{BUCKET}/scores/run_id=*/scored/*"), "committed part")
     nodes.kill(next(iter(nodes.busy("PredictBatch"))))
+    scraped = []
+    while job.process.poll() is None:  # metrics are of processes that are alive
+        scraped.append(nodes.metrics())
+        time.sleep(0.5)
     code, seen, err = job.end()
     assert code == 3, err  # 6 of 600 are broken, more than allowed
     done = next(event for event in seen if event["event"] == "done")
@@ -110,9 +116,10 @@ def test_scoring_survives_a_lost_machine(nodes, small_bundle):
     assert len(rows) == rows.image.nunique() == images - 6
     stages = {stage["stage"] for stage in read_json(f"{run}/run.json")["stages"]}
     assert stages == {"fetch", "decode", "predict", "commit"}
-    text = wait_for(lambda: found if "retailray_done_total" in (found := nodes.metrics()) else "", "metrics")
-    assert 'code="not_an_image"' in text
-    assert 'unit="images"' in text
+    text = "\n".join(scraped)
+    assert re.search(r'ray_retailray_errors_total\{.*code="not_an_image".*\} [1-6]', text)
+    assert re.search(r'ray_retailray_done_total\{.*unit="images".*\} \d', text)
+    assert re.search(r'ray_retailray_stage_seconds_total\{.*stage="predict".*\} \d', text)
 
 
 def test_no_secret_is_written_anywhere(nodes, shop):
