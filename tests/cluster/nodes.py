@@ -7,6 +7,7 @@ import pty
 import secrets
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -173,6 +174,7 @@ class Terminal:
         command = [sys.executable, "-m", "retailray", "submit", *arguments, "--cluster.address", nodes.dashboard]
         self.pid, self.screen = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # those who run the tests in the background ignore it
             os.execve(command[0], command, users_environment(nodes))
         self.shown = ""
 
