@@ -85,7 +85,7 @@ def test_a_search_survives_a_lost_machine(nodes, shop):
     assert seen[-1]["trials"] == 3
 
 
-def test_scoring_survives_a_lost_machine(nodes, small_bundle):
+def test_scoring_survives_a_lost_machine(nodes, shop, small_bundle):
     """Every row once, and Prometheus can follow it."""
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     images = 600
