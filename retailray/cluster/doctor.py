@@ -8,8 +8,9 @@ from typing import Any
 
 from retailray import progress
 from retailray.cluster.health import INSTALL, Check, examine
+from retailray.cluster.request import Request, settings_of
 from retailray.cluster.session import names_dashboard
-from retailray.cluster.submit import Request, connect, send, settings_of
+from retailray.cluster.submit import connect, send
 from retailray.config import DoctorConfig, SubmitConfig
 from retailray.errors import GateFailed
 from retailray.provenance import version

@@ -3,14 +3,12 @@
 Everything goes over HTTP to the dashboard (``http://host:8265``), so nothing but that port needs to be reachable.
 """
 
-import asyncio
 import contextlib
 import email.utils
 import functools
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ import requests
 
 from retailray import progress
 from retailray.cluster.environment import ray_token
+from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
 
 T = TypeVar("T")
@@ -188,13 +187,13 @@ class Cluster:
                     said = True
                 time.sleep(RETRY_S)
 
-    def follow(self, submission_id: str, lines: "Lines") -> Any:
+    def follow(self, submission_id: str, lines: Lines) -> Any:
         """Hand every line of the job's output to ``lines``, once and whole, until it has ended; returns its details.
 
         The stream of lines may break as often as it likes: the status says when the job has ended, and a new stream
         begins where the old one broke.
         """
-        stream = _Stream(self._client, submission_id, lines)
+        stream = Stream(self._client, submission_id, lines)
         stream.start()
         try:
             while True:
@@ -211,57 +210,6 @@ class Cluster:
             lines.take(self._client.get_job_logs(submission_id))
         lines.close()
         return job
-
-
-class Lines:
-    """Whole lines out of a text that comes in pieces, and from its beginning again after every break."""
-
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show, self._taken, self._partial = show, 0, ""
-        self._lock = threading.Lock()
-
-    def take(self, text: str, *, offset: int = 0) -> None:
-        """``text`` stands at ``offset`` [characters] of the whole; what of it is known is left out."""
-        with self._lock:
-            fresh = text[max(0, self._taken - offset) :]
-            self._taken = max(self._taken, offset + len(text))
-            *whole, self._partial = (self._partial + fresh).split("\n")
-            for line in whole:
-                self._show(line)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._partial:
-                self._show(self._partial)
-                self._partial = ""
-
-
-class _Stream(threading.Thread):
-    """Follows the dashboard's stream of a job's output; begins again where it breaks."""
-
-    def __init__(self, client: Any, submission_id: str, lines: Lines) -> None:
-        super().__init__(daemon=True)
-        self._client, self._id, self._lines = client, submission_id, lines
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                asyncio.run(self._follow())
-                return  # the dashboard ends the stream when the job has ended
-            except Exception:  # whatever broke it, the status is asked for elsewhere
-                self._stopped.wait(RETRY_S)
-
-    async def _follow(self) -> None:
-        offset = 0
-        async for piece in self._client.tail_job_logs(self._id):
-            if self._stopped.is_set():
-                return
-            self._lines.take(piece, offset=offset)
-            offset += len(piece)
 
 
 def _status(error: BaseException) -> int | None:
