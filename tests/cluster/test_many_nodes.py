@@ -29,7 +29,8 @@ def test_the_doctor_looks_at_every_machine(nodes, shop):
     assert code == 0, err
     checks = [event for event in seen if event["event"] == "check"]
     assert all(check["ok"] for check in checks)
-    assert sum(check["name"].startswith("clock of") for check in checks) == 4
+    assert checks[0]["found"].endswith("token authentication: on")
+    assert sum(check["name"].startswith("clock of") for check in checks) == 5, "four machines and the dashboard"
     assert sum(check["name"].startswith("read catalog.uri from") for check in checks) == 4
     assert not [name for name in s3fs.S3FileSystem(use_listings_cache=False).find(BUCKET) if "/doctor" in name]
 
