@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _submit(argv[1:])
             return 0
         config = arguments.parse(verb, argv[1:])
-        if not (verb == "doctor" and names_dashboard(config.cluster)):
+        without_driver = verb == "doctor" or "cluster.address" in config.unused
+        if not (without_driver and names_dashboard(config.cluster)):
             prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
         with progress.own_stdout():

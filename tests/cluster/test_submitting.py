@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retailray import arguments
+from retailray.cli import main
 from retailray.cluster import environment
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
@@ -165,3 +166,12 @@ def test_ray_is_not_imported_before_the_cluster_said_how_it_authenticates():
     """Ray reads RAY_AUTH_MODE when it is imported."""
     code = "import sys, retailray.cluster.submit, retailray.cluster.doctor; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_dashboard_in_the_environment_stops_drivers_and_nobody_else(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert main(["check", "--catalog.uri", str(tmp_path / "c.csv"), "--out", str(tmp_path / "out")]) == 2
+    assert "`retailray submit VERB`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["rollback", "--model.uri", f"{tmp_path}/products@champion"]) == 1
+    assert "names nothing" in capsys.readouterr().err
