@@ -7,7 +7,7 @@ there is always room for the tasks that feed them, on a cluster of one CPU too.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from retailray import progress
 from retailray.config import ClusterSection, TuneSection
@@ -190,8 +190,9 @@ def asked_for(section: ClusterSection) -> Iterator[None]:
     yield
 
 
-def _short(have: dict[str, float], wanted: dict[str, int]) -> dict[str, str]:
-    return {name: f"{have.get(name, 0):g} of {need}" for name, need in wanted.items() if have.get(name, 0) < need}
+def _short(have: dict[str, float], wanted: Mapping[str, float]) -> dict[str, str]:
+    """What there is too little of, in words."""
+    return {name: f"{have.get(name, 0):g} of {need:g}" for name, need in wanted.items() if have.get(name, 0) < need}
 
 
 def wait_until_free(plan: Plan, *, deadline_s: float) -> None:
@@ -205,8 +206,7 @@ def wait_until_free(plan: Plan, *, deadline_s: float) -> None:
     asked = {"CPU": plan.actor_cpus * plan.num_actors + plan.task_cpus, "GPU": plan.actor_gpus * plan.num_actors}
     started, said = time.monotonic(), False
     while True:
-        free = ray.available_resources()
-        short = {name: f"{free.get(name, 0):g} of {need:g}" for name, need in asked.items() if free.get(name, 0) < need}
+        short = _short(ray.available_resources(), asked)
         if not short:
             return
         if time.monotonic() - started > deadline_s:
