@@ -1,5 +1,6 @@
 """A run directory: made new for every run, filled, then marked complete, then pointed to. Nothing is overwritten."""
 
+import concurrent.futures
 import datetime
 import json
 import secrets
@@ -14,6 +15,7 @@ from retailray.errors import ConfigError, RetailrayError
 from retailray.provenance import made_by
 
 DECISIONS = "decisions.json"
+LISTINGS = 16  # folders listed at once
 
 
 class RunDirectory:
@@ -130,11 +132,12 @@ class RunDirectory:
 def list_runs(out: str) -> dict[str, set[str]]:
     """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each."""
     fs, path = storage.filesystem(out)
-    found: dict[str, set[str]] = {}
-    for entry in storage.guarded(out, lambda: fs.glob(f"{path}/run_id=*/*")):
-        *_, name, file = entry.split("/")
-        found.setdefault(name, set()).add(file)
-    return {name: found[name] for name in sorted(found, reverse=True) if "config.yaml" in found[name]}
+    folders = sorted(storage.guarded(out, lambda: fs.glob(f"{path}/run_id=*")), reverse=True)
+    with concurrent.futures.ThreadPoolExecutor(LISTINGS) as pool:  # years of nights, a request each
+        listed = pool.map(lambda folder: storage.guarded(out, lambda: fs.glob(f"{folder}/*")), folders)
+        found = {folder.rpartition("/")[2]: {file.rpartition("/")[2] for file in files}
+                 for folder, files in zip(folders, listed, strict=True)}  # fmt: skip
+    return {name: files for name, files in found.items() if "config.yaml" in files}
 
 
 def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,6 @@ MALLOC_ENV = {
 }
 # what says of which kind a machine is
 KIND_LABELS = ("ray.io/node-group", "ray.io/market-type", "ray.io/accelerator-type", "ray.io/region")
-START_S = 120.0  # how long a pool of actors may take to come up before the command gives up
 
 
 def prepare_environment(section: ClusterSection) -> None:
@@ -172,7 +171,6 @@ def _quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours count images, theirs operators
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = int(START_S)
     context.execution_no_progress_timeout_s = STALL_S
     context.execution_options.verbose_progress = False
 

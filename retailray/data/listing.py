@@ -167,7 +167,8 @@ def _s3_client() -> Any:
 
     options = botocore.config.Config(**storage.S3_OPTIONS["config_kwargs"])
     client = botocore.session.get_session().create_client("s3", os.environ.get("AWS_REGION"), config=options)
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _take_contents)
+    # `*` comes before `s3`, where botocore parses every page in search of errors: it finds little left to parse
+    client.meta.events.register("before-parse.*.ListObjectsV2", _take_contents)
     return client
 
 
@@ -182,12 +183,15 @@ def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict
     except ElementTree.ParseError:
         return  # a truncated page: botocore finds it too, and it is asked for again
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
-    plain = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str
+    quoted = root.findtext(f"{space}EncodingType") == "url"
     names = [f"{space}{name}" for name in ("Key", "ETag", "Size")]
     listed = []
     for item in root.findall(f"{space}Contents"):
         key, tag, size = map(item.findtext, names)
-        listed.append((plain(key), tag, int(size or 0)))
+        if key and quoted:
+            key = key.replace("%2F", "/")  # most keys have nothing else, and unquoting takes as long as parsing
+            key = unquote_str(key) if "%" in key or "+" in key else key
+        listed.append((key, tag, int(size or 0)))
     customized_response_dict[_OBJECTS] = listed
     root[:] = [part for part in root if part.tag != f"{space}Contents"]
     response_dict["body"] = ElementTree.tostring(root)

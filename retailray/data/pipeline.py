@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from retailray import storage
-from retailray.data.catalog import Catalog
 from retailray.data.images import Limits, decode
 from retailray.data.store import StoreReader, StoreSpec
 from retailray.errors import ERROR_CODES, ImageError
 
 if TYPE_CHECKING:
     import ray.data
+
+    from retailray.data.catalog import Catalog
 
 OURS = "__rr_"  # how our own columns begin
 ROW, ID, IMAGE, URI, LABEL = (OURS + name for name in ("row", "id", "image", "uri", "label"))
@@ -40,7 +41,7 @@ class DecodeSpec:
         return 3 * self.crop_size**2
 
 
-def transport_table(catalog: Catalog, *, with_input: bool) -> pa.Table:
+def transport_table(catalog: "Catalog", *, with_input: bool) -> pa.Table:
     """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched have their code."""
     rows = catalog.rows
     repeated = catalog.column("repeated")

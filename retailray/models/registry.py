@@ -10,15 +10,17 @@ import getpass
 import json
 import re
 import socket
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 
 from retailray import storage
-from retailray.config import EvaluateConfig, ScoreConfig
 from retailray.errors import ModelError
 
-C = TypeVar("C", EvaluateConfig, ScoreConfig)
+if TYPE_CHECKING:  # every predictor reads this module, and no config
+    from retailray.config import EvaluateConfig, ScoreConfig
+
+C = TypeVar("C", "EvaluateConfig", "ScoreConfig")
 FOLDER = ".aliases"
 _ALIAS = re.compile(r"(?P<folder>.*/[^/@]+)@(?P<alias>[a-z][a-z0-9_-]*)")
 

@@ -16,34 +16,12 @@ import pyarrow as pa
 
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.data.listing import list_images
+from retailray.data.tables import PIECE_ROWS, rechunk
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
+from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.staging import StagedCatalog
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("pred_label", pa.string()),
-        ("pred_score", pa.float32()),
-        ("topk_labels", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),
-    ]
-)
-EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("identity", pa.string()),  # of the listing before it was read; null where the store has none
-        ("sha256", pa.string()),  # of its bytes; null where they could not be read
-        *PREDICTION_SCHEMA,
-        EMBEDDING_FIELD,  # these are null where it failed, and where it equals another image by its sha256
-        ("error_code", pa.string()),  # '' where it did not fail
-        ("message", pa.string()),
-        ("run_id", pa.string()),  # of the run that looked at it
-        ("scored_at", pa.string()),
-    ]
-)
-PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
-SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
 SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
@@ -136,8 +114,9 @@ class Ledger:
         num_images = self.one("select count(*) from images")
         drawn = self.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
         sample = drawn.column(0).to_pylist()
-        for page in list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample):
-            self._insert("listed", page, "select uri, identity, size from piece semi join images using (uri)")
+        pages = list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample)
+        for pages_together in rechunk(pages, PIECE_ROWS):  # every join reads all of the images
+            self._insert("listed", pages_together, "select uri, identity, size from piece semi join images using (uri)")
         self._db.execute(
             """
             create table absent as select uri from images anti join listed using (uri) where exists (

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from retailray import storage
-from retailray.cluster import Plan
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
 from retailray.models.meta import EMBEDDING
-from retailray.scoring.ledger import PREDICTION_SCHEMA
+from retailray.scoring.formats import PREDICTION_SCHEMA
 
 if TYPE_CHECKING:
     import ray.data
+
+    from retailray.cluster import Plan
 
 PREDICT = "predict"  # the stage
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
@@ -24,19 +25,20 @@ def predict_dataset(
     images: "ray.data.Dataset",
     *,
     bundle_uri: str,
-    plan: Plan,
+    plan: "Plan",
     batch_size: int,
     top_k: int,
     relay: Any,
     also: Sequence[pa.Field] = (),
+    precision: str = "auto",
     agreement: str | None = None,
 ) -> "ray.data.Dataset":
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``also``: :data:`UNCALIBRATED` or :data:`retailray.scoring.ledger.EMBEDDING_FIELD`, appended. ``relay``
-    (:func:`retailray.cluster.relay_progress`) is told of every batch. ``agreement``: an address where the pool, and
-    whoever comes later, finds the precision that the first actor measured to be the faster one; without it each actor
-    goes by its own measurement.
+    ``also``: :data:`UNCALIBRATED` or :data:`retailray.scoring.formats.EMBEDDING_FIELD`, appended. ``relay``
+    (:func:`retailray.cluster.relay_progress`) is told of every batch. ``precision``: float32 or bfloat16; auto goes by
+    what the first actor measures and leaves at ``agreement``, an address, for the pool and whoever comes later, or, if
+    that is None, by each actor's own measurement.
     """
     import ray.data
 
@@ -49,7 +51,8 @@ def predict_dataset(
             "top_k": top_k,
             "relay": relay,
             "also": list(also),
-            "agreement": agreement,
+            "precision": precision,
+            "agreement": agreement if precision == "auto" else None,
         },
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         batch_format="pyarrow",
@@ -59,11 +62,11 @@ def predict_dataset(
     )
 
 
-def _agreed(address: str | None, make: Callable[[str], Any]) -> Any:
-    """A predictor in the precision that stands at ``address``; the first one there decides it."""
+def _agreed(precision: str, address: str | None, make: Callable[[str], Any]) -> Any:
+    """A predictor in ``precision``, or, of auto, in what stands at ``address``; the first one there decides it."""
     if address and storage.exists(address):
         return make(storage.read_bytes(address).decode())
-    predictor = make("auto")
+    predictor = make(precision)
     if address and not storage.create(address, predictor.precision.encode()):
         predictor.precision = storage.read_bytes(address).decode()
     return predictor
@@ -81,6 +84,7 @@ class PredictBatch:
         top_k: int,
         relay: Any,
         also: list[pa.Field],
+        precision: str,
         agreement: str | None,
     ) -> None:
         # torch is for actors alone: the tasks that decode and commit import this module's neighbours too
@@ -92,7 +96,7 @@ class PredictBatch:
         bundle = load_bundle(bundle_uri)
         device = "cuda" if use_gpu else "cpu"
         self.relay = relay
-        self.predictor = _agreed(agreement, lambda known: Predictor(bundle, device=device, precision=known))
+        self.predictor = _agreed(precision, agreement, lambda known: Predictor(bundle, device=device, precision=known))
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(top_k, len(self.labels))

@@ -16,7 +16,8 @@ from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import BINS, binned
-from retailray.scoring.ledger import LEDGER_SCHEMA, PREDICTION_SCHEMA, Ledger
+from retailray.scoring.formats import LEDGER_SCHEMA, PREDICTION_SCHEMA
+from retailray.scoring.ledger import Ledger
 from retailray.scoring.staging import StagedCatalog
 
 LEDGER = "ledger"  # the folder of a published run's ledger rows

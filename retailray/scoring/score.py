@@ -27,7 +27,8 @@ from retailray.reports.review import write_review_page
 from retailray.reports.score import write_score_report
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
-from retailray.scoring.ledger import PRECISION, PUBLISHED, RESUMED, SCORED, TODO, Ledger, PlanCounts
+from retailray.scoring.formats import PRECISION, SCORED, TODO
+from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts
 from retailray.scoring.past import PLAN, Published, last_published, read_part, read_parts, remove_old, unfinished
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.review import make_queue, write_queue

@@ -12,7 +12,7 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.seen import Seen
 from retailray.data.synthetic import write_catalog
-from retailray.scoring.inference import REUSED, SHA, Todo, read_units
+from retailray.scoring.tasks import REUSED, SHA, Todo, read_units
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]
 SPEC = DecodeSpec(36, 32, Limits(20_000_000, 20.0))

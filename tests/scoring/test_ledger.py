@@ -8,7 +8,8 @@ from retailray.config import CatalogSection
 from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
 from retailray.scoring.drift import Usual
-from retailray.scoring.ledger import LEDGER_SCHEMA, PUBLISHED, RESUMED, Ledger
+from retailray.scoring.formats import LEDGER_SCHEMA
+from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger
 from retailray.scoring.review import make_queue
 from retailray.scoring.staging import stage_catalog
 

@@ -1,0 +1,33 @@
+"""What a scoring run leaves while it works: the columns of predictions and ledger rows, the names of its files.
+
+A module of its own, beside nothing heavy: every task and every predictor reads it before it can begin.
+"""
+
+import pyarrow as pa
+
+from retailray.models.meta import EMBEDDING
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("pred_label", pa.string()),
+        ("pred_score", pa.float32()),
+        ("topk_labels", pa.list_(pa.string())),
+        ("topk_scores", pa.list_(pa.float32())),
+    ]
+)
+EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("identity", pa.string()),  # of the listing before it was read; null where the store has none
+        ("sha256", pa.string()),  # of its bytes; null where they could not be read
+        *PREDICTION_SCHEMA,
+        EMBEDDING_FIELD,  # these are null where it failed, and where it equals another image by its sha256
+        ("error_code", pa.string()),  # '' where it did not fail
+        ("message", pa.string()),
+        ("run_id", pa.string()),  # of the run that looked at it
+        ("scored_at", pa.string()),
+    ]
+)
+PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
+SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score
