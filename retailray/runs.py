@@ -41,29 +41,13 @@ class RunDirectory:
         self._before = storage.read_bytes(self._pointer) if storage.exists(self._pointer) else None
 
     @classmethod
-    def unfinished(cls, config: VerbConfig, *, ignoring: Sequence[str]) -> "RunDirectory | None":
-        """The newest run of the same settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
-        wanted = _without(config.model_dump(mode="json"), ignoring)
-        for name, files in list_runs(config.out).items():
-            if "_SUCCESS" in files:
-                continue
-            run_id = name.removeprefix("run_id=")
-            try:
-                settings = yaml.safe_load(storage.read_bytes(storage.join(config.out, name, "config.yaml")))
-            except yaml.YAMLError:
-                continue  # of somebody else
-            if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
-                return cls(config, run_id=run_id)
-        return None
-
-    @classmethod
     def resumed_or_new(cls, config: VerbConfig, *, section: str, resume: bool) -> "RunDirectory":
         """The unfinished run of these settings if ``<section>.resume`` asks for it and there is one, else a new one."""
         if not resume:
             return cls(config)
-        run = cls.unfinished(config, ignoring=(f"{section}.resume", "cluster"))
-        if run:
-            return run
+        run_id = unfinished(config, ignoring=(f"{section}.resume", "cluster"))
+        if run_id:
+            return cls(config, run_id=run_id)
         progress.emit(
             "warning", note=f"{section}.resume: no unfinished run of these settings in {config.out}; a new one"
         )
@@ -127,6 +111,21 @@ class RunDirectory:
                 f"{self._pointer} was moved by another run while this one was at work, and is left as it is; this "
                 f"run's results are complete in {self.address}"
             )
+
+
+def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:
+    """The run id of the newest run of these settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
+    wanted = _without(config.model_dump(mode="json"), ignoring)
+    for name, files in list_runs(config.out).items():
+        if "_SUCCESS" in files:
+            continue
+        try:
+            settings = yaml.safe_load(storage.read_bytes(storage.join(config.out, name, "config.yaml")))
+        except yaml.YAMLError:
+            continue  # of somebody else
+        if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
+            return name.removeprefix("run_id=")
+    return None
 
 
 def list_runs(out: str) -> dict[str, set[str]]:

@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from retailray import progress, storage
@@ -18,8 +19,8 @@ SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, "file")])
 def read_corrections(uri: str) -> pa.Table:
     """The last word on every item: a row each of :data:`SCHEMA`, '' where a file does not say.
 
-    Where several rows name an item, the one with the latest ``reviewed_at`` holds, among equals the last one of the
-    last file by name. Rows without a label say nothing.
+    Where several rows name an item, the one with the latest ``reviewed_at`` (ISO 8601, in UTC where it names no zone)
+    holds, among equals the last one of the last file by name. Rows without a label say nothing.
 
     Args:
         uri: a CSV, TSV, Parquet or JSONL file, or a folder or pattern of them; a folder may be empty.
@@ -32,14 +33,14 @@ def read_corrections(uri: str) -> pa.Table:
     files = table_files(uri)
     if not files:
         progress.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, tuple[pd.Timestamp, dict[str, str]]] = {}
     for file in files:
         for table in stream_table(file, encoding="utf-8", may_be_empty=True):
-            for row in _rows(file, table):
-                before = found.get(row["item_id"])
-                if row["label"] and (before is None or row["reviewed_at"] >= before["reviewed_at"]):
-                    found[row["item_id"]] = row
-    return pa.Table.from_pylist(list(found.values()), SCHEMA)
+            rows = _rows(file, table)
+            for row, at in zip(rows, _moments(file, rows), strict=True):
+                if row["label"] and (row["item_id"] not in found or at >= found[row["item_id"]][0]):
+                    found[row["item_id"]] = at, row
+    return pa.Table.from_pylist([row for _, row in found.values()], SCHEMA)
 
 
 def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
@@ -60,6 +61,20 @@ def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
         labels[at] = said[ids[at]]["label"]
     progress.emit("corrections", read=corrections.num_rows, rows=len(known) - len(outdated), outdated=len(outdated))
     return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string()))
+
+
+def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:
+    """When each row was said; before all others where it does not say."""
+    told = pd.Series([row["reviewed_at"] for row in rows], dtype=str)
+    moments = pd.to_datetime(told, format="ISO8601", utc=True, errors="coerce")
+    unread = told[moments.isna() & (told != "")]
+    if len(unread):
+        progress.emit(
+            "warning",
+            corrections=file,
+            note=f"reviewed_at = {unread.iloc[0]!r} is no ISO 8601 time ({len(unread)} rows): others count as later",
+        )
+    return moments.fillna(pd.Timestamp.min.tz_localize("UTC")).tolist()
 
 
 def _rows(file: str, table: pa.Table) -> list[dict[str, Any]]:

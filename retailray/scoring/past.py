@@ -11,23 +11,24 @@ import pyarrow.parquet as pq
 from retailray import storage
 from retailray.config import ScoreConfig
 from retailray.errors import StorageError
-from retailray.runs import RunDirectory, list_runs
+from retailray.runs import RunDirectory, list_runs, unfinished
 
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
-IGNORED = ("cluster", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
+IGNORED = ("cluster", "score.plan_only", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
            "score.price_per_gpu_hour", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors",
            "score.memory_gb", "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
            "score.max_drift")  # fmt: skip
 
 
-def unfinished(config: ScoreConfig, key: str) -> RunDirectory | None:
-    """The run of these settings and this model that was interrupted, if any."""
-    run = RunDirectory.unfinished(config, ignoring=IGNORED)
-    if run is None or not storage.exists(run.path(PLAN)):
-        return run
-    return run if json.loads(storage.read_bytes(run.path(PLAN)))["scoring_key"] == key else None
+def interrupted(config: ScoreConfig, key: str) -> str | None:
+    """The run id of the run of these settings and this model that was interrupted, if any."""
+    run_id = unfinished(config, ignoring=IGNORED)
+    plan = storage.join(config.out, f"run_id={run_id}", PLAN)
+    if run_id and storage.exists(plan) and json.loads(storage.read_bytes(plan))["scoring_key"] != key:
+        return None
+    return run_id
 
 
 def last_published(out: str) -> Published | None:

@@ -29,7 +29,7 @@ from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts
-from retailray.scoring.past import PLAN, Published, last_published, read_part, read_parts, remove_old, unfinished
+from retailray.scoring.past import PLAN, Published, interrupted, last_published, read_part, read_parts, remove_old
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.staging import StagedCatalog, stage_catalog
@@ -59,7 +59,7 @@ def score(config: ScoreConfig) -> str:
         if config.score.plan_only:
             return _say_plan(config, key, folder, watch)
         with hold(config.out) as lease:
-            run = unfinished(config, key) or RunDirectory(config)
+            run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
             progress.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
@@ -95,7 +95,7 @@ def _score(
     validation = _validation(config)
     said = read_corrections(config.catalog.corrections) if config.catalog.corrections else None
     before = last_published(config.out)
-    catalog, ledger, plan = _plan(config, key, folder, run=run, before=before)
+    catalog, ledger, plan = _plan(config, key, folder, resumed=run.run_id if run.resumed else None, before=before)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
     progress.emit("plan", **_told(plan))
     _keep_precision(config, run, key, before)
@@ -123,8 +123,6 @@ def _score(
     }  # fmt: skip
     facts |= _report(config, meta, run, ledger, facts, validation, before, watch)
     ledger.close()
-    for name in (SCORED, TODO):
-        storage.remove_folder(run.path(name))
     lease.check()
     _publish(config, run, facts, watch)
     return run.address
@@ -174,6 +172,8 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     too_many = rate > config.score.max_error_rate
     pointed = not too_many or config.score.publish_on_errors
     run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed, alone=True)
+    for name in (SCORED, TODO):  # not before: a run that is killed on its last steps would have to infer all again
+        storage.remove_folder(run.path(name))
     if config.score.keep_runs and pointed:
         remove_old(config, run)
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
@@ -187,14 +187,15 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
 
 
 def _plan(
-    config: ScoreConfig, key: str, folder: Path, *, run: RunDirectory | None, before: Published | None
+    config: ScoreConfig, key: str, folder: Path, *, resumed: str | None, before: Published | None
 ) -> tuple[StagedCatalog, Ledger, PlanCounts]:
     """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
     catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
-    if run and run.resumed:
-        ledger.add_known(read_parts(run.path(SCORED)), origin=RESUMED, usable=True)
+    if resumed:
+        committed = storage.join(config.out, f"run_id={resumed}", SCORED)
+        ledger.add_known(read_parts(committed), origin=RESUMED, usable=True)
     if before:
         address, summary = before
         usable = summary.get("scoring_key") == key
@@ -203,8 +204,8 @@ def _plan(
 
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
-    run, before = unfinished(config, key), last_published(config.out)
-    _, ledger, plan = _plan(config, key, folder, run=run, before=before)
+    before = last_published(config.out)
+    _, ledger, plan = _plan(config, key, folder, resumed=interrupted(config, key), before=before)
     ledger.close()
     rate = before[1].get("images_per_s") if before else None
     told = _told(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}

@@ -116,6 +116,11 @@ def test_a_killed_predictor_is_replaced_and_a_killed_driver_goes_on_from_what_is
     assert not fs.exists("night/killed/LATEST"), "nobody sees half a night"
     parts = fs.glob("night/killed/run_id=*/scored/*.parquet")
     committed = sum(len(pd.read_parquet(fs.open(name))) for name in parts)
+    written = fs.cat(fs.glob("night/killed/run_id=*/config.yaml")[0])
+    output, err = start_command("score", **settings, out=out, **{"score.plan_only": "true"}).communicate(timeout=300)
+    foreseen = events(output)[-1]
+    assert foreseen["resumed"] > 0, err
+    assert fs.cat(fs.glob("night/killed/run_id=*/config.yaml")[0]) == written, "a plan leaves the run as it is"
     process = start_command("score", **settings, out=out)
     output, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -124,6 +129,7 @@ def test_a_killed_predictor_is_replaced_and_a_killed_driver_goes_on_from_what_is
     told = events(output)
     assert told[0]["resumed"]
     plan = next(event for event in told if event["event"] == "plan")
+    assert (plan["resumed"], plan["to_score"]) == (foreseen["resumed"], foreseen["to_score"])
     rows = read_json(f"{latest(out)}/run.json")["counts"]["rows"]
     assert committed > 0.15 * rows
     assert plan["to_score"] <= rows - committed + quiet_night[1].shape[0], "what was committed is not scored again"

@@ -13,6 +13,7 @@ from retailray.data.synthetic import write_catalog
 from retailray.lease import hold
 from retailray.models.bundle import load_bundle, save_bundle
 from retailray.models.meta import Thresholds
+from retailray.runs import RunDirectory
 from tests.commands.helpers import events, latest, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
@@ -133,6 +134,18 @@ def test_a_plan_says_what_and_does_nothing(night, tmp_path):
     assert plan["rows"] == night.planted["num_rows"]
     assert plan["bytes"] > 10_000
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_ends_just_before_it_is_complete_infers_nothing_again(night, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "publish", lambda *_, **__: 1 / 0)
+        code, err, _, _ = night()
+    assert (code, "ZeroDivisionError" in err) == (1, True)
+    _, summary, predictions, _ = night()
+    plan = summary["plan"]
+    assert (plan["to_score"], plan["resumed"] + plan["refused"]) == (0, plan["rows"])
+    assert len(predictions) > 40
+    assert not list(tmp_path.glob("out/run_id=*/scored"))
 
 
 def test_too_many_errors_can_withhold_the_pointer(night, tmp_path):

@@ -33,6 +33,17 @@ def test_the_last_word_holds(tmp_path):
     assert found["b"]["file"].endswith("z.csv")
 
 
+def test_times_are_compared_as_times(tmp_path, capsys):
+    (tmp_path / "c.csv").write_text(
+        "item_id,label,reviewed_at\n"
+        "a,mug,2026-01-02T01:00:00+02:00\na,cup,2026-01-01T23:30:00Z\n"  # the second is later
+        "b,mug,2026-01-01 10:00:00.5\nb,cup,2026-01-01T10:00:00Z\n"
+        "c,mug,2026-01-01\nc,cup,yesterday\nc,bowl,\n"
+    )
+    assert {name: row["label"] for name, row in said(tmp_path).items()} == {"a": "cup", "b": "mug", "c": "mug"}
+    assert "'yesterday' is no ISO 8601 time (1 rows)" in capsys.readouterr().out
+
+
 def test_a_folder_may_be_empty_and_a_page_may_have_said_nothing(tmp_path):
     assert said(tmp_path) == {}
     (tmp_path / "c.csv").write_text("item_id,label\n")
