@@ -1,0 +1,136 @@
+"""What ``train`` and ``tune`` read, and which of their settings would mean nothing beside others."""
+
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
+from retailray.config.search import PASSES, Domain, TuneSection
+from retailray.config.training import ModelSection, TrackSection, TrainSection
+from retailray.config.verb import OF_PREDICTORS, OF_WORKERS, VerbConfig, ignored_splits
+
+
+class TrainConfig(VerbConfig):
+    unused = OF_PREDICTORS
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    transform: TransformSection = TransformSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    track: TrackSection = TrackSection()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "TrainConfig":
+        problems = ignored_splits(self.catalog, self.split) + self._ignored_training()
+        if (self.model.registry is None) != (self.model.name is None):
+            problems.append("model.registry and model.name go together: one is given and the other is not")
+        if self.transform.resolved_resize_size < self.transform.image_size:
+            problems.append("transform.resize_size must be at least transform.image_size")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _ignored_training(self) -> list[str]:
+        train = self.train
+        # a value that is the default is no wish: configs that were saved resolved have them all
+        changed = {name: getattr(train, name) != field.default for name, field in TrainSection.model_fields.items()}
+        given = {name for name in train.model_fields_set if changed[name]}
+        depths = train.depths or [self.model.trainable]
+        problems = []
+        if train.phases and "epochs" in given:
+            problems.append("train.epochs would be ignored: train.phases has its own")
+        if train.phases and self.model.trainable not in (ModelSection.model_fields["trainable"].default, "all"):
+            problems.append("model.trainable would be ignored: train.phases has its own")
+        if set(depths) == {"head"}:
+            ignored = sorted({"backbone_lr", "lr_decay"} & given)
+            problems += [f"train.{name} would be ignored: only the head is trained" for name in ignored]
+        for name in ("head_lr", "backbone_lr"):
+            if name in given and train.phases and all(getattr(phase, name) for phase in train.phases):
+                problems.append(f"train.{name} would be ignored: every phase has its own")
+        if "views" in given and (train.cutmix or set(depths) == {"all"}):
+            why = "train.cutmix mixes pixels" if train.cutmix else "nothing is frozen"
+            problems.append(f"train.views would be ignored: {why}, and pixels are augmented anew in every epoch")
+        if train.optimizer != "sgd" and "momentum" in given:
+            problems.append(f"train.momentum would be ignored: train.optimizer is {train.optimizer}")
+        if train.cache == "off":
+            ignored = sorted({"cache_uri", "cache_gb", "views"} & given)
+            problems += [f"train.{name} would be ignored: train.cache is off" for name in ignored]
+        if (train.views or 1) > 1 and self.transform.augment == "none" and not self.transform.erasing:
+            problems.append(f"train.views = {train.views} would all be the same: transform.augment is none")
+        return problems
+
+
+class TuneConfig(TrainConfig):
+    unused = OF_PREDICTORS | OF_WORKERS | {"train.resume", "train.cache", "split.folds", "cluster.num_workers"}
+    tune: TuneSection = TuneSection()
+
+    @property
+    def space(self) -> dict[str, Domain]:
+        """What is searched: as given, or freeze depth and learning rates."""
+        if self.tune.space:
+            return self.tune.space
+        rates = {
+            "train.head_lr": Domain(loguniform=(3e-4, 3e-2)),
+            "train.backbone_lr": Domain(loguniform=(1e-4, 3e-3)),
+        }
+        if self.model.weights == "none" or self.train.phases:  # nothing to freeze, or frozen as the phases say
+            return rates
+        return {"model.trainable": Domain(choice=["head", "last1", "last2", "last5"])} | rates
+
+    def trial(self, drawn: dict[str, Any], **pinned: Any) -> TrainConfig:
+        """What a trial is: these settings with the drawn ones, less those that would mean nothing beside them.
+
+        Raises:
+            ValidationError: a drawn value is not allowed.
+        """
+        values, defaults = self._merged(drawn | pinned), TrainSection()
+        for name in self._idle(values):
+            values["train"][name] = getattr(defaults, name)
+        return TrainConfig(**values)
+
+    def effective(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Drawn settings as their types have them; None for those that mean nothing beside the others."""
+        trial, idle = self.trial(drawn), {f"train.{name}" for name in self._idle(self._merged(drawn))}
+        found = {}
+        for key in drawn:
+            section, _, name = key.partition(".")
+            found[key] = None if key in idle else getattr(getattr(trial, section), name)
+        return found
+
+    def _merged(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        values = self.model_dump(exclude={"tune"})
+        for key, value in drawn.items():
+            section, _, name = key.partition(".")
+            values[section][name] = value
+        return values
+
+    @staticmethod
+    def _idle(values: dict[str, Any]) -> list[str]:
+        """Settings of train that others of these values overrule."""
+        train, transform = values["train"], values["transform"]
+        depths = {phase["trainable"] for phase in train["phases"]} or {values["model"]["trainable"]}
+        idle = ["backbone_lr", "lr_decay"] if depths == {"head"} else []
+        idle += [] if train["optimizer"] == "sgd" else ["momentum"]
+        still = transform["augment"] == "none" and not transform["erasing"]
+        return idle + (["views"] if still or depths == {"all"} or train["cutmix"] else [])
+
+    @model_validator(mode="after")
+    def _every_corner_of_the_space_is_allowed(self) -> "TuneConfig":
+        problems = []
+        if self.tune.scheduler == "pbt" and self.tune.searcher != "random":
+            problems.append(f"tune.scheduler pbt draws at random; tune.searcher {self.tune.searcher} would be ignored")
+        for key, domain in self.space.items():
+            if key in PASSES and domain.choice is None:
+                problems.append(f"tune.space: {key} needs a choice, found {domain.dump()}")
+                continue
+            if self.tune.searcher == "grid" and domain.choice is None:
+                problems.append(f"tune.space: searcher grid needs a choice for {key}, found {domain.dump()}")
+            for value in domain.corners:
+                try:
+                    self.trial({key: value})
+                except ValidationError as error:
+                    reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+                    problems.append(f"tune.space: {key} = {value!r}: {reasons}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,57 @@
+"""What the configs of all verbs share."""
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from retailray.config.base import normalized
+from retailray.config.catalog import CatalogSection, SplitSection
+from retailray.config.cluster import ClusterSection
+
+# keys of the cluster that those have a use for who hold a pool of predictors, or training workers
+OF_PREDICTORS, OF_WORKERS = (
+    frozenset({"cluster.gpus_per_predictor"}),
+    frozenset({"cluster.min_workers", "cluster.placement"}),
+)
+
+
+class VerbConfig(BaseSettings):
+    """What every verb reads. A subclass adds the sections of one verb."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
+    )
+    # keys of shared sections that a verb has no use for: refused on the command line, left alone in shared files
+    unused: ClassVar[frozenset[str]] = OF_WORKERS
+    out: str = Field(description="where results go; a run directory is made in it")
+    cluster: ClusterSection = ClusterSection()
+
+    _same = field_validator("out")(normalized)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # environment variables such as OUT must not leak into a run
+
+
+def ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
+    """Settings about splits that others overrule."""
+    problems = []
+    # a value that is the default is no wish: configs that were saved resolved have them all
+    given = {name for name, field in SplitSection.model_fields.items() if getattr(split, name) != field.default}
+    given -= {"folds"}
+    for name in ("validation", "test"):
+        if getattr(catalog, f"{name}_uri") and name in given:
+            problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")
+        if getattr(catalog, f"{name}_uri") and catalog.split:
+            problems.append(f"catalog.{name}_uri and catalog.split both say which rows are {name}; give one")
+    if catalog.split and given - ({"seed"} if split.folds else set()):
+        problems.append("split.* would be ignored: catalog.split names the column that says the split")
+    return problems
