@@ -78,7 +78,6 @@ def train(config: TrainConfig) -> str:
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     rows_a_label = count_labels(splits["train"].column("label"))
     write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
-    storage.remove_folder(run.path("checkpoints"))  # the bundle has what they were for
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
     summary = {
         "verb": "train",
@@ -97,6 +96,7 @@ def train(config: TrainConfig) -> str:
         "seconds": watch.seconds,
     }
     run.publish(summary)
+    storage.remove_folder(run.path("checkpoints"))  # not before: one killed on its last steps resumes from them
     track(config, run, summary, result.history, version=meta.version, metrics=best)
     seen, failed = sum(row["train_rows"] for row in result.history), sum(result.errors_by_code.values())
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}
