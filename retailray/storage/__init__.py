@@ -1,0 +1,54 @@
+"""One way to every address: local folders, ``s3://`` and whatever else fsspec knows.
+
+Endpoint and credentials of object stores come from the usual environment variables, which fsspec's s3fs honours
+in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
+"""
+
+from retailray.storage.addresses import PASSWORD, canonical, is_local, is_uri, join, normalize, parent
+from retailray.storage.client import DEADLINE_S, S3_OPTIONS, WORKER_ENV, check_readable, filesystem, guarded, patiently
+from retailray.storage.fetching import fetch_in_turn, fetch_many
+from retailray.storage.identity import identities, local_identity, remote_identity
+from retailray.storage.objects import (
+    arrow_filesystem,
+    create,
+    exists,
+    list_files,
+    open_binary,
+    read_bytes,
+    remove_file,
+    remove_folder,
+    swap,
+    write_bytes,
+)
+
+__all__ = [
+    "DEADLINE_S",
+    "PASSWORD",
+    "S3_OPTIONS",
+    "WORKER_ENV",
+    "arrow_filesystem",
+    "canonical",
+    "check_readable",
+    "create",
+    "exists",
+    "fetch_in_turn",
+    "fetch_many",
+    "filesystem",
+    "guarded",
+    "identities",
+    "is_local",
+    "is_uri",
+    "join",
+    "list_files",
+    "local_identity",
+    "normalize",
+    "open_binary",
+    "parent",
+    "patiently",
+    "read_bytes",
+    "remote_identity",
+    "remove_file",
+    "remove_folder",
+    "swap",
+    "write_bytes",
+]

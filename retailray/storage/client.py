@@ -1,0 +1,143 @@
+"""Which client answers for an address, how long it is waited for, and what its failures say."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+
+from retailray.errors import StorageError
+
+T = TypeVar("T")
+
+PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
+DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
+ROUNDS, BACK_OFF_S = 4, 0.5  # of reading: tries, each with the client's own retries, and the first wait [s]
+# botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "retries": {"total_max_attempts": 3, "mode": "standard"},
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "max_pool_connections": 64,
+    },
+    "use_listings_cache": False,
+}
+_S3FS_RETRIES = 2
+WORKER_ENV = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+)
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """The fsspec filesystem of an address and the path inside it.
+
+    Raises:
+        StorageError: the scheme is unknown or its package is not installed.
+    """
+    options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
+    try:
+        fs, path = url_to_fs(address, **options)
+    except Exception as error:  # filesystems that connect when they are made raise whatever their client does
+        raise StorageError(f"{address}: cannot be opened ({type(error).__name__}: {error})") from error
+    if options:
+        fs.retries = _S3FS_RETRIES
+    return fs, path
+
+
+def describe(error: BaseException, address: str) -> str:
+    """One line that says what went wrong at an address and what to look at next."""
+    s3 = address.startswith(("s3://", "s3a://"))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
+    name, text = type(error).__name__, " ".join(str(error).split())[:300]
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
+        return f"{address}: not found (no such file, object or bucket)"
+    if isinstance(error, PermissionError) or "AccessDenied" in text or "Forbidden" in text:
+        advice = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if s3 else "its permissions"
+        return f"{address}: access denied ({text}); check {advice}"
+    if "Credentials" in name:
+        return f"{address}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, TimeoutError) or "Endpoint" in name or "Connect" in name or "Timeout" in name:
+        if not s3:
+            return f"{address}: no answer ({name}: {text})"
+        return f"{address}: no answer from {endpoint} ({name}: {text}); check AWS_ENDPOINT_URL_S3 and the network"
+    return f"{address}: {name}: {text}"
+
+
+def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIENCE_S) -> T:
+    """Run ``action`` with a deadline; every failure becomes a one-line :class:`StorageError` that names ``address``."""
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["value"] = action()
+        except BaseException as error:  # handed to the caller's thread below
+            done["error"] = error
+
+    # a daemon thread, because a store that never answers must not hold the process at exit either
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    if thread.is_alive():
+        raise StorageError(describe(TimeoutError(f"gave up after {deadline_s:.0f} s"), address))
+    if isinstance(done.get("error"), StorageError):
+        raise done["error"]
+    if "error" in done:
+        raise StorageError(describe(done["error"], address)) from done["error"]
+    return done["value"]
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
+
+    Waits grow and are random, so that tasks that a store has slowed down do not come back together.
+    """
+    for attempt in range(ROUNDS - 1):
+        try:
+            return action()
+        except Exception as error:
+            if not passes(error):
+                raise
+            back_off(attempt)
+    return action()
+
+
+def passes(error: BaseException) -> bool:
+    """True for what may be over in a moment: time-outs, resets, truncated bodies, 5xx, SlowDown."""
+    lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
+    if isinstance(error, (*lasting, StorageError)):
+        return False
+    answer = getattr(error, "response", None)  # botocore's
+    status = (
+        answer["ResponseMetadata"]["HTTPStatusCode"] if isinstance(answer, dict) else getattr(error, "status", None)
+    )
+    return status is None or status >= 500 or status in (408, 429)
+
+
+def back_off(attempt: int) -> None:
+    time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
+
+
+def check_readable(address: str) -> None:
+    """Fail within :data:`DEADLINE_S` if nothing can be read at ``address`` (a file, a folder or a pattern).
+
+    Raises:
+        StorageError: unreachable, refused, or nothing there.
+    """
+
+    def look() -> None:
+        fs, path = filesystem(address)
+        if not fs.exists(path) and not fs.glob(path):
+            raise FileNotFoundError(address)
+
+    guarded(address, look, deadline_s=DEADLINE_S)

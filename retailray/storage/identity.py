@@ -1,0 +1,82 @@
+"""What tells one content at an address from another, without reading it."""
+
+import concurrent.futures
+import contextlib
+import os
+import posixpath
+from collections.abc import Sequence
+from typing import Any
+
+from retailray.errors import StorageError
+from retailray.storage.addresses import canonical, is_local
+from retailray.storage.client import filesystem, guarded
+
+LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
+QUESTIONS = 16  # asked at a time, where there is no listing
+
+
+def identities(addresses: Sequence[str]) -> list[str | None]:
+    """What tells one content at an address from another, without reading it; None where the store cannot tell.
+
+    Object stores: ETag (or time of change) and size, from listings where many objects share a folder. Local files:
+    size, inode and the times of the last change of content and of inode, the second of which no program can set.
+    """
+    found: dict[str, str | None] = {}
+    remote: dict[str, set[str]] = {}
+    for address in set(addresses):
+        if not address:
+            found[address] = ""
+        elif is_local(address):
+            found[address] = _local_identity(canonical(address))
+        else:
+            remote.setdefault(address.split("://")[0], set()).add(address)
+    for members in remote.values():
+        found |= _remote_identities(members)
+    return [found[address] for address in addresses]
+
+
+def _local_identity(path: str) -> str:
+    try:
+        return local_identity(os.stat(path))
+    except (OSError, ValueError) as error:
+        return type(error).__name__  # reading it will say so; when it appears, its identity changes
+
+
+def local_identity(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}"
+
+
+def _remote_identities(members: set[str]) -> dict[str, str | None]:
+    """One listing of all that the addresses share where that pays, single questions for what it does not name."""
+    try:
+        fs, _ = filesystem(min(members))
+    except StorageError as error:
+        return dict.fromkeys(members, f"cannot be opened: {error}")  # as reading it will say
+    paths = {address: fs._strip_protocol(address) for address in members}
+    fs.invalidate_cache()
+    listed: dict[str, dict[str, Any]] = {}
+    # a web page lists its links, which are not its files
+    if len(members) >= LISTING_PAYS and not min(members).startswith("http"):
+        shared = posixpath.commonpath(paths.values())
+        with contextlib.suppress(StorageError, NotImplementedError):
+            # '' where buckets differ: that would list everybody's
+            listed = guarded(min(members), lambda: fs.find(shared, detail=True)) if shared else {}
+    rest = sorted(address for address, name in paths.items() if name not in listed)
+    with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
+        asked = dict(zip(rest, pool.map(lambda address: _ask(fs, address, paths[address]), rest), strict=True))
+    return {address: remote_identity(listed[name]) for address, name in paths.items() if name in listed} | asked
+
+
+def _ask(fs: Any, address: str, name: str) -> str | None:
+    try:
+        return remote_identity(guarded(address, lambda: fs.info(name)))
+    except StorageError as error:
+        return "absent" if isinstance(error.__cause__, FileNotFoundError) else None
+
+
+def remote_identity(detail: dict[str, Any]) -> str | None:
+    """What fsspec's details of an object say of its content; None where they cannot tell."""
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
+        if detail.get(key):
+            return f"{detail.get('size')}-{detail[key]}"
+    return None

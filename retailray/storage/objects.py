@@ -1,0 +1,168 @@
+"""Whole objects and files, read and written: a reader sees the old one or the new one, never a part."""
+
+import contextlib
+import errno
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from retailray.storage.addresses import is_local, is_uri
+from retailray.storage.client import DEADLINE_S, PATIENCE_S, filesystem, guarded, patiently
+
+READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
+
+
+def exists(address: str) -> bool:
+    fs, path = filesystem(address)
+    return guarded(address, lambda: fs.exists(path))
+
+
+def read_bytes(address: str) -> bytes:
+    """The whole object. Raises StorageError."""
+    fs, path = filesystem(address)
+    return guarded(address, lambda: patiently(lambda: fs.cat_file(path)))
+
+
+@contextlib.contextmanager
+def open_binary(address: str) -> Iterator[Any]:
+    """A file to read piece by piece, from its start or anywhere. Raises StorageError, while it is read too."""
+    fs, path = filesystem(address)
+    options = {} if is_local(address) else {"block_size": READ_AHEAD}
+    file = guarded(address, lambda: fs.open(path, "rb", **options))
+    with contextlib.closing(file), io.BufferedReader(_Guarded(file, address), 1 << 20) as buffered:
+        yield buffered
+
+
+class _Guarded(io.RawIOBase):
+    """A file whose failures are StorageErrors."""
+
+    def __init__(self, file: Any, address: str) -> None:
+        self._file, self._address = file, address
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(at)
+            return self._file.read(len(buffer))
+
+        data = guarded(self._address, lambda: patiently(read))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) -> None:
+    """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
+
+    def write() -> None:
+        fs, path = filesystem(address)
+        if not is_local(address):
+            fs.pipe_file(path, data)  # one PUT: atomic in every object store
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+
+    guarded(address, write, deadline_s=deadline_s)
+
+
+def create(address: str, data: bytes) -> bool:
+    """Write a small object only if there is none: True for the one caller who wins. Raises StorageError."""
+
+    def write() -> bool:
+        fs, path = filesystem(address)
+        if is_local(address):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+            with open(partial, "wb") as file:
+                file.write(data)
+            try:
+                os.link(partial, path)  # fails where the name is taken, and never shows half of the data
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(partial)
+            return True
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # s3fs says FileExistsError, or EINVAL where it does not know the store's words for it (radosgw)
+            if isinstance(error, FileExistsError) or (error.errno == errno.EINVAL and fs.exists(path)):
+                return False
+            raise
+        return True
+
+    return guarded(address, write, deadline_s=DEADLINE_S)
+
+
+def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
+    """Write a small object only if it still holds ``before`` (None: if there is none); False where it does not.
+
+    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere, and in stores that do not know its words,
+    it is compared and then replaced. Raises StorageError.
+    """
+    if before is None:
+        return create(address, data)
+
+    def write() -> bool:
+        fs, path = filesystem(address)
+        fs.invalidate_cache()
+        tag = fs.info(path).get("ETag") if address.startswith("s3://") else None
+        if fs.cat_file(path) != before:
+            return False
+        try:
+            if tag:
+                fs.pipe_file(path, data, IfMatch=tag.strip('"'))  # radosgw compares without quotes, others with either
+                return True
+        except OSError:
+            now = fs.cat_file(path)
+            if now != before:
+                return now == data  # a put that came through, and whose answer was lost, is tried again and refused
+        write_bytes(address, data)
+        return True
+
+    return guarded(address, write, deadline_s=DEADLINE_S)
+
+
+def list_files(address: str) -> dict[str, dict[str, Any]]:
+    """Every file below a folder: full address → fsspec's details (``size`` in bytes at least). Raises StorageError."""
+    fs, path = filesystem(address)
+    found = guarded(address, lambda: fs.find(path, detail=True))
+    return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
+
+
+def remove_folder(address: str) -> None:
+    fs, path = filesystem(address)
+    if guarded(address, lambda: fs.exists(path)):
+        guarded(address, lambda: fs.rm(path, recursive=True))
+
+
+def remove_file(address: str) -> None:
+    """Remove one object if it is there. Raises StorageError."""
+    fs, path = filesystem(address)
+    with contextlib.suppress(FileNotFoundError):
+        guarded(address, lambda: fs.rm_file(path) if fs.exists(path) else None)
+
+
+def arrow_filesystem(address: str) -> tuple[Any, str]:
+    """The pyarrow view of an address, for libraries that take a pyarrow filesystem (Ray Train does)."""
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+    fs, path = filesystem(address)
+    return (LocalFileSystem() if is_local(address) else PyFileSystem(FSSpecHandler(fs))), path
