@@ -91,13 +91,28 @@ def _acquire(out: str) -> Lease:
     return lease
 
 
+def holder(out: str) -> str | None:
+    """The id of the run that holds ``out`` now, if one does."""
+    folder = storage.join(out, FOLDER)
+    numbers = _claims(folder)
+    claim = _read(storage.join(folder, f"{numbers[-1]:08d}.json")) if numbers else {"released": True}
+    return None if _is_over(claim) else str(claim.get("run_id"))
+
+
+def _age(claim: dict[str, Any]) -> float:
+    return datetime.datetime.now(datetime.UTC).timestamp() - claim.get("renewed", 0.0)
+
+
+def _is_over(claim: dict[str, Any]) -> bool:
+    return bool(claim.get("released")) or _age(claim) > LEASE_S or _is_dead(claim)
+
+
 def _refuse_if_alive(out: str, claim: dict[str, Any]) -> None:
-    age = datetime.datetime.now(datetime.UTC).timestamp() - claim.get("renewed", 0.0)
-    if claim.get("released") or age > LEASE_S or _is_dead(claim):
+    if _is_over(claim):
         return
     raise RetailrayError(
         f"{out}: run {claim.get('run_id')} is at work there ({claim.get('host')}, process {claim.get('pid')}, last "
-        f"sign of life {age:.0f} s ago); wait for it, or stop it: its claim ends {LEASE_S:.0f} s after its last sign"
+        f"sign of life {_age(claim):.0f} s ago); wait for it, or stop it: its claim ends {LEASE_S:.0f} s after the last"
     )
 
 

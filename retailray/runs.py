@@ -11,7 +11,7 @@ import yaml
 
 from retailray import progress, storage
 from retailray.config import VerbConfig
-from retailray.errors import ConfigError, RetailrayError
+from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.provenance import made_by
 
 DECISIONS = "decisions.json"
@@ -85,8 +85,12 @@ class RunDirectory:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
 
-    def publish(self, summary: dict[str, Any], *, pointer: bool = True, alone: bool = False) -> None:
+    def publish(
+        self, summary: dict[str, Any], *, pointer: bool = True, alone: bool = False, clear: Sequence[str] = ()
+    ) -> None:
         """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run, if ``pointer``.
+
+        ``clear``: folders that a run has needed until it was complete.
 
         Raises:
             RetailrayError: ``alone``, and another run moved it since this one began.
@@ -103,14 +107,28 @@ class RunDirectory:
             },
         )
         self.write("_SUCCESS", b"")
+        try:
+            if pointer:
+                self._point(alone=alone)
+        finally:
+            for name in clear:
+                self._clear(name)
+
+    def _point(self, *, alone: bool) -> None:
         name = f"run_id={self.run_id}".encode()
-        if pointer and not alone:
+        if not alone:
             storage.write_bytes(self._pointer, name)
-        elif pointer and not storage.swap(self._pointer, name, before=self._before):
+        elif not storage.swap(self._pointer, name, before=self._before):
             raise RetailrayError(
                 f"{self._pointer} was moved by another run while this one was at work, and is left as it is; this "
                 f"run's results are complete in {self.address}"
             )
+
+    def _clear(self, name: str) -> None:
+        try:
+            storage.remove_folder(self.path(name))
+        except StorageError as error:  # all is published, and what is left there harms nobody
+            progress.emit("warning", note=f"what the run no longer needs is left: {error}")
 
 
 def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:
@@ -130,12 +148,21 @@ def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:
 
 def list_runs(out: str) -> dict[str, set[str]]:
     """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each."""
+
+    def entries(folder: str) -> set[str]:
+        try:
+            return {entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
     fs, path = storage.filesystem(out)
-    folders = sorted(storage.guarded(out, lambda: fs.glob(f"{path}/run_id=*")), reverse=True)
-    with concurrent.futures.ThreadPoolExecutor(LISTINGS) as pool:  # years of nights, a request each
-        listed = pool.map(lambda folder: storage.guarded(out, lambda: fs.glob(f"{folder}/*")), folders)
-        found = {folder.rpartition("/")[2]: {file.rpartition("/")[2] for file in files}
-                 for folder, files in zip(folders, listed, strict=True)}  # fmt: skip
+    names = sorted((n for n in storage.guarded(out, lambda: entries(path)) if n.startswith("run_id=")), reverse=True)
+    pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nights, a request each
+    try:
+        listed = pool.map(lambda name: storage.guarded(out, lambda: entries(f"{path}/{name}")), names)
+        found = dict(zip(names, listed, strict=True))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # not for a store that does not answer
     return {name: files for name, files in found.items() if "config.yaml" in files}
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from retailray import storage
+from retailray import lease, storage
 from retailray.errors import RetailrayError
 from retailray.lease import hold
 
@@ -41,13 +41,16 @@ def holder(out):
 def test_the_second_is_told_who_holds_it(out, holder):
     with pytest.raises(RetailrayError, match=rf"run theirs is at work there .* process {holder.pid}"), hold(out):
         pass
+    assert lease.holder(out) == "theirs"
 
 
 def test_a_killed_holder_is_succeeded_at_once(out, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with hold(out) as lease:
-        lease.check()
+    assert lease.holder(out) is None
+    with hold(out) as ours:
+        ours.check()
+    assert lease.holder(out) is None, "released"
     with hold(out):
         pass
 

@@ -12,7 +12,7 @@ from retailray.cluster.capacity import (
 )
 from retailray.cluster.metrics import metric
 from retailray.cluster.relay import beside_driver, relay_progress
-from retailray.cluster.session import names_dashboard, prepare_environment, ray_session
+from retailray.cluster.session import names_dashboard, prepare_environment, ray_session, why
 
 __all__ = [
     "Capacity",
@@ -29,4 +29,5 @@ __all__ = [
     "ray_session",
     "relay_progress",
     "wait_until_free",
+    "why",
 ]

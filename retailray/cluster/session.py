@@ -21,7 +21,7 @@ from retailray.errors import CapacityError, ConfigError
 from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
-STALL_S = 600  # without one finished task; then Ray Data gives up with an error
+STALL_S = 600  # without one finished task, of actors that have no machine too; then Ray Data gives up with an error
 # glibc, in every worker: blocks of up to 1 GB come from one heap that is not given back. The default maps and unmaps
 # them (outside the main thread: always), and every step faults all of its activations' pages in again: an epoch of
 # mobilenet_v2 took 1.8 times as long (benchmarks/overhead.py). Only a process that does not run yet can be told.
@@ -173,6 +173,18 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = STALL_S
     context.execution_options.verbose_progress = False
+
+
+def why(error: Exception) -> str:
+    """One line for what Ray raised; it wraps what went wrong in a task or an actor in many ways."""
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    if isinstance(error, ExecutionTimeoutError):
+        return (
+            f"nothing was done for {STALL_S // 60} minutes: no machine had room for a predictor or a task, or a store "
+            "does not answer; `retailray doctor` looks at both"
+        )
+    return " ".join(str(error).split())[-400:]
 
 
 def _prefer_cpu_nodes() -> None:

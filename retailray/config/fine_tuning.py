@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
+from retailray.config.common import OF_PREDICTORS, OF_WORKERS, VerbConfig, ignored_splits
 from retailray.config.search import PASSES, Domain, TuneSection
 from retailray.config.training import ModelSection, TrackSection, TrainSection
-from retailray.config.verb import OF_PREDICTORS, OF_WORKERS, VerbConfig, ignored_splits
 
 
 class TrainConfig(VerbConfig):

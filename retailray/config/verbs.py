@@ -13,10 +13,10 @@ from retailray.config.cluster import (
     KuberaySection,
     SubmitSection,
 )
+from retailray.config.common import OF_PREDICTORS, VerbConfig, ignored_splits
 from retailray.config.fine_tuning import TrainConfig, TuneConfig
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.training import BundleSection, TrackSection
-from retailray.config.verb import OF_PREDICTORS, VerbConfig, ignored_splits
 
 SCALING = frozenset({"cluster.ask_cpus", "cluster.ask_gpus", "cluster.wait_s"})
 

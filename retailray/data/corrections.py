@@ -13,6 +13,7 @@ from retailray.errors import CatalogError
 # our names, and those of Label Studio's CSV export where they differ
 COLUMNS = {"item_id": (), "label": (), "sha256": (), "reviewer": ("annotator",), "reviewed_at": ("updated_at",)}
 REQUIRED = ("item_id", "label")
+EARLIEST = pd.Timestamp.min.tz_localize("UTC")
 SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, "file")])
 
 
@@ -66,7 +67,8 @@ def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
 def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:
     """When each row was said; before all others where it does not say."""
     told = pd.Series([row["reviewed_at"] for row in rows], dtype=str)
-    moments = pd.to_datetime(told, format="ISO8601", utc=True, errors="coerce")
+    # pandas takes "now" and "today" too
+    moments = pd.to_datetime(told.where(told.str[:1].str.isdigit()), format="ISO8601", utc=True, errors="coerce")
     unread = told[moments.isna() & (told != "")]
     if len(unread):
         progress.emit(
@@ -74,7 +76,7 @@ def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:
             corrections=file,
             note=f"reviewed_at = {unread.iloc[0]!r} is no ISO 8601 time ({len(unread)} rows): others count as later",
         )
-    return moments.fillna(pd.Timestamp.min.tz_localize("UTC")).tolist()
+    return [EARLIEST if pd.isna(at) else at for at in moments]
 
 
 def _rows(file: str, table: pa.Table) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import ray
 
-from retailray.cluster import Capacity, Plan, relay_progress
+from retailray.cluster import Capacity, Plan, relay_progress, why
 from retailray.config import CatalogSection
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
@@ -44,8 +44,8 @@ def predict_catalog(
                 also=[UNCALIBRATED],
             )
             parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
-    except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
-        raise RetailrayError(f"evaluation stopped: {' '.join(str(error).split())[-400:]}") from error
+    except Exception as error:
+        raise RetailrayError(f"evaluation stopped: {why(error)}") from error
     found = pa.concat_tables(parts)
     if found.num_rows != len(catalog):
         raise RetailrayError(f"{len(catalog)} rows went in and {found.num_rows} came out; please report this")

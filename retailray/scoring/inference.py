@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from retailray import storage
-from retailray.cluster import Plan, beside_driver, ray_session, relay_progress, wait_until_free
+from retailray.cluster import Plan, beside_driver, ray_session, relay_progress, wait_until_free, why
 from retailray.cluster import plan_scoring as plan_actors
 from retailray.config import ScoreConfig
 from retailray.data.images import Limits
@@ -97,9 +97,9 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
                 slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}
                 return Inferred(parts, num, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
-        except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
+        except Exception as error:
             raise RetailrayError(
-                f"scoring stopped: {' '.join(str(error).split())[-400:]}; nothing was published, and the same command "
+                f"scoring stopped: {why(error)}; nothing was published, and the same command "
                 f"goes on from what is committed in {run.path(SCORED)}"
             ) from error
 

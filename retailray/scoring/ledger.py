@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.data.listing import list_images
-from retailray.data.tables import PIECE_ROWS, rechunk
+from retailray.data.tables import rechunk
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
 from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.staging import StagedCatalog
 
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
+LISTED_ROWS = 200_000  # objects of a listing that are joined at once
 SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
@@ -115,7 +116,7 @@ class Ledger:
         drawn = self.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
         sample = drawn.column(0).to_pylist()
         pages = list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample)
-        for pages_together in rechunk(pages, PIECE_ROWS):  # every join reads all of the images
+        for pages_together in rechunk(pages, LISTED_ROWS):  # every join reads all of the images
             self._insert("listed", pages_together, "select uri, identity, size from piece semi join images using (uri)")
         self._db.execute(
             """

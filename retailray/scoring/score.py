@@ -19,7 +19,7 @@ from retailray.config import ScoreConfig
 from retailray.data.corrections import read_corrections
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, TooManyRowErrors
-from retailray.lease import Lease, hold
+from retailray.lease import Lease, hold, holder
 from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
 from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
@@ -171,9 +171,8 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     rate = counts["failed"] / counts["rows"]
     too_many = rate > config.score.max_error_rate
     pointed = not too_many or config.score.publish_on_errors
-    run.publish(facts | {"published": pointed, "seconds": watch.seconds}, pointer=pointed, alone=True)
-    for name in (SCORED, TODO):  # not before: a run that is killed on its last steps would have to infer all again
-        storage.remove_folder(run.path(name))
+    facts = facts | {"published": pointed, "seconds": watch.seconds}
+    run.publish(facts, pointer=pointed, alone=True, clear=(SCORED, TODO))
     if config.score.keep_runs and pointed:
         remove_old(config, run)
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
@@ -204,8 +203,11 @@ def _plan(
 
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
-    before = last_published(config.out)
-    _, ledger, plan = _plan(config, key, folder, resumed=interrupted(config, key), before=before)
+    before, resumed = last_published(config.out), interrupted(config, key)
+    if resumed and holder(config.out):
+        progress.emit("warning", run_id=resumed, note="it is at work now: what it has committed is not counted")
+        resumed = None
+    _, ledger, plan = _plan(config, key, folder, resumed=resumed, before=before)
     ledger.close()
     rate = before[1].get("images_per_s") if before else None
     told = _told(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}

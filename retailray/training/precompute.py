@@ -14,7 +14,7 @@ import ray.data
 import torch
 
 from retailray import storage
-from retailray.cluster import Plan, relay_progress
+from retailray.cluster import Plan, relay_progress, why
 from retailray.data import images, pipeline, store, transforms
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import (
@@ -169,8 +169,8 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan) -> None:
                         _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
     except RetailrayError:
         raise
-    except Exception as error:  # Ray wraps what went wrong in a task or an actor in many ways
-        raise RetailrayError(f"reading the images stopped: {' '.join(str(error).split())[-400:]}") from error
+    except Exception as error:
+        raise RetailrayError(f"reading the images stopped: {why(error)}") from error
 
 
 def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) -> ray.data.Dataset:

@@ -9,7 +9,7 @@ import pandas as pd
 import ray
 import torch
 
-from retailray import progress, storage
+from retailray import progress
 from retailray.cluster import plan_training, ray_session, wait_until_free
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels
@@ -95,8 +95,7 @@ def train(config: TrainConfig) -> str:
         "times": {"preparing": prepared_s, "fitting": watch.seconds - prepared_s},
         "seconds": watch.seconds,
     }
-    run.publish(summary)
-    storage.remove_folder(run.path("checkpoints"))  # not before: one killed on its last steps resumes from them
+    run.publish(summary, clear=["checkpoints"])
     track(config, run, summary, result.history, version=meta.version, metrics=best)
     seen, failed = sum(row["train_rows"] for row in result.history), sum(result.errors_by_code.values())
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}

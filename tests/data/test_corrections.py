@@ -38,10 +38,10 @@ def test_times_are_compared_as_times(tmp_path, capsys):
         "item_id,label,reviewed_at\n"
         "a,mug,2026-01-02T01:00:00+02:00\na,cup,2026-01-01T23:30:00Z\n"  # the second is later
         "b,mug,2026-01-01 10:00:00.5\nb,cup,2026-01-01T10:00:00Z\n"
-        "c,mug,2026-01-01\nc,cup,yesterday\nc,bowl,\n"
+        "c,mug,2026-01-01\nc,cup,yesterday\nc,plate,now\nc,bowl,\n"
     )
     assert {name: row["label"] for name, row in said(tmp_path).items()} == {"a": "cup", "b": "mug", "c": "mug"}
-    assert "'yesterday' is no ISO 8601 time (1 rows)" in capsys.readouterr().out
+    assert "'yesterday' is no ISO 8601 time (2 rows)" in capsys.readouterr().out
 
 
 def test_a_folder_may_be_empty_and_a_page_may_have_said_nothing(tmp_path):

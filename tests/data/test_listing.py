@@ -8,9 +8,8 @@ from retailray.data import listing
 from retailray.errors import StorageError
 
 pytestmark = pytest.mark.s3
-NAMES = sorted(
-    ["a/1.jpg", "a/2 ü.jpg", "a/2.jpg", "b/1.jpg", "b/𝒳.jpg", "b/ﬀ.jpg", "c.jpg", *(f"d/{n:04d}" for n in range(1200))]
-)
+ODD = ["a/2 ü.jpg", "b/𝒳.jpg", "b/ﬀ.jpg", "c+d.jpg", "100%.jpg"]
+NAMES = sorted(["a/1.jpg", "a/2.jpg", "b/1.jpg", "c.jpg", *ODD, *(f"d/{n:04d}" for n in range(1200))])
 
 
 @pytest.fixture(scope="module")
