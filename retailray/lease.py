@@ -36,7 +36,7 @@ class Lease:
 
     @property
     def address(self) -> str:
-        return storage.join(self._folder, f"{self._number:08d}.json")
+        return _address(self._folder, self._number)
 
     def content(self, *, released: bool = False) -> bytes:
         renewed = datetime.datetime.now(datetime.UTC).timestamp()
@@ -49,7 +49,7 @@ class Lease:
         """Raises RetailrayError: somebody took over, so this run may not publish."""
         newest = max(_claims(self._folder), default=0)
         if newest > self._number:
-            other = _read(storage.join(self._folder, f"{newest:08d}.json"))
+            other = _read(_address(self._folder, newest))
             raise RetailrayError(
                 f"run {other.get('run_id')} ({other.get('host')}, process {other.get('pid')}) took over while this run "
                 f"gave no sign of life for {LEASE_S:.0f} s; nothing is published by this one"
@@ -81,21 +81,21 @@ def _acquire(out: str) -> Lease:
     numbers = _claims(folder)
     newest = max(numbers, default=0)
     if newest:
-        _refuse_if_alive(out, _read(storage.join(folder, f"{newest:08d}.json")))
+        _refuse_if_alive(out, _read(_address(folder, newest)))
     lease = Lease(out, newest + 1)
     if not storage.create(lease.address, lease.content()):
         _refuse_if_alive(out, _read(lease.address))
         raise RetailrayError(f"{out}: another run began at the same moment; run the command again")
     for number in numbers:  # only the newest speaks
-        storage.remove_file(storage.join(folder, f"{number:08d}.json"))
+        storage.remove_file(_address(folder, number))
     return lease
 
 
 def holder(out: str) -> str | None:
     """The id of the run that holds ``out`` now, if one does."""
     folder = storage.join(out, FOLDER)
-    numbers = _claims(folder)
-    claim = _read(storage.join(folder, f"{numbers[-1]:08d}.json")) if numbers else {"released": True}
+    newest = max(_claims(folder), default=0)
+    claim = _read(_address(folder, newest)) if newest else {"released": True}
     return None if _is_over(claim) else str(claim.get("run_id"))
 
 
@@ -124,6 +124,10 @@ def _is_dead(claim: dict[str, Any]) -> bool:
         return abs(psutil.Process(claim["pid"]).create_time() - claim["began"]) > 1.0
     except (psutil.NoSuchProcess, KeyError):
         return True
+
+
+def _address(folder: str, number: int) -> str:
+    return storage.join(folder, f"{number:08d}.json")
 
 
 def _claims(folder: str) -> list[int]:

@@ -33,7 +33,7 @@ class RunDirectory:
         self.run_id = run_id or f"{started:%Y%m%dT%H%M%SZ}-{short_id}"
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
-        self.address = storage.join(config.out, f"run_id={self.run_id}")
+        self.address = address_of(config.out, self.run_id)
         progress.bind(self.run_id)
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
@@ -129,6 +129,11 @@ class RunDirectory:
             storage.remove_folder(self.path(name))
         except StorageError as error:  # all is published, and what is left there harms nobody
             progress.emit("warning", note=f"what the run no longer needs is left: {error}")
+
+
+def address_of(out: str, run_id: str) -> str:
+    """Where the directory of a run is."""
+    return storage.join(out, f"run_id={run_id}")
 
 
 def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from retailray import storage
 from retailray.config import ScoreConfig
 from retailray.errors import StorageError
-from retailray.runs import RunDirectory, list_runs, unfinished
+from retailray.runs import RunDirectory, address_of, list_runs, unfinished
 
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
@@ -25,10 +25,12 @@ IGNORED = ("cluster", "score.plan_only", "catalog.corrections", "score.review_ro
 def interrupted(config: ScoreConfig, key: str) -> str | None:
     """The run id of the run of these settings and this model that was interrupted, if any."""
     run_id = unfinished(config, ignoring=IGNORED)
-    plan = storage.join(config.out, f"run_id={run_id}", PLAN)
-    if run_id and storage.exists(plan) and json.loads(storage.read_bytes(plan))["scoring_key"] != key:
+    if run_id is None:
         return None
-    return run_id
+    plan = storage.join(address_of(config.out, run_id), PLAN)
+    if not storage.exists(plan):
+        return run_id
+    return run_id if json.loads(storage.read_bytes(plan))["scoring_key"] == key else None
 
 
 def last_published(out: str) -> Published | None:

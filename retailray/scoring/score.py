@@ -25,7 +25,7 @@ from retailray.models.registry import pinned
 from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
 from retailray.reports.review import write_review_page
 from retailray.reports.score import write_score_report
-from retailray.runs import RunDirectory
+from retailray.runs import RunDirectory, address_of
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts
@@ -193,7 +193,7 @@ def _plan(
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
     if resumed:
-        committed = storage.join(config.out, f"run_id={resumed}", SCORED)
+        committed = storage.join(address_of(config.out, resumed), SCORED)
         ledger.add_known(read_parts(committed), origin=RESUMED, usable=True)
     if before:
         address, summary = before

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from retailray.cluster import why
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.seen import Seen
@@ -64,3 +65,17 @@ def test_one_bad_image_is_its_own_matter(tmp_path, images):
     table = read(chunk(tmp_path, [images[0], str(tmp_path / "bad.jpg"), str(tmp_path / "none.jpg")]), None)
     assert table.column(CODE).to_pylist() == ["", "not_an_image", "not_found"]
     assert table.column(URI).to_pylist()[0] == images[0]
+
+
+def test_what_never_gets_a_machine_is_told_as_such(monkeypatch):
+    class Idle:
+        def __call__(self, batch):
+            return batch
+
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 2)
+    pool = ray.data.from_items([{"a": 1}]).map_batches(Idle, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=99)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  it is Ray's, and what we make of it is what counts
+        pool.take_all()
+    assert why(caught.value).startswith("nothing was done for")
+    assert why(ValueError("a\n b")) == "a b"

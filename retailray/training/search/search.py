@@ -85,7 +85,6 @@ def tune(config: TuneConfig) -> str:
         bundle = leave_bundle(run, meta, weights, calibration)
         verified = _verify(config, run, bundle, best["validation_top1"])
         register(config, bundle, meta)
-    storage.remove_folder(run.path("exchange"))
     ledger.prune(again=True)
     table = _tables(run, ledger)
     write_search_report(run, config, table, _curves(ledger), _backbones(shared), verified)
@@ -103,7 +102,7 @@ def tune(config: TuneConfig) -> str:
         "seconds": watch.seconds,
         "resumed": run.resumed,
     }
-    run.publish(record)
+    run.publish(record, clear=["exchange"])
     track(config, run, record, winner["history"], version=meta.version, metrics=best)
     seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
     watch.summary("tune", num_images=seen, **summary, **times, bundle=bundle, report=run.path("report.html"))
