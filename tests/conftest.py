@@ -26,10 +26,18 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this mac
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
+_ports: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens at, another one each time: the system gives the same one twice now and then."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _ports:
+            _ports.add(port)
+            return port
 
 
 def start_s3_server(log: Path, **env: str) -> tuple[subprocess.Popen, str]:
