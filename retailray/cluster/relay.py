@@ -61,7 +61,8 @@ def beside_driver(actor: type) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    return ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True))(actor)
+    # Ray puts an actor that needs no resources on any machine, whatever a soft strategy says
+    return ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))(actor)
 
 
 @contextlib.contextmanager
@@ -82,11 +83,16 @@ def _follow(relay: Any, stop: threading.Event, label: str, total: int) -> None:
     import ray
 
     said = time.monotonic()
-    with progress.bar(label, total) as update, contextlib.suppress(ray.exceptions.RayError):
+    with progress.bar(label, total) as update:
         finished = False
         while not finished:
             finished = stop.wait(POLL_S)
-            steps, note, events = ray.get(relay.take.remote())
+            try:
+                steps, note, events = ray.get(relay.take.remote())
+            except ray.exceptions.RayError as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                progress.emit("warning", note=f"the run goes on, its progress is told no more: {reason}")
+                return
             update(steps, note)
             for name, fields in events:
                 progress.emit(name, **fields)

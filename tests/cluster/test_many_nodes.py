@@ -55,6 +55,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
     job.until("epoch", 2)
     at_work = nodes.busy("RayTrainWorker")
     assert len(at_work) == 2, "spread: on different machines"
+    assert not nodes.busy("ray::Relay"), "beside the driver, where no lost machine takes it along"
     nodes.kill(next(iter(at_work)))
     code, seen, err = job.end()
     nodes.add("d")
@@ -99,10 +100,11 @@ def test_scoring_survives_a_lost_machine(nodes, shop, small_bundle):
     out = f"s3://{BUCKET}/scores"
     job = Submitted(
         nodes, "score", **{"catalog.uri": f"s3://{BUCKET}/tiny.csv", "model.uri": small_bundle[0], "out": out,
-        "score.batch_size": 8, "score.max_error_rate": 0.005, "score.dedupe": "false", "cluster.num_workers": 2},
+        "score.batch_size": 8, "score.max_error_rate": 0.005, "cluster.num_workers": 2},
     )  # fmt: skip
     job.until("plan")
     wait_for(lambda: fs.glob(f"{BUCKET}/scores/run_id=*/scored/*"), "committed part")
+    assert not nodes.busy("ray::Relay") | nodes.busy("ray::Seen"), "beside the driver"
     nodes.kill(next(iter(nodes.busy("PredictBatch"))))
     scraped = []
     while job.process.poll() is None:  # metrics are of processes that are alive
