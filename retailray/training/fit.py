@@ -21,7 +21,8 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
 from retailray.errors import CatalogError, RetailrayError
 from retailray.models.calibration import Calibration
-from retailray.training.loop import FitConfig, read_state, train_loop
+from retailray.training.entry import train_loop
+from retailray.training.loop import FitConfig, read_state
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.recipe import Stage
@@ -137,7 +138,7 @@ def _trainer(
     )
     return ray.train.torch.TorchTrainer(
         train_loop,
-        train_loop_config={"config": fit_config},
+        train_loop_config={"config": ray.put(fit_config)},
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split="all", execution_options=options),
         scaling_config=scaling,

@@ -42,9 +42,8 @@ class FitConfig:
     tags: dict[str, Any]  # said with every epoch
 
 
-def train_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
+def work(config: FitConfig) -> dict[str, Any]:
     """Fit; return the history, the calibration, and the logits of the test split if there is one."""
-    config: FitConfig = loop_config["config"]
     prepare_process(config.threads)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
