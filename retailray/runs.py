@@ -151,8 +151,11 @@ def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:
     return None
 
 
-def list_runs(out: str) -> dict[str, set[str]]:
-    """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each."""
+def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
+    """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each.
+
+    ``after``: the name of a run; only those that are newer.
+    """
 
     def entries(folder: str) -> set[str]:
         try:
@@ -161,14 +164,15 @@ def list_runs(out: str) -> dict[str, set[str]]:
             return set()
 
     fs, path = storage.filesystem(out)
-    names = sorted((n for n in storage.guarded(out, lambda: entries(path)) if n.startswith("run_id=")), reverse=True)
+    found = storage.guarded(out, lambda: entries(path))
+    names = sorted((name for name in found if name.startswith("run_id=") and name > after), reverse=True)
     pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nights, a request each
     try:
         listed = pool.map(lambda name: storage.guarded(out, lambda: entries(f"{path}/{name}")), names)
-        found = dict(zip(names, listed, strict=True))
+        runs = dict(zip(names, listed, strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not for a store that does not answer
-    return {name: files for name, files in found.items() if "config.yaml" in files}
+    return {name: files for name, files in runs.items() if "config.yaml" in files}
 
 
 def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from retailray import storage
 from retailray.config import ScoreConfig
 from retailray.errors import StorageError
 from retailray.runs import RunDirectory, address_of, list_runs, unfinished
+from retailray.scoring.formats import SCORED
 
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
@@ -34,11 +35,20 @@ def interrupted(config: ScoreConfig, key: str) -> str | None:
 
 
 def last_published(out: str) -> Published | None:
-    """Address and ``run.json`` of the scoring run that ``LATEST`` names, if there is one."""
+    """Address and ``run.json`` of the scoring run that ``LATEST`` names, if there is one.
+
+    Or of a newer one, that was complete and was killed before it moved ``LATEST``.
+    """
     pointer = storage.join(out, "LATEST")
-    if not storage.exists(pointer):
-        return None
-    address = storage.join(out, storage.read_bytes(pointer).decode().strip())
+    named = storage.read_bytes(pointer).decode().strip() if storage.exists(pointer) else ""
+    for name, files in list_runs(out, after=named).items():
+        if {"_SUCCESS", SCORED} <= files and (found := _summary(out, name)) and found[1]["published"]:
+            return found
+    return _summary(out, named) if named else None
+
+
+def _summary(out: str, name: str) -> Published | None:
+    address = storage.join(out, name)
     try:
         summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
     except (StorageError, ValueError):
@@ -64,7 +74,7 @@ def remove_old(config: ScoreConfig, run: RunDirectory) -> None:
             complete += 1
             continue
         if "_SUCCESS" in files:
-            if json.loads(storage.read_bytes(storage.join(address, "run.json"))).get("verb") != "score":
+            if _summary(config.out, name) is None:
                 continue
             complete += 1
         elif PLAN not in files:

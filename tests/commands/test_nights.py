@@ -136,16 +136,23 @@ def test_a_plan_says_what_and_does_nothing(night, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_ends_just_before_it_is_complete_infers_nothing_again(night, tmp_path, monkeypatch):
+@pytest.mark.parametrize("last", ["publish", "_point"])
+def test_a_run_that_ends_on_its_last_steps_infers_nothing_again(night, tmp_path, monkeypatch, last):
+    """Before it is complete, and when it is complete and ``LATEST`` does not name it yet."""
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "publish", lambda *_, **__: 1 / 0)
+        patch.setattr(RunDirectory, last, lambda *_, **__: 1 / 0)
+        patch.setattr(RunDirectory, "_clear", lambda *_: None)  # as after a kill
         code, err, _, _ = night()
     assert (code, "ZeroDivisionError" in err) == (1, True)
+    assert bool(list(tmp_path.glob("out/run_id=*/_SUCCESS"))) == (last == "_point")
+    assert not (tmp_path / "out/LATEST").exists()
     _, summary, predictions, _ = night()
     plan = summary["plan"]
-    assert (plan["to_score"], plan["resumed"] + plan["refused"]) == (0, plan["rows"])
+    known = plan["resumed"] if last == "publish" else plan["carried_over"]
+    assert (plan["to_score"], known + plan["refused"]) == (0, plan["rows"])
     assert len(predictions) > 40
-    assert not list(tmp_path.glob("out/run_id=*/scored"))
+    left = list(tmp_path.glob("out/run_id=*/scored"))
+    assert summary["run_id"] not in str(left)
 
 
 def test_too_many_errors_can_withhold_the_pointer(night, tmp_path):
