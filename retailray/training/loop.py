@@ -67,11 +67,13 @@ def work(config: FitConfig) -> dict[str, Any]:
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for stage in config.stages:
             sources.open(split, stage)
-    report = _Reporter(config)
-    for metrics in engine.epochs(_last_state()):
-        report(engine, metrics)
+    report, start = _Reporter(config), _last_state()
+    codes: dict[str, int] = (start or {}).get("codes", {})
+    for metrics in engine.epochs(start):
+        codes = sources.failed(world)
+        report(engine, metrics, codes)
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    found |= {"calibration": engine.calibration(), "codes": sources.failed(world)}
+    found |= {"calibration": engine.calibration(), "codes": codes}
     if "test" in config.sources:
         logits, targets, _ = engine.outputs("test")
         found |= {"test_logits": logits.numpy(), "test_targets": targets.numpy()}
@@ -108,7 +110,7 @@ class _Sources:
         return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
 
     def failed(self, world: World) -> dict[str, int]:
-        """Error codes of the streamed training rows; stores know theirs."""
+        """Error codes of the training rows that the last epoch streamed; stores know theirs."""
         total: dict[str, int] = {}
         streams = [batches for (split, _), batches in self.opened.items() if split == "train"]
         mine = [batches.codes for batches in streams if isinstance(batches, StreamedBatches)]
@@ -125,7 +127,7 @@ class _Reporter:
         self.config = config
         self.saved_at = self.touched_at = time.monotonic()
 
-    def __call__(self, engine: Engine, metrics: dict[str, Any]) -> None:
+    def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
         config, world = self.config, engine.world
         if world.rank == 0:
             total = sum(stage.epochs for stage in config.stages)
@@ -150,7 +152,7 @@ class _Reporter:
             ray.train.report({"epoch": metrics["epoch"]})
             return
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(engine.state(), Path(folder, STATE))
+            torch.save(engine.state() | {"codes": codes}, Path(folder, STATE))
             ray.train.report({"epoch": metrics["epoch"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -160,6 +162,6 @@ def _last_state() -> dict[str, Any] | None:
 
 
 def read_state(checkpoint: Any) -> dict[str, Any]:
-    """The state of :meth:`Engine.state` in a checkpoint; nothing in it is code."""
+    """The state of :meth:`Engine.state` and ``codes`` in a checkpoint; nothing in it is code."""
     with checkpoint.as_directory() as folder:
         return torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")
