@@ -62,7 +62,7 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
     try:
         config = CliApp.run(model, cli_args=tokens, cli_exit_on_error=False, **values)
     except ValidationError as error:
-        problems += [_explain(detail, sources) for detail in error.errors()]
+        problems += [problem for detail in error.errors() for problem in _explain(model, detail, sources)]
     except Exception as error:  # argparse's and the CLI source's own complaints
         problems.append(f"command line: {error}")
     if problems:
@@ -193,16 +193,19 @@ def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iter
             yield key, value
 
 
-def _explain(detail: Any, sources: dict[str, str]) -> str:
+def _explain(model: type[VerbConfig], detail: Any, sources: dict[str, str]) -> list[str]:
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
-        return f"{key}: required and not given" if "." in key or key == "out" else f"{key}.uri: required and not given"
+        kind = _annotation(model, key)
+        section = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        missing = [f"{key}.{name}" for name, field in section.items() if field.is_required()] or [key]
+        return [f"{name}: required and not given" for name in missing]
     if not key:
-        return message
+        return [message]
     owner = next((source for known, source in sources.items() if key == known or key.startswith(known + ".")), "config")
     value = storage.PASSWORD.sub("://...@", json.dumps(detail["input"], default=str))
-    return f"{key} = {value} ({owner}): {message}"
+    return [f"{key} = {value} ({owner}): {message}"]
 
 
 def _print_help(verb: str, model: type[VerbConfig]) -> None:

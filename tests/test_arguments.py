@@ -45,6 +45,19 @@ def test_all_problems_are_reported_together(tmp_path):
     assert "catalog.uri: required" in found
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"demo", "submit", "doctor"}))  # which need nothing
+def test_what_is_required_is_named_as_it_is_called(verb, capsys):
+    """And what the errors ask for is all there is to give."""
+    asked = [problem.removesuffix(": required and not given") for problem in problems(verb)]
+    with pytest.raises(SystemExit):
+        arguments.parse(verb, ["--help"])
+    shown = capsys.readouterr().out
+    for key in asked:
+        assert f"--{key} " in shown
+    given = [part for key in asked for part in (f"--{key}", "/x")]
+    assert arguments.parse(verb, given)
+
+
 def test_exit_code_is_2_and_nothing_is_written(tmp_path, capsys):
     assert main(["check", "--out", str(tmp_path / "o"), "--catalog.url", "x"]) == 2
     assert "did you mean catalog.uri?" in capsys.readouterr().err
