@@ -19,10 +19,22 @@ from retailray.errors import ImageError, StorageError
         (("/root", "/abs.jpg"), "/abs.jpg"),
         (("s3://b/k", "gs://c/d"), "gs://c/d"),
         (("/root", "a b/ü.jpg"), "/root/a b/ü.jpg"),
+        (("s3://b/k", "/root/../etc/x"), "/etc/x"),
+        (("s3://b/k", "local:///root/../etc/x"), "/etc/x"),
+        (("/root", "s3://b/../c/x"), "s3://c/x"),
+        (("/root", "s3://b//two.jpg"), "s3://b//two.jpg"),
     ],
 )
 def test_join(parts, joined):
     assert storage.join(*parts) == joined
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_two_colons_are_part_of_a_name(place, tmp_path, bucket):
+    address = f"{tmp_path if place == 'local' else bucket}/a::b.jpg"
+    storage.write_bytes(address, b"both")
+    storage.write_bytes(address.partition("::")[0], b"another")
+    assert storage.read_bytes(address) == storage.fetch_many([address])[0] == b"both"
 
 
 def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):

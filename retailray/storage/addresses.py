@@ -30,19 +30,23 @@ def normalize(address: str) -> str:
 def join(root: str, *parts: str) -> str:
     """``root/part/…`` with ``.`` and ``..`` resolved; a part that is absolute or a URI replaces what is before it."""
     for part in parts:
-        if is_uri(part) or part.startswith("/"):
-            root = canonical(part)
-            continue
-        scheme, separator, path = root.rpartition("://")
-        root = scheme + separator + posixpath.normpath(posixpath.join(path, part))
+        absolute = is_uri(part) or part.startswith("/")
+        scheme, separator, path = canonical(part if absolute else root).rpartition("://")
+        if absolute and not scheme:
+            path = posixpath.normpath(path)
+        elif not absolute:
+            path = posixpath.normpath(posixpath.join(path, part))
+        elif ".." in path.split("/"):  # else as it is: an empty segment is part of a key
+            path = posixpath.normpath(path)
+        root = scheme + separator + path
     return root
 
 
 def canonical(address: str) -> str:
-    """One spelling for one place: ``file:///x`` is ``/x``, ``s3a://`` is ``s3://``."""
+    """One spelling for one place: ``file:///x`` and ``local:///x`` are ``/x``, ``s3a://`` is ``s3://``."""
     if address.startswith("s3a://"):
         return "s3://" + address.removeprefix("s3a://")
-    return address.removeprefix("file://")
+    return address.removeprefix("file://").removeprefix("local://")
 
 
 def parent(address: str) -> str:
@@ -51,4 +55,4 @@ def parent(address: str) -> str:
 
 
 def is_local(address: str) -> bool:
-    return not is_uri(address) or address.startswith("file://")
+    return not is_uri(canonical(address))

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
+import fsspec
 
 from retailray.errors import StorageError
+from retailray.storage.addresses import is_uri
 
 T = TypeVar("T")
 
@@ -46,8 +47,9 @@ def filesystem(address: str) -> tuple[Any, str]:
         StorageError: the scheme is unknown or its package is not installed.
     """
     options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
-    try:
-        fs, path = url_to_fs(address, **options)
+    try:  # not url_to_fs, which takes `::` in a name for a chain of filesystems
+        kind = fsspec.get_filesystem_class(address.partition("://")[0] if is_uri(address) else "file")
+        fs, path = kind(**kind._get_kwargs_from_urls(address), **options), kind._strip_protocol(address)
     except Exception as error:  # filesystems that connect when they are made raise whatever their client does
         raise StorageError(f"{address}: cannot be opened ({type(error).__name__}: {error})") from error
     if options:

@@ -70,6 +70,7 @@ FILES = {
     "wild*?[card].jpg": (JPEG, ""),
     "hash#tag.jpg": (JPEG, ""),
     "größe-商品.jpg": (JPEG, ""),
+    "empty.jpg::chain.jpg": (JPEG, ""),
     "=cmd|calc.jpg": (JPEG, ""),
     "<img src=x onerror=alert(1)>.jpg": (JPEG, ""),
 }
@@ -83,6 +84,7 @@ ROWS = {
     "../outside.jpg": "not_allowed",
     "a/../../outside.jpg": "not_allowed",
     "gopher://old/1.jpg": "bad_address",
+    "simplecache::file:///etc/hostname": "bad_address",
     "loop.jpg": "bad_address",
     "pipe.jpg": "bad_address",
     "/dev/zero": "bad_address",
@@ -153,12 +155,13 @@ def test_the_report_escapes_what_people_wrote(scored):
 def test_only_allowed_addresses_are_read(corpus, small_bundle, retailray, tmp_path):
     (tmp_path / "c.csv").write_text(
         f"image\n{corpus[0]}/grey.jpg\n/etc/hostname\nfile:///etc/hostname\nhttp://x/y.jpg\n"
+        f"{corpus[0]}/../outside.jpg\nlocal://{corpus[0]}/../outside.jpg\n"
     )
     settings = {"catalog.uri": tmp_path / "c.csv", "model.uri": small_bundle[0], "score.max_error_rate": 1}
     settings |= {"catalog.allow": f'["{corpus[0]}/"]', "out": tmp_path / "out"}
     assert retailray("score", **settings)[0] == 0
     errors = duckdb.sql(f"select * from '{latest(str(tmp_path / 'out'))}/errors/*.parquet' order by image").df()
-    assert errors.error_code.tolist() == ["not_allowed"] * 3
+    assert errors.error_code.tolist() == ["not_allowed"] * 5
     assert "catalog.allow" in errors.message[0]
 
 
@@ -167,8 +170,8 @@ def test_a_catalog_in_a_store_reads_no_files_of_the_machine(small_bundle, retail
     import s3fs
 
     with s3fs.S3FileSystem().open(f"{bucket}/c.csv", "w") as file:
-        file.write("image\n/etc/hostname\nfile:///etc/hostname\n../../other/1.jpg\n")
+        file.write("image\n/etc/hostname\nfile:///etc/hostname\n../../other/1.jpg\nlocal:///etc/hostname\n")
     settings = {"catalog.uri": f"{bucket}/c.csv", "model.uri": small_bundle[0], "out": tmp_path}
     assert retailray("score", **settings)[0] == 3
     errors = duckdb.sql(f"select * from '{latest(str(tmp_path))}/errors/*.parquet' order by image").df()
-    assert errors.error_code.tolist() == ["not_allowed"] * 3
+    assert errors.error_code.tolist() == ["not_allowed"] * 4
