@@ -13,7 +13,8 @@ from retailray.tracking import check_tracking, move_alias
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:
-    """Let ``@champion`` name a registered version, if it is not worse than the champion on labelled rows.
+    """Let ``@champion`` name a registered version, if it is not worse than the champion on labelled rows. Where it is
+    the champion, nothing is done.
 
     The decision and its numbers are in ``decision.json`` of a run directory, which the alias's history names.
 
@@ -32,6 +33,10 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             "with model.registry and model.name"
         )
     moves = history(folder, CHAMPION)
+    if moves and moves[-1].version == version:  # a move to itself would leave nothing to go back to
+        move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
+        watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
+        return {"version": version, "champion": version, "passed": True, "problems": []}
     sides = {CHALLENGER: challenger}
     if moves:
         before = storage.join(folder, moves[-1].version)

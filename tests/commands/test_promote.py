@@ -51,6 +51,8 @@ def test_the_gate_lets_the_better_one_through_and_back(registry, retailray, tmp_
     assert code == 0
     assert events(out)[-1]["top1"] == pytest.approx(2 / 3, abs=0.02)
     assert resolve(alias) == f"{models}/v1"
+    code, out, _ = promote("v1")
+    assert (code, events(out)[-1]["note"]) == (0, "it is the champion already")
     code, _, err = promote("v2")
     assert code == 4
     assert "stays v1" in err
