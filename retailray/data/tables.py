@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,11 +43,12 @@ def table_suffix(address: str) -> str | None:
 
 def visible_files(uri: str) -> list[str]:
     """Files below a folder, without what runs of ours left there and what is hidden."""
-    return [
-        name
-        for name in storage.list_files(uri)
-        if "/run_id=" not in name[len(uri) :] and not os.path.basename(name).startswith(("_", "."))
-    ]
+
+    def visible(name: str) -> bool:
+        parts = name[len(uri) :].split("/")  # hidden folders too: .ipynb_checkpoints, _temporary, _delta_log
+        return not any(part.startswith(("_", ".", "run_id=")) for part in parts)
+
+    return list(filter(visible, storage.list_files(uri)))
 
 
 def table_files(uri: str) -> list[str]:

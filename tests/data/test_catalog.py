@@ -109,7 +109,9 @@ def test_what_our_runs_left_in_the_folder_is_not_the_catalog(tmp_path):
 def test_patterns_and_folders_of_parts(tmp_path):
     for number in range(2):
         (tmp_path / f"part-{number}.csv").write_text(f"image,label,n\n{number},x,{number or ''}\n")
-    (tmp_path / "_notes.csv").write_text("not,ours\n1,2\n")
+    for name in ("_notes.csv", ".ipynb_checkpoints/part-0.csv", "_temporary/0/part-1.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("not,ours\n1,2\n")
     assert len(read(tmp_path / "part-*.csv")) == 2
     assert read(tmp_path).table.column("n").to_pylist() == [None, 1]
 
