@@ -39,12 +39,15 @@ def git_commit() -> str | None:
     """The commit of this code; None outside of a git checkout (an installed wheel, a container without git)."""
     if TAKEN_ALONG.is_file():
         return json.loads(TAKEN_ALONG.read_text())["git_commit"]
-    here = str(Path(__file__).parent)
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        result = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    found = result.stdout.splitlines()
+    # git looks upwards: an installed wheel may lie in a checkout of somebody else's
+    return found[1] if result.returncode == 0 and Path(found[0]) == root else None
 
 
 def provenance() -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""What a record says of the code that made it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from retailray.provenance import git_commit
+
+PACKAGE = Path(__file__).parents[1] / "retailray"
+
+
+def git(folder, *arguments):
+    """What git prints; None where it refuses, as for a folder without a repository."""
+    who = {f"GIT_{role}_{what}": "a@b.example" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, env=os.environ | who)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def test_the_commit_is_of_this_code_and_of_no_repository_around_it(tmp_path):
+    """A package that is installed inside of somebody's checkout has no commit."""
+    assert git_commit() == git(PACKAGE.parent, "rev-parse", "HEAD")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "theirs")
+    assert git(tmp_path, "rev-parse", "HEAD")
+    shutil.copytree(PACKAGE, tmp_path / "site-packages" / "retailray")
+    code = "from retailray.provenance import git_commit; print(git_commit())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "site-packages", capture_output=True, text=True)
+    assert told.stdout == "None\n", told.stderr
