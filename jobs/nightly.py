@@ -6,11 +6,13 @@ night's: that of the step that stopped it, or of the scoring run (0; 3: too many
 
 import itertools
 import sys
+from typing import Any
 
 import yaml
 
 from retailray import storage
 from retailray.cli import leave, main
+from retailray.errors import RetailrayError
 
 
 def night(arguments: list[str]) -> int:
@@ -19,12 +21,13 @@ def night(arguments: list[str]) -> int:
     if not files or len(arguments) != 2 * len(files):
         print("usage: python jobs/nightly.py --config FILE [--config FILE]...", file=sys.stderr)
         return 2
-    if any(not storage.exists(storage.normalize(name)) for name in files):
-        return main(["score", *arguments])  # says which file is not there
-    settings: dict[str, object] = {}
-    for name in files:
-        settings |= yaml.safe_load(storage.read_bytes(storage.normalize(name))) or {}
-    out = storage.normalize(str(settings.get("out", ".")))
+    settings: dict[str, Any] = {}
+    try:
+        for name in files:
+            settings |= yaml.safe_load(storage.read_bytes(storage.normalize(name))) or {}
+        out = storage.normalize(settings["out"])
+    except (RetailrayError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
+        return main(["score", *arguments])  # says what is wrong with the files
     # 1. Is the catalog what it should be? Only where the file has a `check` section: it reads every image.
     if "check" in settings and (code := main(["check", *arguments, "--out", storage.join(out, "checks")])):
         return code

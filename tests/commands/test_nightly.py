@@ -46,3 +46,14 @@ def test_usage():
     assert nightly()[0] == 2
     code, _, err = nightly("--config", "/nowhere/night.yaml")
     assert (code, "/nowhere/night.yaml" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["out: [", "- a\n- b\n", "catalog: {uri: c.csv}\n", "out:\n", "out: s3://me:secret@b/o\n"]
+)
+def test_a_file_that_says_nothing_sound_is_a_usage_error(text, tmp_path):
+    (tmp_path / "night.yaml").write_text(text)
+    code, out, err = nightly("--config", tmp_path / "night.yaml")
+    assert (code, out, "Traceback" in err) == (2, "", False)
+    assert "secret" not in err
+    assert "retailray score: " in err
