@@ -9,9 +9,11 @@ dead claim cannot both follow it, and an owner that was slow, not dead, finds it
 import contextlib
 import datetime
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,7 +34,8 @@ class Lease:
         self._folder, self._number = storage.join(out, FOLDER), number
         process = psutil.Process()
         # process numbers are used again, so the time when it began belongs to it
-        self._owner = {"host": socket.gethostname(), "pid": process.pid, "began": process.create_time()}
+        self._owner = {"host": socket.gethostname(), "machine": _machine(), "pid": process.pid,
+                       "began": process.create_time()}  # fmt: skip
 
     @property
     def address(self) -> str:
@@ -118,12 +121,21 @@ def _refuse_if_alive(out: str, claim: dict[str, Any]) -> None:
 
 def _is_dead(claim: dict[str, Any]) -> bool:
     """True only where this can be known: a process of this machine that is gone, or whose number is another's now."""
-    if claim.get("host") != socket.gethostname():
+    if claim.get("machine") != _machine():
         return False
     try:
         return abs(psutil.Process(claim["pid"]).create_time() - claim["began"]) > 1.0
     except (psutil.NoSuchProcess, KeyError):
         return True
+
+
+def _machine() -> str:
+    """Tells apart what has its own process numbers: machines, their boots, and containers, which may share a name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def _address(folder: str, number: int) -> str:

@@ -55,6 +55,19 @@ def test_a_killed_holder_is_succeeded_at_once(out, holder):
         pass
 
 
+def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, monkeypatch):
+    """It may have the same host's name and a process number that there is none of here."""
+    out = str(tmp_path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(lease, "_machine", lambda: "another")
+        theirs = lease._acquire(out)
+    theirs._owner["pid"] = 2**22 + 1
+    theirs.renew()
+    assert lease.holder(out) == theirs.run_id
+    with pytest.raises(RetailrayError, match="is at work there"), hold(out):
+        pass
+
+
 def test_only_one_of_many_wins(out):
     """Five processes at the same moment, after a holder that died."""
     start = time.time() + 3

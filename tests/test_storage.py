@@ -54,6 +54,13 @@ def test_a_pointer_moves_only_from_where_it_was_seen(place, tmp_path, bucket):
     assert storage.read_bytes(pointer) == b"two"
 
 
+def test_a_creation_whose_answer_was_lost_is_ours(bucket):
+    """The client puts again, and is refused by what it has put."""
+    assert storage.create(f"{bucket}/claim", b"ours")
+    assert storage.create(f"{bucket}/claim", b"ours")
+    assert not storage.create(f"{bucket}/claim", b"theirs")
+
+
 def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
     """The other's put comes between our look and our put."""
     pointer = f"{bucket}/LATEST"

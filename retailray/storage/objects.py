@@ -83,7 +83,10 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) ->
 
 
 def create(address: str, data: bytes) -> bool:
-    """Write a small object only if there is none: True for the one caller who wins. Raises StorageError."""
+    """Write a small object only if there is none: True for the one caller who wins, who is told by ``data``.
+
+    Raises StorageError.
+    """
 
     def write() -> bool:
         fs, path = filesystem(address)
@@ -104,7 +107,8 @@ def create(address: str, data: bytes) -> bool:
         except OSError as error:
             # s3fs says FileExistsError, or EINVAL where it does not know the store's words for it (radosgw)
             if isinstance(error, FileExistsError) or (error.errno == errno.EINVAL and fs.exists(path)):
-                return False
+                fs.invalidate_cache()
+                return fs.cat_file(path) == data  # a put whose answer was lost is tried again and refused
             raise
         return True
 
