@@ -106,8 +106,11 @@ def usual_of(nights: Mapping[str, Night]) -> Usual | None:
 
 
 def measure_drift(ledger: Ledger, nights: Mapping[str, Night]) -> list[Drift]:
-    """Labels, confidences and embeddings of tonight, as the model gave them, against each of the others."""
-    tonight = _night(ledger, "final", "model_label", "model_score", "code = ''")
+    """Labels, confidences and embeddings of tonight, as the model gave them, against each of the others.
+
+    An image counts once, of however many rows it is: the ledger of last night knows images.
+    """
+    tonight = _night(ledger, "outcome", "pred_label", "pred_score", "error_code = ''")
     if not tonight.num_rows:
         return []
     found = []

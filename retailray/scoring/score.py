@@ -18,7 +18,7 @@ from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.corrections import read_corrections
 from retailray.data.tables import PIECE_ROWS
-from retailray.errors import GateFailed, ModelError, TooManyRowErrors
+from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
 from retailray.lease import Lease, hold, holder
 from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
 from retailray.models.registry import pinned
@@ -174,7 +174,10 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     facts = facts | {"published": pointed, "seconds": watch.seconds}
     run.publish(facts, pointer=pointed, alone=True, clear=(SCORED, TODO))
     if config.score.keep_runs and pointed:
-        remove_old(config, run)
+        try:
+            remove_old(config, run)
+        except StorageError as error:  # the night is published, and the next one tries again
+            progress.emit("warning", note=f"old runs are left, score.keep_runs = {config.score.keep_runs}: {error}")
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
     if too_many:
         where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"

@@ -9,7 +9,9 @@ import duckdb
 import pandas as pd
 import pytest
 
+from retailray import storage
 from retailray.data.synthetic import write_catalog
+from retailray.errors import StorageError
 from retailray.lease import hold
 from retailray.models.bundle import load_bundle, save_bundle
 from retailray.models.meta import Thresholds
@@ -106,6 +108,17 @@ def test_changed_input_columns_need_no_inference(night):
     assert set(after.season) == {"winter"}
 
 
+def test_a_picture_of_many_rows_is_no_drift(night):
+    catalog = pd.read_csv(night.folder / "catalog.csv", dtype=str)
+    copies = catalog[catalog.label == catalog.label[0]].head(1)
+    catalog = pd.concat([catalog, *[copies] * 200]).assign(article=lambda rows: range(len(rows)))
+    catalog.to_csv(night.folder / "catalog.csv", index=False)
+    night(**{"catalog.id": "article"})
+    _, summary, predictions, _ = night(**{"catalog.id": "article"})
+    assert len(predictions) > 200
+    assert {(row["against"], row["psi"]) for row in summary["drift"]} == {("last night", 0.0)}
+
+
 def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, small_bundle, tmp_path):
     _, _, before, _ = night()
     bundle = load_bundle(small_bundle[0])
@@ -166,9 +179,23 @@ def test_too_many_errors_can_withhold_the_pointer(night, tmp_path):
     assert (withheld[0] / "_SUCCESS").exists()
 
 
-def test_old_runs_leave_when_asked(night, tmp_path):
-    for _ in range(3):
+def test_old_runs_leave_when_asked(night, tmp_path, monkeypatch):
+    for _ in range(2):
         night(**{"score.keep_runs": 2})
+
+    remove = storage.remove_folder
+
+    def remove_no_run(address):
+        if address.rpartition("/")[2].startswith("run_id="):
+            raise StorageError(f"{address}: access denied")
+        remove(address)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_folder", remove_no_run)
+        code, _, predictions, _ = night(**{"score.keep_runs": 1})
+    assert (code, len(predictions) > 40) == (0, True), "what is published is published"
+    assert len(list((tmp_path / "out").glob("run_id=*"))) == 3
+    night(**{"score.keep_runs": 2})
     runs = sorted(path.name for path in (tmp_path / "out").glob("run_id=*"))
     assert len(runs) == 2
     assert latest(str(tmp_path / "out")).endswith(runs[-1])
