@@ -20,24 +20,25 @@ MEANING = ("id", "image", "uri", "label", "file", "line", "refused")  # what is 
 @dataclasses.dataclass(frozen=True)
 class StagedCatalog:
     """``rows``: a Parquet file of :data:`MEANING` and ``row`` (int64, from 0); ``inputs``: the user's own columns in
-    the same order, in files of one schema each. ``schema``: of the user's columns, all files together."""
+    the same order, in files of one schema each, and whether it was read as text and is to be typed. ``schema``: of the
+    user's columns, all files together."""
 
     uri: str
     rows: Path
-    inputs: list[Path]
+    inputs: list[tuple[Path, bool]]
     num_rows: int
     schema: pa.Schema
     types: LosslessTypes
 
     def input_pieces(self) -> Iterator[pa.Table]:
         """The user's columns in order, with their types."""
-        for path in self.inputs:
+        for path, untyped in self.inputs:
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 for batch in file.iter_batches():
-                    yield self._typed(pa.Table.from_batches([batch]))
+                    table = pa.Table.from_batches([batch])
+                    yield self._of_all(self.types.cast(table) if untyped else table)
 
-    def _typed(self, table: pa.Table) -> pa.Table:
-        table = self.types.cast(table)
+    def _of_all(self, table: pa.Table) -> pa.Table:
         if table.schema.equals(self.schema):
             return table
         together = pa.concat_tables([self.schema.empty_table(), table], promote_options="permissive")
@@ -52,19 +53,19 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
         StorageError: the address cannot be reached.
     """
     types = LosslessTypes(keep_text=meaningful_columns(section))
-    inputs: list[Path] = []
+    inputs: list[tuple[Path, bool]] = []
     schemas: list[pa.Schema] = []
     writer: pq.ParquetWriter | None = None
     num_rows = 0
     with pq.ParquetWriter(folder / "rows.parquet", _rows_schema()) as rows_writer:
         for piece in stream_catalog(section, needs_label=False):
-            if writer is None or not piece.table.schema.equals(schemas[-1]):
+            if writer is None or not piece.table.schema.equals(schemas[-1]) or piece.untyped != inputs[-1][1]:
                 _refuse_collisions(section.uri, piece, reserved)
                 if writer:
                     writer.close()
-                inputs.append(folder / f"input-{len(inputs):05d}.parquet")
+                inputs.append((folder / f"input-{len(inputs):05d}.parquet", piece.untyped))
                 schemas.append(piece.table.schema)
-                writer = pq.ParquetWriter(inputs[-1], schemas[-1])
+                writer = pq.ParquetWriter(inputs[-1][0], schemas[-1])
             writer.write_table(piece.table)
             if piece.untyped:
                 types.look(piece.table)
@@ -73,7 +74,10 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
     assert writer is not None  # a catalog without rows is a CatalogError
     writer.close()
     try:
-        typed = [types.cast(schema.empty_table()).schema for schema in schemas]
+        typed = [
+            types.cast(schema.empty_table()).schema if untyped else schema
+            for schema, (_, untyped) in zip(schemas, inputs, strict=True)
+        ]
         schema = pa.unify_schemas(typed, promote_options="permissive")
     except pa.ArrowException as error:
         raise CatalogError(f"{section.uri}: its files disagree on column types ({error})") from error
