@@ -36,7 +36,10 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _annotation(model: Any, key: str) -> Any:
+    """The type of a setting; None for what lies inside of a list or a dict."""
     section, _, rest = key.partition(".")
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return None
     annotation = model.model_fields[section].annotation
     if rest:
         assert annotation is not None

@@ -58,6 +58,19 @@ def test_what_is_required_is_named_as_it_is_called(verb, capsys):
     assert arguments.parse(verb, given)
 
 
+@pytest.mark.parametrize(
+    ("verb", "key", "value", "missing"),
+    [
+        ("train", "train.phases", '[{"epochs": 3}]', "train.phases.0.trainable"),
+        ("tune", "tune.space", '{"train.head_lr": {"loguniform": [0.001]}}', "tune.space.train.head_lr.loguniform"),
+    ],
+)
+def test_what_is_missing_inside_of_a_value_is_named_beside_all_else(verb, key, value, missing):
+    found = problems(verb, f"--{key}", value, "--out", "/o")
+    assert "catalog.uri: required and not given" in found
+    assert any(missing in problem for problem in found), found
+
+
 def test_exit_code_is_2_and_nothing_is_written(tmp_path, capsys):
     assert main(["check", "--out", str(tmp_path / "o"), "--catalog.url", "x"]) == 2
     assert "did you mean catalog.uri?" in capsys.readouterr().err
