@@ -12,3 +12,11 @@ def normalized(value: str | None) -> str | None:
 
 class Section(BaseModel):
     model_config = {"extra": "forbid", "frozen": True}
+
+    def given(self) -> set[str]:
+        """The settings that are not their defaults.
+
+        Not pydantic's ``model_fields_set``: a config that was saved resolved sets all of them, and means the same.
+        """
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)}

@@ -44,9 +44,7 @@ class VerbConfig(BaseSettings):
 def ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
     """Settings about splits that others overrule."""
     problems = []
-    # a value that is the default is no wish: configs that were saved resolved have them all
-    given = {name for name, field in SplitSection.model_fields.items() if getattr(split, name) != field.default}
-    given -= {"folds"}
+    given = split.given() - {"folds"}
     for name in ("validation", "test"):
         if getattr(catalog, f"{name}_uri") and name in given:
             problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")

@@ -32,9 +32,7 @@ class TrainConfig(VerbConfig):
 
     def _ignored_training(self) -> list[str]:
         train = self.train
-        # a value that is the default is no wish: configs that were saved resolved have them all
-        changed = {name: getattr(train, name) != field.default for name, field in TrainSection.model_fields.items()}
-        given = {name for name in train.model_fields_set if changed[name]}
+        given = train.given()
         depths = train.depths or [self.model.trainable]
         problems = []
         if train.phases and "epochs" in given:

@@ -120,7 +120,7 @@ def stream_catalog(section: CatalogSection, *, uri: str | None = None, needs_lab
 def meaningful_columns(section: CatalogSection) -> set[str]:
     """Columns that are names to us, and so stay text whatever is in them."""
     named = {section.image, section.id, section.label, section.group, section.split}
-    images = set() if "image" in section.model_fields_set else {"file_name"}
+    images = set() if "image" in section.given() else {"file_name"}
     return {name for name in named if name} | images
 
 
@@ -151,7 +151,7 @@ def image_files(uri: str) -> list[str]:
 
 def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
     chosen = section.image
-    if chosen not in table.column_names and "image" not in section.model_fields_set:
+    if chosen not in table.column_names and "image" not in section.given():
         chosen = "file_name" if "file_name" in table.column_names else chosen  # Hugging Face's imagefolder
     _require(table, chosen, "catalog.image", file)
     return chosen
@@ -268,14 +268,8 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
 
 def _class_folders(uri: str, section: CatalogSection) -> Piece:
     """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
-    ignored = section.model_fields_set - {
-        "uri",
-        "label_map",
-        "validation_uri",
-        "test_uri",
-        "max_pixels",
-    }
-    ignored -= {"max_aspect_ratio", "encoding", "corrections"}
+    ignored = section.given() - {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio"}
+    ignored -= {"encoding", "corrections"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
         raise CatalogError(

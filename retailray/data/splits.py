@@ -41,7 +41,7 @@ def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bo
     """
     main = read_catalog(catalog, needs_label=needs_label)
     if (main.column("split") != "").any():
-        if split.model_fields_set - {"folds"}:
+        if split.given() - {"folds"}:
             raise CatalogError(f"{catalog.uri}: split.* would be ignored: its folders are named like splits")
         names = main.column("split")
     else:

@@ -36,7 +36,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     """
     watch = progress.Stopwatch()
     # without a word about labels, a catalog that has none is fine: it is there to be scored
-    splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.model_fields_set)
+    splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.given())
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
     progress.emit("start", verb="check", run=run.address, rows=num_rows)

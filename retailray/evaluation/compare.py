@@ -70,7 +70,7 @@ def _side(uri: str) -> Side:
 def rows_of(section: CatalogSection, split: SplitSection, wanted: str) -> Catalog:
     """The rows of one split, or all. Raises CatalogError where it has none."""
     if wanted == "all":
-        return read_catalog(section, needs_label="label" in section.model_fields_set)
+        return read_catalog(section, needs_label="label" in section.given())
     splits = read_splits(section, split)
     if wanted not in splits:
         there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())

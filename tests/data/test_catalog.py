@@ -10,7 +10,11 @@ def read(path, text=None, **settings):
     if text is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return read_catalog(CatalogSection(uri=str(path), **settings))
+    section = CatalogSection(uri=str(path), **settings)
+    catalog = read_catalog(section)
+    # a config that was saved resolved, as jobs and best.yaml have it, means the same
+    assert read_catalog(CatalogSection.model_validate(section.model_dump())).rows.equals(catalog.rows)
+    return catalog
 
 
 def test_the_origin_articles_layout(tmp_path):
