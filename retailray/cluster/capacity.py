@@ -88,8 +88,13 @@ def plan_trials(capacity: Capacity, section: ClusterSection, tune: TuneSection) 
     gpu = (tune.gpus_per_worker or 1.0) if use_gpu else 0.0
     if tune.gpus_per_worker and not use_gpu:
         raise CapacityError(f"tune.gpus_per_worker = {tune.gpus_per_worker:g}, and no GPU is used; leave it out")
+    if workers > 1 and gpu % 1:
+        raise CapacityError(
+            f"tune.gpus_per_worker = {gpu:g} with tune.workers_per_trial = {workers}: the workers of a trial cannot "
+            "share a GPU (NCCL refuses); leave one of the two out"
+        )
     carried = int(gpus / gpu / workers) if use_gpu else max(1, int(cpus // workers))
-    wanted = tune.max_concurrent or carried
+    wanted = tune.max_concurrent or max(1, carried)
     cpu = tune.cpus_per_worker or min(1.0, cpus / 2 / wanted / workers)
     fit = min(wanted, int(cpus / cpu / workers), int(gpus / gpu / workers) if gpu else wanted)
     if fit < 1:

@@ -109,6 +109,13 @@ class TestPlanTrials:
         plan = plan_trials(Capacity(16, 2, 1e9), ClusterSection(), TuneSection(gpus_per_worker=0.25))
         assert (plan.num_concurrent, plan.gpus) == (8, 0.25)
 
+    def test_one_gpu_for_two_workers_is_refused_and_so_is_half_of_one(self):
+        one = Capacity(16, 1, 1e9)
+        with pytest.raises(CapacityError, match=r"2 x \(1 CPUs, 1 GPUs\)"):
+            plan_trials(one, ClusterSection(), TuneSection(workers_per_trial=2))
+        with pytest.raises(CapacityError, match=r"tune.gpus_per_worker = 0.5 with tune.workers_per_trial = 2"):
+            plan_trials(one, ClusterSection(), TuneSection(workers_per_trial=2, gpus_per_worker=0.5))
+
     def test_what_cannot_start_is_refused_with_the_numbers(self):
         tune = TuneSection(workers_per_trial=3, cpus_per_worker=2)
         with pytest.raises(CapacityError, match=r"3 x \(2 CPUs, 0 GPUs\), and the Ray cluster has 4 CPUs"):
