@@ -165,6 +165,7 @@ class StreamedBatches:
         rows = np.flatnonzero(usable)
         weight = torch.ones(max(2, len(rows)))
         weight[len(rows) :] = 0
-        rows = np.concatenate([rows, np.zeros(max(0, 2 - len(rows)), np.int64)])
+        # mixup and BatchNorm see them: a row that can be trained on, where there is one
+        rows = np.concatenate([rows, np.repeat(rows[:1] if len(rows) else [0], max(0, 2 - len(rows)))])
         values = torch.from_numpy(pixels_to_numpy(table.column(PIXELS), self.size)[rows])
         return values, target[rows].clamp(min=0), weight

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailray.data import store
+from retailray.data.pipeline import CODE, PIXELS, pixels_to_arrow
 from retailray.data.store import StoreSpec
-from retailray.training.sources import Augmentation, StoredBatches, StoredRows
+from retailray.training.sources import TARGET, Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
 
 NUM_ROWS, NUM_VIEWS = 23, 3
 
@@ -93,3 +94,21 @@ def test_pixels_are_augmented_alike_by_processes_and_by_workers(spec):
     assert here[0][0].shape == (5, 3, 6, 6)
     half = [epoch_of(open_batches(spec, augmentation=augmentation, rank=rank, world=2), 1)[0] for rank in (0, 1)]
     assert torch.equal(torch.cat([used(half[0])[0], used(half[1])[0]]), here[0][0][[0, 2, 4, 1, 3]])
+
+
+@pytest.mark.parametrize(("codes", "rows", "weights"), [
+    (["corrupt", "", "timeout"], [1, 1], [1, 0]),
+    (["", "corrupt", ""], [0, 2], [1, 1]),
+    (["corrupt", "corrupt", "corrupt"], [0, 0], [0, 0]),
+])  # fmt: skip
+def test_a_streamed_batch_is_filled_up_with_a_row_that_can_be_trained_on(codes, rows, weights):
+    """Mixup mixes it into the others, and BatchNorm sees it, whatever its weight."""
+    pixels = np.stack([np.full((3, 8, 8), number, np.uint8) for number in range(3)])
+    targets = pa.array([-1 if code else number for number, code in enumerate(codes)], pa.int32())
+    table = pa.table({CODE: codes, TARGET: targets, PIXELS: pixels_to_arrow(pixels)})
+    plain = Augmentation("none", 0.0, 8, 8)
+    batches = StreamedBatches(StreamedRows("train", 3), None, batch_size=3, seed=0, rank=0, world=1, augmentation=plain)
+    values, target, weight = batches._usable(table)
+    assert values[:, 0, 0, 0].tolist() == rows
+    assert weight.tolist() == weights
+    assert target.tolist() == [0 if codes[row] else row for row in rows]
