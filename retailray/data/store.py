@@ -3,16 +3,19 @@
 A store is a folder ``<root>/<key>``: ``rows.npy`` of shape ``(num_rows * num_views, *shape)``, written in place on a
 local disk and as parts on an object store; ``rows.parquet`` with the error code of every row; and ``store.json``,
 written last: a store that has it is whole. The key is a digest of all that the numbers depend on, so a store is never
-stale; it is only ever absent. Readers memory-map ``rows.npy``, assembled once a machine where the store is remote.
+stale; it is only ever absent, or filled again where images could not be read for the moment. Readers memory-map
+``rows.npy``, assembled once a machine and fill where the store is remote.
 """
 
 import dataclasses
 import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from typing import Any
@@ -127,7 +130,8 @@ def finish(spec: StoreSpec, codes: pa.Table) -> None:
     settled = not PASSING & set(codes.column("error_code").to_pylist())
     storage.write_bytes(storage.join(spec.address, CODES), parquet_bytes(codes))
     touch(spec)
-    meta = json.dumps(dataclasses.asdict(spec) | {"num_bytes": spec.num_bytes, "settled": settled}, indent=2)
+    of_this_fill = {"num_bytes": spec.num_bytes, "settled": settled, "fill": secrets.token_hex(8)}
+    meta = json.dumps(dataclasses.asdict(spec) | of_this_fill, indent=2)
     storage.write_bytes(storage.join(spec.address, META), meta.encode())
 
 
@@ -218,23 +222,36 @@ class StoreReader:
 
 def _assemble(spec: StoreSpec, budget: int) -> str:
     here = dataclasses.replace(spec, root=copies_root())
-    path = os.path.join(here.address, ROWS)
+    meta = storage.join(spec.address, META)
+    if not storage.exists(meta):
+        raise StorageError(f"{spec.address}: it was evicted meanwhile; run again")
+    fill = json.loads(storage.read_bytes(meta)).get("fill", "")
+    path = os.path.join(here.address, f"{fill}.{ROWS}")
     os.makedirs(here.address, exist_ok=True)
     with open(os.path.join(here.address, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one machine: the first one fetches
         touch(here)
         if os.path.exists(path):
             return path
+        for other in glob.glob(os.path.join(glob.escape(here.address), f"*{ROWS}*")):
+            os.unlink(other)  # of an earlier fill, or half of this one; who has mapped it keeps it
         make_room(here.root, spec.num_bytes, budget, keep=set(), writing={spec.key})
         partial = f"{path}.partial"
-        _allocate(spec, partial)
+        try:
+            _allocate(spec, partial)
+        except OSError as error:
+            raise StorageError(
+                f"{here.address}: {spec.num_bytes / 1e9:.1f} GB for a copy of {spec.address} cannot be reserved "
+                f"({error}); lower train.views or train.cache_gb, or set XDG_CACHE_HOME to a larger disk"
+            ) from error
         copied = np.zeros(spec.num_rows * spec.num_views, dtype=bool)
-        for name in sorted(storage.list_files(storage.join(spec.address, "parts"))):
+        parts = storage.list_files(storage.join(spec.address, "parts"))
+        for name in sorted(parts, key=lambda name: (_changed_at(parts[name]), name)):  # the last fill has the last word
             part = np.load(io.BytesIO(storage.read_bytes(name)))
             first = int(os.path.basename(name).split(".")[0])
             _write_at(partial, spec, first, part)
             copied[first : first + len(part)] = True
-        if not copied.all() or not storage.exists(storage.join(spec.address, META)):
+        if not copied.all() or not storage.exists(meta):
             raise StorageError(
                 f"{spec.address}: {int((~copied).sum())} rows are gone: it was evicted meanwhile; run again"
             )

@@ -120,6 +120,27 @@ def test_failures_that_may_heal_are_for_one_run(tmp_path):
 
 
 @pytest.mark.s3
+def test_a_remote_store_that_was_filled_again_is_read_anew(bucket, tmp_path, monkeypatch):
+    """An image timed out and was black; the next run could read it, and divides the rows in other parts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = make(f"{bucket}/cache")
+    store.create(spec)
+    values = values_of(spec)
+    black = values.copy()
+    black[4:6] = 0
+    for rows in (np.arange(3), np.arange(3, 12)):
+        store.write_rows(spec, rows, black[rows])
+    store.finish(spec, CODES.set_column(0, "error_code", pa.array(["", "", "timeout", "", "", ""])))
+    assert np.array_equal(StoreReader(spec, budget=10**9).rows, black)
+    time.sleep(1.1)  # object stores tell times in seconds
+    store.create(spec)
+    store.write_rows(spec, np.arange(12), values)
+    store.finish(spec, CODES)
+    assert np.array_equal(StoreReader(spec, budget=10**9).rows, values)
+    assert len(list(tmp_path.glob("**/*rows.npy*"))) == 1
+
+
+@pytest.mark.s3
 def test_half_a_remote_store_is_an_error(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec = make(f"{bucket}/cache")
