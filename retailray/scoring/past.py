@@ -51,8 +51,12 @@ def _summary(out: str, name: str) -> Published | None:
     address = storage.join(out, name)
     try:
         summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
-    except (StorageError, ValueError):
-        return None  # somebody removed it, or it is no run of ours
+    except ValueError:
+        return None  # it is no run of ours
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # somebody removed it
+        raise  # a store that is away for a moment would cost the inference of a whole catalog
     return (address, summary) if summary.get("verb") == "score" else None
 
 

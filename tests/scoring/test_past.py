@@ -1,0 +1,35 @@
+"""What earlier runs left: told from files, without Ray."""
+
+import json
+
+import pytest
+
+from retailray.errors import StorageError
+from retailray.scoring.past import last_published
+
+
+def write_run(out, name, *, scored=False, **summary):
+    (out / name / ("scored" if scored else ".")).mkdir(parents=True)
+    for file, text in (("config.yaml", ""), ("run.json", json.dumps({"verb": "score", **summary})), ("_SUCCESS", "")):
+        (out / name / file).write_text(text)
+
+
+def test_the_last_run_is_the_one_that_latest_names_or_one_that_was_about_to_be(tmp_path):
+    assert last_published(str(tmp_path)) is None
+    write_run(tmp_path, "run_id=1", published=True)
+    assert last_published(str(tmp_path)) is None, "complete, and nobody knows of it"
+    (tmp_path / "LATEST").write_text("run_id=1\n")
+    for name, kept in (("run_id=2", {"published": False, "scored": True}), ("run_id=0", {"published": True})):
+        write_run(tmp_path, name, **kept)
+        assert last_published(str(tmp_path))[0].endswith("run_id=1")
+    write_run(tmp_path, "run_id=3", published=True, scored=True)
+    assert last_published(str(tmp_path))[0].endswith("run_id=3")
+
+
+def test_a_run_that_was_removed_is_none_and_one_that_cannot_be_read_is_an_error(tmp_path):
+    """An outage of the store must not be taken for a first night."""
+    (tmp_path / "LATEST").write_text("run_id=1")
+    assert last_published(str(tmp_path)) is None
+    (tmp_path / "run_id=1/run.json").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"run\.json"):
+        last_published(str(tmp_path))
