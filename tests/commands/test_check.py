@@ -112,6 +112,6 @@ def test_a_catalog_without_labels_is_fine(retailray, small_catalog, tmp_path):
     table.write_text("image\nnope.jpg\n")
     code, _, _ = retailray("check", **{"catalog.uri": table, "out": tmp_path / "o"})
     assert code == 0
-    code, _, err = retailray("check", **{"catalog.uri": table, "catalog.label": "label", "out": tmp_path / "o"})
+    code, _, err = retailray("check", **{"catalog.uri": table, "catalog.label": "kind", "out": tmp_path / "o"})
     assert code == 1
-    assert "catalog.label = 'label'" in err
+    assert "catalog.label = 'kind'" in err
