@@ -29,16 +29,20 @@ def known_keys(model: type[BaseModel]) -> list[str]:
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             yield from _all_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
+def _is_section(kind: Any) -> typing.TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _annotation(model: Any, key: str) -> Any:
     """The type of a setting; None for what lies inside of a list or a dict."""
     section, _, rest = key.partition(".")
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+    if not _is_section(model):
         return None
     annotation = model.model_fields[section].annotation
     if rest:
@@ -201,7 +205,7 @@ def _explain(model: type[VerbConfig], detail: Any, sources: dict[str, str]) -> l
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         kind = _annotation(model, key)
-        section = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        section = kind.model_fields if _is_section(kind) else {}
         missing = [f"{key}.{name}" for name, field in section.items() if field.is_required()] or [key]
         return [f"{name}: required and not given" for name in missing]
     if not key:
@@ -226,7 +230,7 @@ def _print_help(verb: str, model: type[VerbConfig]) -> None:
     table.add_column()
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if _is_section(annotation):
             doc = " ".join((annotation.__doc__ or "").split())
             table.add_row(f"\n[bold]{name}[/]", "", f"\n{doc}")
             for inner, inner_field in annotation.model_fields.items():
@@ -257,7 +261,7 @@ def _type_name(annotation: Any) -> str:
         return "|".join(map(str, arguments)) if len(arguments) <= 5 else "name"
     if origin in (types.UnionType, typing.Union):
         return _type_name(next(argument for argument in arguments if argument is not type(None)))
-    if origin is list and isinstance(arguments[0], type) and issubclass(arguments[0], BaseModel):
+    if origin is list and _is_section(arguments[0]):
         return "JSON"
     if origin is list:
         return f"{_type_name(arguments[0])},..."
