@@ -32,11 +32,9 @@ def join(root: str, *parts: str) -> str:
     for part in parts:
         absolute = is_uri(part) or part.startswith("/")
         scheme, separator, path = canonical(part if absolute else root).rpartition("://")
-        if absolute and not scheme:
-            path = posixpath.normpath(path)
-        elif not absolute:
-            path = posixpath.normpath(posixpath.join(path, part))
-        elif ".." in path.split("/"):  # else as it is: an empty segment is part of a key
+        if not absolute:
+            path = posixpath.join(path, part)
+        if not (absolute and scheme) or ".." in path.split("/"):  # a URI stays else: empty segments are part of a key
             path = posixpath.normpath(path)
         root = scheme + separator + path
     return root
