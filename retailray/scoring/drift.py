@@ -89,7 +89,7 @@ class Night:
 
 def references(ledger: Ledger, validation: Validation | None) -> dict[str, Night]:
     """What tonight can be compared with: last night, and the rows that the bundle was validated on."""
-    before = _night(ledger, "known", "pred_label", "pred_score", f"origin = {PUBLISHED}", comparable="usable")
+    before = _night(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
     found = {LAST_NIGHT: before}
     if validation:
         bins = np.minimum((validation.scores * BINS).astype(int), BINS - 1)
@@ -110,7 +110,7 @@ def measure_drift(ledger: Ledger, nights: Mapping[str, Night]) -> list[Drift]:
 
     An image counts once, of however many rows it is: the ledger of last night knows images.
     """
-    tonight = _night(ledger, "outcome", "pred_label", "pred_score", "error_code = ''")
+    tonight = _night(ledger, "outcome", "error_code = ''")
     if not tonight.num_rows:
         return []
     found = []
@@ -144,16 +144,16 @@ def _tally(values: np.ndarray) -> dict[Any, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _night(ledger: Ledger, table: str, label: str, score: str, where: str, comparable: str = "true") -> Night:
+def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> Night:
     """``comparable``: which rows' embeddings are of the model of tonight."""
-    good = f"from {table} where {where} and {label} is not null"
+    good = f"from {table} where {where} and pred_label is not null"
     rows = ledger.table(
         f"select {EMBEDDING} from (select {EMBEDDING} {good} and {EMBEDDING} is not null and {comparable}) "
         f"using sample reservoir({SAMPLE} rows) repeatable (0)"
     )
     return Night(
-        ledger.counts(f"select {label}, count(*) {good} group by 1"),
-        ledger.counts(f"select {binned(score)}, count(*) {good} group by 1"),
+        ledger.counts(f"select pred_label, count(*) {good} group by 1"),
+        ledger.counts(f"select {binned('pred_score')}, count(*) {good} group by 1"),
         np.stack(rows.column(0).to_numpy()) if rows.num_rows else None,
     )
 
