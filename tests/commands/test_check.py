@@ -93,9 +93,7 @@ def test_rows_that_people_get_wrong(retailray, small_catalog, tmp_path):
     )
     assert code == 4
     assert "duplicate_ids (1), " in err or "missing (1), " in err
-    ours = err.strip().splitlines()[-1]  # Ray may have warned of how many processes a long session has
-    assert ours.startswith("retailray check: check.fail_on: ")
-    assert "Traceback" not in err
+    assert "\n" not in err.strip()
     run = latest(str(tmp_path / "o"))
     report = read_json(f"{run}/check.json")
     assert report["errors_by_code"] == {"duplicate_id": 1, "empty_path": 1, "bad_address": 1, "not_found": 1}
