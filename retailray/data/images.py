@@ -5,17 +5,19 @@ Transparent pixels are composed over white, as product pages show them.
 """
 
 import dataclasses
+import functools
+import importlib
 import io
-import struct
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from retailray.data.image_files import completed, ends_early, format_of, without_text
 from retailray.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+DECODER_VERSION = 2  # raised when the same bytes give other pixels; predictions of another version are made anew
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,23 +52,48 @@ class ImageFacts:
 
 
 def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
-    """Read the header only.
+    """Read the header only. A file that lacks less than a row of pixels at its end is made whole.
 
     Raises:
-        ImageError: ``empty_file``, ``not_an_image``, ``corrupt``, ``too_many_pixels``, ``bad_aspect_ratio``.
+        ImageError: ``empty_file``, ``not_an_image``, ``truncated``, ``corrupt``, ``too_many_pixels``,
+            ``bad_aspect_ratio``.
     """
     if not data:
         raise ImageError("empty_file", "the file has zero bytes")
+    format = format_of(data)
+    if format == "HEIF" and not _reads_heif():
+        raise ImageError(
+            "not_an_image",
+            "this is a HEIC picture, which is read where pillow-heif is installed: pip install 'retailray[heic]', or "
+            "export the picture as JPEG",
+        )
+    if format == "PNG":
+        data = without_text(data)
+    check = functools.partial(_check_limits, limits=limits)
+    if format and ends_early(data, format):
+        data = completed(data, format, check)
+    image = _open(data, format)
+    check(image)
+    width, height = image.size
+    if _orientation(image) in (5, 6, 7, 8):
+        width, height = height, width
+    return image, ImageFacts(image.format or "", width, height, image.mode)
+
+
+def _open(data: bytes, format: str | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):
-            raise ImageError("corrupt", "the header is damaged or incomplete") from error
-        raise ImageError("not_an_image", f"no known image format; it begins with {data[:24]!r}") from error
+            return Image.open(io.BytesIO(data), formats=(*FORMATS, "HEIF") if format == "HEIF" else FORMATS)
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
-        raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
+        if not isinstance(error, UnidentifiedImageError):
+            raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
+        if format:
+            raise ImageError("corrupt", f"it begins as a {format} file does, and its header is damaged") from error
+        raise ImageError("not_an_image", f"no known image format; it begins with {data[:24]!r}") from error
+
+
+def _check_limits(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageError("too_many_pixels", f"{width} x {height} px is over catalog.max_pixels = {limits.max_pixels}")
@@ -75,9 +102,16 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
             "bad_aspect_ratio",
             f"{width} x {height} px is over catalog.max_aspect_ratio = {limits.max_aspect_ratio:g}",
         )
-    if _orientation(image) in (5, 6, 7, 8):
-        width, height = height, width
-    return image, ImageFacts(image.format or "", width, height, image.mode)
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Register pillow-heif with Pillow where it is installed (the ``heic`` extra)."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
 
 
 def decode(data: bytes, *, resize_size: int, crop_size: int, limits: Limits) -> np.ndarray:
@@ -132,7 +166,7 @@ def _load(image: Image.Image, *, at_least: int) -> Image.Image:
         image.load()
         return _to_rgb(image)
     except Exception as error:
-        raise _damage(error) from error
+        raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -146,25 +180,30 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample, kept in 16 or 32
-        samples = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(
-            (samples >> 8 if samples.max(initial=0) > 255 else samples).clip(0, 255).astype(np.uint8)
-        )
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     elif image.mode == "F":
         samples = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((samples * (255 if samples.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))
+        # samples of 0 to 1, or of any larger range; a few that pass 1 do not make the rest black
+        image = Image.fromarray((samples * (255 / max(1.0, float(samples.max(initial=0))))).clip(0, 255).astype("u1"))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _damage(error: Exception) -> ImageError:
-    text = f"{type(error).__name__}: {error}"
-    short = isinstance(error, (EOFError, struct.error)) or any(
-        word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "broken data stream")
-    )
-    return ImageError("truncated" if short else "corrupt", text)
+def _to_8_bits(samples: np.ndarray) -> np.ndarray:
+    """Scale integer samples ``(H, W)`` to uint8.
+
+    Files rarely say how many of their 16 bits are used. So white is 255 for samples of 8 bits, the largest sample up to
+    14 bits, the whole range of 16 bits from half of it on, and in between it moves steadily from one to the other:
+    brightness never jumps as the largest sample grows.
+    """
+    largest = int(samples.max(initial=0))
+    white = float(np.interp(largest, (0, 255, 16_383, 32_767, 65_535), (255, 255, 16_383, 65_535, 65_535)))
+    white = max(white, largest)
+    if samples.dtype == np.uint16:  # a table in place of arithmetic on every pixel
+        return np.rint(np.arange(65_536, dtype=np.float32) * (255 / white)).clip(0, 255).astype(np.uint8)[samples]
+    return np.rint(samples.astype(np.float32) * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
 
 
 def to_jpeg(image: np.ndarray, *, quality: int = 80) -> bytes:

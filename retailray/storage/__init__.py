@@ -4,7 +4,18 @@ Endpoint and credentials of object stores come from the usual environment variab
 in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
 """
 
-from retailray.storage.addresses import PASSWORD, canonical, is_local, is_uri, join, normalize, parent
+from retailray.storage.addresses import (
+    PASSWORD,
+    canonical,
+    embedded_address,
+    is_local,
+    is_uri,
+    join,
+    normalize,
+    other_unicode_forms,
+    parent,
+    parse_embedded,
+)
 from retailray.storage.client import DEADLINE_S, S3_OPTIONS, WORKER_ENV, check_readable, filesystem, guarded, patiently
 from retailray.storage.fetching import fetch_in_turn, fetch_many
 from retailray.storage.identity import identities, local_identity, remote_identity
@@ -30,6 +41,7 @@ __all__ = [
     "canonical",
     "check_readable",
     "create",
+    "embedded_address",
     "exists",
     "fetch_in_turn",
     "fetch_many",
@@ -42,8 +54,10 @@ __all__ = [
     "list_files",
     "local_identity",
     "normalize",
+    "other_unicode_forms",
     "open_binary",
     "parent",
+    "parse_embedded",
     "patiently",
     "read_bytes",
     "remote_identity",

@@ -3,8 +3,12 @@
 import os
 import posixpath
 import re
+import unicodedata
+import urllib.parse
 
 PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
+_FILE_URI = re.compile(r"file:(?:(?://(?:localhost)?)(?=/)|(?=/(?!/)))", re.IGNORECASE)
+_EMBEDDED = re.compile(r"(?P<file>.+\.(?:parquet|pq))#(?P<column>[^/]+)/(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
 
 
 def is_uri(address: str) -> bool:
@@ -28,23 +32,47 @@ def normalize(address: str) -> str:
 
 
 def join(root: str, *parts: str) -> str:
-    """``root/part/…`` with ``.`` and ``..`` resolved; a part that is absolute or a URI replaces what is before it."""
+    """``root/part/…`` with ``.`` and ``..`` resolved; a part that is absolute or a URI replaces what is before it.
+
+    Empty segments (``a//b``) are part of an object's key and stay in URIs; in local paths they mean nothing.
+    """
     for part in parts:
+        part = canonical(part)
         absolute = is_uri(part) or part.startswith("/")
-        scheme, separator, path = canonical(part if absolute else root).rpartition("://")
+        scheme, separator, path = (part if absolute else canonical(root)).rpartition("://")
         if not absolute:
-            path = posixpath.join(path, part)
-        if not (absolute and scheme) or ".." in path.split("/"):  # a URI stays else: empty segments are part of a key
+            path = f"{path.rstrip('/')}/{part}" if path else part
+        if not scheme:
             path = posixpath.normpath(path)
+        elif not absolute or ".." in path.split("/"):
+            path = _without_dots(path)
         root = scheme + separator + path
     return root
 
 
+def _without_dots(path: str) -> str:
+    """Resolve ``.`` and ``..`` in the path of a URI and keep its empty segments."""
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment != ".":
+            kept.append(segment)
+    return "/".join(kept)
+
+
 def canonical(address: str) -> str:
-    """One spelling for one place: ``file:///x`` and ``local:///x`` are ``/x``, ``s3a://`` is ``s3://``."""
+    """Return the one spelling of an address: ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``, and
+    ``s3a://`` becomes ``s3://``.
+
+    ``file:`` addresses are decoded as :rfc:`8089` says (``%20`` is a blank), since ``Path.as_uri()`` encodes them. One
+    that names another host stays as it is, and cannot be opened.
+    """
     if address.startswith("s3a://"):
         return "s3://" + address.removeprefix("s3a://")
-    return address.removeprefix("file://").removeprefix("local://")
+    if found := _FILE_URI.match(address):
+        return urllib.parse.unquote(address[found.end() :])
+    return address.removeprefix("local://")
 
 
 def parent(address: str) -> str:
@@ -54,3 +82,23 @@ def parent(address: str) -> str:
 
 def is_local(address: str) -> bool:
     return not is_uri(canonical(address))
+
+
+def other_unicode_forms(address: str) -> list[str]:
+    """Return the address in the Unicode normal forms (NFC, NFD) that differ from how it is written.
+
+    macOS writes ``é`` as two code points into archives and listings, most other programs as one.
+    """
+    forms = dict.fromkeys(unicodedata.normalize(form, address) for form in ("NFC", "NFD"))
+    return [form for form in forms if form != address]
+
+
+def embedded_address(file: str, column: str, row: int) -> str:
+    """Return the address of an image that lies in a row (from 0) of a Parquet file: ``<file>#<column>/<row>``."""
+    return f"{file}#{column}/{row}"
+
+
+def parse_embedded(address: str) -> tuple[str, str, int] | None:
+    """Return file, column and row of an :func:`embedded_address`; None for every other address."""
+    found = _EMBEDDED.fullmatch(address)
+    return (found["file"], found["column"], int(found["row"])) if found else None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import is_uri
+from retailray.storage.addresses import canonical, is_uri
 
 T = TypeVar("T")
 
@@ -46,7 +46,10 @@ def filesystem(address: str) -> tuple[Any, str]:
     Raises:
         StorageError: the scheme is unknown or its package is not installed.
     """
-    options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
+    address = canonical(address)
+    options = S3_OPTIONS if address.startswith("s3://") else {}
+    if address.startswith("file://"):
+        raise StorageError(f"{address}: names a file of another host; only file:///path is read")
     try:  # not url_to_fs, which takes `::` in a name for a chain of filesystems
         kind = fsspec.get_filesystem_class(address.partition("://")[0] if is_uri(address) else "file")
         fs, path = kind(**kind._get_kwargs_from_urls(address), **options), kind._strip_protocol(address)

@@ -7,17 +7,36 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retailray.errors import ImageError, StorageError
-from retailray.storage.addresses import is_local
+from retailray.storage.addresses import is_local, other_unicode_forms, parse_embedded
 from retailray.storage.client import ROUNDS, back_off, describe, filesystem, passes
+from retailray.storage.embedded import fetch_embedded
 
 AT_ONCE = 64  # objects in memory, of those that are fetched in turn
 
 
 def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
-    """The bytes of many objects, concurrently, in order; what cannot be fetched comes back as an ImageError."""
-    results: list[bytes | ImageError | None] = [None] * len(addresses)
+    """The bytes of many objects, concurrently, in order; what cannot be fetched comes back as an ImageError.
+
+    An object that is not found is looked for under the other Unicode form of its name. Addresses of
+    :func:`retailray.storage.embedded_address` give the bytes that lie in a row of a Parquet file.
+    """
+    results: dict[int, bytes | ImageError] = {}
+    embedded = {at: place for at, address in enumerate(addresses) if (place := parse_embedded(address))}
+    results |= fetch_embedded(embedded)
+    results |= _fetch({at: address for at, address in enumerate(addresses) if at not in results})
+    missing = [at for at, found in results.items() if isinstance(found, ImageError) and found.code == "not_found"]
+    for at in missing:
+        for form in other_unicode_forms(addresses[at]):
+            found = _fetch({at: form})[at]
+            if isinstance(found, bytes):
+                results[at] = found
+    return [results[at] for at in range(len(addresses))]
+
+
+def _fetch(addresses: dict[int, str]) -> dict[int, bytes | ImageError]:
+    results: dict[int, bytes | ImageError] = {}
     groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
-    for index, address in enumerate(addresses):
+    for index, address in addresses.items():
         try:
             fs, path = filesystem(address)
             if is_local(address):
@@ -31,7 +50,7 @@ def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
         for index, path in members:
             value = found[path]
             results[index] = value if isinstance(value, bytes) else _fetch_error(value, addresses[index])
-    return [value for value in results if value is not None]
+    return results
 
 
 def fetch_in_turn(addresses: Sequence[str]) -> Iterator[bytes | ImageError]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import canonical, is_local
+from retailray.storage.addresses import canonical, is_local, parse_embedded
 from retailray.storage.client import filesystem, guarded
 
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
@@ -21,6 +21,16 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
     Object stores: ETag (or time of change) and size, from listings where many objects share a folder. Local files:
     size, inode and the times of the last change of content and of inode, the second of which no program can set.
     """
+    places = {address: place for address in set(addresses) if (place := parse_embedded(address))}
+    if places:  # a row of a Parquet file has the identity of its file
+        files = sorted({file for file, _, _ in places.values()})
+        of_file = dict(zip(files, identities(files), strict=True))
+        others = [address for address in addresses if address not in places]
+        of_other = dict(zip(others, identities(others), strict=True))
+        return [
+            _embedded_identity(of_file[places[address][0]], address) if address in places else of_other[address]
+            for address in addresses
+        ]
     found: dict[str, str | None] = {}
     remote: dict[str, set[str]] = {}
     for address in set(addresses):
@@ -33,6 +43,10 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
     for members in remote.values():
         found |= _remote_identities(members)
     return [found[address] for address in addresses]
+
+
+def _embedded_identity(file_identity: str | None, address: str) -> str | None:
+    return None if file_identity is None else f"{file_identity}#{address.rpartition('#')[2]}"
 
 
 def _local_identity(path: str) -> str:

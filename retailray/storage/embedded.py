@@ -1,0 +1,64 @@
+"""Images that lie inside of a Parquet file: a column of bytes, or Hugging Face's ``{bytes, path}``."""
+
+import collections
+import threading
+from typing import Any
+
+from retailray.errors import ImageError, StorageError
+from retailray.storage.client import describe
+from retailray.storage.objects import open_binary
+
+Place = tuple[str, str, int]  # file, column, row from 0
+CACHED_ROW_GROUPS = 2  # of this process: consecutive rows are asked for together, and a row group is read whole
+_cached: collections.OrderedDict[tuple[str, str, int], Any] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+def fetch_embedded(places: dict[int, Place]) -> dict[int, bytes | ImageError]:
+    """Return the bytes at every place, by the caller's key; what cannot be read is an ImageError."""
+    results: dict[int, bytes | ImageError] = {}
+    by_file: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for key, (file, column, row) in places.items():
+        by_file.setdefault((file, column), []).append((row, key))
+    for (file, column), members in by_file.items():
+        try:
+            results |= _read_rows(file, column, sorted(members))
+        except Exception as error:  # whatever pyarrow or the store raises holds for the rows that are still missing
+            code = "not_found" if isinstance(error.__cause__, FileNotFoundError) else "fetch_failed"
+            text = str(error) if isinstance(error, StorageError) else describe(error, file)
+            results |= {key: ImageError(code, text) for _, key in members if key not in results}
+    return results
+
+
+def _read_rows(file: str, column: str, members: list[tuple[int, int]]) -> dict[int, bytes | ImageError]:
+    import pyarrow.parquet as pq
+
+    results: dict[int, bytes | ImageError] = {}
+    with open_binary(file) as opened:
+        source = pq.ParquetFile(opened, pre_buffer=False)
+        first = 0
+        for number in range(source.num_row_groups):
+            stop = first + source.metadata.row_group(number).num_rows
+            wanted = [(row - first, key) for row, key in members if first <= row < stop]
+            if wanted:
+                values = _row_group(file, source, column, number)
+                results |= {key: _value(values[at].as_py(), column) for at, key in wanted}
+            first = stop
+    missing = {key: row for row, key in members if key not in results}
+    return results | {key: ImageError("not_found", f"{file}: it has no row {row}") for key, row in missing.items()}
+
+
+def _row_group(file: str, source: Any, column: str, number: int) -> Any:
+    key = (f"{file}:{source.metadata.num_rows}:{source.metadata.serialized_size}", column, number)
+    with _lock:
+        if key not in _cached:
+            while len(_cached) >= CACHED_ROW_GROUPS:
+                _cached.popitem(last=False)
+            _cached[key] = source.read_row_group(number, columns=[column]).column(column)
+        _cached.move_to_end(key)
+        return _cached[key]
+
+
+def _value(value: Any, column: str) -> bytes | ImageError:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data if isinstance(data, bytes) else ImageError("empty_path", f"the column {column!r} holds no image")
