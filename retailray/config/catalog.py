@@ -19,6 +19,10 @@ Finding = Literal[
     "similar_labels",
     "small_classes",
     "imbalance",
+    "label_conflicts",
+    "labels_without_training_rows",
+    "equal_folder_names",
+    "unread_files",
 ]
 
 
@@ -48,7 +52,25 @@ class CatalogSection(Section):
         description="labels that people gave, in place of the catalog's and the model's: a table of item_id and label "
         "(the review page's, Label Studio's CSV export), or a folder of them",
     )
-    encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL")
+    encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL; a byte order mark overrules it")
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="what stands between values of CSV, or tab; default: found by parsing",
+    )
+    quoting: Literal["auto", "standard", "none"] = Field(
+        "auto",
+        description="what quote signs mean in CSV: auto refuses a quoted value that seems to swallow rows, standard "
+        "trusts every quote, none takes quote signs as plain text",
+    )
+    columns: list[str] = Field([], description="names of the columns, in order, of a CSV without a header")
+    folder_labels: Literal["leaf", "path"] = Field(
+        "leaf", description="labels of class folders: the innermost folder's name, or its whole path (men/shoes)"
+    )
+    normalize_labels: bool = Field(
+        False, description="merge labels that differ only in case, surrounding blanks or Unicode form, as lower case"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
     max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
 
@@ -57,6 +79,11 @@ class CatalogSection(Section):
     def _labels_are_names(cls, value: Any) -> Any:
         # YAML reads the 0 of `0: PC` as a number
         return {str(old): str(new) for old, new in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _tab_has_a_name(cls, value: Any) -> Any:
+        return "\t" if value in ("tab", "\\t") else value
 
     _same = field_validator("uri", "root", "validation_uri", "test_uri", "corrections")(normalized)
 

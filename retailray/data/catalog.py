@@ -1,22 +1,25 @@
-"""A catalog: the user's table, untouched, and beside it what each row means to us."""
+"""A catalog: one row per image, each with a row id, and what its columns mean."""
 
 import dataclasses
 import difflib
 import os
 import string
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retailray import storage
+from retailray import progress, storage
 from retailray.config import CatalogSection
 from retailray.data.corrections import correct, read_corrections
-from retailray.data.tables import LosslessTypes, as_text, stream_table, table_files, table_suffix, visible_files
+from retailray.data.csv_files import CsvOptions, headerless_hint
+from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
+from retailray.data.tables import as_text, stream_lines, table_files, table_suffix, visible_files
 from retailray.errors import CatalogError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,58 +34,54 @@ SPLIT_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """``table`` holds the input columns with their types; ``rows``, aligned with it, what they mean.
+    """What every row of a catalog means.
 
-    Columns of ``rows`` (all text): ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row
-    names none), ``refused`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split``
-    ('' if the table does not say), ``file``; and ``line`` (int64, counted from 1 with the header; for Parquet the row)
-    and ``repeated`` (bool: an earlier row has the id).
+    Columns of ``rows``: ``row_id`` (int64, unique within all that one command reads; results are joined on it), then
+    text: ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row names none), ``refused`` (why
+    it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not
+    say), ``file``; and ``line`` (int64, where the row begins, counted from 1 with the header; for Parquet the row) and
+    ``repeated`` (bool: an earlier row has the id).
     """
 
     uri: str
-    table: pa.Table
     rows: pa.Table
 
     def __len__(self) -> int:
         return self.rows.num_rows
 
     def select(self, mask: np.ndarray) -> "Catalog":
-        keep = pa.array(mask)
-        return Catalog(self.uri, self.table.filter(keep), self.rows.filter(keep))
+        return Catalog(self.uri, self.rows.filter(pa.array(mask)))
 
     def take(self, indices: np.ndarray) -> "Catalog":
-        return Catalog(self.uri, self.table.take(indices), self.rows.take(indices))
+        return Catalog(self.uri, self.rows.take(indices))
 
     def column(self, name: str) -> np.ndarray:
         """One column of ``rows`` as an object (or int64) array."""
         return self.rows.column(name).to_numpy()
 
 
-def read_catalog(section: CatalogSection, *, uri: str | None = None, needs_label: bool = True) -> Catalog:
+def read_catalog(
+    section: CatalogSection, *, uri: str | None = None, needs_label: bool = True, first_row_id: int = 0
+) -> Catalog:
     """Read the catalog that a config section describes (``uri`` overrides the section's, for a split's own table).
 
     Raises:
         CatalogError: naming file, line, column and value, and what to set.
         StorageError: the address cannot be reached.
     """
-    pieces = list(stream_catalog(section, uri=uri, needs_label=needs_label))
-    types = LosslessTypes(keep_text=meaningful_columns(section))
-    for piece in pieces:
-        if piece.untyped:
-            types.look(piece.table)
-    uri = uri or section.uri
-    try:
-        tables = [types.cast(piece.table) if piece.untyped else piece.table for piece in pieces]
-        merged = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
+    pieces = stream_catalog(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
     rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
-    return Catalog(uri, merged, correct(rows, read_corrections(section.corrections)) if section.corrections else rows)
+    if section.corrections:
+        rows = correct(rows, read_corrections(section.corrections))
+    return Catalog(uri or section.uri, rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some rows of one file of a catalog: its columns as they are read, and what they mean (without ``repeated``)."""
+    """Some rows of one file of a catalog: its columns as they are read, and what they mean (without ``repeated``).
+
+    ``table`` has the same rows as ``rows``, in its order.
+    """
 
     file: str
     table: pa.Table
@@ -94,7 +93,9 @@ class Piece:
         return table_suffix(self.file) in (".csv", ".tsv")
 
 
-def stream_catalog(section: CatalogSection, *, uri: str | None = None, needs_label: bool = True) -> Iterator[Piece]:
+def stream_catalog(
+    section: CatalogSection, *, uri: str | None = None, needs_label: bool = True, first_row_id: int = 0
+) -> Iterator[Piece]:
     """The same a piece at a time, so that memory does not grow with the catalog (class folders are listed whole).
 
     Text columns of CSV are text still: see :class:`retailray.data.tables.LosslessTypes`.
@@ -103,18 +104,32 @@ def stream_catalog(section: CatalogSection, *, uri: str | None = None, needs_lab
     storage.check_readable(uri)
     files = table_files(uri)
     if not files:
-        yield _class_folders(uri, section)
+        yield _numbered(_class_folders(uri, section), first_row_id)
         return
     splits = {} if section.split or len(files) == 1 else _splits_of_folders(uri, files)
-    image = None
+    image, row_id = None, first_row_id
     for file in files:
-        line = 1 if table_suffix(file) in (".parquet", ".pq", ".jsonl", ".ndjson") else 2
-        for table in stream_table(file, encoding=section.encoding):
+        file_rows = 0
+        for table, lines in stream_lines(file, encoding=section.encoding, csv=csv_options(section)):
             image = image or _image_column(table, file, section)
             _require(table, image, "catalog.image", file)
-            rows = _meaning(file, table, image, section, uri, needs_label, first_line=line)
-            line += table.num_rows
-            yield Piece(file, table, _with_split(rows, splits[file]) if splits else rows)
+            piece = _meaning(file, table, image, section, uri, needs_label, lines=lines)
+            rows = _with_split(piece.rows, splits[file]) if splits else piece.rows
+            if table.num_rows:
+                yield _numbered(dataclasses.replace(piece, rows=rows), row_id)
+            row_id, file_rows = row_id + table.num_rows, file_rows + table.num_rows
+        if not file_rows:
+            raise CatalogError(f"{file}: there is a header and no rows")
+
+
+def csv_options(section: CatalogSection) -> CsvOptions:
+    """How the CSV files of a catalog are read."""
+    return CsvOptions(section.delimiter, section.quoting, tuple(section.columns))
+
+
+def _numbered(piece: Piece, first: int) -> Piece:
+    numbers = pa.array(np.arange(first, first + piece.rows.num_rows))
+    return dataclasses.replace(piece, rows=piece.rows.add_column(0, "row_id", numbers))
 
 
 def meaningful_columns(section: CatalogSection) -> set[str]:
@@ -126,7 +141,8 @@ def meaningful_columns(section: CatalogSection) -> set[str]:
 
 def _with_repeats(rows: pa.Table) -> pa.Table:
     """Append ``repeated``: True for every row whose id an earlier row of the same catalog has."""
-    _, first = np.unique(rows.column("id").to_numpy().astype(str), return_index=True)
+    codes = rows.column("id").combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first = np.unique(codes, return_index=True)
     repeated = np.ones(rows.num_rows, dtype=bool)
     repeated[first] = False
     return rows.append_column("repeated", pa.array(repeated))
@@ -160,10 +176,9 @@ def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
 def _require(table: pa.Table, name: str, key: str, file: str) -> None:
     if name not in table.column_names:
         near = difflib.get_close_matches(name, table.column_names, n=1)
-        raise CatalogError(
-            f"{file}: {key} = {name!r}: there is no such column"
-            + (f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(table.column_names)}")
-        )
+        hint = headerless_hint(table.column_names) if table_suffix(file) in (".csv", ".tsv") else ""
+        columns = f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(table.column_names)}"
+        raise CatalogError(f"{file}: {key} = {name!r}: there is no such column" + (hint or columns))
 
 
 def _meaning(
@@ -174,9 +189,9 @@ def _meaning(
     uri: str,
     needs_label: bool,
     *,
-    first_line: int,
-) -> pa.Table:
-    """The ``rows`` of a piece of one file that begins at ``first_line``."""
+    lines: np.ndarray,
+) -> Piece:
+    """The ``rows`` of a piece of one file; ``lines``: where each of them begins."""
 
     def text(name: str, key: str) -> list[str]:
         _require(table, name, key, file)
@@ -187,42 +202,94 @@ def _meaning(
 
     num_rows = table.num_rows
     folder = storage.parent(file)
-    images = text(image, "catalog.image")
-    paths = _expand_template(file, table, images, section)
-    has_label = needs_label or section.label in table.column_names
-    labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
+    root = section.root or folder
     # files of one catalog in several folders may use the same relative paths for different images
     prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
+    if _holds_images(table.column(image)):
+        table, images, paths, addresses = _embedded_images(file, table, image, section, root, lines)
+    else:
+        images = text(image, "catalog.image")
+        paths = _expand_template(file, table, images, section)
+        addresses = [storage.join(root, path) if path else "" for path in paths]
+    has_label = needs_label or section.label in table.column_names
+    labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
     ids = [storage.join(prefix, path) if prefix else path for path in paths]
     if section.id:  # a row without an id still needs one of its own
         ids = [value or path for value, path in zip(text(section.id, "catalog.id"), ids, strict=True)]
     groups = ids
     if section.group:  # rows without a product are not one product
         groups = [value or own for value, own in zip(text(section.group, "catalog.group"), ids, strict=True)]
-    root = section.root or folder
-    addresses = [storage.join(root, path) if path else "" for path in paths]
-    return pa.table(
-        {
-            "id": pa.array(ids, pa.string()),
-            "image": pa.array(images, pa.string()),
-            "uri": pa.array(addresses, pa.string()),
-            "refused": pa.array(
-                [_refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)],
-                pa.string(),
-            ),
-            "label": pa.array([section.label_map.get(label, label) for label in labels], pa.string()),
-            "group": pa.array(groups, pa.string()),
-            "split": pa.array(_splits(file, text(section.split, "catalog.split"), first_line), pa.string())
-            if section.split
-            else pa.array([""] * num_rows, pa.string()),
-            "file": pa.array([file] * num_rows, pa.string()),
-            "line": pa.array(np.arange(first_line, first_line + num_rows)),
-        }
-    )
+    splits = [""] * num_rows
+    if section.split:
+        splits = _splits(file, text(section.split, "catalog.split"), lines)
+    columns = {
+        "id": ids,
+        "image": images,
+        "uri": addresses,
+        "refused": [
+            _refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)
+        ],
+        "label": [_label(label, section) for label in labels],
+        "group": groups,
+        "split": splits,
+        "file": [file] * num_rows,
+    }
+    rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return Piece(file, table, rows.append_column("line", pa.array(lines)))
+
+
+def _label(label: str, section: CatalogSection) -> str:
+    """A label as the settings rename it."""
+    if label in section.label_map:
+        return section.label_map[label]
+    if section.normalize_labels:
+        label = normalized_label(label)
+    return section.label_map.get(label, label)
+
+
+def normalized_label(label: str) -> str:
+    """The one spelling of labels that differ in case, surrounding blanks or Unicode form."""
+    return unicodedata.normalize("NFC", label).strip().casefold()
+
+
+def _holds_images(column: pa.ChunkedArray) -> bool:
+    """Whether a column has the bytes of images: binary, or Hugging Face's ``{bytes, path}``."""
+    kind = column.type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_bytes_and_path(kind)
+
+
+def _is_bytes_and_path(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _embedded_images(
+    file: str, table: pa.Table, image: str, section: CatalogSection, root: str, lines: np.ndarray
+) -> tuple[pa.Table, list[str], list[str], list[str]]:
+    """Images that lie in a Parquet file: the table with their names in place of their bytes, and for each row the name,
+    the path below the root and the address."""
+    if section.image_template != "{image}":
+        raise CatalogError(f"{file}: catalog.image_template would be ignored: column {image!r} holds the images")
+    column = table.column(image)
+    names = [""] * table.num_rows
+    present = column.is_valid()
+    if _is_bytes_and_path(column.type):
+        present = pc.and_(present, pc.struct_field(column, "bytes").is_valid())
+        if column.type.get_field_index("path") >= 0:
+            names = as_text(pc.struct_field(column, "path")).to_pylist()
+    below = file.removeprefix(root.rstrip("/") + "/")
+    paths, addresses = [], []
+    for name, line, has_bytes in zip(names, lines.tolist(), present.to_pylist(), strict=True):
+        path = storage.embedded_address(below, image, line - 1) if has_bytes else name
+        paths.append(path)
+        addresses.append(storage.join(root, path) if path else "")
+    images = [name or path for name, path in zip(names, paths, strict=True)]
+    position = table.column_names.index(image)
+    return table.set_column(position, image, pa.array(images, pa.string())), images, paths, addresses
 
 
 def _refusal(path: str, address: str, file: str, root: str, section: CatalogSection) -> str:
     """Why an image may not be read; '' if it may."""
+    path = storage.canonical(path)
     below = address.startswith(root.rstrip("/") + "/")
     if not path or below or any(address.startswith(allowed) for allowed in section.allow):
         return ""
@@ -235,12 +302,12 @@ def _refusal(path: str, address: str, file: str, root: str, section: CatalogSect
     return ""
 
 
-def _splits(file: str, values: list[str], first_line: int) -> list[str]:
+def _splits(file: str, values: list[str], lines: np.ndarray) -> list[str]:
     named = [SPLIT_NAMES.get(value.strip().lower(), "") for value in values]
     if "" in named:
         at = named.index("")
         raise CatalogError(
-            f"{file}: line {at + first_line}: split {values[at]!r} is none of {', '.join(sorted(SPLIT_NAMES))}"
+            f"{file}: line {lines[at]}: split {values[at]!r} is none of {', '.join(sorted(SPLIT_NAMES))}"
         )
     return named
 
@@ -248,7 +315,7 @@ def _splits(file: str, values: list[str], first_line: int) -> list[str]:
 def _expand_template(file: str, table: pa.Table, images: list[str], section: CatalogSection) -> list[str]:
     """Image paths by ``catalog.image_template``; '' where the image column is empty."""
     if section.image_template == "{image}":
-        return [image.strip() for image in images]
+        return [image if image.strip() else "" for image in images]
     template = section.image_template
     columns = {"stem": [os.path.basename(file).split(".")[0]] * len(images), "image": images}
     try:
@@ -266,33 +333,82 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
         ) from error
 
 
+def class_folder_files(uri: str) -> list[str]:
+    """Files below a folder of class folders, sorted; links to folders on this machine are followed, each once."""
+    if not storage.is_local(uri):
+        return sorted(visible_files(uri))
+    found, seen = [], set()
+    for folder, subfolders, names in os.walk(uri, followlinks=True):
+        identity = os.stat(folder)
+        if (identity.st_dev, identity.st_ino) in seen:  # a link that leads back up
+            subfolders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        subfolders[:] = [name for name in subfolders if not name.startswith(("_", ".", "run_id="))]
+        found += [os.path.join(folder, name) for name in names if not name.startswith(("_", "."))]
+    return sorted(found)
+
+
+def unread_suffixes(section: CatalogSection) -> dict[str, int]:
+    """Files by suffix that lie in class folders and are not read, since their names are of no image format."""
+    if table_files(section.uri):
+        return {}
+    names = [name for name in class_folder_files(section.uri) if not name.lower().endswith(IMAGE_SUFFIXES)]
+    return dict(sorted(Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names).items()))
+
+
 def _class_folders(uri: str, section: CatalogSection) -> Piece:
-    """Folders as labels: ``uri/<label>/<image>``, at any depth; the label is the innermost folder's name."""
-    ignored = section.given() - {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio"}
-    ignored -= {"encoding", "corrections"}
+    """Folders as labels: ``uri/<label>/<image>``, at any depth, below folders of splits or not (train/mug/1.jpg)."""
+    read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "encoding"}
+    ignored = section.given() - read - {"corrections", "folder_labels", "normalize_labels"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
         raise CatalogError(
             f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored"
         )
-    found = image_files(uri)
+    files = class_folder_files(uri)
+    found = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     if not found:
         raise CatalogError(f"{uri}: neither a table nor images in it")
+    if len(found) < len(files):
+        progress.emit("warning", not_read=len(files) - len(found), note="files without the suffix of an image format")
     relative = [name[len(uri) :].lstrip("/") for name in found]
-    labels = [os.path.basename(os.path.dirname(name)) for name in relative]
-    table = pa.table({"image": relative, "label": labels})
-    section = CatalogSection(uri=uri, label_map=section.label_map)
-    rows = _meaning(f"{uri}/", table, "image", section, uri, True, first_line=2)
     tops = [SPLIT_NAMES.get(name.split("/")[0].lower(), "") if name.count("/") > 1 else "" for name in relative]
-    if all(tops):  # train/mug/1.jpg
-        rows = rows.set_column(rows.column_names.index("split"), "split", pa.array(tops, pa.string()))
-    return Piece(uri, table, rows)
+    splits = tops if all(tops) else [""] * len(relative)
+    folders = [
+        os.path.dirname(name.partition("/")[2] if split else name) for name, split in zip(relative, splits, strict=True)
+    ]
+    if section.folder_labels == "leaf":
+        _warn_of_equal_leaves(folders)
+        folders = [os.path.basename(folder) for folder in folders]
+    table = pa.table({"image": relative, "label": folders})
+    plain = CatalogSection(uri=uri, label_map=section.label_map, normalize_labels=section.normalize_labels)
+    piece = _meaning(f"{uri}/", table, "image", plain, uri, True, lines=np.arange(1, len(relative) + 1))
+    at = piece.rows.column_names.index("split")
+    return Piece(uri, table, piece.rows.set_column(at, "split", pa.array(splits, pa.string())))
+
+
+def equal_leaves(folders: Sequence[str]) -> dict[str, list[str]]:
+    """Folders of different parents that have one name, by that name: as labels they are one."""
+    parents: dict[str, set[str]] = defaultdict(set)
+    for folder in set(folders):
+        parents[os.path.basename(folder)].add(folder)
+    return {name: sorted(members) for name, members in sorted(parents.items()) if len(members) > 1}
+
+
+def _warn_of_equal_leaves(folders: Sequence[str]) -> None:
+    for name, members in list(equal_leaves(folders).items())[:10]:
+        progress.emit(
+            "warning",
+            label=name,
+            folders=members[:10],
+            note="these folders are one label; set catalog.folder_labels to path to keep them apart",
+        )
 
 
 def concat_rows(parts: list[Catalog]) -> Catalog:
-    """One catalog after the other; their meaning only, since their own columns may differ."""
-    rows = pa.concat_tables([part.rows for part in parts])
-    return Catalog(parts[0].uri, pa.table({"row": np.arange(rows.num_rows)}), rows)
+    """One catalog after the other."""
+    return Catalog(parts[0].uri, pa.concat_tables([part.rows for part in parts]))
 
 
 def count_labels(labels: np.ndarray) -> dict[str, int]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from retailray import progress, storage
-from retailray.data.tables import as_text, stream_table, table_files, table_suffix
+from retailray.data.tables import as_text, stream_lines, table_files, table_suffix
 from retailray.errors import CatalogError
 
 # our names, and those of Label Studio's CSV export where they differ
@@ -36,7 +36,7 @@ def read_corrections(uri: str) -> pa.Table:
         progress.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
     found: dict[str, tuple[pd.Timestamp, dict[str, str]]] = {}
     for file in files:
-        for table in stream_table(file, encoding="utf-8", may_be_empty=True):
+        for table, _ in stream_lines(file, encoding="utf-8"):
             rows = _rows(file, table)
             for row, at in zip(rows, _moments(file, rows), strict=True):
                 if row["label"] and (row["item_id"] not in found or at >= found[row["item_id"]][0]):

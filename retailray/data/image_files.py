@@ -15,7 +15,21 @@ from PIL import Image, ImageChops
 from retailray.errors import ImageError
 
 # formats by their names in Pillow; HEIF is read where pillow-heif is installed
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # in entropy-coded data, neither stuffing nor a restart
 _PNG_SIGNATURE, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
@@ -212,7 +226,7 @@ def _gif_picture(data: bytes) -> tuple[int, int]:
 
 def _sub_blocks(data: bytes, at: int) -> tuple[bytes, bool]:
     """Return the content of a chain of sub-blocks, as far as it is there, and whether the chain has its end."""
-    parts = []
+    parts: list[bytes] = []
     while at < len(data):
         size = data[at]
         if not size:
@@ -268,7 +282,7 @@ def _lzw_length(packed: bytes, code_size: int) -> int:
         before = length
 
 
-# -- WebP, BMP, TIFF, AVIF and HEIF: a length that the file itself tells ------------------------------------------------
+# -- WebP, BMP, TIFF, AVIF and HEIF: a length that the file itself tells ------------------------------------------
 
 
 def _told_length_webp(data: bytes) -> int:

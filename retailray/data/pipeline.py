@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from retailray import storage
 from retailray.data.images import Limits, decode
+from retailray.data.row_ids import OURS, ROW_ID
 from retailray.data.store import StoreReader, StoreSpec
 from retailray.errors import ERROR_CODES, ImageError
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from retailray.data.catalog import Catalog
 
-OURS = "__rr_"  # how our own columns begin
-ROW, ID, IMAGE, URI, LABEL = (OURS + name for name in ("row", "id", "image", "uri", "label"))
+ID, IMAGE, URI, LABEL = (OURS + name for name in ("id", "image", "uri", "label"))
+SLOT = OURS + "slot"  # where a row lies in a cache, from 0
 CODE, MESSAGE, PIXELS, VIEW = (OURS + name for name in ("error_code", "message", "pixels", "view"))
 PADDING = "padding"  # the code of rows that only fill up the last batch
 CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, about 10 MB of pixels
@@ -41,8 +42,8 @@ class DecodeSpec:
         return 3 * self.crop_size**2
 
 
-def transport_table(catalog: "Catalog", *, with_input: bool) -> pa.Table:
-    """The columns that travel: input columns if asked, and ours. Rows that cannot be fetched have their code."""
+def transport_table(catalog: "Catalog") -> pa.Table:
+    """The columns that travel: :data:`ROW_ID` and what tasks need. Rows that cannot be fetched have their code."""
     rows = catalog.rows
     repeated = catalog.column("repeated")
     empty, refused = catalog.column("uri") == "", catalog.column("refused")
@@ -53,21 +54,17 @@ def transport_table(catalog: "Catalog", *, with_input: bool) -> pa.Table:
         f" ({file} line {line})" if text else ""
         for file, line, text in zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)
     ]
-    table = catalog.table if with_input else pa.table({})
-    values = {
-        ROW: pa.array(np.arange(len(catalog))),
-        ID: rows.column("id"),
-        IMAGE: rows.column("image"),
-        URI: rows.column("uri"),
-        LABEL: rows.column("label"),
-        CODE: pa.array(code.tolist(), pa.string()),
-        MESSAGE: pa.array([text + where for text, where in zip(message, at, strict=True)], pa.string()),
-    }
-    if not with_input:
-        return pa.table(values)
-    for name, column in values.items():
-        table = table.append_column(name, column)
-    return table
+    return pa.table(
+        {
+            ROW_ID: rows.column("row_id"),
+            ID: rows.column("id"),
+            IMAGE: rows.column("image"),
+            URI: rows.column("uri"),
+            LABEL: rows.column("label"),
+            CODE: pa.array(code.tolist(), pa.string()),
+            MESSAGE: pa.array([text + where for text, where in zip(message, at, strict=True)], pa.string()),
+        }
+    )
 
 
 def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> "ray.data.Dataset":
@@ -97,7 +94,7 @@ def view_dataset(
     decoded: StoreSpec | None = None,
     budget: int = 0,
 ) -> "ray.data.Dataset":
-    """A lazy dataset, a row a view: its row, view, code, message and pixels, and the columns to ``keep``.
+    """A lazy dataset, one row per view: its slot, view, code, message and pixels, and the columns to ``keep``.
 
     ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images; ``budget``: bytes
     that copies of remote stores may take on a machine.
@@ -111,7 +108,7 @@ def decode_views(
 ) -> pa.Table:
     """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order."""
     if decoded:
-        pixels = _central(decoded, budget, table.column(ROW).to_numpy(), spec.decode.crop_size)
+        pixels = _central(decoded, budget, table.column(SLOT).to_numpy(), spec.decode.crop_size)
     else:
         table = decode_rows(table, spec=spec.decode)
         pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
@@ -120,7 +117,7 @@ def decode_views(
     repeated = pixels[rows]
     if spec.augment != "none" or spec.erasing:
         repeated = _augmented(repeated, table.column(URI).take(rows).to_pylist(), views, spec)
-    table = table.select([ROW, CODE, MESSAGE, *keep]).take(rows)
+    table = table.select([SLOT, CODE, MESSAGE, *keep]).take(rows)
     return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from retailray.config import CheckSection
+from retailray.data.catalog import SPLIT_NAMES, equal_leaves
 
 HASH_BITS = 64
 ADVICE = {
@@ -26,10 +28,18 @@ ADVICE = {
     "the product, or drop the copies.",
     "duplicate_ids": "Several rows have one id. Only the first is used.",
     "empty_labels": "These rows have no label. They can be scored, and are left out of training.",
-    "similar_labels": "These labels look like one label in several spellings. Unite them with catalog.label_map.",
+    "similar_labels": "These labels look like one label in several spellings. Merge them with "
+    "catalog.normalize_labels, where case, blanks or the Unicode form differ, or with catalog.label_map.",
     "small_classes": "These labels have fewer than {min_images} rows. Collect more, merge them, or expect little.",
     "imbalance": "The largest label has {ratio:.0f} times the rows of the smallest. Report macro F1 beside accuracy, "
     "and collect the rare ones.",
+    "label_conflicts": "The same picture, byte for byte, with different labels. At most one of them is right; correct "
+    "the others, or drop the rows.",
+    "labels_without_training_rows": "These labels occur in validation or test rows only: no model can learn them. "
+    "Move some of their products to training, or leave the rows out.",
+    "equal_folder_names": "Folders of different parents with one name are one label. Set catalog.folder_labels to path "
+    "to keep them apart.",
+    "unread_files": "Files in the class folders that are not read, since their names are of no image format.",
 }
 
 
@@ -93,26 +103,42 @@ def _band_pairs(values: np.ndarray, shift: int, width: int, max_distance: int) -
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that differ only in case, white space or punctuation between words."""
+    """Labels that differ only in case, white space, punctuation between words or Unicode form."""
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        groups["".join(letter for letter in label.casefold() if letter.isalnum())].append(label)
+        letters = unicodedata.normalize("NFKC", label).casefold()
+        groups["".join(letter for letter in letters if letter.isalnum())].append(label)
     return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def conflicting_labels(groups: Iterable[Sequence[int]], labels: Sequence[str]) -> list[list[int]]:
+    """Of groups of row numbers with equal pictures, those whose rows have different labels ('' is none)."""
+    return [list(rows) for rows in groups if len({labels[row] for row in rows} - {""}) > 1]
+
+
+def untrained_labels(labels: pd.Series, splits: pd.Series) -> dict[str, int]:
+    """Labels with validation or test rows and without a training row, with how many; none without training rows."""
+    trained = set(labels[splits == "train"])
+    if not trained:
+        return {}
+    return labels[~labels.isin(trained) & (labels != "")].value_counts().sort_index().to_dict()
 
 
 def find_problems(
     scan: pd.DataFrame,
-    orphans: Sequence[str],
     labels: Mapping[str, int],
     *,
-    has_labels: bool,
+    orphans: Sequence[str],
+    unread: Mapping[str, int],
+    class_folders: bool,
     section: CheckSection,
 ) -> list[Result]:
     """Every finding of a scanned catalog; those that found nothing have count 0.
 
     Args:
-        scan: one row a catalog row: ``id, label, split, line, file, error_code, message, sha256, phash``.
-        orphans: images in the folder that no row names. labels: rows a label.
+        scan: one row per catalog row: ``id, label, split, line, file, error_code, message, sha256, phash``.
+        labels: rows per label. orphans: images in the folder that no row names. unread: files in class folders that are
+            not read, by suffix. class_folders: labels are names of folders.
     """
     bad = scan[~scan.error_code.isin(["", "not_found", "duplicate_id"])]
     missing, repeated = scan[scan.error_code == "not_found"], scan[scan.error_code == "duplicate_id"]
@@ -123,10 +149,13 @@ def find_problems(
     near_only = [rest for group in near if len(rest := [row for row in group if row not in copies]) > 1]
     splits = scan.split.to_numpy()
     leaks = [group for group in near if len({splits[row] for row in group}) > 1]
-    unlabelled = scan[scan.label == ""] if has_labels else scan[:0]
+    conflicts = conflicting_labels(exact, scan.label.to_numpy())
+    unlabelled = scan[scan.label == ""] if labels else scan[:0]
     small = {label: count for label, count in labels.items() if count < section.min_images}
     ratio = max(labels.values()) / min(labels.values()) if labels else 1.0
     variants = similar_labels(labels)
+    untrained = untrained_labels(scan.label, scan.split)
+    leaves = _equal_folder_names(scan) if class_folders else {}
     found: dict[str, tuple[int, Sequence[Any]]] = {
         "errors": (len(bad), _where(bad)),
         "missing": (len(missing), _where(missing)),
@@ -139,9 +168,27 @@ def find_problems(
         "similar_labels": (len(variants), [" / ".join(map(repr, group)) for group in variants[:5]]),
         "small_classes": (len(small), [f"{label}: {count}" for label, count in list(small.items())[:8]]),
         "imbalance": (int(ratio > section.max_imbalance), []),
+        "label_conflicts": (len(conflicts), conflicts[:8]),
+        "labels_without_training_rows": (len(untrained), _counts(untrained)),
+        "equal_folder_names": (len(leaves), [f"{name}: {', '.join(folders)}" for name, folders in leaves.items()][:8]),
+        "unread_files": (sum(unread.values()), _counts(unread)),
     }
     numbers = {"min_images": section.min_images, "ratio": ratio}
     return [Result(name, count, ADVICE[name].format(**numbers), examples) for name, (count, examples) in found.items()]
+
+
+def _equal_folder_names(scan: pd.DataFrame) -> dict[str, list[str]]:
+    """Folders that are one label though their parents differ; the folders of the splits do not count."""
+    folders = scan.image.str.rpartition("/")[0]
+    named = [
+        (folder.partition("/")[2] if SPLIT_NAMES.get(folder.split("/")[0].lower()) == split else folder, label)
+        for folder, split, label in zip(folders, scan.split, scan.label, strict=True)
+    ]
+    return equal_leaves([folder for folder, label in named if label == folder.rpartition("/")[2]])
+
+
+def _counts(counts: Mapping[str, int]) -> list[str]:
+    return [f"{name}: {count}" for name, count in list(counts.items())[:8]]
 
 
 def _where(rows: pd.DataFrame, limit: int = 5) -> list[str]:

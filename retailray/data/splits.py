@@ -51,7 +51,9 @@ def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bo
             raise CatalogError(f"split.validation + split.test = {validation + test:g}: nothing is left to train on")
         names = assign_splits(main.column("group"), validation=validation, test=test, seed=split.seed)
     parts = {name: main.select(names == name) for name in ("train", "validation", "test")}
+    num_rows = len(main)
     for name, uri in (("validation", catalog.validation_uri), ("test", catalog.test_uri)):
         if uri:
-            parts[name] = read_catalog(catalog, uri=uri, needs_label=needs_label)
+            parts[name] = read_catalog(catalog, uri=uri, needs_label=needs_label, first_row_id=num_rows)
+            num_rows += len(parts[name])
     return {name: part for name, part in parts.items() if len(part)}

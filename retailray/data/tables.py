@@ -5,29 +5,30 @@ CSV has no types: a column becomes integer or floating only where that is lossle
 """
 
 import bz2
-import codecs
 import contextlib
-import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
 from retailray import storage
+from retailray.data.csv_files import CsvOptions, CsvReader
+from retailray.data.text_files import Utf8Reader
 from retailray.errors import CatalogError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
 PIECE_ROWS = 20_000
-_PIECE_BYTES = 8 << 20  # of text; one row may not be longer
+_PIECE_BYTES = 8 << 20  # of text
+PLAIN_CSV = CsvOptions()
 _INTEGER = r"^(-?(0|[1-9][0-9]{0,17}))?$"
 # up to 15 digits, which a float64 holds exactly; no exponents, because article numbers look like them (12E4)
 _DECIMAL = r"^(-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)?$"
@@ -89,35 +90,44 @@ def rechunk(batches: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def read_table(address: str, *, encoding: str) -> pa.Table:
+def read_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> pa.Table:
     """One file as one table; see :func:`stream_table`."""
-    return pa.concat_tables(stream_table(address, encoding=encoding))
+    return pa.concat_tables(stream_table(address, encoding=encoding, csv=csv))
 
 
-def stream_table(address: str, *, encoding: str, may_be_empty: bool = False) -> Iterator[pa.Table]:
+def stream_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Iterator[pa.Table]:
     """One file as tables of one schema and some :data:`PIECE_ROWS` rows each, so that memory does not grow with it.
 
     Text columns of CSV and TSV are all strings; see :class:`LosslessTypes`.
 
     Raises:
-        CatalogError: not readable as what its name says; the message names the line and the value.
+        CatalogError: not readable as what its name says, or it has no rows; the message names the line and the value.
         StorageError: not reachable.
+    """
+    num_rows = 0
+    for table, _ in stream_lines(address, encoding=encoding, csv=csv):
+        num_rows += table.num_rows
+        yield table
+    if num_rows == 0:
+        raise CatalogError(f"{address}: there is a header and no rows")
+
+
+def stream_lines(
+    address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The same, each table with the line on which each row begins, from 1, int64 ``(N,)`` (of Parquet: the row).
+
+    A file without rows gives at most tables without rows.
     """
     suffix = table_suffix(address)
     if suffix is None:
         raise CatalogError(f"{address}: unknown kind of table; names end in {', '.join(SUFFIXES)} (and .gz, .bz2)")
     if suffix in (".parquet", ".pq"):
-        pieces = _stream_parquet(address)
+        yield from _stream_parquet(address)
     elif suffix in (".jsonl", ".ndjson"):
-        pieces = _stream_jsonl(address, encoding)
+        yield from _stream_jsonl(address, encoding)
     else:
-        pieces = _stream_csv(address, suffix, encoding)
-    num_rows = 0
-    for piece in pieces:
-        num_rows += piece.num_rows
-        yield piece
-    if num_rows == 0 and not may_be_empty:
-        raise CatalogError(f"{address}: there is a header and no rows")
+        yield from _stream_csv(address, suffix, encoding, csv)
 
 
 @contextlib.contextmanager
@@ -135,147 +145,74 @@ def _opened(address: str) -> Iterator[Any]:
             raise CatalogError(f"{address}: not {address[address.rfind('.') :]} data ({error})") from error
 
 
-class _Utf8(io.RawIOBase):
-    """A text file in any encoding and with any line ends, read as UTF-8 with line feeds."""
-
-    def __init__(self, address: str, file: Any, encoding: str) -> None:
-        try:
-            codec = codecs.lookup("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding)
-        except LookupError as error:
-            raise CatalogError(f"catalog.encoding = {encoding!r}: no such encoding; try utf-8 or latin-1") from error
-        self._address, self._file, self._encoding = address, file, encoding
-        self._decoder = io.IncrementalNewlineDecoder(codec.incrementaldecoder(), translate=True)
-        self._left = memoryview(b"")
-        self._lines = 1
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        at_end = False
-        while not self._left and not at_end:
-            data = self._file.read(1 << 20)
-            at_end = not data
-            self._left = memoryview(self._decode(data, final=at_end).encode())
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def _decode(self, data: bytes, *, final: bool) -> str:
-        try:
-            text = self._decoder.decode(data, final)
-        except UnicodeDecodeError as error:
-            line = self._lines + error.object[: error.start].count(b"\n")
-            raise CatalogError(
-                f"{self._address}: line {line}: byte 0x{error.object[error.start]:02x} is not {self._encoding}; "
-                "set catalog.encoding (latin-1 and cp1252 are common) or save the file as utf-8"
-            ) from error
-        self._lines += text.count("\n")
-        return text
-
-
 @contextlib.contextmanager
 def _text(address: str, encoding: str) -> Iterator[Any]:
     with _opened(address) as plain:
-        text = io.BufferedReader(_Utf8(address, plain, encoding), 1 << 20)
+        text = io.BufferedReader(Utf8Reader(address, plain, encoding), 1 << 20)
         if not text.peek(1):
             raise CatalogError(f"{address}: the file is empty")
         yield text
 
 
-def _stream_parquet(address: str) -> Iterator[pa.Table]:
+def _stream_parquet(address: str) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    num_rows = 0
     with _opened(address) as file:
         try:
             # one column chunk after the other and not a row group in advance: row groups can be as large as the file
             source = pa.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
             for batch in source.iter_batches(PIECE_ROWS):
-                yield pa.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch]), np.arange(num_rows + 1, num_rows + 1 + batch.num_rows)
+                num_rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise CatalogError(f"{address}: not a Parquet file ({' '.join(str(error).split())})") from error
 
 
-def _stream_csv(address: str, suffix: str, encoding: str) -> Iterator[pa.Table]:
+def _stream_csv(address: str, suffix: str, encoding: str, options: CsvOptions) -> Iterator[tuple[pa.Table, np.ndarray]]:
     with _text(address, encoding) as text:
-        header, skipped = _csv_header(address, text)
-        delimiter = "\t" if suffix == ".tsv" else max(",;\t|", key=header.count)
-        names = _column_names(address, header, delimiter)
-        bad: list[str] = []
-
-        def note_bad_row(row: pyarrow.csv.InvalidRow) -> str:
-            at = row.number + skipped if row.number else None
-            bad.append(f"line {at}: {row.actual_columns} values where the header has {row.expected_columns}")
-            return "skip"
-
-        try:
-            reader = pa.csv.open_csv(
-                text,
-                # the row handler is told line numbers only without threads
-                read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, block_size=_PIECE_BYTES),
-                parse_options=pa.csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note_bad_row
-                ),
-                convert_options=pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-                ),
-            )
-            for batch in reader:
-                for start in range(0, batch.num_rows, PIECE_ROWS):
-                    yield pa.Table.from_batches([batch.slice(start, PIECE_ROWS)])
-        except pa.ArrowException as error:
-            if "Empty CSV" not in str(error):
-                raise CatalogError(f"{address}: {' '.join(str(error).split())}") from error
-        if bad:
-            more = f" (and {len(bad) - 3} more lines)" if len(bad) > 3 else ""
-            raise CatalogError(f"{address}: {'; '.join(bad[:3])}{more}; quote values that contain {delimiter!r}")
+        reader = CsvReader(
+            address, (line.decode() for line in text), options, delimiter="\t" if suffix == ".tsv" else None
+        )
+        rows: list[list[str]] = []
+        lines: list[int] = []
+        size = 0
+        for record in reader:
+            rows.append(record.values)
+            lines.append(record.line)
+            size += record.size
+            if len(rows) == PIECE_ROWS or size > _PIECE_BYTES:
+                yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)
+                rows, lines, size = [], [], 0
+        yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)
 
 
-def _csv_header(address: str, text: Any) -> tuple[str, int]:
-    """The first line that is not empty (and those that its quotes run over), and how many lines that took."""
-    header, lines = "", 0
-    while not header.strip() or header.count('"') % 2:
-        line = text.readline(_PIECE_BYTES).decode()
-        if not line:
-            break
-        header, lines = (header if header.strip() else "") + line, lines + 1
-    if not header.strip():
-        raise CatalogError(f"{address}: the file is empty")
-    return header.removesuffix("\n"), lines
+def _text_table(names: list[str], rows: list[list[str]]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names=names)
 
 
-def _column_names(address: str, header: str, delimiter: str) -> list[str]:
-    try:
-        names = next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise CatalogError(f"{address}: line 1: not a CSV header ({error})") from error
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise CatalogError(f"{address}: line 1: column names occur twice: {', '.join(map(repr, twice))}")
-    return names
-
-
-def _stream_jsonl(address: str, encoding: str) -> Iterator[pa.Table]:
+def _stream_jsonl(address: str, encoding: str) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Two readings where there are several pieces: the first learns the types of all of them."""
     schemas: list[pa.Schema] = []
-    only: pa.Table | None = None
-    for rows in _json_pieces(address, encoding):
-        only = _json_table(address, rows)
-        schemas.append(only.schema)
+    only: tuple[pa.Table, np.ndarray] | None = None
+    for rows, lines in _json_pieces(address, encoding):
+        only = _json_table(address, rows), lines
+        schemas.append(only[0].schema)
         if len(schemas) > 1:
             try:
                 schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
             except pa.ArrowException as error:
                 raise CatalogError(f"{address}: a column mixes types ({error})") from error
             only = None
-    if only is not None and len(schemas) == 1 and only.schema == schemas[0]:
+    if only is not None and len(schemas) == 1 and only[0].schema == schemas[0]:
         yield only
         return
-    for rows in _json_pieces(address, encoding):
-        yield _json_table(address, rows, schemas[0])
+    for rows, lines in _json_pieces(address, encoding):
+        yield _json_table(address, rows, schemas[0]), lines
 
 
-def _json_pieces(address: str, encoding: str) -> Iterator[list[dict[str, Any]]]:
+def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
     rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     with _text(address, encoding) as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():
@@ -288,11 +225,12 @@ def _json_pieces(address: str, encoding: str) -> Iterator[list[dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise CatalogError(f"{address}: line {number}: a JSON object is expected: {shown!r}")
             rows.append(row)
+            lines.append(number)
             if len(rows) == PIECE_ROWS:
-                yield rows
-                rows = []
+                yield rows, np.array(lines, dtype=np.int64)
+                rows, lines = [], []
     if rows:
-        yield rows
+        yield rows, np.array(lines, dtype=np.int64)
 
 
 def _json_table(address: str, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
@@ -304,6 +242,48 @@ def _json_table(address: str, rows: list[dict[str, Any]], schema: pa.Schema | No
         except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
             raise CatalogError(f"{address}: column {name!r} mixes types or holds values of none ({error})") from error
     return pa.table(columns)
+
+
+def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return one schema for the parts of a table that differ in dictionaries, in large or null types, or in columns.
+
+    Raises:
+        pyarrow.ArrowException: a column has types that no type holds both of.
+    """
+    fields: dict[str, list[pa.Field]] = {}
+    for schema in schemas:
+        for field in schema:
+            fields.setdefault(field.name, []).append(field)
+    unified = []
+    for name, members in fields.items():
+        kinds = {str(field.type): field.type for field in members}
+        plain = [pa.schema([(name, _plain(kind))]) for kind in kinds.values()] if len(kinds) > 1 else []
+        kind = pa.unify_schemas(plain, promote_options="permissive").field(0).type if plain else members[0].type
+        unified.append(pa.field(name, kind))
+    return pa.schema(unified)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without the ways in which writers pack it."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind
+
+
+def to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of :func:`unify_schemas`; those that it lacks are null."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        columns.append(column if column.type.equals(field.type) else column.cast(_plain(column.type)).cast(field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 class LosslessTypes:

@@ -5,17 +5,17 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from retailray import progress, storage
 from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
 from retailray.config import CheckConfig
-from retailray.data.catalog import Catalog, count_labels, image_files
+from retailray.data.catalog import Catalog, count_labels, image_files, unread_suffixes
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
 from retailray.data.quality import Result, find_problems
+from retailray.data.row_ids import in_order_of
 from retailray.data.scan import FACTS, scan_catalog
 from retailray.data.splits import read_splits
 from retailray.data.tables import parquet_bytes
@@ -41,7 +41,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     num_rows = sum(map(len, splits.values()))
     progress.emit("start", verb="check", run=run.address, rows=num_rows)
     limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    table = pa.concat_tables([transport_table(part, with_input=False) for part in splits.values()])
+    table = pa.concat_tables([transport_table(part) for part in splits.values()])
     with ray_session(config.cluster) as capacity:
         plan = plan_reading(capacity)
         wait_until_free(plan, deadline_s=config.cluster.wait_s)
@@ -51,8 +51,11 @@ def check(config: CheckConfig) -> dict[str, Any]:
     orphans = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
-    results = find_problems(scan, orphans, labels, has_labels=bool(labels), section=config.check)
-    report = _summarize(scan, results, labels, orphans)
+    unread = unread_suffixes(config.catalog)
+    results = find_problems(
+        scan, labels, orphans=orphans, unread=unread, class_folders=_is_class_folders(splits), section=config.check
+    )
+    report = _summarize(scan, results, labels, orphans) | {"unread_files": unread}
     run.write_json("check.json", report)
     for name, rows in (
         ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
@@ -81,15 +84,25 @@ def _gate(results: Sequence[Result], fail_on: Sequence[str], run: RunDirectory) 
 
 
 def _frame(splits: dict[str, Catalog], scanned: pa.Table) -> pd.DataFrame:
-    """One row a catalog row: what it means, and what was found at its address."""
-    frame = pa.concat_tables([part.rows for part in splits.values()]).to_pandas()
-    frame["split"] = np.repeat(list(splits), [len(part) for part in splits.values()])
-    frame["error_code"] = scanned.column(CODE).to_pylist()
-    frame["message"] = scanned.column(MESSAGE).to_pylist()
+    """One row per catalog row: what it means, and what was found at its address, joined by row id."""
+    parts = []
+    for name, part in splits.items():
+        at = part.rows.column_names.index("split")
+        parts.append(part.rows.set_column(at, "split", pa.array([name] * len(part), pa.string())))
+    rows = pa.concat_tables(parts)
+    scanned = in_order_of(rows.column("row_id"), scanned)
+    for name, column in (("error_code", CODE), ("message", MESSAGE), *((field.name, field.name) for field in FACTS)):
+        rows = rows.append_column(name, scanned.column(column))
+    frame = rows.to_pandas()
     for field in FACTS:
         kind = {"uint64": "UInt64", "int64": "Int64", "int32": "Int32"}.get(str(field.type), "object")
-        frame[field.name] = pd.array(scanned.column(field.name).to_pylist(), dtype=kind)
+        frame[field.name] = pd.array(rows.column(field.name).to_pylist(), dtype=kind)
     return frame
+
+
+def _is_class_folders(splits: dict[str, Catalog]) -> bool:
+    """Whether rows come from class folders and not from a table."""
+    return all(part.uri == part.rows.column("file")[0].as_py().rstrip("/") for part in splits.values())
 
 
 def find_orphans(uris: Sequence[str]) -> list[str]:
@@ -113,7 +126,8 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
             continue
         with contextlib.suppress(StorageError):  # what cannot be listed is an error row already
             orphans += [name for name in image_files(folder) if name not in named]
-    return sorted(orphans)
+    forms = {form for uri in named for form in storage.other_unicode_forms(uri)}  # which reading finds as well
+    return sorted(name for name in orphans if name not in forms)
 
 
 def _summarize(

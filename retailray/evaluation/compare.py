@@ -88,11 +88,11 @@ def predict_both(
         wait_until_free(plan, deadline_s=cluster.wait_s)
         for name, side in sides.items():
             table = predict_catalog(section, catalog, side.uri, side.meta, plan, capacity, batch_size=batch_size)
-            frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row")
+            frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row_id")
             good = frame[frame.error_code == ""]
             frames.append(good[["pred_label", "pred_score"]].add_prefix(f"{name}_"))
             frames[-1].columns = [f"{name}_label", f"{name}_score"]
-    both = good[["id", "uri", "label"]].join(frames, how="inner").sort_index().reset_index(drop=True)
+    both = good[["id", "uri", "label"]].join(frames, how="inner").sort_index().reset_index()
     if both.empty:
         raise CatalogError(f"{catalog.uri}: no row could be predicted; see `retailray check`")
     return both

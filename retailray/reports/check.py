@@ -54,7 +54,7 @@ def _examples(scan: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
 def _groups(results: Sequence[Result], scan: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
     groups = []
     for result in results:
-        if result.name not in ("exact_duplicates", "near_duplicates", "leakage"):
+        if result.name not in ("label_conflicts", "leakage", "exact_duplicates", "near_duplicates"):
             continue
         for rows in result.examples:
             members = scan.iloc[rows[:MAX_GROUP_PICTURES]]

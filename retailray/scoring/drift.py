@@ -168,7 +168,7 @@ def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, Any]:
                          f"order by 3 desc, 1, 2 limit {limit}")  # fmt: skip
     examples = ledger.table(f"select f.id, f.uri, k.pred_label as before, f.model_label as pred_label, "
                             f"f.model_score as pred_score {both} "
-                            f"order by f.model_score desc, f.row limit {limit}")  # fmt: skip
+                            f"order by f.model_score desc, f.row_id limit {limit}")  # fmt: skip
     return {
         "count": ledger.one(f"select count(*) {both}"),
         "moves": moves.to_pylist(),

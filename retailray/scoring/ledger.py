@@ -57,18 +57,18 @@ class Ledger:
         self._db.execute(
             """
             create table rows as
-            select row, id, image, uri, label, code, case code
+            select row_id, id, image, uri, label, code, case code
                 when '' then '' when 'empty_path' then 'the image column is empty' when 'not_allowed' then refused
                 else 'an earlier row has this id' end || case when code = '' then '' else
                 ' (' || file || ' line ' || line || ')' end as message
             from (select *, case when uri = '' then 'empty_path' when refused <> '' then 'not_allowed'
-                  when row_number() over (partition by id order by row) > 1 then 'duplicate_id' else '' end as code
+                  when row_number() over (partition by id order by row_id) > 1 then 'duplicate_id' else '' end as code
                   from read_parquet(?))
             """,
             [str(catalog.rows)],
         )
         self._db.execute(
-            "create table images as select uri, min(row) as first_row from rows where code = '' group by 1"
+            "create table images as select uri, min(row_id) as first_row from rows where code = '' group by 1"
         )
         self._db.execute("create table listed (uri varchar, identity varchar, size bigint)")
         self._db.register("ledger_columns", LEDGER_SCHEMA.empty_table())
@@ -212,7 +212,7 @@ class Ledger:
         self._db.execute(
             f"""
             create table final as
-            select r.row, r.id, r.image, r.uri, r.label,
+            select r.row_id, r.id, r.image, r.uri, r.label,
                 case when r.code = '' then o.error_code else r.code end as code,
                 case when r.code = '' then o.message else r.message end as reason,
                 coalesce(c.label, o.pred_label) as pred_label,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from retailray import storage
 from retailray.config import CatalogSection
+from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
@@ -29,8 +30,8 @@ LINEAGE = {"model_label": pa.string(), "model_score": pa.float32(),
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
-    f"select id, image, code, reason, decision, scored_at, carried, {', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} "
-    "from final order by row"
+    "select row_id, id, image, code, reason, decision, scored_at, carried, "
+    f"{', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} from final order by row_id"
 )
 
 
@@ -67,6 +68,7 @@ def write_tables(
     outcomes = rechunk(ledger.batches(_OUTCOMES, PIECE_ROWS), rows_per_file)
     inputs = rechunk(catalog.input_pieces(), rows_per_file)
     for number, (found, own) in enumerate(zip(outcomes, inputs, strict=True)):
+        own = in_order_of(found.column("row_id"), own).drop_columns([ROW_ID])
         failed = pc.not_equal(pc.fill_null(found.column("code"), "lost"), "")
         good, errors = found.filter(pc.invert(failed)), found.filter(failed)
         _write(
@@ -152,7 +154,7 @@ def summarize(ledger: Ledger) -> dict[str, Any]:
     examples: dict[str, list[dict[str, str]]] = {}
     for row in ledger.table(
         "select id, image, code as error_code, reason as message from final where code <> '' "
-        f"qualify row_number() over (partition by code order by row) <= {ERROR_EXAMPLES} order by row"
+        f"qualify row_number() over (partition by code order by row_id) <= {ERROR_EXAMPLES} order by row_id"
     ).to_pylist():
         examples.setdefault(row["error_code"], []).append(row)
     return {

@@ -38,7 +38,7 @@ def make_queue(ledger: Ledger, usual: Usual | None, *, limit: int) -> list[dict[
     found = ledger.table(
         f"""
         with candidates as (
-            select f.row, f.id as item_id, f.uri as image, f.sha256, f.model_label as pred_label,
+            select f.row_id, f.id as item_id, f.uri as image, f.sha256, f.model_label as pred_label,
                 f.model_score as pred_score, f.topk_labels, f.topk_scores, f.decision, f.label as catalog_label,
                 k.pred_label as label_before, f.decision <> 'accept' as uncertain,
                 coalesce(k.pred_label <> f.model_label, false) as changed, coalesce({unusual}, false) as unusual,
@@ -48,10 +48,10 @@ def make_queue(ledger: Ledger, usual: Usual | None, *, limit: int) -> list[dict[
         )
         select *, 1 - pred_score + {weighed} as usefulness from candidates
         where uncertain or changed or unusual or outdated
-        order by usefulness desc, row limit {limit}
+        order by usefulness desc, row_id limit {limit}
         """
     ).to_pylist()
-    return [{name: value for name, value in row.items() if name not in (*REASONS, "row")}
+    return [{name: value for name, value in row.items() if name not in (*REASONS, "row_id")}
             | {"reasons": [name for name in REASONS if row[name]]} for row in found]  # fmt: skip
 
 

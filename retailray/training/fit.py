@@ -176,7 +176,7 @@ def _dataset(
     if train:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
         order = np.random.default_rng(config.train.seed).permutation(len(part))
         part, targets = part.take(order), targets[order]
-    table = transport_table(part, with_input=False).append_column(TARGET, pa.array(targets, pa.int32()))
+    table = transport_table(part).append_column(TARGET, pa.array(targets, pa.int32()))
     missing = -len(part) % plan.num_actors
     if missing:
         padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))

@@ -23,7 +23,7 @@ from retailray.data.pipeline import (
     MESSAGE,
     OURS,
     PIXELS,
-    ROW,
+    SLOT,
     VIEW,
     ViewSpec,
     pixels_to_numpy,
@@ -31,6 +31,7 @@ from retailray.data.pipeline import (
     view_dataset,
     with_errors,
 )
+from retailray.data.row_ids import in_order_of
 from retailray.data.store import StoreSpec
 from retailray.errors import CatalogError, RetailrayError
 from retailray.models import blocks, predictor
@@ -64,7 +65,7 @@ def fingerprint(catalog: Catalog) -> str | None:
     if None in identities:
         return None
     digest = hashlib.sha256()
-    table = transport_table(catalog, with_input=False)
+    table = transport_table(catalog)
     for uri, identity, code in zip(catalog.column("uri"), identities, table.column(CODE).to_pylist(), strict=True):
         digest.update(f"{uri}\0{identity}\0{code}\n".encode())
     return digest.hexdigest()
@@ -176,11 +177,12 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan) -> None:
 def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) -> ray.data.Dataset:
     datasets = []
     for number, job in enumerate(jobs):
-        table = transport_table(job.catalog, with_input=False)
+        table = transport_table(job.catalog)
         if job.decoded:
             codes = store.read_codes(job.decoded)
             table = with_errors(table, *(codes.column(name).to_pylist() for name in ("error_code", "message")))
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
+        table = table.append_column(SLOT, pa.array(np.arange(table.num_rows)))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
         shape: dict[str, Any] = {"task_cpus": plan.task_cpus, "num_blocks": num_blocks, "keep": [JOB]}
         datasets.append(view_dataset(table, job.views, decoded=job.decoded, budget=job.budget, **shape))
@@ -202,22 +204,21 @@ def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) 
 
 
 def _finish(job: Job, outcome: pa.Table) -> None:
-    if outcome.num_rows != len(job.catalog):
-        raise RetailrayError(f"{len(job.catalog)} images went in and {outcome.num_rows} came out; please report this")
     if fingerprint(job.catalog) != job.rows:
         raise CatalogError(f"{job.catalog.uri}: images changed while they were read; run again when they are settled")
-    codes = outcome.sort_by(ROW).select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
+    outcome = in_order_of(np.arange(len(job.catalog)), outcome, key=SLOT)
+    codes = outcome.select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
     for spec in job.specs.values():
         store.finish(spec, codes)
 
 
 def _positions(table: pa.Table, num_views: int) -> np.ndarray:
-    return table.column(ROW).to_numpy() * num_views + table.column(VIEW).to_numpy()
+    return table.column(SLOT).to_numpy() * num_views + table.column(VIEW).to_numpy()
 
 
 def _outcome(table: pa.Table, relay: Any) -> pa.Table:
     relay.step.remote(table.num_rows)
-    return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, ROW, CODE, MESSAGE])
+    return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, SLOT, CODE, MESSAGE])
 
 
 def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], relay: Any) -> pa.Table:

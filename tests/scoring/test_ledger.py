@@ -52,7 +52,7 @@ def todo(ledger):
 
 
 def final(ledger):
-    return ledger.table("select * from final order by row").to_pylist()
+    return ledger.table("select * from final order by row_id").to_pylist()
 
 
 def test_without_a_past_every_image_is_to_score_once_in_the_catalogs_order(shop):

@@ -1,0 +1,186 @@
+"""CSV as people have it: the dialect is found by parsing, and no row is ever swallowed by a quote."""
+
+import csv
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from retailray.errors import CatalogError
+
+DELIMITERS = (",", ";", "\t", "|")
+SAMPLE_LINES = 200  # that decide the delimiter
+MAX_VALUE_BYTES = 8 << 20  # of one value; a quote that is never closed is noticed there
+_SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?$', re.IGNORECASE)  # Excel's
+_PLAIN_QUOTES = 'set catalog.quoting to none if quote signs are plain text (15" for inches)'
+Quoting = Literal["auto", "standard", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvOptions:
+    """How a CSV file is read; see ``catalog.delimiter``, ``catalog.quoting`` and ``catalog.columns``."""
+
+    delimiter: str | None = None
+    quoting: Quoting = "auto"
+    columns: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The values of one row, the line on which it begins (from 1) and its length in characters."""
+
+    values: list[str]
+    line: int
+    size: int
+
+
+class CsvReader:
+    """The records of a CSV file. ``names`` are the columns, ``delimiter`` what was found to stand between values.
+
+    Raises:
+        CatalogError: a quote swallows rows, or a line has another number of values than the header; file and line are
+            named, and what to do.
+    """
+
+    def __init__(self, address: str, lines: Iterable[str], options: CsvOptions, *, delimiter: str | None) -> None:
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_VALUE_BYTES))
+        self.address, self.options = address, options
+        lines = iter(lines)
+        sample = list(itertools.islice(lines, SAMPLE_LINES))
+        self._number = 0  # of the last line that was taken
+        while sample and (not sample[0].strip() or (found := _SEPARATOR_LINE.match(sample[0].strip()))):
+            delimiter = found[1] if sample[0].strip() and found else delimiter
+            sample, self._number = sample[1:], self._number + 1
+        if not sample:
+            raise CatalogError(f"{address}: the file is empty")
+        whole = len(sample) < SAMPLE_LINES - self._number
+        self.delimiter = options.delimiter or delimiter or find_delimiter(sample, options.quoting, whole=whole)
+        self._dialect = dialect(self.delimiter, options.quoting)
+        self._taken: list[str] = []  # lines of the record that is being read
+        self._reader = csv.reader(self._count(itertools.chain(sample, lines)), **self._dialect, strict=True)
+        self.names = list(options.columns) or self._header()
+
+    def _count(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._number += 1
+            self._taken.append(line)
+            yield line
+
+    def _header(self) -> list[str]:
+        record = self._next(None)
+        if record is None:
+            raise CatalogError(f"{self.address}: the file is empty")
+        twice = sorted({name for name in record.values if record.values.count(name) > 1})
+        if twice:
+            raise CatalogError(
+                f"{self.address}: line {record.line}: column names occur twice: {', '.join(map(repr, twice))}"
+                + headerless_hint(record.values)
+            )
+        return record.values
+
+    def __iter__(self) -> Iterator[Record]:
+        width, num_bad = len(self.names), 0
+        examples: list[str] = []
+        while (record := self._next(width)) is not None:
+            if len(record.values) == width:
+                yield record
+                continue
+            num_bad += 1
+            if len(examples) < 3:
+                examples.append(f"line {record.line}: {len(record.values)} values where the header has {width}")
+        if num_bad:
+            more = f" (and {num_bad - 3} more lines)" if num_bad > 3 else ""
+            raise CatalogError(
+                f"{self.address}: {'; '.join(examples)}{more}; the delimiter is {self.delimiter!r}: quote values that "
+                "contain it, or set catalog.delimiter"
+            )
+
+    def _next(self, width: int | None) -> Record | None:
+        """The next record that is not a blank line; ``width``: how many values it should have, None for the header."""
+        while True:
+            self._taken.clear()
+            start = self._number + 1
+            try:
+                values = next(self._reader)
+            except StopIteration:
+                return None
+            except csv.Error as error:
+                raise CatalogError(f"{self.address}: line {start}: {self._explain(str(error), start)}") from error
+            if len(self._taken) == 1 and len(values) != width and not self._taken[0].strip():
+                continue
+            if not values or (len(values) == 1 and not self._taken[0].strip()):
+                continue
+            if len(self._taken) > 1 and self.options.quoting == "auto":
+                self._refuse_swallowed_rows(start, width or len(values))
+            return Record(values, start, sum(map(len, self._taken)))
+
+    def _explain(self, error: str, start: int) -> str:
+        if "expected after" in error:
+            return (
+                f"the quoted value that begins here closes on line {self._number}, and text follows its closing quote; "
+                f"write a quote sign inside of a quoted value twice, or {_PLAIN_QUOTES}"
+            )
+        if "unexpected end" in error or "larger than" in error:
+            end = "the end of the file" if "unexpected end" in error else f"line {self._number}"
+            return f"a quoted value begins here and its quote is not closed before {end}; close it, or {_PLAIN_QUOTES}"
+        return error
+
+    def _refuse_swallowed_rows(self, start: int, width: int) -> None:
+        """A stray quote takes in all lines up to the next one: lines in between that are rows of their own tell it."""
+        for offset, line in enumerate(self._taken[1:], 1):
+            try:
+                alone = next(csv.reader([line], **self._dialect), [])
+            except csv.Error:
+                continue
+            if len(alone) == width:
+                raise CatalogError(
+                    f"{self.address}: line {start}: a quoted value runs from here to line {self._number}, and line "
+                    f"{start + offset} inside of it looks like a row of its own; close the quote, {_PLAIN_QUOTES}, or "
+                    "to standard if the value is meant to hold these lines"
+                )
+
+
+def dialect(delimiter: str, quoting: Quoting) -> dict[str, Any]:
+    """Return the arguments of :func:`csv.reader`."""
+    return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL}
+
+
+def find_delimiter(sample: list[str], quoting: Quoting, *, whole: bool) -> str:
+    """Return the delimiter under which the first lines parse as a table: every row as wide as the header, and wide.
+
+    Args:
+        whole: the sample is all of the file, so that its last record is not cut.
+    """
+    best, best_rank = DELIMITERS[0], (False, False, 0.0, 1)
+    for delimiter in DELIMITERS:
+        try:
+            rows = [row for row in csv.reader(sample, **dialect(delimiter, quoting)) if "".join(row).strip()]
+        except csv.Error:
+            continue
+        header, rows = rows[0], rows[1:] if whole else rows[1:-1]
+        if len(header) < 2:
+            continue
+        same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
+        rank = (same == 1, not any('"' in name for name in header), same, len(header))
+        if rank > best_rank:
+            best, best_rank = delimiter, rank
+    return best
+
+
+def headerless_hint(names: list[str]) -> str:
+    """Return what to do if a header looks like a row of data; '' if it does not."""
+    from retailray.data.image_files import SUFFIXES
+
+    def is_data(name: str) -> bool:
+        value = name.strip()
+        number = value.replace(".", "", 1).isdigit()
+        return number or "://" in value or value.lower().endswith(SUFFIXES)
+
+    if not any(map(is_data, names)):
+        return ""
+    example = ",".join(f"column{number}" for number in range(1, len(names) + 1))
+    return (
+        f"; the file seems to have no header, its first line is {', '.join(map(repr, names[:6]))}: name its columns in "
+        f"order with catalog.columns (one of them image), e.g. --catalog.columns {example}"
+    )
