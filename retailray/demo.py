@@ -52,7 +52,7 @@ def run_demo(config: DemoConfig) -> str:
     watch = progress.Stopwatch()
     run = RunDirectory(config)
     planted = _generate(config, run)
-    with ray_session(config.cluster):
+    with progress.nested_run(), ray_session(config.cluster):
         found = check(
             CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
         )
@@ -70,7 +70,6 @@ def run_demo(config: DemoConfig) -> str:
                 cluster=config.cluster,
             )
         )
-    progress.bind(run.run_id)
     summary = json.loads(storage.read_bytes(storage.join(scored, "run.json")))
     links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)

@@ -68,6 +68,17 @@ def bind(run_id: str) -> None:
     _run_id = run_id
 
 
+@contextlib.contextmanager
+def nested_run() -> Iterator[None]:
+    """Let a run within another put its own id on its lines, and the outer one's id on those after it."""
+    global _run_id
+    outer = _run_id
+    try:
+        yield
+    finally:
+        _run_id = outer
+
+
 def _print_event(event: str, fields: dict[str, Any]) -> None:
     text = "  ".join(f"[dim]{key}[/] {escape(str(value))}" for key, value in fields.items())
     console = _live.console if _live else Console(file=stream(), highlight=False)

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# our code between the bytes of an image and its prediction or error
+INFERENCE_CODE = ("data/image_files.py", "data/images.py", "data/pipeline.py", "models/predictor.py",
+                  "scoring/predicting.py", "scoring/tasks.py")  # fmt: skip
 LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
 
 _machines: list[dict[str, Any]] = []  # of the Ray session that this process had last
@@ -48,6 +52,16 @@ def git_commit() -> str | None:
     found = result.stdout.splitlines()
     # git looks upwards: an installed wheel may lie in a checkout of somebody else's
     return found[1] if result.returncode == 0 and Path(found[0]) == root else None
+
+
+@functools.cache
+def inference_environment() -> str:
+    """What an image's error depends on besides its bytes and the model: our code and the versions that it runs on."""
+    digest = hashlib.sha256()
+    for name in INFERENCE_CODE:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    versions = [f"{name}={version(name)}" for name in ("pillow", "torch", "torchvision")]
+    return " ".join([f"code={digest.hexdigest()[:16]}", *versions])
 
 
 def provenance() -> dict[str, Any]:

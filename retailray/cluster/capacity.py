@@ -46,9 +46,19 @@ class Plan:
     torch_threads: int
 
 
-def plan_training(capacity: Capacity, section: ClusterSection) -> Plan:
-    """Data-parallel training workers: one a GPU, else one, unless ``cluster.num_workers`` says."""
-    plan = _plan(capacity, section, default_on_cpu=1, packed=section.placement == "pack")
+def plan_training(capacity: Capacity, section: ClusterSection, *, most: int | None = None) -> Plan:
+    """Data-parallel training workers: one per GPU, else one, unless ``cluster.num_workers`` says.
+
+    ``most``: as many as the batch has enough rows for; a warning says which GPUs stay idle.
+    """
+    plan = _plan(capacity, section, default_on_cpu=1, packed=section.placement == "pack", useful=most)
+    if not section.num_workers and plan.actor_gpus and plan.num_actors < int(capacity.num_gpus):
+        progress.emit(
+            "warning",
+            workers=plan.num_actors,
+            gpus=int(capacity.num_gpus),
+            note="train.batch_size has too few rows for more workers; raise it to use all GPUs",
+        )
     if section.min_workers and section.min_workers > plan.num_actors:
         raise CapacityError(
             f"cluster.min_workers = {section.min_workers}, and {plan.num_actors} workers are planned; "

@@ -20,7 +20,7 @@ class CompareSection(Section):
 
     against: str = Field(description="the bundle it is compared with: directory, version or <registry>/<name>@champion")
     split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
-    bootstrap: int = Field(2000, ge=100, description="resamples of rows behind the 95 % interval of the difference")
+    bootstrap: int = Field(2000, ge=100, description="resamples of products behind the 95 % interval of the difference")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
 
     _same = field_validator("against")(normalized)
@@ -29,13 +29,15 @@ class CompareSection(Section):
 class PromoteSection(Section):
     """The gate before @champion: the challenger is not worse on labelled rows."""
 
-    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog decide")
+    split: Literal["all", "train", "validation", "test"] = Field(
+        "test", description="which rows of the catalog decide; rows that a model was trained on are refused"
+    )
     max_loss: float = Field(
         0.01, ge=0, lt=1, description="top-1 that the challenger may lose at the lower end of the 95 % interval"
     )
     min_top1: float = Field(0.0, ge=0, le=1, description="top-1 that it must reach in any case [fraction]")
     min_rows: int = Field(100, ge=1, description="labelled rows that the decision needs")
-    bootstrap: int = Field(2000, ge=100, description="resamples of rows behind the interval")
+    bootstrap: int = Field(2000, ge=100, description="resamples of products behind the interval")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     reason: str = Field("", description="kept in the alias's history")
 
@@ -65,6 +67,16 @@ class ScoreSection(Section):
         description="exit 4 after publishing where labels, confidences or embeddings moved further, "
         "beyond what chance makes of so few rows, against last night or the "
         "bundle's validation rows [population stability index; 0.1 is little, 0.25 much]; default: no gate",
+    )
+    gate_validation_labels: bool = Field(
+        False,
+        description="let score.max_drift also judge labels against the bundle's validation rows, which are a selection "
+        "and not the catalog",
+    )
+    rescore: Literal["errors", "all"] | None = Field(
+        None,
+        description="score again what the previous run published: errors, all; default: only what is new or changed, "
+        "and errors that another version of the code or of its libraries met",
     )
     review_rows: int = Field(300, ge=0, description="rows of review/, pictures among them, the most useful first")
     price_per_cpu_hour: float = Field(0.0, ge=0, description="for the report: what a CPU of the cluster costs [money]")

@@ -6,7 +6,7 @@ import os
 import string
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -250,6 +250,14 @@ def _label(label: str, section: CatalogSection) -> str:
 def normalized_label(label: str) -> str:
     """The one spelling of labels that differ in case, surrounding blanks or Unicode form."""
     return unicodedata.normalize("NFC", label).strip().casefold()
+
+
+def labels_in_several_spellings(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that are one under :func:`normalized_label`, in groups of two or more."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        groups[normalized_label(label)].append(label)
+    return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
 
 
 def _holds_images(column: pa.ChunkedArray) -> bool:

@@ -30,6 +30,30 @@ def assign_splits(groups: np.ndarray, *, validation: float, test: float, seed: i
     return np.array([name(group) for group in groups], dtype=object)
 
 
+def rows_of_split(
+    catalog: CatalogSection, split: SplitSection, wanted: str, *, key: str, needs_label: bool = True
+) -> Catalog:
+    """Return the rows of one split, or of all (``wanted``): what ``evaluate``, ``compare`` and ``promote`` measure on.
+
+    Args:
+        key: the setting that names the split, for errors. needs_label: a catalog without the label column is refused.
+
+    Raises:
+        CatalogError: the split has no rows; which there are, and what to set.
+    """
+    if wanted == "all":
+        return read_catalog(catalog, needs_label=needs_label or "label" in catalog.given())
+    splits = read_splits(catalog, split)
+    if wanted not in splits:
+        there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
+        raise CatalogError(
+            f"{catalog.uri}: {key} = {wanted}: it has no rows; there are {there}. Hold rows back with split.{wanted} "
+            f"as in training, name their table with catalog.{wanted}_uri, or set {key} to all for a catalog that was "
+            "never trained on"
+        )
+    return splits[wanted]
+
+
 def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bool = True) -> dict[str, Catalog]:
     """All rows as train, validation and test catalogs; a split without rows is left out.
 

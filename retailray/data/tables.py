@@ -112,9 +112,7 @@ def stream_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) ->
         raise CatalogError(f"{address}: there is a header and no rows")
 
 
-def stream_lines(
-    address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV
-) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def stream_lines(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """The same, each table with the line on which each row begins, from 1, int64 ``(N,)`` (of Parquet: the row).
 
     A file without rows gives at most tables without rows.

@@ -1,6 +1,5 @@
 """``compare``: two bundles on the same rows: which is better where labels say, and what would change for everybody."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,27 +9,20 @@ import scipy.stats
 
 from retailray import progress
 from retailray.cluster import plan_scoring, ray_session, wait_until_free
-from retailray.config import CatalogSection, ClusterSection, CompareConfig, SplitSection
-from retailray.data.catalog import Catalog, read_catalog
+from retailray.config import CatalogSection, ClusterSection, CompareConfig
+from retailray.data.catalog import Catalog
 from retailray.data.pipeline import OURS
-from retailray.data.splits import read_splits
+from retailray.data.splits import rows_of_split
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
+from retailray.evaluation.metrics import resampled_rows
 from retailray.evaluation.predictions import predict_catalog
-from retailray.models.meta import BundleMeta, load_meta
-from retailray.models.registry import resolve
+from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.reports.comparison import write_comparison_report
 from retailray.runs import RunDirectory
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One of the two bundles."""
-
-    uri: str
-    meta: BundleMeta
+FLIPS = 10_000  # random signs behind a p-value
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -43,8 +35,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = progress.Stopwatch()
-    sides = {CHALLENGER: _side(config.model.uri), CHAMPION: _side(config.compare.against)}
-    catalog = rows_of(config.catalog, config.split, config.compare.split)
+    sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.against)}
+    catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
+    warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
     names = {name: f"{side.meta.name}/{side.meta.version}" for name, side in sides.items()}
     progress.emit("start", verb="compare", run=run.address, rows=len(catalog), **names)
@@ -62,26 +55,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     return found
 
 
-def _side(uri: str) -> Side:
-    address = resolve(uri)
-    return Side(address, load_meta(address)[0])
-
-
-def rows_of(section: CatalogSection, split: SplitSection, wanted: str) -> Catalog:
-    """The rows of one split, or all. Raises CatalogError where it has none."""
-    if wanted == "all":
-        return read_catalog(section, needs_label="label" in section.given())
-    splits = read_splits(section, split)
-    if wanted not in splits:
-        there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
-        raise CatalogError(f"{section.uri}: split {wanted} has no rows; there are {there}")
-    return splits[wanted]
-
-
 def predict_both(
     section: CatalogSection, catalog: Catalog, sides: dict[str, Side], cluster: ClusterSection, *, batch_size: int
 ) -> pd.DataFrame:
-    """A row for every row that both could predict: ``id, uri, label``, and label and score by each side."""
+    """One row for every row that both could predict: ``row_id, id, uri, label, group``, and label and score by each
+    side."""
     frames = []
     with ray_session(cluster) as capacity:
         plan = plan_scoring(capacity, cluster, num_images=len(catalog), batch_size=batch_size)
@@ -92,7 +70,8 @@ def predict_both(
             good = frame[frame.error_code == ""]
             frames.append(good[["pred_label", "pred_score"]].add_prefix(f"{name}_"))
             frames[-1].columns = [f"{name}_label", f"{name}_score"]
-    both = good[["id", "uri", "label"]].join(frames, how="inner").sort_index().reset_index()
+    rows = catalog.rows.select(["row_id", "id", "uri", "label", "group"]).to_pandas().set_index("row_id")
+    both = rows.join(frames, how="inner").sort_index().reset_index()
     if both.empty:
         raise CatalogError(f"{catalog.uri}: no row could be predicted; see `retailray check`")
     return both
@@ -111,37 +90,53 @@ def measure(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, A
     if labelled.empty:
         return found
     right = {name: (labelled.label == labelled[f"{name}_label"]).to_numpy() for name in (CHALLENGER, CHAMPION)}
-    return found | {"top1": paired(right[CHALLENGER], right[CHAMPION], bootstrap=bootstrap, seed=seed),
-                    "per_class": _per_class(labelled, right)}  # fmt: skip
+    top1 = paired(right[CHALLENGER], right[CHAMPION], labelled.group.to_numpy(object), bootstrap=bootstrap, seed=seed)
+    return found | {"top1": top1, "per_class": _per_class(labelled, right)}
 
 
-def paired(challenger: np.ndarray, champion: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Any]:
+def paired(
+    challenger: np.ndarray, champion: np.ndarray, groups: np.ndarray, *, bootstrap: int, seed: int
+) -> dict[str, Any]:
     """Two classifiers on the same rows.
 
     Args:
-        challenger, champion: bool ``(N,)``, right or not.
+        challenger, champion: bool ``(N,)``, right or not. groups: product names ``(N,)``, object.
 
     Returns:
-        top-1 of each, their ``difference`` with its 95 % ``interval`` (bootstrap over rows), the rows that only one
-        gets right, and McNemar's exact p-value for 'both are equally good'.
+        top-1 of each, their ``difference`` with its 95 % ``interval`` (bootstrap over products), the rows that only one
+        gets right, and a p-value for 'both are equally good': whole products change sides at random (with one row per
+        product this is McNemar's test), exact where no product counts for more than one row.
     """
     difference = challenger.astype(np.int8) - champion.astype(np.int8)
-    only_challenger, only_champion = int((difference > 0).sum()), int((difference < 0).sum())
-    # rows are of three kinds, so a resample of them is a draw of three numbers
-    kinds = np.array([only_challenger, only_champion, len(difference) - only_challenger - only_champion])
-    drawn = np.random.default_rng(seed).multinomial(len(difference), kinds / len(difference), size=bootstrap)
-    differences = (drawn[:, 0] - drawn[:, 1]) / len(difference)
-    disagreeing = only_challenger + only_champion
-    test = scipy.stats.binomtest(only_challenger, disagreeing, 0.5).pvalue if disagreeing else 1.0
+    draws = [(times @ difference) / times.sum() for times in resampled_rows(groups, bootstrap, seed)]
+    _, of_row = np.unique(groups.astype(object), return_inverse=True)
+    of_product = np.bincount(of_row, difference)
     return {
         CHALLENGER: float(challenger.mean()),
         CHAMPION: float(champion.mean()),
         "difference": float(difference.mean()),
-        "interval": np.quantile(differences, (0.025, 0.975)).tolist(),
-        "only_challenger": only_challenger,
-        "only_champion": only_champion,
-        "mcnemar_p": float(test),
+        "interval": np.quantile(draws, (0.025, 0.975)).tolist(),
+        "only_challenger": int((difference > 0).sum()),
+        "only_champion": int((difference < 0).sum()),
+        "products": len(of_product),
+        "p_value": _sign_flip_p_value(of_product, seed),
     }
+
+
+def _sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
+    """How often the sum of products' differences, each with a random sign, is as far from zero as it is."""
+    nonzero = of_product[of_product != 0]
+    if not len(nonzero):
+        return 1.0
+    if (np.abs(nonzero) == 1).all():
+        return float(scipy.stats.binomtest(int((nonzero > 0).sum()), len(nonzero), 0.5).pvalue)
+    generator = np.random.default_rng(seed)
+    at_once = max(1, 1_000_000 // len(nonzero))  # signs in memory
+    further = 0
+    for start in range(0, FLIPS, at_once):
+        signs = generator.integers(0, 2, (min(at_once, FLIPS - start), len(nonzero)), np.int8) * 2 - 1
+        further += int((np.abs(signs @ nonzero) >= abs(nonzero.sum()) - 1e-9).sum())
+    return (1 + further) / (1 + FLIPS)
 
 
 def _per_class(labelled: pd.DataFrame, right: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ import pyarrow as pa
 from retailray import progress
 from retailray.cluster import plan_scoring, ray_session, wait_until_free
 from retailray.config import EvaluateConfig
-from retailray.data.catalog import Catalog, count_labels, read_catalog
+from retailray.data.catalog import Catalog, count_labels
 from retailray.data.pipeline import OURS, error_rows
-from retailray.data.splits import read_splits
+from retailray.data.splits import rows_of_split
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.evaluation.predictions import predict_catalog
-from retailray.models.meta import BundleMeta, load_meta
+from retailray.evaluation.trained_rows import side_of, warn_of_trained_rows
+from retailray.models.meta import BundleMeta
 from retailray.models.registry import pinned
 from retailray.reports.evaluation import write_evaluation_report
 from retailray.runs import RunDirectory
@@ -36,8 +37,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     watch = progress.Stopwatch()
     config = pinned(config)
-    meta, _ = load_meta(config.model.uri)
-    catalog = _rows(config, meta)
+    side = side_of(config.model.uri)
+    meta = side.meta
+    catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
+    _warn_of_another_split(config, meta)
+    warn_of_trained_rows(catalog, {"model": side})
     known = set(meta.labels)
     unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
     if unknown:
@@ -52,6 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(OURS))
+    frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
     used = frame[(frame.error_code == "") & frame.label.isin(known)].reset_index(drop=True)
     if used.empty:
         raise CatalogError(
@@ -93,28 +98,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return metrics
 
 
-def _rows(config: EvaluateConfig, meta: BundleMeta) -> Catalog:
-    wanted = config.evaluate.split
-    if wanted == "all":
-        return read_catalog(config.catalog)
-    splits = read_splits(config.catalog, config.split)
-    if wanted not in splits:
-        there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
-        raise CatalogError(f"{config.catalog.uri}: evaluate.split = {wanted}: it has no rows; there are {there}")
-    trained = meta.config
-    ours = (config.catalog.uri, config.catalog.group, config.split.model_dump(exclude={"folds"}))
-    theirs = ours
-    if trained:
-        split = {name: value for name, value in trained["split"].items() if name != "folds"}
-        theirs = (trained["catalog"]["uri"], trained["catalog"]["group"], split)
-    if wanted != "train" and ours[0] == theirs[0] and ours != theirs:
+def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
+    """Emit a warning where the catalog is the one of training, and is divided in another way."""
+    if config.evaluate.split in ("all", "train") or not meta.config:
+        return
+    split = {name: value for name, value in meta.config["split"].items() if name != "folds"}
+    ours = config.catalog.uri, config.catalog.group, config.split.model_dump(exclude={"folds"})
+    theirs = meta.config["catalog"]["uri"], meta.config["catalog"]["group"], split
+    if ours[0] == theirs[0] and ours != theirs:
         progress.emit(
-            "warning",
-            split=ours[2],
-            trained_with=theirs[2],
-            note="not the split that the model was trained with: some of these rows may have trained it",
+            "warning", split=ours[2], trained_with=theirs[2], note="not the split that the model was trained with"
         )
-    return splits[wanted]
 
 
 def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
@@ -128,7 +122,9 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
 def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:
     top = [list(names) for names in used.topk_labels]
     truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
-    return classification_metrics(truth, predicted, used.pred_score.to_numpy(float), top, bootstrap=bootstrap)
+    groups = used.group.to_numpy(object)
+    score = used.pred_score.to_numpy(float)
+    return classification_metrics(truth, predicted, score, top, bootstrap=bootstrap, groups=groups)
 
 
 def _calibration(used: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray]:

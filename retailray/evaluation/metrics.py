@@ -1,6 +1,7 @@
 """How good predictions are: scikit-learn's and torchmetrics' measures on names, with bootstrap intervals."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,22 @@ def classification_metrics(
     top: list[list[str]],
     *,
     bootstrap: int,
+    groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures of N predictions whose true labels the model knows.
 
     Args:
         truth, predicted: names (N,). score: confidence of the prediction, float (N,). top: up to five names a row,
-            best first. bootstrap: resamples of rows behind the 95 % intervals.
+            best first. bootstrap: resamples behind the 95 % intervals. groups: product names (N,), of which
+            whole ones are drawn; None: every row is a product of its own.
 
     Returns:
         ``top1, top5, macro_f1`` (over the labels that occur in the truth), ``ece`` (15 bins of equal width, Guo et al.
         2017), ``num_rows``, ``per_class`` and ``intervals``.
     """
     labels = sorted(set(truth))
+    rows_or_groups = np.arange(len(truth)) if groups is None else groups
     correct = (truth == predicted).astype(float)
     in_top5 = np.array([name in names[:5] for name, names in zip(truth, top, strict=True)], dtype=float)
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
@@ -42,7 +46,9 @@ def classification_metrics(
         "macro_f1": float(f1.mean()),
         "ece": calibration_error(score, correct),
         "num_rows": len(truth),
-        "intervals": _intervals(truth, predicted, correct, in_top5, bootstrap, seed) if bootstrap else {},
+        "intervals": _intervals(truth, predicted, correct, in_top5, rows_or_groups, bootstrap, seed)
+        if bootstrap
+        else {},
         "per_class": per_class,
     }
 
@@ -61,24 +67,36 @@ def _intervals(
     predicted: np.ndarray,
     correct: np.ndarray,
     in_top5: np.ndarray,
+    groups: np.ndarray,
     num_resamples: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals; whole rows are drawn with replacement."""
-    names, codes = np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)
+    """95 % percentile intervals; whole products are drawn with replacement, since images of a product are alike."""
+    names, codes = np.unique(np.concatenate([truth, predicted]).astype(object), return_inverse=True)
     size, count = len(names), len(truth)
-    cell = codes[:count] * size + codes[count:]
+    of_truth, of_guess = codes[:count], codes[count:]
     draws: dict[str, list[float]] = {"top1": [], "top5": [], "macro_f1": []}
-    generator = np.random.default_rng(seed)
-    for _ in range(num_resamples):
-        rows = generator.integers(0, count, count)
-        matrix = np.bincount(cell[rows], minlength=size * size).reshape(size, size)
-        support = matrix.sum(1)
-        f1 = 2 * matrix.diagonal() / np.maximum(support + matrix.sum(0), 1)
-        draws["top1"].append(correct[rows].mean())
-        draws["top5"].append(in_top5[rows].mean())
+    for times in resampled_rows(groups, num_resamples, seed):
+        support = np.bincount(of_truth, times, size)
+        guessed = np.bincount(of_guess, times, size)
+        f1 = 2 * np.bincount(of_truth, times * correct, size) / np.maximum(support + guessed, 1)
+        draws["top1"].append((times @ correct) / times.sum())
+        draws["top5"].append((times @ in_top5) / times.sum())
         draws["macro_f1"].append(f1[support > 0].mean())
     return {name: [float(value) for value in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+
+
+def resampled_rows(groups: np.ndarray, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw products with replacement; how often each row is in a resample, float ``(N,)``.
+
+    Args:
+        groups: product names, object ``(N,)``.
+    """
+    products, of_row = np.unique(groups.astype(object), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    for _ in range(num_resamples):
+        drawn = generator.integers(0, len(products), len(products))
+        yield np.bincount(drawn, minlength=len(products))[of_row].astype(float)
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -4,8 +4,11 @@ from typing import Any
 
 from retailray import progress, storage
 from retailray.config import PromoteConfig, RollbackConfig
-from retailray.errors import ConfigError, GateFailed, ModelError
-from retailray.evaluation.compare import CHALLENGER, CHAMPION, Side, measure, predict_both, rows_of
+from retailray.data.catalog import Catalog
+from retailray.data.splits import rows_of_split
+from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
+from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_both
+from retailray.evaluation.trained_rows import Side, side_of, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
 from retailray.runs import RunDirectory
@@ -26,7 +29,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     check_tracking(config.track)
     address = resolve(config.model.uri)
     folder, version = storage.parent(address), address.rsplit("/", 1)[-1]
-    challenger = Side(address, load_meta(address)[0])
+    challenger = side_of(address)
     if challenger.meta.version != version:
         raise ModelError(
             f"model.uri = {address}: not a registered version; `train` registers one as <registry>/<name>/<version> "
@@ -39,9 +42,9 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         return {"version": version, "champion": version, "passed": True, "problems": []}
     sides = {CHALLENGER: challenger}
     if moves:
-        before = storage.join(folder, moves[-1].version)
-        sides[CHAMPION] = Side(before, load_meta(before)[0])
-    catalog = rows_of(config.catalog, config.split, config.promote.split)
+        sides[CHAMPION] = side_of(storage.join(folder, moves[-1].version))
+    catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
+    _refuse_trained_rows(config, catalog, sides)
     run = RunDirectory(config)
     progress.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
                   champion=moves[-1].version if moves else None)  # fmt: skip
@@ -66,6 +69,21 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     watch.summary("promote", num_images=2 * len(both), champion=f"{folder}/{version}", before=made.previous,
                   top1=found["top1"][CHALLENGER], difference=found["top1"]["difference"])  # fmt: skip
     return decision
+
+
+def _refuse_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> None:
+    """Raise CatalogError where a row that either model was trained on would decide."""
+    for name, side in sides.items():
+        known = trained_rows(catalog, side)
+        if known.any():
+            example = catalog.column("id")[known][0]
+            raise CatalogError(
+                f"{config.catalog.uri}: the {name} ({side.meta.version}) was trained on {known.sum()} of the "
+                f"{len(catalog)} rows that would decide (promote.split = {config.promote.split}), {example} among them; "
+                "decide on rows that neither model has seen: promote.split test with the split settings of training, or "
+                "another catalog"
+            )
+    warn_of_trained_rows(catalog, sides)
 
 
 def gate_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torchvision.models as tv
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from retailray.errors import ModelError
 from retailray.models.cnn import SmallCNN
@@ -66,6 +67,11 @@ def train_mode(chain: Chain, cut: int) -> None:
     for index, (_, block) in enumerate(chain.blocks):
         block.train(index >= cut)
     chain.head.train()
+
+
+def batch_norms(chain: Chain, cut: int) -> list[nn.Module]:
+    """The BatchNorm layers of the blocks from ``cut`` on and of the head, which learn from the rows of a batch."""
+    return [module for module in chain.suffix(cut).modules() if isinstance(module, _BatchNorm)]
 
 
 def split(model: nn.Module) -> Chain:

@@ -21,6 +21,7 @@ from retailray.models.backbones import build_model, load_state
 from retailray.models.meta import (
     MANIFEST_NAME,
     META_NAME,
+    TRAINING_NAME,
     VALIDATION_NAME,
     WEIGHTS_NAME,
     BundleMeta,
@@ -61,11 +62,17 @@ def state_to_bytes(state: dict[str, torch.Tensor]) -> bytes:
 
 
 def save_bundle(
-    address: str, meta: BundleMeta, state: dict[str, torch.Tensor], *, validation: pa.Table | None = None
+    address: str,
+    meta: BundleMeta,
+    state: dict[str, torch.Tensor],
+    *,
+    validation: pa.Table | None = None,
+    training_rows: pa.Table | None = None,
 ) -> None:
     """Write a bundle to a new directory.
 
-    ``validation``: ``label, pred_label, pred_score`` of rows that the model was not trained on.
+    ``validation``: see :func:`retailray.models.meta.load_validation`. ``training_rows``: ``image`` (uint64), see
+    :func:`retailray.models.meta.load_training_fingerprints`.
 
     Raises:
         ModelError: there is a bundle already; versions are immutable.
@@ -76,7 +83,11 @@ def save_bundle(
     files = {
         META_NAME: meta.model_dump_json(indent=2).encode(),
         WEIGHTS_NAME: state_to_bytes(state),
-        **({VALIDATION_NAME: parquet_bytes(validation)} if validation is not None else {}),
+        **{
+            name: parquet_bytes(table)
+            for name, table in ((VALIDATION_NAME, validation), (TRAINING_NAME, training_rows))
+            if table is not None
+        },
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(address, name), data)

@@ -1,7 +1,7 @@
 """What rows that the model was not trained on say of its confidence.
 
-One temperature for all logits (Guo et al. 2017, arXiv 1706.04599), and what came of every row, from which thresholds
-are fitted when a catalog is scored (:mod:`retailray.models.thresholds`).
+One temperature for all logits (Guo et al. 2017, arXiv 1706.04599), fitted on rows of their own, and what came of every
+row; thresholds are fitted on yet other rows when a catalog is scored (:mod:`retailray.models.thresholds`).
 """
 
 import dataclasses
@@ -10,26 +10,48 @@ import numpy as np
 import torch
 from torch import nn
 
+from retailray.models.meta import ROLES, TEMPERATURE
+
 BOUNDS = (0.05, 20.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """``targets`` and ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences;
-    ``embeddings``: float32 ``(N, retailray.models.embedding.SIZE)``."""
+    """``row_ids``: int64 ``(N,)``, of the catalog; ``roles``: object ``(N,)``, of :data:`ROLES`; ``targets`` and
+    ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences; ``embeddings``:
+    float32 ``(N, retailray.models.embedding.SIZE)``."""
 
     temperature: float
+    row_ids: np.ndarray
+    roles: np.ndarray
     targets: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
     embeddings: np.ndarray
 
+    def num_rows(self) -> dict[str, int]:
+        """Rows by role."""
+        return {role: int((self.roles == role).sum()) for role in ROLES}
 
-def calibrate(logits: torch.Tensor, targets: torch.Tensor, embeddings: torch.Tensor) -> Calibration:
-    """Fit the temperature on logits, float ``(N, C)``, and targets, int64 ``(N,)``, and tell what it makes of them."""
-    temperature = fit_temperature(logits, targets)
+
+def calibrate(
+    logits: torch.Tensor, targets: torch.Tensor, embeddings: torch.Tensor, row_ids: torch.Tensor, roles: np.ndarray
+) -> Calibration:
+    """Fit the temperature on the rows of that role, and say what it makes of all.
+
+    Args:
+        logits: float ``(N, C)``. targets, row_ids: int64 ``(N,)``. embeddings: float ``(N, D)``. roles: object
+            ``(N,)``.
+    """
+    finite = logits.isfinite().all(1) & embeddings.isfinite().all(1)
+    logits, targets, embeddings, row_ids = (part[finite] for part in (logits, targets, embeddings, row_ids))
+    roles = roles[finite.numpy()]
+    fitted = torch.from_numpy(roles == TEMPERATURE)
+    temperature = fit_temperature(logits[fitted], targets[fitted])
     scores, predicted = (logits.float() / temperature).softmax(1).max(1)
-    return Calibration(temperature, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy())
+    return Calibration(
+        temperature, row_ids.numpy(), roles, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy()
+    )
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:

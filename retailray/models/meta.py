@@ -4,6 +4,7 @@ import hashlib
 import io
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pydantic
@@ -14,7 +15,8 @@ from retailray.models.registry import resolve
 
 SCHEMA_VERSION = 1
 META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
-VALIDATION_NAME = "validation.parquet"
+VALIDATION_NAME, TRAINING_NAME = "validation.parquet", "training_rows.parquet"
+EPOCH, TEMPERATURE, THRESHOLDS = ROLES = ("epoch", "temperature", "thresholds")  # what a validation row is used for
 EMBEDDING = "embedding"  # a column: see retailray.models.embedding
 
 
@@ -82,13 +84,23 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
 
 
 def load_validation(address: str) -> pa.Table | None:
-    """``label, pred_label`` (text), ``pred_score`` (float32) and, but for old bundles, ``embedding`` (list of float32)
-    of the rows that the bundle was validated on, if kept."""
+    """``id, group, role`` (of :data:`ROLES`), ``label, pred_label`` (text), ``pred_score`` (float32) and ``embedding``
+    (list of float32) of the rows that the bundle was validated on, if kept; old bundles lack columns."""
     address = resolve(address)
     sums = read_manifest(address)
     if VALIDATION_NAME not in sums:
         return None
     return pa.parquet.read_table(io.BytesIO(_verified(address, VALIDATION_NAME, sums)))
+
+
+def load_training_fingerprints(address: str) -> np.ndarray | None:
+    """Return the fingerprints (:mod:`retailray.data.fingerprints`) of the addresses of the images that a bundle was
+    trained on, uint64 ``(N,)``; None for old bundles."""
+    address = resolve(address)
+    sums = read_manifest(address)
+    if TRAINING_NAME not in sums:
+        return None
+    return pa.parquet.read_table(io.BytesIO(_verified(address, TRAINING_NAME, sums))).column("image").to_numpy()
 
 
 def read_manifest(address: str) -> dict[str, str]:

@@ -1,29 +1,168 @@
 """From what validation rows say to what may be accepted unseen: thresholds for a target precision, and the curve.
 
-The precision of what a class accepts is estimated from its validation rows and from the calibrated confidence itself,
-which counts as :data:`PRIOR_ROWS` rows: a class with few rows leans on the calibration, one with many on its rows.
+A threshold is a promise: among the products that a class accepts from it on, at least the target is right. It is kept
+with :data:`CONFIDENCE`, since it rests on a lower confidence bound and on rows that chose neither the epoch nor the
+temperature. Classes with too few products for any bound promise nothing and accept nothing.
 """
 
 import dataclasses
+import math
 
 import numpy as np
+import scipy.stats
 
-from retailray.models.meta import Thresholds
+from retailray.models.meta import THRESHOLDS, Thresholds
 
-PRIOR_ROWS = 10.0
+CONFIDENCE = 0.9  # that a promise is kept
 NEVER = 1.01  # no confidence reaches it
 RESAMPLES = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``; ``(N,)``;
-    and ``embeddings`` ``(N, D)``, which old bundles lack."""
+    """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``, ``groups``
+    (products) and ``roles`` (what each row was used for); ``(N,)``; and ``embeddings`` ``(N, D)``, or None."""
 
     labels: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
+    groups: np.ndarray
+    roles: np.ndarray
     embeddings: np.ndarray | None = None
+
+    def of_role(self, role: str) -> "Validation":
+        """The rows that were used for one thing."""
+        mask = self.roles == role
+        embeddings = None if self.embeddings is None else self.embeddings[mask]
+        return Validation(
+            self.labels[mask], self.predicted[mask], self.scores[mask], self.groups[mask], self.roles[mask], embeddings
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassPromise:
+    """``products`` with predictions of a class; ``accepted`` of them from ``threshold`` on, of which at least ``bound``
+    are right with :data:`CONFIDENCE`. ``threshold`` is :data:`NEVER`, and ``bound`` None, where nothing is promised."""
+
+    products: int
+    threshold: float = NEVER
+    accepted: int = 0
+    bound: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """What is promised for each predicted class; ``needed``: products without which no class can promise anything."""
+
+    target: float
+    needed: int
+    classes: dict[str, ClassPromise]
+
+    def thresholds(self, abstain: float) -> Thresholds:
+        """Accept by class; a class without a promise accepts nothing."""
+        per_class = {name: one.threshold for name, one in self.classes.items()}
+        return Thresholds(accept=NEVER, abstain=abstain, per_class=per_class)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Counts of classes, for reports: ``promised``, ``too_small`` and ``not_reached``; and the lowest bound."""
+        bounds = [one.bound for one in self.classes.values() if one.bound is not None]
+        small = sum(one.products < self.needed for one in self.classes.values())
+        return {
+            "target": self.target,
+            "confidence": CONFIDENCE,
+            "lowest_bound": min(bounds, default=None),
+            "products_needed": self.needed,
+            "classes": len(self.classes),
+            "promised": len(bounds),
+            "too_small": small,
+            "not_reached": len(self.classes) - len(bounds) - small,
+        }
+
+
+def fit_promise(rows: Validation, *, target_precision: float) -> Promise:
+    """Find for each class the lowest confidence from which on a precision can be promised.
+
+    Products are the unit: one with several images counts once, by the share of its accepted images that are right. From
+    the highest confidence down, the Clopper-Pearson lower bound must stay above the target at every step (a fixed
+    sequence of tests, as in Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052), so that looking at many
+    thresholds costs nothing. Classes are promises of their own: of R that keep theirs among m, each is tested at
+    (1 - :data:`CONFIDENCE`) R / m (Benjamini and Yekutieli 2005), so that lucky classes do not outnumber good ones.
+
+    Args:
+        rows: only those of role ``thresholds`` are used. target_precision: in 0 to 1.
+    """
+    rows = rows.of_role(THRESHOLDS)
+    alpha = 1 - CONFIDENCE
+    needed = _products_needed(alpha, target_precision)
+    paths = {name: _accept_path(rows, rows.predicted == name) for name in sorted(set(rows.predicted.tolist()))}
+    testable = {name: path for name, path in paths.items() if path.num_products >= needed}
+    promised: dict[str, ClassPromise] = {}
+    for count in range(len(testable), 0, -1):
+        level = alpha * count / len(testable)
+        found = {name: path.lowest(target_precision, level) for name, path in testable.items()}
+        promised = {name: one for name, one in found.items() if one.bound is not None}
+        if len(promised) >= count:
+            break
+        promised = {}
+    classes = {name: promised.get(name, ClassPromise(path.num_products)) for name, path in paths.items()}
+    return Promise(target_precision, needed, classes)
+
+
+def _products_needed(alpha: float, target: float) -> int:
+    """Products that must all be right for a lower bound at level ``alpha`` to reach the target."""
+    return math.ceil(math.log(alpha) / math.log(target) - 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AcceptPath:
+    """A class as its threshold falls: after each distinct confidence, the products accepted so far and the sum of their
+    shares of right images, float ``(K,)``."""
+
+    confidence: np.ndarray
+    products: np.ndarray
+    right: np.ndarray
+
+    @property
+    def num_products(self) -> int:
+        return int(self.products[-1]) if len(self.products) else 0
+
+    def lowest(self, target: float, alpha: float) -> ClassPromise:
+        """The promise of this class at one level; steps before it has the products that are needed are not tested."""
+        start = int(np.searchsorted(self.products, _products_needed(alpha, target)))
+        bounds = lower_bound(self.right[start:], self.products[start:], alpha)
+        failed = np.flatnonzero(bounds < target)
+        steps = int(failed[0]) if len(failed) else len(bounds)
+        if not steps:
+            return ClassPromise(self.num_products)
+        at = start + steps - 1
+        return ClassPromise(
+            self.num_products, float(self.confidence[at]), int(self.products[at]), float(bounds[steps - 1])
+        )
+
+
+def lower_bound(right: np.ndarray, count: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the Clopper-Pearson lower bound of a share at level ``alpha``; ``right`` may be fractional, of shares."""
+    with np.errstate(invalid="ignore"):
+        bound = scipy.stats.beta.ppf(alpha, right, count - right + 1)
+    return np.where(right > 0, bound, 0.0)
+
+
+def _accept_path(rows: Validation, mask: np.ndarray) -> _AcceptPath:
+    order = np.flatnonzero(mask)[np.argsort(-rows.scores[mask], kind="stable")]
+    scores, correct, groups = rows.scores[order], (rows.labels == rows.predicted)[order], rows.groups[order]
+    seen: dict[str, tuple[int, int]] = {}  # images and right images of a product
+    total, products, right = 0.0, [], []
+    for group, is_right in zip(groups.tolist(), correct.tolist(), strict=True):
+        images, good = seen.get(group, (0, 0))
+        total -= good / images if images else 0.0
+        seen[group] = (images + 1, good + is_right)
+        total += (good + is_right) / (images + 1)
+        products.append(len(seen))
+        right.append(total)
+    last_of_equals = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # equal confidences go together
+    return _AcceptPath(
+        scores[last_of_equals], np.array(products, float)[last_of_equals], np.array(right)[last_of_equals]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,50 +176,24 @@ class AcceptanceCurve:
     high: np.ndarray
 
 
-def fit_thresholds(rows: Validation, *, target_precision: float, abstain: float) -> Thresholds:
-    """The lowest confidence for each class from which on its accepted rows are estimated to be right often enough.
-
-    Args:
-        target_precision: of what is accepted, in 0 to 1. abstain: the confidence below which nothing is claimed.
-
-    Returns:
-        ``accept`` for classes without a row, ``per_class`` for the others; :data:`NEVER` where no confidence does.
-    """
-    correct = (rows.labels == rows.predicted).astype(float)
-    overall = _lowest(correct, rows.scores, target_precision)
-    per_class = {}
-    for name in sorted(set(rows.predicted.tolist())):
-        own = rows.predicted == name
-        per_class[name] = _lowest(correct[own], rows.scores[own], target_precision)
-    return Thresholds(accept=overall, abstain=min(abstain, overall), per_class=per_class)
-
-
-def _lowest(correct: np.ndarray, scores: np.ndarray, target: float) -> float:
-    order = np.argsort(-scores, kind="stable")
-    count = np.arange(1, len(order) + 1)
-    right, believed = np.cumsum(correct[order]), np.cumsum(scores[order])
-    estimate = (right + PRIOR_ROWS * believed / count) / (count + PRIOR_ROWS)
-    ordered = scores[order]
-    last_of_equals = np.append(ordered[1:] < ordered[:-1], True)  # rows of equal confidence are accepted together
-    reached = np.flatnonzero((estimate >= target) & last_of_equals)
-    return float(ordered[reached[-1]]) if len(reached) else NEVER
-
-
 def acceptance_curve(rows: Validation, *, seed: int = 0) -> AcceptanceCurve:
-    """How much could be accepted at which precision, with an interval by bootstrap over the rows."""
-    correct, scores = (rows.labels == rows.predicted).astype(float), rows.scores
+    """How much could be accepted at which precision, with an interval by bootstrap over products."""
+    order = np.argsort(-rows.scores, kind="stable")
+    scores, correct = rows.scores[order], (rows.labels == rows.predicted)[order].astype(float)
     points = np.unique(np.quantile(scores, np.linspace(0, 0.98, 50)))
-    generator = np.random.default_rng(seed)
-    resampled = np.full((RESAMPLES, len(points)), np.nan)
-    for row in resampled:
-        drawn = generator.integers(0, len(scores), len(scores))
-        row[:] = _precision(correct[drawn], scores[drawn], points)
+    accepted = np.searchsorted(-scores, -points, side="right")  # how many rows reach each point
+    _, products = np.unique(rows.groups[order].astype(object), return_inverse=True)
+    generator, num_products = np.random.default_rng(seed), int(products.max()) + 1
+    resampled = np.empty((RESAMPLES, len(points)))
+    for draw in resampled:
+        times = np.bincount(generator.integers(0, num_products, num_products), minlength=num_products)[products]
+        draw[:] = _precision(times * correct, times, accepted)
     low, high = np.nanquantile(resampled, (0.025, 0.975), axis=0)
-    share = (scores[None] >= points[:, None]).mean(1)
-    return AcceptanceCurve(points, share, _precision(correct, scores, points), low, high)
+    ones = np.ones(len(scores))
+    return AcceptanceCurve(points, accepted / len(scores), _precision(correct, ones, accepted), low, high)
 
 
-def _precision(correct: np.ndarray, scores: np.ndarray, points: np.ndarray) -> np.ndarray:
-    accepted = scores[None] >= points[:, None]
-    count = accepted.sum(1)
-    return np.where(count > 0, (accepted * correct).sum(1) / np.maximum(count, 1), np.nan)
+def _precision(right: np.ndarray, rows: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    """Right rows / rows among the first ``accepted`` of them; NaN where there is none."""
+    hits, count = np.cumsum(right)[accepted - 1], np.cumsum(rows)[accepted - 1].astype(float)
+    return np.divide(hits, count, out=np.full(len(accepted), np.nan), where=count > 0)

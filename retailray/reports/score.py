@@ -44,6 +44,8 @@ def write_score_report(
         agreement=facts["label_agreement"],
         thresholds=thresholds,
         target=config.score.target_precision,
+        promise=facts["promise"],
+        used_for=meta.data.get("validation_rows_used_for"),
         acceptance=data_uri(plots.acceptance(curve, config.score.target_precision), "image/png") if curve else None,
         acceptable=_acceptable(curve),
         meta=meta,

@@ -5,6 +5,7 @@ from typing import Any
 
 from retailray.config import TrainConfig
 from retailray.errors import ERROR_CODES
+from retailray.models.meta import BundleMeta
 from retailray.reports import plots
 from retailray.reports.page import data_uri, render
 from retailray.runs import RunDirectory
@@ -24,10 +25,10 @@ def error_summary(
 
 def write_training_report(
     run: RunDirectory,
+    meta: BundleMeta,
     config: TrainConfig,
     history: Sequence[Mapping[str, Any]],
     best: Mapping[str, Any],
-    label_counts: Mapping[str, int],
     failed: Mapping[str, int],
     folds: Mapping[str, Any] | None,
 ) -> None:
@@ -43,9 +44,10 @@ def write_training_report(
         best=best,
         history=history,
         folds=folds,
-        num_labels=len(label_counts),
+        num_labels=len(meta.labels),
+        used_for=meta.data["validation_rows_used_for"],
         curves=data_uri(curves, "image/png"),
-        labels=data_uri(plots.label_bars(label_counts, "training rows"), "image/png"),
+        labels=data_uri(plots.label_bars(meta.data["labels"], "training rows"), "image/png"),
         errors=error_summary(failed, {}),
     )
     run.write("report.html", page)

@@ -15,6 +15,7 @@ BINS = 20  # of confidence
 PSEUDO = 0.5  # rows added to every class or bin, so that an empty one is not infinitely far
 LABELS, CONFIDENCE, EMBEDDINGS = "labels", "confidence", "embeddings"
 DECILES = np.linspace(0, 1, 11)[1:-1]  # of every number of an embedding
+NOISE_QUANTILE, DRAWS, EMBEDDING_DRAWS = 0.99, 500, 100
 SAMPLE = 20_000  # embeddings of a night that are compared
 UNUSUAL = 0.995  # quantile of the reference's own oddity from which a picture counts as unlike it
 ENOUGH = 200  # embeddings of a reference, or its limit is drawn too narrow: of 50, ten times too many were unusual
@@ -24,29 +25,53 @@ LAST_NIGHT, VALIDATION = "last night", "validation rows"
 @dataclasses.dataclass(frozen=True)
 class Drift:
     """One comparison. ``psi``: population stability index (below 0.1 is usually called stable, above 0.25 a large
-    change); ``chance``: what it would be about if nothing but the draw of the rows differed, which matters where they
-    are few; ``js``: Jensen-Shannon distance to base 2, from 0 to 1. ``rows``: of the reference."""
+    change); ``noise``: what it stays below in :data:`NOISE_QUANTILE` of cases where nothing but the draw of the rows
+    differs, which matters where they are few; ``js``: Jensen-Shannon distance to base 2, from 0 to 1. ``rows``: of the
+    reference."""
 
     what: str
     against: str
     rows: int
     psi: float
-    chance: float
+    noise: float
     js: float
 
     @property
-    def excess(self) -> float:
-        """What of the index is not chance."""
-        return max(0.0, self.psi - self.chance)
+    def above_noise(self) -> float:
+        """What of the index chance does not explain."""
+        return max(0.0, self.psi - self.noise)
+
+    @property
+    def gates(self) -> bool:
+        """Validation rows are a selection: that their labels have other shares than the catalog's is no drift."""
+        return (self.what, self.against) != (LABELS, VALIDATION)
 
 
 def distance(reference: Mapping[Any, int], current: Mapping[Any, int]) -> tuple[float, float, float]:
-    """PSI, what chance alone makes of it, and Jensen-Shannon distance of two counts by name."""
+    """PSI of two counts by name, its noise, and their Jensen-Shannon distance."""
     names = sorted(set(reference) | set(current))
-    chance = (len(names) - 1) * (1 / sum(reference.values()) + 1 / sum(current.values()))
-    p, q = (np.array([counts.get(name, 0) for name in names], float) + PSEUDO for counts in (reference, current))
-    p, q = p / p.sum(), q / q.sum()
-    return float(((q - p) * np.log(q / p)).sum()), chance, float(jensenshannon(p, q, base=2))
+    counts = [np.array([found.get(name, 0) for name in names], float) for found in (reference, current)]
+    p, q = (_shares(one) for one in counts)
+    return _psi(p, q), _noise(*counts), float(jensenshannon(p, q, base=2))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return (counts + PSEUDO) / (counts + PSEUDO).sum(-1, keepdims=True)
+
+
+def _psi(p: np.ndarray, q: np.ndarray) -> float:
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def _noise(reference: np.ndarray, current: np.ndarray) -> float:
+    """Draw both counts from what they are together, again and again: a quantile of the PSI between them."""
+    generator = np.random.default_rng(0)
+    shares = (reference + current) / (reference + current).sum()
+    sizes = int(reference.sum()), int(current.sum())
+    drawn = [
+        _psi(*(_shares(generator.multinomial(size, shares).astype(float)) for size in sizes)) for _ in range(DRAWS)
+    ]
+    return float(np.quantile(drawn, NOISE_QUANTILE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +150,25 @@ def measure_drift(ledger: Ledger, nights: Mapping[str, Night]) -> list[Drift]:
 
 def embedding_distance(reference: np.ndarray, current: np.ndarray) -> tuple[float, float, float]:
     """The same of embeddings ``(N, D)`` and ``(M, D)``: means over their numbers, each counted by the reference's
-    deciles."""
-    distances = []
-    for ours, theirs in zip(reference.T, current.T, strict=True):
-        edges = np.quantile(ours, DECILES)
-        distances.append(distance(*(_tally(np.searchsorted(edges, values)) for values in (ours, theirs))))
-    psi, chance, js = np.mean(distances, axis=0).tolist()
-    return psi, chance, js
+    deciles. Noise is what random halves of all rows together differ by."""
+    edges = np.quantile(reference, DECILES, axis=0)
+    together = np.concatenate([reference, current])
+    bins = np.stack([np.searchsorted(edges[:, at], together[:, at]) for at in range(together.shape[1])], axis=1)
+    bins += np.arange(bins.shape[1]) * (len(DECILES) + 1)
+
+    def measure(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+        size = bins.shape[1] * (len(DECILES) + 1)
+        p, q = (
+            _shares(np.bincount(bins[rows].ravel(), minlength=size).reshape(bins.shape[1], -1).astype(float))
+            for rows in (first, second)
+        )
+        return _psi(p, q) / len(p), float(np.mean(jensenshannon(p, q, base=2, axis=1)))
+
+    order, generator = np.arange(len(together)), np.random.default_rng(0)
+    psi, js = measure(order[: len(reference)], order[len(reference) :])
+    shuffled = [np.split(generator.permutation(order), [len(reference)]) for _ in range(EMBEDDING_DRAWS)]
+    noise = np.quantile([measure(first, second)[0] for first, second in shuffled], NOISE_QUANTILE)
+    return psi, float(noise), js
 
 
 def binned(column: str) -> str:

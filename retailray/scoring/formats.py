@@ -26,8 +26,11 @@ LEDGER_SCHEMA = pa.schema(
         ("error_code", pa.string()),  # '' where it did not fail
         ("message", pa.string()),
         ("run_id", pa.string()),  # of the run that looked at it
-        ("scored_at", pa.string()),
+        ("scored_at", pa.string()),  # when it was inferred, or failed
+        ("environment", pa.string()),  # retailray.provenance.inference_environment where that was
+        ("device", pa.string()),  # cpu or cuda
     ]
 )
+SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
 PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
 SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score

@@ -24,7 +24,7 @@ from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
-from retailray.scoring.formats import EMBEDDING_FIELD, PRECISION, SCORED, TODO
+from retailray.scoring.formats import EMBEDDING_FIELD, PRECISION, SCORED, SCORED_AT, TODO
 from retailray.scoring.predicting import PREDICT, predict_dataset
 from retailray.scoring.tasks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
 
@@ -134,12 +134,18 @@ def _run(
         # one question here and not one of every actor's, which would import what reads from stores for it alone
         precision=storage.read_bytes(agreement).decode() if storage.exists(agreement) else "auto",
         agreement=agreement,
-        also=[EMBEDDING_FIELD],
+        also=[EMBEDDING_FIELD, SCORED_AT],
     )
     low, high = PART_ROWS
     parts = predicted.map_batches(
         commit,
-        fn_kwargs={"address": run.path(SCORED), "run_id": run.run_id, "scored_at": run.started_at, "relay": relay},
+        fn_kwargs={
+            "address": run.path(SCORED),
+            "run_id": run.run_id,
+            "attempt": run.started_at,
+            "device": "cuda" if plan.actor_gpus else "cpu",
+            "relay": relay,
+        },
         batch_format="pyarrow",
         batch_size=min(high, max(low, todo.num_images // PARTS)),
         num_cpus=plan.task_cpus,

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from retailray import storage
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.data.listing import list_images
 from retailray.data.tables import rechunk
@@ -28,6 +29,7 @@ SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
 _PASSING = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
+_FINAL_CODES = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage != "fetch")
 # a row that holds for its content for good: a prediction, or an error that is not of the moment
 _LASTING = f"(pred_label is not null or error_code not in ('', {_PASSING}))"
 
@@ -45,6 +47,20 @@ class PlanCounts:
     refused: int
     images: int
     num_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reuse:
+    """Which results of earlier runs hold still: ``rescore`` (``errors`` or ``all`` are made anew), and the
+    ``environment`` (:func:`retailray.provenance.inference_environment`) and ``device`` that an error must be of; None
+    for any."""
+
+    rescore: str | None = None
+    environment: str | None = None
+    device: str | None = None
+
+
+EVERYTHING = Reuse()
 
 
 class Ledger:
@@ -118,6 +134,7 @@ class Ledger:
         pages = list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample)
         for pages_together in rechunk(pages, LISTED_ROWS):  # every join reads all of the images
             self._insert("listed", pages_together, "select uri, identity, size from piece semi join images using (uri)")
+        self._add_embedded()
         self._db.execute(
             """
             create table absent as select uri from images anti join listed using (uri) where exists (
@@ -127,12 +144,32 @@ class Ledger:
             [covered],
         )
 
-    def add_known(self, pieces: Iterable[pa.Table], *, origin: int, usable: bool) -> None:
-        """Ledger rows of before; ``usable``: of the same model, transform and limits."""
+    def _add_embedded(self) -> None:
+        """An image that lies in a Parquet file has the identity of its file."""
+        row = r"'#[^/]+/[0-9]+$'"
+        embedded = f"from images where regexp_matches(uri, '[.](parquet|pq)' || {row}, 'i')"
+        files = self.table(f"select distinct regexp_replace(uri, {row}, '') as file {embedded}").column(0).to_pylist()
+        known = [(file, identity) for file, identity in zip(files, storage.identities(files), strict=True) if identity]
+        if known:
+            piece = pa.table({"file": [file for file, _ in known], "identity": [identity for _, identity in known]})
+            query = (
+                f"(select uri, regexp_replace(uri, {row}, '') as file, regexp_extract(uri, {row}) as place {embedded})"
+            )
+            self._insert("listed", piece, f"select uri, identity || place, null from {query} join piece using (file)")
+
+    def add_known(self, pieces: Iterable[pa.Table], *, origin: int, usable: bool, reuse: Reuse = EVERYTHING) -> None:
+        """Ledger rows of earlier runs; ``usable``: of the same model and transform; ``reuse``: which of those hold."""
+        error = f"error_code in ({_FINAL_CODES})"
+        anew = ["true"] if reuse.rescore == "all" else [error] if reuse.rescore == "errors" else []
+        if reuse.environment:
+            anew.append(f"{error} and environment is distinct from '{reuse.environment}'")
+        if reuse.device:
+            anew.append(f"error_code = 'predict_failed' and device is distinct from '{reuse.device}'")
+        kept = " and ".join([str(usable), *(f"not ({condition})" for condition in anew)])
         for piece in pieces:
-            # nights of older versions lack columns
+            # runs of older versions lack columns
             piece = pa.concat_tables([LEDGER_SCHEMA.empty_table(), piece], promote_options="default")
-            self._insert("known", piece, f"select {origin}, {usable}, {_COLUMNS} from piece")
+            self._insert("known", piece, f"select {origin}, {kept}, {_COLUMNS} from piece")
 
     def add_fresh(self, pieces: Iterable[pa.Table]) -> None:
         """Ledger rows that this attempt has committed."""

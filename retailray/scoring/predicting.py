@@ -1,5 +1,6 @@
 """Decoded rows to prediction rows in a pool of predictor actors."""
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 from retailray import storage
 from retailray.data.pipeline import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
 from retailray.models.meta import EMBEDDING
-from retailray.scoring.formats import PREDICTION_SCHEMA
+from retailray.scoring.formats import PREDICTION_SCHEMA, SCORED_AT
 
 if TYPE_CHECKING:
     import ray.data
@@ -35,7 +36,7 @@ def predict_dataset(
 ) -> "ray.data.Dataset":
     """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``also``: :data:`UNCALIBRATED` or :data:`retailray.scoring.formats.EMBEDDING_FIELD`, appended. ``relay``
+    ``also``: :data:`UNCALIBRATED` and fields of :mod:`retailray.scoring.formats`, appended. ``relay``
     (:func:`retailray.cluster.relay_progress`) is told of every batch. ``precision``: float32 or bfloat16; auto goes by
     what the first actor measures and leaves at ``agreement``, an address, for the pool and whoever comes later, or, if
     that is None, by each actor's own measurement.
@@ -70,6 +71,13 @@ def _agreed(precision: str, address: str | None, make: Callable[[str], Any]) -> 
     if address and not storage.create(address, predictor.precision.encode()):
         predictor.precision = storage.read_bytes(address).decode()
     return predictor
+
+
+def _finite(logits: np.ndarray, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Exception:
+    """What a model gives for one image, or an error where a number of it is NaN or infinite."""
+    if np.isfinite(logits).all() and np.isfinite(embedding).all():
+        return logits, embedding
+    return ArithmeticError("the model's output is not finite (NaN or infinite)")
 
 
 class PredictBatch:
@@ -119,10 +127,13 @@ class PredictBatch:
             probabilities = self.predictor.probabilities(logits)
             plain = self.predictor.probabilities(logits, calibrated=False)
             for (index, (_, embedding)), row, plain_row in zip(good.items(), probabilities, plain, strict=True):
-                predictions[index] = self._row(row, plain_row) | {EMBEDDING: embedding}
+                predictions[index] = self._row(row, plain_row) | {EMBEDDING: embedding, SCORED_AT.name: None}
         table = with_errors(table.drop_columns([PIXELS]), codes, messages)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for field in self.fields:
             values = [row[field.name] if row else None for row in predictions]
+            if field.name == SCORED_AT.name:  # of rows that failed too
+                values = [now] * table.num_rows
             table = table.append_column(field, pa.array(values, field.type))
         self.relay.step.remote(table.num_rows)
         self.relay.spend.remote({PREDICT: time.monotonic() - started})
@@ -133,7 +144,7 @@ class PredictBatch:
         if len(images) == 0:
             return []
         try:
-            return list(zip(*self.predictor.outputs(images), strict=True))
+            return [_finite(*outputs) for outputs in zip(*self.predictor.outputs(images), strict=True)]
         except Exception as error:  # whatever the model raises is this image's error row
             if len(images) == 1:
                 return [error]

@@ -17,18 +17,20 @@ import numpy as np
 from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.corrections import read_corrections
+from retailray.data.images import DECODER_VERSION
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
 from retailray.lease import Lease, hold, holder
-from retailray.models.meta import EMBEDDING, BundleMeta, Thresholds, load_meta, load_validation
+from retailray.models.meta import EMBEDDING, THRESHOLDS, BundleMeta, load_meta, load_validation
 from retailray.models.registry import pinned
-from retailray.models.thresholds import Validation, acceptance_curve, fit_thresholds
+from retailray.models.thresholds import Promise, Validation, acceptance_curve, fit_promise
+from retailray.provenance import inference_environment
 from retailray.reports.review import write_review_page
 from retailray.reports.score import write_score_report
 from retailray.runs import RunDirectory, address_of
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
 from retailray.scoring.formats import PRECISION, SCORED, TODO
-from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts
+from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
 from retailray.scoring.past import PLAN, Published, interrupted, last_published, read_part, read_parts, remove_old
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.review import make_queue, write_queue
@@ -69,7 +71,10 @@ def score(config: ScoreConfig) -> str:
 
 
 def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> str:
-    """A digest of all that a prediction depends on besides the image; thresholds are none of it."""
+    """A digest of all that a prediction depends on besides the image; thresholds are none of it.
+
+    Errors depend on our code and on library versions too: see :func:`_reuse`.
+    """
     parts = {
         "weights": weights_digest,
         "arch": meta.arch,
@@ -79,6 +84,7 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "top_k": config.score.top_k,
         "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
+        "decoder": DECODER_VERSION,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -109,7 +115,8 @@ def _score(
     times["inference"] = watch.seconds - times["planning"]
     if said is not None:
         ledger.add_corrections(said)
-    thresholds = _thresholds(config, meta, validation)
+    promise = _promise(config, validation)
+    thresholds = promise.thresholds(meta.thresholds.abstain) if promise else meta.thresholds
     ledger.settle(thresholds)
     lease.check()
     schema = output_schema(config.catalog)
@@ -117,7 +124,8 @@ def _score(
     facts = {
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
         "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
-        "thresholds": thresholds.model_dump(), "times": times, "stages": inferred.stages() if inferred else [],
+        "thresholds": thresholds.model_dump(), "promise": promise.summary() if promise else None,
+        "times": times, "stages": inferred.stages() if inferred else [],
         "cost": _cost(config, inferred, times["inference"]),
         "images_per_s": plan.images / times["inference"] if plan.images else None,
     }  # fmt: skip
@@ -139,6 +147,7 @@ def _report(
     watch: progress.Stopwatch,
 ) -> dict[str, Any]:
     """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
+    held_out = validation.of_role(THRESHOLDS) if validation else None
     found, nights = summarize(ledger), references(ledger, validation)
     drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
     queue = make_queue(ledger, usual_of(nights), limit=config.score.review_rows)
@@ -150,7 +159,7 @@ def _report(
         meta,
         config,
         facts | found,
-        curve=acceptance_curve(validation) if validation else None,
+        curve=acceptance_curve(held_out) if held_out and len(held_out.scores) else None,
         drift=drift,
         changed=changed,
         queue=queue,
@@ -195,14 +204,23 @@ def _plan(
     catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     ledger.add_listing()
+    reuse = _reuse(config)
     if resumed:
         committed = storage.join(address_of(config.out, resumed), SCORED)
-        ledger.add_known(read_parts(committed), origin=RESUMED, usable=True)
+        own = dataclasses.replace(reuse, rescore=None)  # what this run itself has made anew
+        ledger.add_known(read_parts(committed), origin=RESUMED, usable=True, reuse=own)
     if before:
         address, summary = before
         usable = summary.get("scoring_key") == key
-        ledger.add_known(read_parts(storage.join(address, LEDGER)), origin=PUBLISHED, usable=usable)
+        ledger.add_known(read_parts(storage.join(address, LEDGER)), origin=PUBLISHED, usable=usable, reuse=reuse)
     return catalog, ledger, ledger.plan()
+
+
+def _reuse(config: ScoreConfig) -> Reuse:
+    """Errors hold for the code, the library versions and the kind of device that met them."""
+    use_gpu = config.cluster.use_gpu
+    device = None if use_gpu is None else "cuda" if use_gpu else "cpu"
+    return Reuse(config.score.rescore, inference_environment(), device)
 
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
@@ -219,25 +237,42 @@ def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopw
 
 
 def _validation(config: ScoreConfig) -> Validation | None:
-    """What came of the bundle's validation rows, if it has kept them. Raises ModelError where they are asked for."""
+    """What came of the bundle's validation rows, if it has them. Raises ModelError where they are asked for."""
     rows, target = load_validation(config.model.uri), config.score.target_precision
-    if rows is not None and rows.num_rows:
-        embeddings = np.stack(rows.column(EMBEDDING).to_numpy()) if EMBEDDING in rows.column_names else None
-        labels, predicted, scores = (rows.column(name).to_numpy() for name in ("label", "pred_label", "pred_score"))
-        return Validation(labels, predicted, scores, embeddings)
+    if rows is not None and rows.num_rows and "role" in rows.column_names:
+        names = {
+            "labels": "label",
+            "predicted": "pred_label",
+            "scores": "pred_score",
+            "groups": "group",
+            "roles": "role",
+        }
+        columns = {field: rows.column(name).to_numpy() for field, name in names.items()}
+        return Validation(**columns, embeddings=np.stack(rows.column(EMBEDDING).to_numpy()))
     if target:
         raise ModelError(
-            f"score.target_precision = {target}: {config.model.uri} has no validation.parquet to fit thresholds on; "
-            "train it again with this version, or leave score.target_precision out"
+            f"score.target_precision = {target}: {config.model.uri} does not say which validation rows chose its epoch "
+            "and its temperature, so none can be held against it; train it again with this version, or leave "
+            "score.target_precision out"
         )
     return None
 
 
-def _thresholds(config: ScoreConfig, meta: BundleMeta, validation: Validation | None) -> Thresholds:
-    if not config.score.target_precision or not validation:
-        return meta.thresholds
-    abstain = meta.thresholds.abstain
-    return fit_thresholds(validation, target_precision=config.score.target_precision, abstain=abstain)
+def _promise(config: ScoreConfig, validation: Validation | None) -> Promise | None:
+    """Fit the thresholds of ``score.target_precision``; None where the bundle's own thresholds hold."""
+    target = config.score.target_precision
+    if not target or not validation:
+        return None
+    promise = fit_promise(validation, target_precision=target)
+    found = promise.summary()
+    progress.emit("promise", **found)
+    if not found["promised"]:
+        progress.emit(
+            "warning",
+            note=f"score.target_precision = {target}: no class can promise it, so nothing is accepted; it takes "
+            f"{promise.needed} products of a class or more, all right, among the validation rows held back for it",
+        )
+    return promise
 
 
 def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
@@ -254,9 +289,9 @@ def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Pu
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:
     limit = config.score.max_drift
     far = [
-        f"{row.what} against {row.against}: {row.psi:.3f}, of which chance makes {row.chance:.3f}"
+        f"{row.what} against {row.against}: {row.psi:.3f}, of which chance makes up to {row.noise:.3f}"
         for row in (Drift(**fields) for fields in drift)
-        if limit and row.excess > limit
+        if limit and row.above_noise > limit and (row.gates or config.score.gate_validation_labels)
     ]
     if far:
         raise GateFailed(

@@ -32,7 +32,8 @@ from retailray.data.pipeline import (
 )
 from retailray.data.tables import parquet_bytes
 from retailray.errors import ImageError
-from retailray.scoring.formats import LEDGER_SCHEMA
+from retailray.provenance import inference_environment
+from retailray.scoring.formats import LEDGER_SCHEMA, SCORED_AT
 
 UNITS_PER_FILE = 64
 IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
@@ -101,20 +102,21 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.
     return pa.table(columns)
 
 
-def commit(table: pa.Table, *, address: str, run_id: str, scored_at: str, relay: Any) -> pa.Table:
-    """Write ledger rows as one part and tell its name."""
+def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: str, relay: Any) -> pa.Table:
+    """Write ledger rows as one part and return its name; ``attempt`` tells this process of a run from earlier ones."""
     started = time.monotonic()
     codes = ["" if code == REUSED else code for code in table.column(CODE).to_pylist()]
     table = with_errors(table, codes, table.column(MESSAGE).to_pylist())
     names = {"uri": URI, "identity": IDENTITY, "sha256": SHA, "error_code": CODE, "message": MESSAGE}
-    stamp = {"run_id": run_id, "scored_at": scored_at}
+    names |= {"scored_at": SCORED_AT.name}
+    stamp = {"run_id": run_id, "environment": inference_environment(), "device": device}
     columns = [
         pa.array([stamp[field.name]] * table.num_rows, field.type)
         if field.name in stamp
         else table.column(names.get(field.name, field.name)).cast(field.type)
         for field in LEDGER_SCHEMA
     ]
-    uris = json.dumps([scored_at, *sorted(table.column(URI).to_pylist())])
+    uris = json.dumps([attempt, *sorted(table.column(URI).to_pylist())])
     name = f"part-{hashlib.sha256(uris.encode()).hexdigest()[:16]}.parquet"
     storage.write_bytes(storage.join(address, name), parquet_bytes(pa.table(columns, LEDGER_SCHEMA)))
     relay.errors.remote(dict(collections.Counter(code for code in codes if code)))

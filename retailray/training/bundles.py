@@ -3,11 +3,13 @@
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from retailray import progress, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
+from retailray.data.fingerprints import fingerprints
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, save_bundle
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EMBEDDING
@@ -23,7 +25,7 @@ def describe(
     best: dict[str, Any],
     splits: dict[str, Catalog],
     state: dict[str, torch.Tensor],
-    temperature: float,
+    calibration: Calibration,
     folds: dict[str, Any] | None,
 ) -> BundleMeta:
     """What a bundle says of itself. ``best``: the measures of the epoch that is kept."""
@@ -40,34 +42,51 @@ def describe(
             mean=mean,
             std=std,
         ),
-        temperature=temperature,
+        temperature=calibration.temperature,
         metrics=metrics | ({"folds": folds} if folds else {}),
         data={
             "catalog": config.catalog.uri,
             "fingerprint": rows_digest(splits),
             "labels": count_labels(splits["train"].column("label")),
             **{f"num_{name}_rows": len(part) for name, part in splits.items()},
+            "validation_rows_used_for": calibration.num_rows(),
         },
         config=config.model_dump(mode="json"),
         **provenance(),
     )
 
 
-def leave_bundle(run: RunDirectory, meta: BundleMeta, state: dict[str, torch.Tensor], calibration: Calibration) -> str:
-    """Save the bundle of a run; its address."""
+def leave_bundle(
+    run: RunDirectory,
+    meta: BundleMeta,
+    state: dict[str, torch.Tensor],
+    calibration: Calibration,
+    splits: dict[str, Catalog],
+) -> str:
+    """Save the bundle of a run and return its address.
+
+    Its ``validation.parquet`` says of every validation row that could be read what it was used for (``role``) and what
+    came of it; its ``training_rows.parquet`` has fingerprints of the training rows.
+    """
     bundle = run.path("bundle")
     if run.resumed:
         storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
     labels = pa.array(meta.labels)
+    rows = splits["validation"].rows
+    rows = rows.take(pc.index_in(pa.array(calibration.row_ids), value_set=rows.column("row_id").combine_chunks()))
     validation = pa.table(
         {
+            "id": rows.column("id"),
+            "group": rows.column("group"),
+            "role": pa.array(calibration.roles.tolist(), pa.string()),
             "label": labels.take(pa.array(calibration.targets)),
             "pred_label": labels.take(pa.array(calibration.predicted)),
             "pred_score": calibration.scores,
             EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
         }
     )
-    save_bundle(bundle, meta, state, validation=validation)
+    trained_on = pa.table({"image": fingerprints(splits["train"].column("uri"))})
+    save_bundle(bundle, meta, state, validation=validation, training_rows=trained_on)
     return bundle
 
 

@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import nn
@@ -19,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2
 
 from retailray.config import TrainSection
-from retailray.models.blocks import freeze, split, train_mode
+from retailray.models.blocks import batch_norms, freeze, split, train_mode
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
-from retailray.training.recipe import Stage
+from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
+from retailray.training.rows import SPLIT_OF_ROLE
 
 CPU = torch.device("cpu")
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
@@ -143,25 +145,32 @@ class Engine:
         }
 
     @torch.no_grad()
-    def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits ``(N, C)``, targets ``(N,)`` and embeddings ``(N, SIZE)`` of a split, from all workers.
+    def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, ...]:
+        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split, from all ranks.
 
         ``limit``: about so many of the rows, evenly spread.
         """
         self.model.eval()
         batches, reads = self.open_batches(name, self.stages[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
-        found = [(torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE))]
-        for values, target, weight in self._moved(batches, None):
+        none = torch.zeros(0, dtype=torch.int64)
+        found = [(torch.zeros(0, self.num_classes), none, torch.zeros(0, SIZE), none)]
+        for _, (values, target, weight, row_ids) in self._moved(batches, None):
             usable = torch.nonzero(weight > 0).flatten()[::every]
             features, logits = self._forward(values, reads)
-            found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable])))
+            found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable]), row_ids[usable].cpu()))
         gathered = self.world.gather(tuple(map(torch.cat, zip(*found, strict=True))))
-        logits, targets, embeddings = map(torch.cat, zip(*gathered, strict=True))
-        return logits, targets, embeddings
+        return tuple(map(torch.cat, zip(*gathered, strict=True)))
 
-    def calibration(self) -> Calibration:
-        return calibrate(*self.outputs("validation", limit=CALIBRATION_ROWS))
+    def calibration(self, splits: Container[str]) -> Calibration:
+        """Calibrate on the validation rows of each role; ``splits``: those that there are batches of."""
+        found, roles = [], []
+        for role, name in SPLIT_OF_ROLE.items():
+            if name in splits:
+                found.append(self.outputs(name, limit=CALIBRATION_ROWS))
+                roles += [role] * len(found[-1][1])
+        logits, targets, embeddings, row_ids = map(torch.cat, zip(*found, strict=True))
+        return calibrate(logits, targets, embeddings, row_ids, np.array(roles, dtype=object))
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -172,6 +181,7 @@ class Engine:
         self.validation_batches, self.validation_reads = self.open_batches("validation", stage)
         self.suffix = self.chain.suffix(stage.cut)
         self.frozen = self.chain.run(self.reads, stage.cut)
+        self.norms = batch_norms(self.chain, stage.cut)
         self.average = make_average(self.suffix, self.train.ema)
         self.optimizer = make_optimizer(self.chain, stage, self.train)
         steps = self.train_batches.num_steps * stage.epochs
@@ -243,14 +253,25 @@ class Engine:
         self.model.eval()
         train_mode(self.chain, self.stage.cut)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for values, target, weight in self._moved(self.train_batches, epoch):
-            sums += self._step(values, target, weight)
+        for num_rows, (values, target, weight, _) in self._moved(self.train_batches, epoch):
+            with self._norms_of_few(num_rows):
+                sums += self._step(values, target, weight)
         loss_sum, correct, count = self.world.sum(sums).tolist()
         return {
             "train_loss": loss_sum / max(count, 1),
             "train_top1": correct / max(count, 1),
             "train_rows": int(count),
         }
+
+    @contextlib.contextmanager
+    def _norms_of_few(self, num_rows: int) -> Iterator[None]:
+        """Let BatchNorm keep its running statistics in a step of too few rows, where rows of a stream have failed."""
+        few = num_rows < MIN_BATCHNORM_ROWS
+        for norm in self.norms if few else []:
+            norm.eval()
+        yield
+        for norm in self.norms if few else []:
+            norm.train()
 
     def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows)."""
@@ -307,7 +328,7 @@ class Engine:
                 torch.distributed.broadcast(buffer, 0)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
-        for values, target, weight in self._moved(self.validation_batches, None):
+        for _, (values, target, weight, _) in self._moved(self.validation_batches, None):
             _, logits = self._forward(values, self.validation_reads)
             losses = nn.functional.cross_entropy(logits, target, reduction="none")
             guess = logits.argmax(1)
@@ -327,11 +348,11 @@ class Engine:
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 
-    def _moved(self, batches: Any, epoch: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _moved(self, batches: Any, epoch: int | None) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        """How many rows of weight, counted where it costs no wait for a GPU, and the batch on the device."""
         pin = self.device.type == "cuda"
         for batch in batches.epoch(epoch, num_workers=self.loader_workers, pin=pin):
-            values, target, weight = (part.to(self.device, non_blocking=True) for part in batch)
-            yield values, target, weight
+            yield int((batch[2] > 0).sum()), tuple(part.to(self.device, non_blocking=True) for part in batch)
 
     def _enter_blocks(self, values: torch.Tensor, reads: int) -> torch.Tensor:
         """Pixels are normalised; kept activations are taken as they are, in the precision of the pass."""

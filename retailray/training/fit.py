@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,15 @@ from retailray.config import ClusterSection, TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PADDING, PIXELS, DecodeSpec, image_dataset, transport_table
+from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, RetailrayError
 from retailray.models.calibration import Calibration
 from retailray.training.entry import train_loop
 from retailray.training.loop import FitConfig, read_state
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
-from retailray.training.recipe import Stage
-from retailray.training.rows import class_weights, targets_of
+from retailray.training.recipe import Stage, min_rows
+from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.sources import TARGET, StoredRows, StreamedRows
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
@@ -67,19 +69,22 @@ def fit(
     """
     options = ray.data.DataContext.get_current().execution_options
     options.preserve_order = True  # the order of rows is part of what a seed repeats
-    sets = {"train": ("train", images.train), "validation": ("plain", images.plain), "test": ("plain", images.plain)}
+    rows = with_roles(rows, images.plain, labels, seed=config.split.seed)
     sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]] = {}
     datasets: dict[str, ray.data.Dataset] = {}
     for split, chosen in rows.items():
-        which, catalog = sets[split]
+        which, catalog = ("train", images.train) if split == "train" else ("plain", images.plain)
         targets = targets_of(catalog.column("label")[chosen], labels)
-        stored = [prepared.source(which, stage, chosen, targets) for stage in stages]
+        row_ids = catalog.column("row_id")[chosen]
+        stored = [prepared.source(which, stage, chosen, targets, row_ids) for stage in stages]
         streamed: tuple[StreamedRows, int] | None = None
         if None in stored:
             dataset, count = _dataset(config, catalog.take(chosen), targets, plan, capacity, train=split == "train")
             datasets[split], streamed = dataset, (StreamedRows(split, count), 0)
         sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
-        if any(isinstance(source, StoredRows) and not len(source.rows) for source, _ in sources[split]):
+        if split in ("temperature", "thresholds") and not _has_rows(sources[split]):
+            del sources[split]  # their images failed: nothing is promised then
+        elif not _has_rows(sources[split]):
             codes = _stored_failures(prepared, which, chosen)
             raise CatalogError(f"{catalog.uri}: no {split} image could be read: {codes}; see `retailray check`")
     failed = _stored_failures(prepared, "train", rows["train"])
@@ -93,6 +98,7 @@ def fit(
             if config.train.balance
             else None,
             sources=sources,
+            min_rows=min_rows(stages),
             threads=plan.torch_threads,
             relay=relay,
             tags=tags,
@@ -185,17 +191,21 @@ def _dataset(
     spec = DecodeSpec(config.transform.resolved_resize_size, size, limits)
     dataset = image_dataset(
         table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus)
-    ).select_columns([TARGET, CODE, PIXELS])
+    ).select_columns([ROW_ID, TARGET, CODE, PIXELS])
     fits = table.num_rows * spec.num_bytes < KEEP_DECODED * capacity.object_store_bytes
     return (dataset.materialize() if fits else dataset), table.num_rows
+
+
+def _has_rows(sources: list[tuple[StoredRows | StreamedRows, int]]) -> bool:
+    return all(not isinstance(source, StoredRows) or len(source.rows) for source, _ in sources)
 
 
 def _stored_failures(prepared: Prepared, which: str, rows: np.ndarray) -> dict[str, int]:
     """Error codes of rows, where a store knows them."""
     if which not in prepared.codes:
         return {}
-    codes, counts = np.unique(prepared.codes[which][rows].astype(str), return_counts=True)
-    return {str(code): int(count) for code, count in zip(codes, counts, strict=True) if code}
+    counts = Counter(prepared.codes[which][rows].tolist())
+    return {code: count for code, count in sorted(counts.items()) if code}
 
 
 def _root_cause(error: BaseException) -> str:

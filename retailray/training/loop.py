@@ -37,6 +37,7 @@ class FitConfig:
     augmentation: Augmentation
     class_weights: list[float] | None
     sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]]
+    min_rows: int  # of a worker in one step
     threads: int
     relay: Any  # actor that takes events for the driver
     tags: dict[str, Any]  # said with every epoch
@@ -73,9 +74,9 @@ def work(config: FitConfig) -> dict[str, Any]:
         codes = sources.failed(world)
         report(engine, metrics, codes)
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    found |= {"calibration": engine.calibration(), "codes": codes}
+    found |= {"calibration": engine.calibration(config.sources), "codes": codes}
     if "test" in config.sources:
-        logits, targets, _ = engine.outputs("test")
+        logits, targets, _, _ = engine.outputs("test")
         found |= {"test_logits": logits.numpy(), "test_targets": targets.numpy()}
     return found
 
@@ -101,6 +102,7 @@ class _Sources:
             "seed": config.train.seed,
             "rank": self.world.rank,
             "world": self.world.size,
+            "min_rows": config.min_rows if split == "train" else 0,
         }
         plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
         mine = config.augmentation if split == "train" else plain

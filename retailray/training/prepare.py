@@ -43,14 +43,19 @@ class Prepared:
     codes: dict[str, np.ndarray]
     budget: int
 
-    def source(self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray) -> tuple[StoredRows, int] | None:
-        """Usable ``rows`` of a set for a stage, and the blocks they went through; None where pixels are streamed."""
+    def source(
+        self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray, row_ids: np.ndarray
+    ) -> tuple[StoredRows, int] | None:
+        """Usable ``rows`` of a set for a stage, and the blocks they went through; None where pixels are streamed.
+
+        ``rows``: where they lie in the caches. ``targets``, ``row_ids``: of these rows.
+        """
         reads = self.plan.reads(stage)
         if reads is None:
             return None
         usable = (self.codes[which][rows] == "") & (targets >= 0)
         spec = self.stores[which][reads]
-        return StoredRows(spec, rows[usable], targets[usable], self.budget), reads
+        return StoredRows(spec, rows[usable], targets[usable], row_ids[usable], self.budget), reads
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

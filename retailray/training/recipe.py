@@ -1,14 +1,17 @@
-"""Phases: which blocks are trained for how many epochs at which rates."""
+"""Phases: which blocks are trained for how many epochs at which rates, and how few rows a step may have."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from retailray.config import TrainConfig
-from retailray.models.blocks import Chain
+from retailray.errors import ConfigError
+from retailray.models.blocks import Chain, batch_norms
 
 # an eighth of the epochs goes to the head alone, so that its first gradients wreck no features; more, or a higher rate
 # there, fits the head so well that the blocks learn less (benchmarks/quality.py)
 HEAD_SHARE = 8
 ONLY_HEAD_LR, HEAD_LR = 1e-2, 3e-3
+MIN_BATCHNORM_ROWS = 8  # of a worker in one step: the statistics of fewer are noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,41 @@ class Stage:
     reads: int
     head_lr: float
     backbone_lr: float
+    trains_batch_norm: bool = False
+
+
+def min_rows(stages: Sequence[Stage]) -> int:
+    """Rows that each worker needs in every step of these phases."""
+    return MIN_BATCHNORM_ROWS if any(stage.trains_batch_norm for stage in stages) else 1
+
+
+def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: int, num_rows: int) -> None:
+    """Refuse what would give a worker too few rows in a step, or none.
+
+    Args:
+        num_rows: training rows. num_workers: data-parallel workers of one fit.
+
+    Raises:
+        ConfigError: with the numbers and what to set.
+    """
+    needed = min_rows(stages)
+    why = f"BatchNorm of the trained blocks needs {needed} rows" if needed > 1 else "each needs a row"
+    head = ", or train the head alone (model.trainable head)" if needed > 1 else ""
+    if batch_size < needed * num_workers:
+        fewer = f", or lower cluster.num_workers to {batch_size // needed}" if batch_size >= needed else ""
+        raise ConfigError(
+            [
+                f"train.batch_size = {batch_size} on {num_workers} workers leaves {batch_size / num_workers:.3g} rows "
+                f"per worker and step, and {why}: raise train.batch_size to {needed * num_workers}{fewer}{head}"
+            ]
+        )
+    if num_rows < needed * num_workers:
+        raise ConfigError(
+            [
+                f"{num_rows} training rows leave {num_rows / num_workers:.3g} rows for each of {num_workers} workers, "
+                f"and {why}: add rows, or lower cluster.num_workers to {max(1, num_rows // needed)}{head}"
+            ]
+        )
 
 
 def resolve(config: TrainConfig, chain: Chain) -> list[Stage]:
@@ -56,6 +94,7 @@ def resolve(config: TrainConfig, chain: Chain) -> list[Stage]:
                 reads=min([cut, *(stage.reads for stage in stages)]),
                 head_lr=head_lr or train.head_lr or default,
                 backbone_lr=backbone_lr or train.backbone_lr,
+                trains_batch_norm=bool(batch_norms(chain, cut)),
             )
         )
     return stages

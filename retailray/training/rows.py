@@ -6,9 +6,14 @@ import numpy as np
 
 from retailray import progress
 from retailray.config import TrainConfig
-from retailray.data.catalog import Catalog
-from retailray.data.splits import read_splits
+from retailray.data.catalog import Catalog, labels_in_several_spellings
+from retailray.data.splits import hash_unit, read_splits
 from retailray.errors import CatalogError
+from retailray.models.meta import EPOCH, ROLES, TEMPERATURE, THRESHOLDS
+
+TEMPERATURE_SHARE, THRESHOLDS_SHARE = 0.2, 0.3  # of the validation products; the others choose the best epoch
+MAX_TEMPERATURE, MAX_EPOCH = 1_000, 10_000  # products that are enough for these; the rest is for thresholds
+SPLIT_OF_ROLE = {EPOCH: "validation", TEMPERATURE: "temperature", THRESHOLDS: "thresholds"}
 
 
 def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
@@ -26,6 +31,13 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
         if name not in splits or not len(splits[name]):
             raise CatalogError(f"{config.catalog.uri}: no labelled {name} rows; {advice}")
     known = set(splits["train"].column("label"))
+    for group in labels_in_several_spellings(known):
+        progress.emit(
+            "warning",
+            similar_labels=group,
+            note="trained as different labels; they differ only in case, blanks or Unicode form: set "
+            "catalog.normalize_labels to merge them",
+        )
     if len(known) < 2:
         raise CatalogError(f"{config.catalog.uri}: the training rows have one label only ({known}); two are needed")
     strange = sorted(set(splits["validation"].column("label")) - known)
@@ -45,6 +57,45 @@ def rows_digest(splits: dict[str, Catalog]) -> str:
     return digest.hexdigest()
 
 
+def validation_roles(groups: np.ndarray, *, seed: int) -> np.ndarray:
+    """Say for every validation row what it is used for: choosing the best epoch, the temperature, or thresholds.
+
+    Rows of one product have one role. A row that chose the epoch or the temperature would make a promise of precision
+    look better than it is.
+
+    Args:
+        groups: product names ``(N,)``.
+
+    Returns:
+        :data:`retailray.models.calibration.ROLES`, object ``(N,)``; few products all choose the epoch.
+    """
+    products = sorted(set(groups), key=lambda product: hash_unit(seed, f"role\0{product}"))
+    num_temperature = min(int(TEMPERATURE_SHARE * len(products)), MAX_TEMPERATURE)
+    num_thresholds = max(int(THRESHOLDS_SHARE * len(products)), len(products) - num_temperature - MAX_EPOCH)
+    roles = dict.fromkeys(products, EPOCH)
+    roles |= dict.fromkeys(products[:num_thresholds], THRESHOLDS)
+    roles |= dict.fromkeys(products[num_thresholds : num_thresholds + num_temperature], TEMPERATURE)
+    return np.array([roles[group] for group in groups], dtype=object)
+
+
+def with_roles(rows: dict[str, np.ndarray], catalog: Catalog, labels: list[str], *, seed: int) -> dict[str, np.ndarray]:
+    """Divide the validation rows of a fit by :func:`validation_roles`.
+
+    Args:
+        rows: row numbers of ``catalog`` by split.
+
+    Returns:
+        The same with ``validation`` (which choose the epoch), ``temperature`` and ``thresholds``, where there are any.
+        Rows whose label training does not know choose nothing.
+    """
+    chosen = rows["validation"]
+    known = targets_of(catalog.column("label")[chosen], labels) >= 0
+    roles = validation_roles(catalog.column("group")[chosen][known], seed=seed)
+    parts = {SPLIT_OF_ROLE[role]: chosen[known][roles == role] for role in ROLES}
+    parts["validation"] = np.sort(np.concatenate([parts["validation"], chosen[~known]]))
+    return rows | {name: part for name, part in parts.items() if len(part)}
+
+
 def targets_of(names: np.ndarray, labels: list[str]) -> np.ndarray:
     """Label names ``(N,)`` as numbers, int64 ``(N,)``; -1 where training does not know the label."""
     index = {label: number for number, label in enumerate(labels)}
@@ -53,5 +104,6 @@ def targets_of(names: np.ndarray, labels: list[str]) -> np.ndarray:
 
 def class_weights(names: np.ndarray, labels: list[str]) -> list[float]:
     """Every class weighs the same in all: rows / (classes * rows of the class)."""
-    counts = np.array([max(1, int((names == label).sum())) for label in labels])
+    found = dict(zip(*np.unique(names.astype(object), return_counts=True), strict=True))
+    counts = np.array([max(1, found.get(label, 0)) for label in labels])
     return (counts.sum() / (len(labels) * counts)).tolist()

@@ -1,6 +1,7 @@
 """Where a worker's numbers come from: rows of a store, drawn by index, or a Ray Data stream of decoded pixels."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,22 +10,26 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from retailray.data.pipeline import CODE, OURS, PIXELS, pixels_to_numpy
+from retailray.data.pipeline import CODE, PADDING, PIXELS, pixels_to_numpy
+from retailray.data.row_ids import OURS, ROW_ID
 from retailray.data.store import StoreReader, StoreSpec
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.errors import ERROR_CODES
 
 TARGET = OURS + "target"
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# values ``(B, ...)``, targets int64 ``(B,)``, weights float ``(B,)`` (0: the row only fills up), row ids int64 ``(B,)``
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRows:
-    """``rows`` of a store ``(N,)`` with their ``targets`` ``(N,)``: usable ones only, each with a known label."""
+    """``rows`` of a store ``(N,)`` with their ``targets`` and ``row_ids`` ``(N,)``: usable ones only, each with a known
+    label."""
 
     spec: StoreSpec
     rows: np.ndarray
     targets: np.ndarray
+    row_ids: np.ndarray
     budget: int
 
 
@@ -46,11 +51,18 @@ class Augmentation:
     crop_px: int
 
 
+def num_steps(num_rows: int, batch_size: int, world: int, min_rows: int) -> int:
+    """How many steps an epoch has, if batches are as even as can be and none gives a worker fewer than ``min_rows``."""
+    steps = -(-num_rows // batch_size)
+    return max(1, min(steps, num_rows // (min_rows * world))) if min_rows else steps
+
+
 class StoredBatches(Dataset):
     """Batches of a store. The same global batches in the same order, whatever the number of workers.
 
-    Every row once an epoch, in an order drawn from seed and epoch; worker r of w takes every w-th row of a batch. A
-    row's view moves on by one from epoch to epoch.
+    Every row once per epoch, in an order drawn from seed and epoch; worker r of w takes every w-th row of a batch. A
+    row's view moves on by one from epoch to epoch. Batches of an epoch that trains differ by one row at most, so that
+    none is left with a few rows; ``min_rows``: those of one worker.
     """
 
     def __init__(
@@ -62,8 +74,9 @@ class StoredBatches(Dataset):
         rank: int,
         world: int,
         augmentation: Augmentation | None,
+        min_rows: int = 0,
     ) -> None:
-        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self.source, self.batch_size, self.seed, self.min_rows = source, batch_size, seed, min_rows
         self.rank, self.world = rank, world
         self.reader = StoreReader(source.spec, budget=source.budget)
         self.augment = None
@@ -73,14 +86,14 @@ class StoredBatches(Dataset):
 
     @property
     def num_steps(self) -> int:
-        return -(-len(self.source.rows) // self.batch_size)
+        return num_steps(len(self.source.rows), self.batch_size, self.world, self.min_rows)
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[Batch]:
         """The local part of every global batch; in the rows' own order where ``epoch`` is None."""
         order = np.arange(len(self.source.rows))
         if epoch is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        steps = np.array_split(order, self.num_steps) if len(order) else []
         local = [(epoch, step[self.rank :: self.world]) for step in steps]
         num_workers = num_workers if self.augment and epoch is not None else 0  # a copy out of the map needs no process
         yield from DataLoader(
@@ -94,8 +107,8 @@ class StoredBatches(Dataset):
 
     def __getitem__(self, item: tuple[int | None, np.ndarray]) -> Batch:
         epoch, indices = item
-        # a worker without a row in the last batch still takes part; BatchNorm wants two
-        missing = max(0, 2 - len(indices))
+        # every worker takes part in every step; only where nothing is trained can one be without a row
+        missing = max(0, 1 - len(indices))
         chosen = np.concatenate([indices, np.zeros(missing, np.int64)])
         weight = torch.ones(len(chosen))
         weight[len(indices) :] = 0
@@ -104,7 +117,12 @@ class StoredBatches(Dataset):
         values = _to_tensor(self.reader.take(rows, views), self.source.spec.dtype)
         if self.augment and epoch is not None:
             values = self.augment(values, [draw_seed(self.seed, epoch, row) for row in rows])
-        return values, torch.from_numpy(self.source.targets[chosen]), weight
+        return (
+            values,
+            torch.from_numpy(self.source.targets[chosen]),
+            weight,
+            torch.from_numpy(self.source.row_ids[chosen]),
+        )
 
 
 def _to_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
@@ -113,7 +131,11 @@ def _to_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 class StreamedBatches:
-    """Batches of a Ray Data shard; every shard has the same number of rows."""
+    """Batches of a Ray Data shard; every shard has the same number of rows, and every worker the same number of steps.
+
+    Rows that failed are left out, and those after them move up: where rows fail, it is the last steps that are short.
+    A step without a row has one of weight 0, since every worker takes part in every step.
+    """
 
     def __init__(
         self,
@@ -125,47 +147,59 @@ class StreamedBatches:
         rank: int,
         world: int,
         augmentation: Augmentation,
+        min_rows: int = 0,
     ) -> None:
         self.source, self.shard, self.seed, self.rank = source, shard, seed, rank
-        self.local_batch = max(1, -(-batch_size // world))
         self.local_rows = source.num_rows // world
+        self.local_batch = max(1, -(-batch_size // world))
+        self.num_steps = num_steps(self.local_rows, self.local_batch, 1, min_rows)
         self.size = augmentation.source_px
         self.augment = make_augment(augmentation.name, augmentation.crop_px, erasing=augmentation.erasing)
         self.codes: dict[str, int] = {}
-
-    @property
-    def num_steps(self) -> int:
-        return -(-self.local_rows // self.local_batch)
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[Batch]:
         shuffle: dict[str, Any] = {}
         if epoch is not None:
             shuffle = {"local_shuffle_buffer_size": 8 * self.local_batch, "local_shuffle_seed": self.seed + epoch}
-        codes: dict[str, int] = {}
-        done = 0
-        batches = self.shard.iter_batches(
+        tables = self.shard.iter_batches(
             batch_size=self.local_batch, batch_format="pyarrow", prefetch_batches=2, drop_last=False, **shuffle
         )
-        for table in batches:
-            for code in table.column(CODE).to_pylist():
-                if code in ERROR_CODES:
-                    codes[code] = codes.get(code, 0) + 1
-            values, target, weight = self._usable(table)
+        done = 0
+        for table in self._steps(tables):
+            values, target, weight, row_ids = self._batch(table)
             if self.augment and epoch is not None:
                 seeds = [draw_seed(self.seed, epoch, self.rank, done + index) for index in range(len(values))]
                 values = self.augment(values, seeds)
             done += len(values)
-            yield (values.pin_memory() if pin else values), target, weight
-        self.codes = codes
+            yield (values.pin_memory() if pin else values), target, weight, row_ids
 
-    def _usable(self, table: pa.Table) -> Batch:
-        """The rows that can be trained on; where they are fewer than the two that BatchNorm wants, some of weight 0."""
-        target = torch.from_numpy(table.column(TARGET).to_numpy().astype(np.int64))
-        usable = np.array([not code for code in table.column(CODE).to_pylist()]) & (target.numpy() >= 0)
-        rows = np.flatnonzero(usable)
-        weight = torch.ones(max(2, len(rows)))
-        weight[len(rows) :] = 0
-        # mixup and BatchNorm see them: a row that can be trained on, where there is one
-        rows = np.concatenate([rows, np.repeat(rows[:1] if len(rows) else [0], max(0, 2 - len(rows)))])
-        values = torch.from_numpy(pixels_to_numpy(table.column(PIXELS), self.size)[rows])
-        return values, target[rows].clamp(min=0), weight
+    def _steps(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Rows that can be used, in as many tables as there are steps; counts the codes of the others."""
+        sizes = [len(part) for part in np.array_split(np.arange(self.local_rows), self.num_steps)]
+        codes: Counter[str] = Counter()
+        spare: pa.Table | None = None  # for steps without a row
+        held: list[pa.Table] = []
+        for table in tables:
+            found = table.column(CODE).to_pylist()
+            codes.update(code for code in found if code in ERROR_CODES)
+            usable = np.array([not code for code in found]) & (table.column(TARGET).to_numpy() >= 0)
+            spare = table.slice(0, 1) if spare is None else spare
+            held.append(table.filter(pa.array(usable)))
+            while len(sizes) > 1 and sum(part.num_rows for part in held) >= sizes[0]:
+                together = pa.concat_tables(held)
+                yield together.slice(0, sizes[0])
+                held = [together.slice(sizes.pop(0))]
+        self.codes = dict(codes)
+        rest = pa.concat_tables(held) if held else None
+        for size in sizes:
+            if rest is not None and rest.num_rows:
+                yield rest.slice(0, size)
+                rest = rest.slice(size)
+            elif spare is not None:
+                yield spare.set_column(spare.column_names.index(CODE), CODE, pa.array([PADDING]))
+
+    def _batch(self, table: pa.Table) -> Batch:
+        target = torch.from_numpy(table.column(TARGET).to_numpy().astype(np.int64)).clamp(min=0)
+        weight = torch.tensor([float(code != PADDING) for code in table.column(CODE).to_pylist()])
+        values = torch.from_numpy(np.array(pixels_to_numpy(table.column(PIXELS), self.size)))
+        return values, target, weight, torch.from_numpy(table.column(ROW_ID).to_numpy().astype(np.int64))

@@ -25,7 +25,7 @@ from retailray.training.caching import CachePlan
 from retailray.training.folds import Fitter, make_folds, run_folds
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, measure_here, prepare
-from retailray.training.recipe import Stage, resolve
+from retailray.training.recipe import Stage, check_batch_size, min_rows, resolve
 from retailray.training.rows import labelled_splits, rows_digest
 
 Model = tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]
@@ -59,7 +59,13 @@ def train(config: TrainConfig) -> str:
         **{name: len(part) for name, part in splits.items()},
     )
     with ray_session(config.cluster) as capacity:
-        plan = plan_training(capacity, config.cluster)
+        plan = plan_training(capacity, config.cluster, most=max(1, config.train.batch_size // min_rows(stages)))
+        check_batch_size(
+            stages,
+            batch_size=config.train.batch_size,
+            num_workers=plan.num_actors,
+            num_rows=len(splits["train"]),
+        )
         wait_until_free(plan, deadline_s=config.cluster.wait_s)
         fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, capacity)
         prepared_s = watch.seconds
@@ -72,12 +78,11 @@ def train(config: TrainConfig) -> str:
         )
     best = result.history[result.best_epoch - 1]
     state = model[0].state_dict() | result.best
-    meta = describe(config, labels, model[1:], best, splits, state, result.calibration.temperature, folds)
-    bundle = leave_bundle(run, meta, state, result.calibration)
+    meta = describe(config, labels, model[1:], best, splits, state, result.calibration, folds)
+    bundle = leave_bundle(run, meta, state, result.calibration, splits)
     register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
-    rows_a_label = count_labels(splits["train"].column("label"))
-    write_training_report(run, config, result.history, best, rows_a_label, result.errors_by_code, folds)
+    write_training_report(run, meta, config, result.history, best, result.errors_by_code, folds)
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
     summary = {
         "verb": "train",
@@ -86,6 +91,7 @@ def train(config: TrainConfig) -> str:
         "model_version": meta.version,
         **measures,
         "temperature": result.calibration.temperature,
+        "validation_rows_used_for": result.calibration.num_rows(),
         "folds": folds,
         "num_labels": len(labels),
         "rows": {name: len(part) for name, part in splits.items()},

@@ -39,7 +39,12 @@ def registry(small_bundle, tmp_path_factory):
 def test_the_gate_lets_the_better_one_through_and_back(registry, retailray, tmp_path):
     models = registry / "models/products"
     alias = f"{models}@champion"
-    gate = {"catalog.uri": registry / "shop/labelled.csv", "promote.min_rows": 20, "out": tmp_path / "gate"}
+    gate = {
+        "catalog.uri": registry / "shop/labelled.csv",
+        "promote.min_rows": 20,
+        "promote.split": "all",
+        "out": tmp_path / "gate",
+    }
 
     def promote(version, **changes):
         return retailray("promote", **gate | {"model.uri": models / version} | changes)
@@ -97,7 +102,7 @@ def test_a_comparison_counts_what_pandas_counts(registry, retailray, tmp_path):
     assert top1["challenger"] - top1["champion"] == pytest.approx(top1["difference"])
     low, high = top1["interval"]
     assert 0 < low < top1["difference"] < high < 1
-    assert top1["mcnemar_p"] < 0.001
+    assert top1["p_value"] < 0.001
     assert sum(row["rows"] for row in found["changes"]) == len(changes)
     page = read_text(f"{run}/report.html")
     assert page.count("data:image/jpeg") == min(24, len(changes))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from retailray.config import PromoteConfig
 from retailray.evaluation.compare import measure, paired
@@ -11,7 +12,10 @@ from retailray.evaluation.promote import gate_problems
 
 def frame(labels):
     champion, challenger = ["a", "a", "b", "b"], ["a", "b", "b", "c"]
-    return pd.DataFrame({"label": labels, "champion_label": champion, "challenger_label": challenger})
+    products = ["p1", "p2", "p3", "p4"]
+    return pd.DataFrame(
+        {"label": labels, "group": products, "champion_label": champion, "challenger_label": challenger}
+    )
 
 
 def test_without_labels_it_says_what_would_change_and_not_who_is_right():
@@ -32,16 +36,44 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     generator, held = np.random.default_rng(0), 0
     for number in range(400):
         draws = generator.random(300)
-        found = paired(draws < 0.85, draws < 0.80, bootstrap=400, seed=number)
+        found = paired(draws < 0.85, draws < 0.80, np.arange(300), bootstrap=400, seed=number)
         low, high = found["interval"]
         held += low <= 0.05 <= high
     assert 0.90 < held / 400 < 0.99
 
 
+def test_images_of_a_product_are_no_rows_of_their_own():
+    """Kind of fault: five images of a product, all right or all wrong, count as five, and the interval is too narrow
+    and the p-value too small."""
+    generator, held, sure = np.random.default_rng(0), 0, 0
+    products = np.repeat(np.arange(60), 5)
+    for number in range(200):
+        draws = generator.random(60)[products]
+        found = paired(draws < 0.85, draws < 0.80, products, bootstrap=300, seed=number)
+        low, high = found["interval"]
+        held += low <= 0.05 <= high
+        alike = generator.random((2, 60))[:, products] < 0.8  # as good as each other
+        sure += paired(alike[0], alike[1], products, bootstrap=1, seed=number)["p_value"] < 0.05
+    assert held / 200 > 0.88
+    assert sure / 200 < 0.09
+    as_rows = [paired(alike[0], alike[1], rows, bootstrap=300, seed=0) for rows in (np.arange(300), products)]
+    widths = [np.diff(found["interval"])[0] for found in as_rows]
+    assert 1.7 < widths[1] / widths[0] < 2.8, "the square root of five"
+
+
+def test_with_a_row_a_product_it_is_mcnemars_exact_test():
+    generator = np.random.default_rng(1)
+    first, second = generator.random((2, 200)) < np.array([[0.8], [0.7]])
+    only_first, only_second = (first & ~second).sum(), (second & ~first).sum()
+    found = paired(first, second, np.arange(200), bootstrap=10, seed=0)
+    expected = scipy.stats.binomtest(int(only_first), int(only_first + only_second), 0.5).pvalue
+    assert found["p_value"] == pytest.approx(expected)
+
+
 def test_equal_classifiers_have_no_evidence_against_each_other():
     right = np.array([True, False, True])
-    found = paired(right, right, bootstrap=100, seed=0)
-    assert (found["difference"], found["interval"], found["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
+    found = paired(right, right, np.arange(3), bootstrap=100, seed=0)
+    assert (found["difference"], found["interval"], found["p_value"]) == (0.0, [0.0, 0.0], 1.0)
 
 
 def test_the_gate_asks_for_rows_and_for_a_floor():
@@ -53,6 +85,7 @@ def test_the_gate_asks_for_rows_and_for_a_floor():
     assert "promote.min_top1 = 0.9" in words
     assert "promote.max_loss allows -0.01" in words, "one row of three each way is no evidence"
     kind = PromoteConfig(**settings, promote={"min_rows": 3, "max_loss": 0.99})
-    assert gate_problems(kind, found) == []
+    copies = [frame(["a", "b", "", "b"]).assign(group=[f"{number}-{row}" for row in range(4)]) for number in range(10)]
+    assert gate_problems(kind, measure(pd.concat(copies), bootstrap=100)) == []
     unlabelled = measure(frame([""] * 4), bootstrap=100)
     assert len(gate_problems(kind, unlabelled)) == 1

@@ -45,6 +45,18 @@ def test_intervals_cover_and_the_macro_f1_is_scikit_learns():
     assert measured["intervals"]["macro_f1"][0] < measured["macro_f1"] < measured["intervals"]["macro_f1"][1]
 
 
+def test_intervals_resample_products():
+    """Kind of fault: every picture ten times, as pictures of one product, must not narrow an interval."""
+    truth, predicted, score, top = (np.asarray(part, object)[:60] for part in sample())
+    once = classification_metrics(truth, predicted, score.astype(float), list(top), bootstrap=400)
+    copies = [np.repeat(part, 10, axis=0) for part in (truth, predicted, score.astype(float))]
+    groups = np.repeat(np.arange(60), 10)
+    tens = [row for row in top for _ in range(10)]
+    many = classification_metrics(*copies, tens, bootstrap=400, groups=groups)
+    for name in ("top1", "top5", "macro_f1"):
+        assert many["intervals"][name] == pytest.approx(once["intervals"][name], abs=0.05)
+
+
 def test_confusion():
     truth, predicted, *_ = sample()
     matrix, labels = confusion(truth, predicted)

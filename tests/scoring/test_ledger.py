@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from retailray.config import CatalogSection
@@ -9,7 +10,7 @@ from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
 from retailray.scoring.drift import Usual
 from retailray.scoring.formats import LEDGER_SCHEMA
-from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger
+from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, Reuse
 from retailray.scoring.review import make_queue
 from retailray.scoring.staging import stage_catalog
 
@@ -83,6 +84,66 @@ def test_only_what_is_known_of_this_content_and_model_is_carried_over(shop):
     other.add_known(rows(folder, other, ("a", MUG)), origin=PUBLISHED, usable=False)
     plan = other.plan()
     assert (todo(other), plan.carried_over, plan.unchanged) == (["a"], 0, 1), "of another model"
+
+
+@pytest.mark.parametrize(
+    ("reuse", "anew"),
+    [
+        (Reuse(), "c"),
+        (Reuse(environment="code=1 pillow=13"), "c"),
+        (Reuse(environment="code=2 pillow=13"), "bcd"),
+        (Reuse(environment="code=1 pillow=13", device="cpu"), "c"),
+        (Reuse(environment="code=1 pillow=13", device="cuda"), "cd"),
+        (Reuse(rescore="errors"), "bcd"),
+        (Reuse(rescore="all"), "abcd"),
+    ],
+)
+def test_errors_hold_for_the_code_that_met_them_and_can_be_made_anew(shop, reuse, anew):
+    """Kind of fault: a decoder is mended, and the errors of the old one are carried on for ever; also for a copy of the
+    image that failed, and where the bytes are known."""
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
+    met = {"message": "m", "environment": "code=1 pillow=13", "device": "cpu"}
+    known = rows(
+        folder,
+        ledger,
+        ("a", MUG),
+        ("b", met | {"error_code": "corrupt"}),
+        ("c", met | {"error_code": "timeout"}),
+        ("d", met | {"error_code": "predict_failed"}),
+    )
+    ledger.add_known(known, origin=PUBLISHED, usable=True, reuse=reuse)
+    plan = ledger.plan()
+    assert todo(ledger) == list(anew)
+    assert plan.carried_over == 4 - len(anew)
+    asked = pa.concat_tables(ledger.todo(10)).to_pylist()
+    assert not any(row["known_sha256"] for row in asked), "its bytes must not be taken for known"
+    ledger.add_fresh(rows(folder, ledger, *((name, MUG | {"run_id": "now"}) for name in anew)))
+    ledger.settle(Thresholds())
+    assert {row["run_id"] for row in final(ledger) if row["image"][0] in anew} == {"now"}
+
+
+def test_images_in_a_parquet_file_have_the_identity_of_their_file(tmp_path):
+    path = tmp_path / "shop.parquet"
+
+    def write():
+        images = [{"bytes": name.encode(), "path": f"{name}.png"} for name in "abc"]
+        pq.write_table(pa.table({"image": images}), path)
+        folder = tmp_path / f"work-{len(list(tmp_path.glob('work-*')))}"
+        folder.mkdir()
+        ledger = Ledger(folder, stage_catalog(CatalogSection(uri=str(path)), folder, reserved=()), memory_gb=0.25)
+        ledger.add_listing()
+        return ledger
+
+    ledger = write()
+    identities = {row["uri"]: row["identity"] for row in ledger.table("from listed").to_pylist()}
+    assert [uri.rpartition("#")[2] for uri in sorted(identities)] == ["image/0", "image/1", "image/2"]
+    known = [MUG | {"uri": uri, "identity": identity, "error_code": ""} for uri, identity in identities.items()]
+    ledger.add_known([pa.Table.from_pylist(known, LEDGER_SCHEMA)], origin=PUBLISHED, usable=True)
+    assert ledger.plan().images == 0
+    changed = write()
+    changed.add_known([pa.Table.from_pylist(known, LEDGER_SCHEMA)], origin=PUBLISHED, usable=True)
+    assert changed.plan().images == 3, "the file was written again"
 
 
 def test_what_was_not_there_and_is_not_there_is_not_asked_for_again(shop):

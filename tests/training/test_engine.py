@@ -18,6 +18,9 @@ from retailray.training.recipe import Stage
 SIZE, CLASSES = 16, 3
 
 
+ROWS = ("validation", "temperature")
+
+
 class MadeUpRows:
     """Pixels whose brightness tells the class, in batches like a source's."""
 
@@ -35,7 +38,8 @@ class MadeUpRows:
             order = np.random.default_rng(epoch).permutation(order)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            yield torch.from_numpy(self.images[rows]), torch.from_numpy(self.targets[rows]), torch.ones(len(rows))
+            images, targets = torch.from_numpy(self.images[rows]), torch.from_numpy(self.targets[rows])
+            yield images, targets, torch.ones(len(rows)), torch.from_numpy(rows)
 
 
 def stage(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
@@ -47,7 +51,7 @@ def stage(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
 def make_engine(stages, train=None, rows=None, **settings):
     torch.manual_seed(0)
     model = build_model("cnn2", CLASSES, image_size=SIZE)
-    rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1)}
+    rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
     return Engine(
         model,
         num_classes=CLASSES,
@@ -94,7 +98,7 @@ def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"dense", "head"}, "the convolutions were frozen"
     with torch.no_grad():
-        logits, targets, _ = engine.outputs("validation")
+        logits, targets, _, _ = engine.outputs("validation")
     assert (logits.argmax(1) == targets).float().mean().item() == pytest.approx(best["validation_top1"])
 
 
@@ -127,7 +131,7 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
     assert strip(again.progress.history) == strip(whole.progress.history)
     assert same(weights(again), weights(whole))
-    assert again.calibration().temperature == whole.calibration().temperature
+    assert again.calibration(ROWS).temperature == whole.calibration(ROWS).temperature
 
 
 def test_kept_activations_train_like_pixels():
@@ -159,7 +163,7 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
     run(engine)
     history = engine.progress.history
     assert len(history) == engine.progress.best_epoch + 2 < 30
-    logits, targets, _ = engine.outputs("validation")
+    logits, targets, _, _ = engine.outputs("validation")
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-4)
 
@@ -192,11 +196,11 @@ def test_what_diverged_is_never_the_best():
 
 
 def test_a_split_without_rows_has_no_logits():
-    rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0)}
+    rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
     engine = make_engine([stage(1, "head")], rows=rows)
     run(engine)
     assert engine.outputs("validation")[0].shape == (0, CLASSES)
-    assert engine.calibration().temperature == 1.0
+    assert engine.calibration(ROWS).temperature == 1.0
 
 
 def test_balance_weighs_classes_not_rows():
@@ -209,7 +213,7 @@ def test_balance_weighs_classes_not_rows():
     run(weighed)
     recall = []
     for engine in (plain, weighed):
-        logits, targets, _ = engine.outputs("validation")
+        logits, targets, _, _ = engine.outputs("validation")
         recall.append((logits.argmax(1) == targets)[targets > 0].float().mean().item())
     assert recall[1] > recall[0]
 
@@ -265,3 +269,41 @@ def test_every_number_of_steps_warms_up_and_falls(num_steps, warmup):
         assert max(rates) == pytest.approx(0.1)
         assert rates[-1] < 0.05
         assert (rates[0] < 0.1) == (warmup > 0)
+
+
+class SteppedRows(MadeUpRows):
+    """Training batches of the given numbers of rows, the rest of 8 being of weight 0."""
+
+    def __init__(self, sizes):
+        super().__init__(num_rows=8)
+        self.sizes, self.num_steps = sizes, len(sizes)
+
+    def epoch(self, epoch, *, num_workers, pin):
+        for size in self.sizes:
+            weight = torch.cat([torch.ones(size), torch.zeros(8 - size)])
+            yield torch.from_numpy(self.images), torch.from_numpy(self.targets), weight, torch.arange(8)
+
+
+@pytest.mark.parametrize(("sizes", "learns"), [([8, 8], True), ([7, 3], False), ([0], False)])
+def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns):
+    """Kind of fault: statistics that a model serves with are made of a worker's last few rows, or of rows that only
+    fill up."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", CLASSES, image_size=32)
+    before = model.bn1.running_mean.clone()
+    rows = {"train": SteppedRows(sizes), "validation": MadeUpRows(seed=1)}
+    engine = Engine(
+        model,
+        num_classes=CLASSES,
+        normalize=Normalize((0.5,) * 3, (0.2,) * 3),
+        stages=[Stage(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
+        train=TrainSection(),
+        precision="float32",
+        world=World(),
+        open_batches=lambda split, _: (rows[split], 0),
+    )
+    next(engine.epochs(None))
+    assert torch.equal(model.bn1.running_mean, before) != learns
+    assert (engine.model.fc.weight != 0).any()
+    engine.model.train()
+    assert all(norm.training for norm in engine.norms), "later steps learn again"

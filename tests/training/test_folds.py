@@ -14,7 +14,7 @@ from retailray.training.folds import make_folds
 
 def catalog_of(labels, groups):
     rows = pa.table({"label": labels, "group": groups, "split": [""] * len(labels)})
-    return Catalog("/x/c.csv", rows, rows)
+    return Catalog("/x/c.csv", rows)
 
 
 def config_of(folds, **catalog):

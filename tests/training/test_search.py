@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from retailray.data.pipeline import (
     CODE,
     MESSAGE,
     PIXELS,
-    ROW,
+    SLOT,
     DecodeSpec,
     ViewSpec,
     decode_rows,
@@ -30,6 +31,7 @@ from retailray.data.pipeline import (
     transport_table,
     with_errors,
 )
+from retailray.data.row_ids import ROW_ID
 from retailray.data.store import StoreSpec
 from retailray.errors import CapacityError, ConfigError
 from retailray.reports import search_plots
@@ -127,7 +129,7 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     from retailray.config import CatalogSection
 
     catalog = read_catalog(CatalogSection(uri=f"{small_catalog[0]}/catalog.csv", max_pixels=20_000_000))
-    table = transport_table(catalog, with_input=False)
+    table = transport_table(catalog).append_column(SLOT, pa.array(np.arange(len(catalog))))
     limits = Limits(20_000_000, 20.0)
     rows = table.num_rows
     spec = StoreSpec(str(tmp_path), "a" * 32, rows, 1, (3, 36, 36), "uint8")
@@ -139,8 +141,8 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     known = with_errors(table, decoded[CODE].to_pylist(), decoded[MESSAGE].to_pylist())
     size = 24 if augment == "standard" else side
     views = ViewSpec(DecodeSpec(36, side, limits), augment, 0.0, size, 3, seed=1)
-    direct = decode_views(table, spec=views, keep=[ROW])
-    from_kept = decode_views(known, spec=views, keep=[ROW], decoded=spec)
+    direct = decode_views(table, spec=views, keep=[ROW_ID])
+    from_kept = decode_views(known, spec=views, keep=[ROW_ID], decoded=spec)
     assert direct.drop_columns([PIXELS]).equals(from_kept.drop_columns([PIXELS]))
     left, right = (pixels_to_numpy(part.column(PIXELS), size).astype(int) for part in (direct, from_kept))
     assert left.shape == (3 * rows, 3, size, size)

@@ -17,7 +17,7 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
 from retailray.models.calibration import Calibration
-from retailray.models.meta import BundleMeta
+from retailray.models.meta import EPOCH, BundleMeta
 from retailray.models.process import prepare_process
 from retailray.reports.search import write_search_report
 from retailray.runs import RunDirectory
@@ -81,9 +81,9 @@ def tune(config: TuneConfig) -> str:
         search_s = watch.seconds - prepared_s
         winner = _winner(ledger)
         weights, calibration, best = _restored(shared, winner)
-        meta = _describe(config, run, shared, winner, splits, weights, calibration.temperature, best)
-        bundle = leave_bundle(run, meta, weights, calibration)
-        verified = _verify(config, run, bundle, best["validation_top1"])
+        meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
+        bundle = leave_bundle(run, meta, weights, calibration, splits)
+        verified = _verify(config, run, bundle, calibration, best["validation_top1"])
         register(config, bundle, meta)
     ledger.prune(again=True)
     table = _tables(run, ledger)
@@ -156,7 +156,7 @@ def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.T
         best = engine.progress.history[engine.progress.best_epoch - 1]
         return (
             {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
-            engine.calibration(),
+            engine.calibration(shared.rows),
             best,
         )
 
@@ -171,7 +171,7 @@ def _describe(
     winner: dict[str, Any],
     splits: dict[str, Catalog],
     weights: dict[str, torch.Tensor],
-    temperature: float,
+    calibration: Calibration,
     best: dict[str, Any],
 ) -> BundleMeta:
     """What the bundle says of itself; and ``best.yaml``, by which ``train --config`` trains it again."""
@@ -184,25 +184,39 @@ def _describe(
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     normalization = variant.backbone.mean, variant.backbone.std
-    return describe(settings, shared.labels, normalization, best, splits, weights, temperature, None)
+    return describe(settings, shared.labels, normalization, best, splits, weights, calibration, None)
 
 
-def _verify(config: TuneConfig, run: RunDirectory, bundle: str, expected: float) -> dict[str, Any]:
-    """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what was kept.
+def _verify(
+    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float
+) -> dict[str, Any]:
+    """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
+
+    Args:
+        calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
+            measured on those of them that choose the epoch.
 
     Raises:
-        RetailrayError: that is not what the trial had measured.
+        RetailrayError: these differ.
     """
-    metrics = evaluate(
-        EvaluateConfig(
-            catalog=config.catalog,
-            split=config.split,
-            model=BundleSection(uri=bundle),
-            evaluate=EvaluateSection(split="validation"),
-            cluster=config.cluster,
-            out=run.path("verification"),
+    right = calibration.predicted == calibration.targets
+    expected, chose = float(right.mean()), right[calibration.roles == EPOCH]
+    if abs(chose.mean() - best_top1) > max(SAME, SAME_ROWS / len(chose)):
+        raise RetailrayError(
+            f"the winner's top-1 is {chose.mean():.4f} on the rows that chose its epoch, and its trial had measured "
+            f"{best_top1:.4f}; please report this ({bundle})"
         )
-    )
+    with progress.nested_run():
+        metrics = evaluate(
+            EvaluateConfig(
+                catalog=config.catalog,
+                split=config.split,
+                model=BundleSection(uri=bundle),
+                evaluate=EvaluateSection(split="validation"),
+                cluster=config.cluster,
+                out=run.path("verification"),
+            )
+        )
     if abs(metrics["top1"] - expected) > max(SAME, SAME_ROWS / max(1, metrics["num_rows"])):
         raise RetailrayError(
             f"the winner's top-1 is {metrics['top1']:.4f} on the validation images, and its trial had measured "

@@ -20,8 +20,8 @@ from retailray.models.weights import pretrained_model
 from retailray.training.caching import CachePlan
 from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
-from retailray.training.recipe import Stage, resolve
-from retailray.training.rows import class_weights, targets_of
+from retailray.training.recipe import Stage, check_batch_size, resolve
+from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.sources import StoredRows
 
 VARYING = ("model.arch", "transform.augment", "transform.erasing")  # what asks for a pass of its own
@@ -41,11 +41,14 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """All that a trial needs besides the settings that were drawn for it. ``targets``: ``(N,)`` by split."""
+    """All that a trial needs besides the settings that were drawn for it. ``rows``: by split, where they lie in the
+    caches; ``targets`` and ``row_ids``: of these rows, all ``(N,)``."""
 
     config: TuneConfig
     labels: list[str]
+    rows: dict[str, np.ndarray]
     targets: dict[str, np.ndarray]
+    row_ids: dict[str, np.ndarray]
     class_weights: list[float]
     variants: dict[Key, Variant]
     plan: TrialPlan
@@ -79,10 +82,9 @@ class Shared:
                     store.touch(spec)
 
     def source(self, variant: Variant, name: str, stage: Stage) -> tuple[StoredRows, int]:
-        """Rows of ``train`` or ``validation`` for a stage, and the blocks they went through."""
+        """Rows of ``train`` or of a part of the validation rows for a stage, and the blocks they went through."""
         which = "train" if name == "train" else "plain"
-        targets = self.targets[name]
-        found = variant.prepared.source(which, stage, np.arange(len(targets)), targets)
+        found = variant.prepared.source(which, stage, self.rows[name], self.targets[name], self.row_ids[name])
         assert found, "a search streams nothing"
         return found
 
@@ -120,13 +122,19 @@ def share(
         key = variant_key(one)
         known = earlier.get(_text(key))
         prepared[key] = _variant(config, one, images, labels, plan, decoded, len(variants), known)
-    targets = {name: targets_of(part.column("label"), labels) for name, part in splits.items()}
-    for name, which in (("train", "train"), ("validation", "plain")):
-        codes = next(iter(prepared.values())).prepared.codes[which]
-        if not ((codes == "") & (targets[name] >= 0)).any():
-            raise CatalogError(f"{config.catalog.uri}: no {name} image could be read; see `retailray check`")
+    rows = {name: np.arange(len(part)) for name, part in splits.items()}
+    rows = with_roles(rows, splits["validation"], labels, seed=config.split.seed)
+    parts = {name: splits["train" if name == "train" else "validation"] for name in rows}
+    targets = {name: targets_of(parts[name].column("label")[chosen], labels) for name, chosen in rows.items()}
+    row_ids = {name: parts[name].column("row_id")[chosen] for name, chosen in rows.items()}
+    for name in list(rows):
+        codes = next(iter(prepared.values())).prepared.codes["train" if name == "train" else "plain"]
+        if not ((codes[rows[name]] == "") & (targets[name] >= 0)).any():
+            if name in ("train", "validation"):
+                raise CatalogError(f"{config.catalog.uri}: no {name} image could be read; see `retailray check`")
+            del rows[name]  # their images failed: nothing is promised then
     weights = class_weights(splits["train"].column("label"), labels)
-    return Shared(config, labels, targets, weights, prepared, trial_plan, records)
+    return Shared(config, labels, rows, targets, row_ids, weights, prepared, trial_plan, records)
 
 
 def _combinations(config: TuneConfig) -> list[tuple[Any, ...]]:
@@ -169,6 +177,13 @@ def _variant(
         for depth in depths
         for stage in resolve(config.trial(drawn | ({"model.trainable": depth} if depth else {})), chain)
     ]
+    sizes = config.space["train.batch_size"].corners if "train.batch_size" in config.space else []
+    check_batch_size(
+        stages,
+        batch_size=min([*sizes, *([] if sizes else [config.train.batch_size])]),
+        num_workers=config.tune.workers_per_trial,
+        num_rows=len(images.train),
+    )
     cuts = {stage.reads for stage in stages} | {len(chain.blocks)}
     precision = earlier["precision"] if earlier else config.train.precision
     weights = state_to_bytes(network.state_dict())

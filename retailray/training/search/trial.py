@@ -23,7 +23,7 @@ from retailray.models.predictor import Normalize
 from retailray.training.engine import Engine, World
 from retailray.training.loop import LOADER_WORKERS
 from retailray.training.prepare import augmentation
-from retailray.training.recipe import resolve
+from retailray.training.recipe import min_rows, resolve
 from retailray.training.search.ranks import Ranks
 from retailray.training.search.shared import Shared, variant_key
 from retailray.training.sources import Augmentation, StoredBatches
@@ -164,14 +164,16 @@ def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
             rank=world.rank,
             world=world.size,
             augmentation=mine if reads == 0 else None,
+            min_rows=min_rows(stages) if name == "train" else 0,
         )
         return batches, reads
 
+    stages = resolve(config, split(model))
     return Engine(
         model,
         num_classes=backbone.num_classes,
         normalize=Normalize(backbone.mean, backbone.std),
-        stages=resolve(config, split(model)),
+        stages=stages,
         train=config.train,
         precision=backbone.precision,
         world=world,
