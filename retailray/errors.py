@@ -77,11 +77,11 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "fetch_failed": ("fetch", "reading failed for another reason, given in the message"),
     "empty_file": ("decode", "the object has zero bytes"),
     "not_an_image": ("decode", "the bytes are no image format we read (HTML pages land here)"),
-    "truncated": ("decode", "the image file ends too early"),
-    "corrupt": ("decode", "the image file is damaged"),
+    "truncated": ("decode", "the image file ends too early: a row of pixels or more is missing"),
+    "corrupt": ("decode", "the image file is damaged before its end"),
     "too_many_pixels": ("decode", "larger than catalog.max_pixels (a decompression bomb)"),
     "bad_aspect_ratio": ("decode", "one side is longer than catalog.max_aspect_ratio times the other"),
-    "predict_failed": ("predict", "the model failed on this image"),
+    "predict_failed": ("predict", "the model failed on this image, or its output is not finite"),
 }
 
 

@@ -79,9 +79,9 @@ def _refuse_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[st
             example = catalog.column("id")[known][0]
             raise CatalogError(
                 f"{config.catalog.uri}: the {name} ({side.meta.version}) was trained on {known.sum()} of the "
-                f"{len(catalog)} rows that would decide (promote.split = {config.promote.split}), {example} among them; "
-                "decide on rows that neither model has seen: promote.split test with the split settings of training, or "
-                "another catalog"
+                f"{len(catalog)} rows that would decide (promote.split = {config.promote.split}), {example} is one; "
+                "decide on rows that neither model has seen: promote.split test with the split settings of training, "
+                "or another catalog"
             )
     warn_of_trained_rows(catalog, sides)
 

@@ -146,7 +146,7 @@ class Engine:
 
     @torch.no_grad()
     def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, ...]:
-        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split, from all ranks.
+        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split, of all ranks.
 
         ``limit``: about so many of the rows, evenly spread.
         """

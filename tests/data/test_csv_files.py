@@ -21,6 +21,14 @@ def write(folder, data, name="c.csv"):
     return str(path)
 
 
+def read_or_refuse(path, **settings):
+    """The table, or what the refusal says."""
+    try:
+        return read_table(path, **settings), ""
+    except CatalogError as error:
+        return None, str(error)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=8),
@@ -38,10 +46,9 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path_factory, rows, delimiter, q
     writer.writerows([("image", "label", "title"), *rows])
     data = text.getvalue().replace("\n", ending).encode(encoding)
     path = write(tmp_path_factory.mktemp("csv"), data)
-    try:
-        table = read_table(path, encoding="latin-1" if encoding == "latin-1" else "utf-8")
-    except CatalogError as error:
-        assert re.search(r"line \d+", str(error)), error
+    table, refusal = read_or_refuse(path, encoding="latin-1" if encoding == "latin-1" else "utf-8")
+    if refusal:
+        assert re.search(r"line \d+", refusal), refusal
         assert any("\n" in cell for row in rows for cell in row), "only a value of several lines may be refused"
         return
     assert table.num_rows == len(rows)
@@ -62,12 +69,13 @@ def test_a_stray_quote_takes_no_row_along(tmp_path_factory, quoted, delimiter, l
     order = [0, 1, 2] if last else [2, 0, 1]
     text = "\n".join(delimiter.join(line[at] for at in order) for line in lines) + "\n"
     path = write(tmp_path_factory.mktemp("csv"), text)
-    try:
-        assert read_table(path, encoding="utf-8").num_rows == len(quoted)
-    except CatalogError as error:
-        assert re.search(r"line \d+", str(error)), error
-        assert "catalog.quoting" in str(error)
+    table, refusal = read_or_refuse(path, encoding="utf-8")
+    if refusal:
+        assert re.search(r"line \d+", refusal), refusal
+        assert "catalog.quoting" in refusal
         assert "begin" in quoted
+    else:
+        assert table.num_rows == len(quoted)
     plain = read_table(path, encoding="utf-8", csv=CsvOptions(quoting="none"))
     assert plain.column("title").to_pylist() == [titles[kind] for kind in quoted], "the way out works"
 

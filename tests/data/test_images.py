@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from retailray.data.images import Limits, decode, open_image
+from retailray.data import images
+from retailray.data.images import Limits, _load, decode, open_image
 from retailray.data.synthetic import PRODUCTS, broken_files, render
 from retailray.errors import ImageError
 
@@ -129,3 +130,111 @@ def test_every_truncation_is_an_error_row_or_an_image():
 def test_facts_are_as_displayed():
     _, facts = open_image(KINDS["jpeg exif 6"], LIMITS)
     assert (facts.format, facts.width, facts.height, facts.mode) == ("JPEG", 300, 420, "RGB")
+
+
+def missing_pixels(data, whole):
+    """Pixels of a file that are not those of the whole file, or its error code."""
+    try:
+        found, _ = open_image(data, LIMITS)
+        rgb = np.asarray(_load(found, at_least=10**6)).astype(int)
+    except ImageError as error:
+        return error.code
+    return int((np.abs(rgb - whole).max(axis=2) > 8).sum())
+
+
+NOISY = picture(300, 200)
+NOISY = Image.fromarray(
+    (np.asarray(NOISY).astype(int) + np.random.default_rng(0).integers(-20, 20, (200, 300, 3)))
+    .clip(0, 255)
+    .astype("u1")
+)
+ENDS = {
+    "jpeg": encoded(NOISY, "JPEG", quality=90),
+    "jpeg 4:4:4": encoded(NOISY, "JPEG", quality=90, subsampling=0),
+    "jpeg progressive": encoded(NOISY, "JPEG", quality=90, progressive=True),
+    "png": encoded(NOISY, "PNG"),
+    "png palette": encoded(NOISY.quantize(64), "PNG"),
+    "png 1 bit": encoded(NOISY.convert("1"), "PNG"),
+    "gif": encoded(NOISY.quantize(64), "GIF"),
+    "webp": encoded(NOISY, "WEBP", quality=90),
+    "webp lossless": encoded(NOISY, "WEBP", lossless=True),
+    "bmp": encoded(NOISY, "BMP"),
+    "tiff": encoded(NOISY, "TIFF"),
+    "avif": encoded(NOISY, "AVIF"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_file_that_ends_early_is_read_if_less_than_a_row_is_missing(kind):
+    """Kind of fault: a JPEG without its last byte is truncated, and a PNG with the same loss is read."""
+    data = ENDS[kind]
+    whole = np.asarray(_load(open_image(data, LIMITS)[0], at_least=10**6)).astype(int)
+    for cut in [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, *np.linspace(0.1, 0.98, 9) * len(data)]:
+        found = missing_pixels(data[: len(data) - int(cut)], whole)
+        assert found == "truncated" or found < 300, f"{cut} bytes are missing"
+        if cut > 0.05 * len(data):
+            assert found == "truncated", f"{cut} bytes are missing"
+    assert missing_pixels(data[:-1], whole) != "corrupt"
+    if kind.startswith(("jpeg", "png", "gif")):
+        assert missing_pixels(data[:-1], whole) == 0
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_damage_before_the_end_is_no_missing_end(kind):
+    data = bytearray(ENDS[kind])
+    data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
+    assert outcome(bytes(data)) in ("corrupt", (3, 16, 16)), "Pillow reads some damage as noise"
+
+
+def test_brightness_does_not_jump_as_samples_grow():
+    """Kind of fault: a picture of 10 or 12 bits in a 16 bit file is black, or turns dark where a sample passes 255."""
+    ramp = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    for kind in ("PNG", "TIFF"):
+        for top in (100, 254, 255, 256, 511, 1023, 4095, 4096, 16_383, 20_000, 32_767, 65_534):
+            brightness = [
+                decode(
+                    encoded(Image.fromarray(np.rint(ramp * largest).astype(np.uint16)), kind),
+                    resize_size=64,
+                    crop_size=64,
+                    limits=LIMITS,
+                ).max()
+                for largest in (top, top + 1)
+            ]
+            assert abs(int(brightness[1]) - int(brightness[0])) <= 3, f"from {top} to {top + 1}"
+        levels = decode(
+            encoded(Image.fromarray(np.rint(ramp * 4095).astype(np.uint16)), kind), resize_size=64, crop_size=64,
+            limits=LIMITS,
+        )  # fmt: skip
+        assert len(np.unique(levels)) > 250
+    almost = encoded(Image.fromarray((ramp * 1.001).astype(np.float32)), "TIFF")
+    assert decode(almost, resize_size=64, crop_size=64, limits=LIMITS).max() == 255, "a float that passes 1 a little"
+
+
+@pytest.mark.parametrize("chunk", ["text", "profile"])
+def test_large_texts_and_profiles_say_nothing_of_the_pixels(chunk):
+    """Kind of fault: a file is refused for what it holds besides its pixels."""
+    options = {}
+    if chunk == "text":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text("notes", "a" * 3_000_000, zip=True)
+    else:
+        options["icc_profile"] = bytes(3_000_000)
+    data = encoded(picture(), "PNG", **options)
+    plain = decode(encoded(picture(), "PNG"), resize_size=32, crop_size=32, limits=LIMITS)
+    assert (decode(data, resize_size=32, crop_size=32, limits=LIMITS) == plain).all()
+
+
+def test_heic_is_named(monkeypatch):
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    monkeypatch.setattr(images, "_reads_heif", lambda: False)
+    with pytest.raises(ImageError, match=r"HEIC.*retailray\[heic\]"):
+        decode(heic, resize_size=16, crop_size=16, limits=LIMITS)
+
+
+def test_heic_is_read_where_its_package_is():
+    heif = pytest.importorskip("pillow_heif", reason="pip install 'retailray[heic]'")
+    heif.register_heif_opener()
+    buffer = io.BytesIO()
+    picture().save(buffer, "HEIF", quality=95)
+    image = decode(buffer.getvalue(), resize_size=128, crop_size=112, limits=LIMITS)
+    assert np.abs(image.astype(int) - reference(encoded(picture(), "PNG")).astype(int)).mean() < 5

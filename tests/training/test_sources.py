@@ -129,7 +129,7 @@ def test_no_step_of_training_leaves_a_worker_with_too_few_rows(num_rows, batch_s
     What cannot be divided is refused before (:func:`retailray.training.recipe.check_batch_size`).
     """
     if batch_size < min_rows * world or num_rows < min_rows * world:
-        with pytest.raises(ConfigError, match="per worker and step|for each of"):
+        with pytest.raises(ConfigError, match=r"per worker and step|for each of"):
             check_batch_size(
                 [Stage(1, "all", 0, 0, 1, 1, trains_batch_norm=min_rows > 1)],
                 batch_size=batch_size,

@@ -1,0 +1,216 @@
+"""What published tables must say, worked out from the source files with Pillow, hashlib, pandas and torch alone.
+
+Nothing of the package is imported here: a test that compares its output with its own other output proves nothing.
+"""
+
+import collections
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def facts(path, *, max_pixels=50_000_000, max_aspect=20.0):
+    """Error code ('' if none), sha256, format and displayed size of one file."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return {"error_code": "not_found"}
+    if not data:
+        return {"error_code": "empty_file"}
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        return {"error_code": "not_an_image|corrupt|truncated"}
+    width, height = image.size
+    if width * height > max_pixels:
+        return {"error_code": "too_many_pixels"}
+    if max(width, height) > max_aspect * min(width, height):
+        return {"error_code": "bad_aspect_ratio"}
+    try:
+        width, height = ImageOps.exif_transpose(image).size
+    except Exception:
+        return {"error_code": "truncated|corrupt"}
+    digest = hashlib.sha256(data).hexdigest()
+    return {"error_code": "", "sha256": digest, "width": width, "height": height, "format": image.format}
+
+
+def audit_images(images, expected, folder, **limits):
+    """Differences between ``images.parquet`` and the files.
+
+    Args:
+        images: the table. expected: the catalog's rows as pandas reads them, by image: ``image``, ``label``, ``split``.
+    """
+    problems = []
+    if sorted(images.image) != sorted(expected.image):
+        problems.append("the rows are not the catalog's")
+    by_image = expected.set_index("image")
+    for row in images.itertuples():
+        path = row.image if os.path.isabs(row.image) else os.path.join(folder, row.image)
+        true = facts(path, **limits)
+        if row.error_code not in true["error_code"].split("|"):
+            problems.append(f"{row.image}: error_code {row.error_code!r}, and the file is {true['error_code']!r}")
+        for name in ("sha256", "width", "height", "format"):
+            found = getattr(row, name)
+            found = None if pd.isna(found) else found
+            if not true["error_code"] and found != true[name]:
+                problems.append(f"{row.image}: {name} {found!r}, and the file has {true[name]!r}")
+            if true["error_code"] and found is not None:
+                problems.append(f"{row.image}: {name} {found!r} of a file that cannot be used")
+        for name in ("label", "split"):
+            if name in by_image.columns and by_image[name][row.image] != getattr(row, name):
+                problems.append(f"{row.image}: {name} {getattr(row, name)!r}")
+    return problems
+
+
+def same_pictures(images, folder):
+    """Groups of image names whose bytes are equal, from the files of all rows that can be used."""
+    groups = collections.defaultdict(set)
+    for row in images.itertuples():
+        true = facts(row.image if os.path.isabs(row.image) else os.path.join(folder, row.image))
+        if not true["error_code"]:
+            groups[true["sha256"]].add(row.image)
+    return {frozenset(group) for group in groups.values() if len(group) > 1}
+
+
+def findings(run):
+    """The findings of ``check.json`` by name."""
+    with open(f"{run}/check.json") as file:
+        return {found["name"]: found for found in json.load(file)["findings"]}
+
+
+def audit_errors(errors, expected, folder, **limits):
+    """Differences between an errors table and the files: code, stage and (where the message names one) the line."""
+    stages = {"not_found": "fetch", "empty_path": "fetch", "duplicate_id": "fetch", "predict_failed": "predict"}
+    problems = []
+    bad = {}
+    for row in expected.itertuples():
+        true = facts(os.path.join(folder, row.image), **limits)
+        if true["error_code"]:
+            bad[row.image] = true["error_code"]
+    if sorted(errors.image) != sorted(bad):
+        problems.append(f"rows {sorted(set(errors.image) ^ set(bad))}")
+    for row in errors.itertuples():
+        if row.error_code not in bad.get(row.image, "").split("|"):
+            problems.append(f"{row.image}: {row.error_code}, and the file is {bad.get(row.image)!r}")
+        if row.stage != stages.get(row.error_code, "decode"):
+            problems.append(f"{row.image}: stage {row.stage} of {row.error_code}")
+    return problems
+
+
+def pixels(path, transform):
+    """The eval transform by Pillow alone, at full size: float32 ``(3, H, W)``, normalised."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    image = image.convert("RGB")
+    side = min(image.size) * transform["crop_size"] / transform["resize_size"]
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    size = (transform["crop_size"],) * 2
+    square = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    values = np.asarray(square, np.float32).transpose(2, 0, 1) / 255
+    return (values - np.array(transform["mean"])[:, None, None]) / np.array(transform["std"])[:, None, None]
+
+
+def model_of(bundle):
+    """The network of a bundle by torchvision alone, in eval mode, and ``bundle.json``."""
+    import safetensors.torch
+    import torchvision
+
+    with open(f"{bundle}/bundle.json") as file:
+        meta = json.load(file)
+    model = torchvision.models.get_model(meta["arch"], weights=None, num_classes=len(meta["labels"]))
+    model.load_state_dict(safetensors.torch.load_file(f"{bundle}/model.safetensors"))
+    return model.eval(), meta
+
+
+def predict(bundle, paths):
+    """Label and calibrated confidence of images, by torch and torchvision alone."""
+    import torch
+
+    model, meta = model_of(bundle)
+    found = []
+    with torch.inference_mode():
+        for path in paths:
+            logits = model(torch.from_numpy(pixels(path, meta["transform"]).astype(np.float32))[None])[0]
+            shares = torch.softmax(logits / meta["temperature"], 0)
+            found.append((meta["labels"][int(shares.argmax())], shares.numpy()))
+    return found, meta
+
+
+def audit_predictions(predictions, bundle, folder, *, image="image", template="{image}", rows=40, tolerance=0.05):
+    """Differences between random rows of ``predictions/`` and what torch makes of the files.
+
+    JPEGs are decoded at a reduced scale by the package, so confidences may differ by ``tolerance``; where the two best
+    classes are closer than that, either may win.
+    """
+    chosen = predictions.sample(min(rows, len(predictions)), random_state=0)
+    paths = [os.path.join(folder, template.format(image=name)) for name in chosen[image]]
+    found, meta = predict(bundle, paths)
+    problems = []
+    for row, (label, shares) in zip(chosen.itertuples(), found, strict=True):
+        name = getattr(row, image)
+        mine = float(shares[meta["labels"].index(row.pred_label)])
+        if abs(mine - row.pred_score) > tolerance:
+            problems.append(f"{name}: {row.pred_label} {row.pred_score:.3f}, and torch says {mine:.3f}")
+        if label != row.pred_label and shares.max() - mine > tolerance:
+            problems.append(f"{name}: {row.pred_label}, and torch says {label}")
+        if row.topk_labels[0] != row.pred_label or not np.isclose(row.topk_scores[0], row.pred_score):
+            problems.append(f"{name}: the first of topk is not the prediction")
+        if sorted(row.topk_scores, reverse=True) != list(row.topk_scores):
+            problems.append(f"{name}: topk is not in order")
+    return problems
+
+
+def audit_thresholds(predictions, thresholds):
+    """Differences between ``decision`` and what the thresholds of ``run.json`` say of label and confidence."""
+    problems = []
+    for row in predictions.itertuples():
+        accept = thresholds["per_class"].get(row.pred_label, thresholds["accept"])
+        score = np.float32(row.pred_score)
+        expected = "abstain" if score < thresholds["abstain"] else "accept" if score >= accept else "review"
+        if row.decision != expected:
+            problems.append(f"{row.pred_label} {row.pred_score}: {row.decision}, and the thresholds say {expected}")
+    return problems
+
+
+def audit_ledger(ledger, folder):
+    """Differences between ``ledger/`` and the files: one row per image, with the digest of its bytes."""
+    problems = [] if ledger.uri.is_unique else ["an image has two rows"]
+    for row in ledger.itertuples():
+        if not os.path.exists(row.uri):
+            if row.error_code != "not_found":
+                problems.append(f"{row.uri}: {row.error_code!r} of a file that is not there")
+            continue
+        with open(row.uri, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        if row.sha256 != digest:
+            problems.append(f"{row.uri}: sha256 {row.sha256}")
+        if (row.error_code == "") != (row.pred_label is not None):
+            problems.append(f"{row.uri}: error_code {row.error_code!r} beside the label {row.pred_label!r}")
+    return problems
+
+
+def latest(out):
+    with open(f"{out}/LATEST") as file:
+        return f"{out}/{file.read().strip()}"
+
+
+def read(run, folder):
+    """All Parquet files of a folder of a run."""
+    return pd.concat([pd.read_parquet(name) for name in sorted(glob.glob(f"{run}/{folder}/*.parquet"))])
+
+
+def lines_of(message):
+    """The line numbers that a message names."""
+    return [int(number) for number in re.findall(r"line (\d+)", message)]
