@@ -5,12 +5,13 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from retailray.errors import CatalogError
 
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE_LINES = 200  # that decide the delimiter
+LINES_AT_ONCE, CHARACTERS_AT_ONCE = 1_000, 4_000_000  # that are parsed together, at most
 MAX_VALUE_BYTES = 8 << 20  # of one value; a quote that is never closed is noticed there
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?$', re.IGNORECASE)  # Excel's
 _PLAIN_QUOTES = 'set catalog.quoting to none if quote signs are plain text (15" for inches)'
@@ -26,17 +27,16 @@ class CsvOptions:
     columns: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The values of one row, the line on which it begins (from 1) and its length in characters."""
+class Records(NamedTuple):
+    """The values of some rows, the line on which each begins (from 1), and how many characters they take."""
 
-    values: list[str]
-    line: int
+    values: list[list[str]]
+    lines: list[int]
     size: int
 
 
 class CsvReader:
-    """The records of a CSV file. ``names`` are the columns, ``delimiter`` what was found to stand between values.
+    """The records of a CSV file, some at a time. ``names`` are the columns, ``delimiter`` what stands between values.
 
     Raises:
         CatalogError: a quote swallows rows, or a line has another number of values than the header; file and line are
@@ -57,38 +57,45 @@ class CsvReader:
         whole = len(sample) < SAMPLE_LINES - self._number
         self.delimiter = options.delimiter or delimiter or find_delimiter(sample, options.quoting, whole=whole)
         self._dialect = dialect(self.delimiter, options.quoting)
+        self._lines = itertools.chain(sample, lines)
         self._taken: list[str] = []  # lines of the record that is being read
-        self._reader = csv.reader(self._count(itertools.chain(sample, lines)), **self._dialect, strict=True)
         self.names = list(options.columns) or self._header()
 
-    def _count(self, lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            self._number += 1
-            self._taken.append(line)
-            yield line
-
     def _header(self) -> list[str]:
-        record = self._next(None)
-        if record is None:
+        reader = csv.reader(self._count(self._lines), **self._dialect, strict=True)
+        found = self._next(reader, None)
+        if found is None:
             raise CatalogError(f"{self.address}: the file is empty")
-        twice = sorted({name for name in record.values if record.values.count(name) > 1})
+        names, line = found
+        twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise CatalogError(
-                f"{self.address}: line {record.line}: column names occur twice: {', '.join(map(repr, twice))}"
-                + headerless_hint(record.values)
+                f"{self.address}: line {line}: column names occur twice: {', '.join(map(repr, twice))}"
+                + headerless_hint(names)
             )
-        return record.values
+        return names
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Records]:
         width, num_bad = len(self.names), 0
         examples: list[str] = []
-        while (record := self._next(width)) is not None:
-            if len(record.values) == width:
-                yield record
-                continue
-            num_bad += 1
-            if len(examples) < 3:
-                examples.append(f"line {record.line}: {len(record.values)} values where the header has {width}")
+        while lines := self._take_lines():
+            together = "".join(lines)
+            if '"' not in together or self.options.quoting == "none":  # a line is a record, but for blank lines
+                values = list(csv.reader(lines, **self._dialect))
+                if len(values) == len(lines) and set(map(len, values)) == {width}:
+                    yield Records(values, list(range(self._number + 1, self._number + 1 + len(lines))), len(together))
+                    self._number += len(lines)
+                    continue
+            found = Records([], [], len(together))
+            for values_of_row, line in self._one_by_one(lines, width):
+                if len(values_of_row) == width:
+                    found.values.append(values_of_row)
+                    found.lines.append(line)
+                    continue
+                num_bad += 1
+                if len(examples) < 3:
+                    examples.append(f"line {line}: {len(values_of_row)} values where the header has {width}")
+            yield found
         if num_bad:
             more = f" (and {num_bad - 3} more lines)" if num_bad > 3 else ""
             raise CatalogError(
@@ -96,13 +103,41 @@ class CsvReader:
                 "contain it, or set catalog.delimiter"
             )
 
-    def _next(self, width: int | None) -> Record | None:
-        """The next record that is not a blank line; ``width``: how many values it should have, None for the header."""
+    def _take_lines(self) -> list[str]:
+        lines, size = [], 0
+        for line in self._lines:
+            lines.append(line)
+            size += len(line)
+            if len(lines) == LINES_AT_ONCE or size > CHARACTERS_AT_ONCE:
+                break
+        return lines
+
+    def _one_by_one(self, lines: list[str], width: int) -> Iterator[tuple[list[str], int]]:
+        """The records that begin in some lines; the last one may take further lines."""
+        last = self._number + len(lines)
+        reader = csv.reader(self._count(itertools.chain(lines, self._lines)), **self._dialect, strict=True)
+        while self._number < last:
+            found = self._next(reader, width)
+            if found is None:
+                return
+            yield found
+
+    def _count(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._number += 1
+            self._taken.append(line)
+            yield line
+
+    def _next(self, reader: Any, width: int | None) -> tuple[list[str], int] | None:
+        """Values and line of the next record that is not a blank line; None at the end.
+
+        ``width``: how many values it should have, None for the header.
+        """
         while True:
             self._taken.clear()
             start = self._number + 1
             try:
-                values = next(self._reader)
+                values = next(reader)
             except StopIteration:
                 return None
             except csv.Error as error:
@@ -113,7 +148,7 @@ class CsvReader:
                 continue
             if len(self._taken) > 1 and self.options.quoting == "auto":
                 self._refuse_swallowed_rows(start, width or len(values))
-            return Record(values, start, sum(map(len, self._taken)))
+            return values, start
 
     def _explain(self, error: str, start: int) -> str:
         if "expected after" in error:

@@ -173,11 +173,11 @@ def _stream_csv(address: str, suffix: str, encoding: str, options: CsvOptions) -
         rows: list[list[str]] = []
         lines: list[int] = []
         size = 0
-        for record in reader:
-            rows.append(record.values)
-            lines.append(record.line)
-            size += record.size
-            if len(rows) == PIECE_ROWS or size > _PIECE_BYTES:
+        for found in reader:
+            rows += found.values
+            lines += found.lines
+            size += found.size
+            if len(rows) >= PIECE_ROWS or size > _PIECE_BYTES:
                 yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)
                 rows, lines, size = [], [], 0
         yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)

@@ -7,6 +7,7 @@ temperature. Classes with too few products for any bound promise nothing and acc
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
@@ -95,17 +96,18 @@ def fit_promise(rows: Validation, *, target_precision: float) -> Promise:
     alpha = 1 - CONFIDENCE
     needed = _products_needed(alpha, target_precision)
     paths = {name: _accept_path(rows, rows.predicted == name) for name in sorted(set(rows.predicted.tolist()))}
-    testable = {name: path for name, path in paths.items() if path.num_products >= needed}
-    promised: dict[str, ClassPromise] = {}
-    for count in range(len(testable), 0, -1):
-        level = alpha * count / len(testable)
-        found = {name: path.lowest(target_precision, level) for name, path in testable.items()}
-        promised = {name: one for name, one in found.items() if one.bound is not None}
-        if len(promised) >= count:
-            break
-        promised = {}
-    classes = {name: promised.get(name, ClassPromise(path.num_products)) for name, path in paths.items()}
-    return Promise(target_precision, needed, classes)
+    level = _common_level([path for path in paths.values() if path.num_products >= needed], alpha, target_precision)
+    return Promise(
+        target_precision, needed, {name: path.lowest(target_precision, level) for name, path in paths.items()}
+    )
+
+
+def _common_level(paths: Sequence["_AcceptPath"], alpha: float, target: float) -> float:
+    """The level at which each class is tested: ``alpha`` R / m for the largest R such that R classes pass their first
+    test at it (Benjamini and Hochberg's step-up rule); 0 where none does."""
+    p_values = np.sort([target**path.first_right for path in paths])
+    passing = np.flatnonzero(p_values <= alpha * np.arange(1, len(paths) + 1) / max(1, len(paths)) + 1e-12)
+    return alpha * (int(passing[-1]) + 1) / len(paths) if len(passing) else 0.0
 
 
 def _products_needed(alpha: float, target: float) -> int:
@@ -126,8 +128,17 @@ class _AcceptPath:
     def num_products(self) -> int:
         return int(self.products[-1]) if len(self.products) else 0
 
+    @property
+    def first_right(self) -> int:
+        """Products from the highest confidence down to the first image that is wrong."""
+        wrong = np.flatnonzero(self.right < self.products - 1e-9)
+        steps = int(wrong[0]) if len(wrong) else len(self.products)
+        return int(self.products[steps - 1]) if steps else 0
+
     def lowest(self, target: float, alpha: float) -> ClassPromise:
         """The promise of this class at one level; steps before it has the products that are needed are not tested."""
+        if alpha <= 0 or target**self.first_right > alpha + 1e-12:
+            return ClassPromise(self.num_products)
         start = int(np.searchsorted(self.products, _products_needed(alpha, target)))
         bounds = lower_bound(self.right[start:], self.products[start:], alpha)
         failed = np.flatnonzero(bounds < target)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.commands.helpers import events, latest, read_text
+from tests import oracles
+from tests.commands.helpers import events, latest, read_json, read_text
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -38,3 +39,40 @@ def test_demo(tmp_path):
     assert last["rows"] == len(catalog) == last["scored"] + last["failed"]
     wrong = (catalog.label != catalog.true_label).sum()
     assert wrong == 3, "5 % of 60"
+    audit(run, catalog)
+
+
+def audit(run, catalog):
+    """Every table of the demo against its files (:mod:`tests.oracles`); it divides its rows into three splits."""
+    folder, limits = f"{run}/catalog", {"max_pixels": 20_000_000}
+    checked = latest(f"{run}/check")
+    images = pd.read_parquet(f"{checked}/images.parquet")
+    assert set(images.split) == {"train", "validation", "test"}
+    assert oracles.audit_images(images, catalog[["image", "label"]], folder, **limits) == []
+    assert oracles.audit_errors(oracles.read(checked, "errors"), catalog, folder, **limits) == []
+    groups = oracles.same_pictures(images, folder)
+    assert groups, "copies were planted"
+    found = oracles.findings(checked)
+    assert {frozenset(group) for group in found["exact_duplicates"]["examples"]} == groups
+    split_of = dict(zip(images.image, images.split, strict=True))
+    leaks = {group for group in groups if len({split_of[name] for name in group}) > 1}
+    assert {frozenset(group) for group in found.get("leakage", {"examples": []})["examples"]} >= leaks
+    scored = latest(f"{run}/score")
+    facts = read_json(f"{scored}/run.json")
+    predictions = oracles.read(scored, "predictions")
+    assert oracles.audit_predictions(predictions, facts["model_uri"], folder) == []
+    assert oracles.audit_errors(oracles.read(scored, "errors"), catalog, folder, **limits) == []
+    assert oracles.audit_ledger(oracles.read(scored, "ledger"), folder) == []
+    assert oracles.audit_thresholds(predictions, facts["thresholds"]) == []
+    evaluated = latest(f"{run}/evaluate")
+    metrics = read_json(f"{evaluated}/metrics.json")
+    held_out = set(images[(images.split == "test") & (images.error_code == "")].image)
+    rows = catalog[catalog.image.isin(held_out)]
+    confusion = pd.read_csv(f"{evaluated}/confusion.csv", index_col="truth")
+    assert confusion.to_numpy().sum() == metrics["num_rows"] == len(rows)
+    assert confusion.sum(axis=1)[lambda counts: counts > 0].to_dict() == rows.true_label.value_counts().to_dict()
+    model = facts["model_uri"]
+    if metrics["model_version"] == facts["model_version"]:
+        predicted, _ = oracles.predict(model, [f"{folder}/{name}" for name in rows.image])
+        right = sum(label == truth for (label, _), truth in zip(predicted, rows.true_label, strict=True))
+        assert abs(right - confusion.to_numpy().trace()) <= 1, "a toss-up may fall either way"

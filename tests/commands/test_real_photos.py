@@ -1,10 +1,13 @@
 """Acceptance on real shop photos and real weights, with S3 addresses only (RETAILRAY_REAL_DATA)."""
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset
 import pytest
 import s3fs
+from PIL import Image
 
+from tests import oracles
 from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -66,6 +69,33 @@ def test_check_finds_the_photos_and_invents_nothing(shop, retailray):
     assert report["width"]["median"] == 348
 
 
+def test_checked_photos_are_those_of_their_rows(shop, retailray, real_data, tmp_path):
+    """``images.parquet`` of three splits against the files (:mod:`tests.oracles`)."""
+    photos = real_data[0]
+    uris = {
+        "catalog.uri": photos / "train.csv",
+        "catalog.validation_uri": photos / "val.csv",
+        "catalog.test_uri": photos / "test.csv",
+    }
+    assert retailray("check", **shop, **uris, out=tmp_path)[0] == 0
+    run = latest(str(tmp_path))
+    images = pd.read_parquet(f"{run}/images.parquet")
+    parts = []
+    for split, stem in (("train", "train"), ("validation", "val"), ("test", "test")):
+        table = pd.read_csv(photos / f"{stem}.csv")
+        path = "images/" + stem + "/" + table.name + ".jpg"
+        parts.append(pd.DataFrame({"image": path, "label": table.fine_name, "split": split}))
+    expected = pd.concat(parts)
+    images["image"] = images.uri.str.removeprefix(f"{photos}/")
+    assert oracles.audit_images(images, expected, str(photos)) == []
+    assert oracles.audit_errors(oracles.read(run, "errors"), expected, str(photos)) == []
+    leaks = oracles.findings(run).get("leakage", {"examples": []})["examples"]
+    by_id = dict(zip(images.id, images.uri, strict=True))
+    for group in leaks:  # near copies to the eye of another: small grey pictures that hardly differ
+        small = [np.asarray(Image.open(by_id[name]).convert("L").resize((16, 16)), float) for name in group]
+        assert max(np.abs(small[0] - other).mean() for other in small) < 20, group
+
+
 def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retailray):
     settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/evaluate"}
     assert retailray("evaluate", **settings)[0] == 0
@@ -77,7 +107,7 @@ def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retail
     assert metrics["ece"] < 0.06
 
 
-def test_all_validation_photos_are_scored_once(shop, bundle, retailray):
+def test_all_validation_photos_are_scored_once(shop, bundle, retailray, real_data, tmp_path):
     settings = {**shop, "catalog.uri": f"{SHOP}/val.csv", "model.uri": bundle, "out": f"{SHOP}/scores"}
     assert retailray("score", **settings)[0] == 0
     run = latest(f"{SHOP}/scores")
@@ -87,4 +117,9 @@ def test_all_validation_photos_are_scored_once(shop, bundle, retailray):
     errors = pyarrow.dataset.dataset(path, filesystem=s3fs.S3FileSystem(use_listings_cache=False)).to_table()
     assert sorted(predictions.name) == sorted(source.name)
     assert errors.num_rows == 0
+    local = tmp_path / "bundle"
+    s3fs.S3FileSystem(use_listings_cache=False).get(f"{bundle.removeprefix('s3://')}/", f"{local}/", recursive=True)
+    template = "images/val/{image}.jpg"
+    problems = oracles.audit_predictions(predictions, local, str(real_data[0]), image="name", template=template)
+    assert problems == []
     assert (predictions.fine_name == predictions.pred_label).mean() >= FINE_TUNED_TOP1
