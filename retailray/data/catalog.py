@@ -4,9 +4,7 @@ import dataclasses
 import difflib
 import os
 import string
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +12,12 @@ import pyarrow.compute as pc
 
 from retailray import progress, storage
 from retailray.config import CatalogSection
+from retailray.data.class_folders import class_folder_files, warn_of_equal_leaves
 from retailray.data.corrections import correct, read_corrections
 from retailray.data.csv_files import CsvOptions, headerless_hint
+from retailray.data.embedded_images import embedded_images, holds_images
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
+from retailray.data.labels import normalized_label
 from retailray.data.tables import as_text, stream_lines, table_files, table_suffix, visible_files
 from retailray.errors import CatalogError
 
@@ -205,8 +206,8 @@ def _meaning(
     root = section.root or folder
     # files of one catalog in several folders may use the same relative paths for different images
     prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
-    if _holds_images(table.column(image)):
-        table, images, paths, addresses = _embedded_images(file, table, image, section, root, lines)
+    if holds_images(table.column(image)):
+        table, images, paths, addresses = embedded_images(file, table, image, section, root, lines)
     else:
         images = text(image, "catalog.image")
         paths = _expand_template(file, table, images, section)
@@ -245,54 +246,6 @@ def _label(label: str, section: CatalogSection) -> str:
     if section.normalize_labels:
         label = normalized_label(label)
     return section.label_map.get(label, label)
-
-
-def normalized_label(label: str) -> str:
-    """The one spelling of labels that differ in case, surrounding blanks or Unicode form."""
-    return unicodedata.normalize("NFC", label).strip().casefold()
-
-
-def labels_in_several_spellings(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that are one under :func:`normalized_label`, in groups of two or more."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for label in labels:
-        groups[normalized_label(label)].append(label)
-    return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
-
-
-def _holds_images(column: pa.ChunkedArray) -> bool:
-    """Whether a column has the bytes of images: binary, or Hugging Face's ``{bytes, path}``."""
-    kind = column.type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_bytes_and_path(kind)
-
-
-def _is_bytes_and_path(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _embedded_images(
-    file: str, table: pa.Table, image: str, section: CatalogSection, root: str, lines: np.ndarray
-) -> tuple[pa.Table, list[str], list[str], list[str]]:
-    """Images that lie in a Parquet file: the table with their names in place of their bytes, and for each row the name,
-    the path below the root and the address."""
-    if section.image_template != "{image}":
-        raise CatalogError(f"{file}: catalog.image_template would be ignored: column {image!r} holds the images")
-    column = table.column(image)
-    names = [""] * table.num_rows
-    present = column.is_valid()
-    if _is_bytes_and_path(column.type):
-        present = pc.and_(present, pc.struct_field(column, "bytes").is_valid())
-        if column.type.get_field_index("path") >= 0:
-            names = as_text(pc.struct_field(column, "path")).to_pylist()
-    below = file.removeprefix(root.rstrip("/") + "/")
-    paths, addresses = [], []
-    for name, line, has_bytes in zip(names, lines.tolist(), present.to_pylist(), strict=True):
-        path = storage.embedded_address(below, image, line - 1) if has_bytes else name
-        paths.append(path)
-        addresses.append(storage.join(root, path) if path else "")
-    images = [name or path for name, path in zip(names, paths, strict=True)]
-    position = table.column_names.index(image)
-    return table.set_column(position, image, pa.array(images, pa.string())), images, paths, addresses
 
 
 def _refusal(path: str, address: str, file: str, root: str, section: CatalogSection) -> str:
@@ -341,30 +294,6 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
         ) from error
 
 
-def class_folder_files(uri: str) -> list[str]:
-    """Files below a folder of class folders, sorted; links to folders on this machine are followed, each once."""
-    if not storage.is_local(uri):
-        return sorted(visible_files(uri))
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(uri, followlinks=True):
-        identity = os.stat(folder)
-        if (identity.st_dev, identity.st_ino) in seen:  # a link that leads back up
-            subfolders.clear()
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        subfolders[:] = [name for name in subfolders if not name.startswith(("_", ".", "run_id="))]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(("_", "."))]
-    return sorted(found)
-
-
-def unread_suffixes(section: CatalogSection) -> dict[str, int]:
-    """Files by suffix that lie in class folders and are not read, since their names are of no image format."""
-    if table_files(section.uri):
-        return {}
-    names = [name for name in class_folder_files(section.uri) if not name.lower().endswith(IMAGE_SUFFIXES)]
-    return dict(sorted(Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names).items()))
-
-
 def _class_folders(uri: str, section: CatalogSection) -> Piece:
     """Folders as labels: ``uri/<label>/<image>``, at any depth, below folders of splits or not (train/mug/1.jpg)."""
     read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "encoding"}
@@ -387,31 +316,13 @@ def _class_folders(uri: str, section: CatalogSection) -> Piece:
         os.path.dirname(name.partition("/")[2] if split else name) for name, split in zip(relative, splits, strict=True)
     ]
     if section.folder_labels == "leaf":
-        _warn_of_equal_leaves(folders)
+        warn_of_equal_leaves(folders)
         folders = [os.path.basename(folder) for folder in folders]
     table = pa.table({"image": relative, "label": folders})
     plain = CatalogSection(uri=uri, label_map=section.label_map, normalize_labels=section.normalize_labels)
     piece = _meaning(f"{uri}/", table, "image", plain, uri, True, lines=np.arange(1, len(relative) + 1))
     at = piece.rows.column_names.index("split")
     return Piece(uri, table, piece.rows.set_column(at, "split", pa.array(splits, pa.string())))
-
-
-def equal_leaves(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Folders of different parents that have one name, by that name: as labels they are one."""
-    parents: dict[str, set[str]] = defaultdict(set)
-    for folder in set(folders):
-        parents[os.path.basename(folder)].add(folder)
-    return {name: sorted(members) for name, members in sorted(parents.items()) if len(members) > 1}
-
-
-def _warn_of_equal_leaves(folders: Sequence[str]) -> None:
-    for name, members in list(equal_leaves(folders).items())[:10]:
-        progress.emit(
-            "warning",
-            label=name,
-            folders=members[:10],
-            note="these folders are one label; set catalog.folder_labels to path to keep them apart",
-        )
 
 
 def concat_rows(parts: list[Catalog]) -> Catalog:

@@ -13,7 +13,8 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from retailray.config import CheckSection
-from retailray.data.catalog import SPLIT_NAMES, equal_leaves
+from retailray.data.catalog import SPLIT_NAMES
+from retailray.data.class_folders import equal_leaves
 
 HASH_BITS = 64
 ADVICE = {

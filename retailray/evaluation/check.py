@@ -11,7 +11,8 @@ import pyarrow as pa
 from retailray import progress, storage
 from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
 from retailray.config import CheckConfig
-from retailray.data.catalog import Catalog, count_labels, image_files, unread_suffixes
+from retailray.data.catalog import Catalog, count_labels, image_files
+from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
 from retailray.data.quality import Result, find_problems

@@ -6,7 +6,8 @@ import numpy as np
 
 from retailray import progress
 from retailray.config import TrainConfig
-from retailray.data.catalog import Catalog, labels_in_several_spellings
+from retailray.data.catalog import Catalog
+from retailray.data.labels import labels_in_several_spellings
 from retailray.data.splits import hash_unit, read_splits
 from retailray.errors import CatalogError
 from retailray.models.meta import EPOCH, ROLES, TEMPERATURE, THRESHOLDS

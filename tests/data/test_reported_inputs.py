@@ -12,7 +12,8 @@ from PIL import Image
 
 from retailray import storage
 from retailray.config import CatalogSection, CheckSection
-from retailray.data.catalog import read_catalog, unread_suffixes
+from retailray.data.catalog import read_catalog
+from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits, decode, whole
 from retailray.errors import CatalogError, ImageError
 
