@@ -82,7 +82,8 @@ class CsvReader:
             together = "".join(lines)
             if '"' not in together or self.options.quoting == "none":  # a line is a record, but for blank lines
                 values = list(csv.reader(lines, **self._dialect))
-                if len(values) == len(lines) and set(map(len, values)) == {width}:
+                blank = width == 1 and any(not row[0].strip() for row in values if row)
+                if len(values) == len(lines) and set(map(len, values)) == {width} and not blank:
                     yield Records(values, list(range(self._number + 1, self._number + 1 + len(lines))), len(together))
                     self._number += len(lines)
                     continue
