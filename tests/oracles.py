@@ -196,7 +196,7 @@ def audit_ledger(ledger, folder):
             digest = hashlib.sha256(file.read()).hexdigest()
         if row.sha256 != digest:
             problems.append(f"{row.uri}: sha256 {row.sha256}")
-        if (row.error_code == "") != (row.pred_label is not None):
+        if (row.error_code == "") == pd.isna(row.pred_label):
             problems.append(f"{row.uri}: error_code {row.error_code!r} beside the label {row.pred_label!r}")
     return problems
 
