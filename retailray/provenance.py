@@ -60,7 +60,7 @@ def inference_environment() -> str:
     digest = hashlib.sha256()
     for name in INFERENCE_CODE:
         digest.update((Path(__file__).parent / name).read_bytes())
-    versions = [f"{name}={version(name)}" for name in ("pillow", "torch", "torchvision")]
+    versions = [f"{name}={version(name)}" for name in ("pillow", "pillow-heif", "torch", "torchvision")]
     return " ".join([f"code={digest.hexdigest()[:16]}", *versions])
 
 

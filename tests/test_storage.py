@@ -3,6 +3,8 @@ import http.server
 import os
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
@@ -23,6 +25,14 @@ from retailray.errors import ImageError, StorageError
         (("s3://b/k", "local:///root/../etc/x"), "/etc/x"),
         (("/root", "s3://b/../c/x"), "s3://c/x"),
         (("/root", "s3://b//two.jpg"), "s3://b//two.jpg"),
+        (("s3://b/k", "a//two.jpg"), "s3://b/k/a//two.jpg"),
+        (("s3://b/k", "a//../two.jpg"), "s3://b/k/a/two.jpg"),
+        (("/root", "file:/x/a b.jpg"), "/x/a b.jpg"),
+        (("/root", "file://localhost/x/a%20b.jpg"), "/x/a b.jpg"),
+        (("/root", "FILE:///x/a.jpg"), "/x/a.jpg"),
+        (("/root", "file://other/x.jpg"), "file://other/x.jpg"),
+        (("s3://b/k", "local://local://local:///etc/x"), "/etc/x"),
+        (("s3://b/k", "local://file:///etc/x"), "/etc/x"),
     ],
 )
 def test_join(parts, joined):
@@ -153,6 +163,28 @@ def test_http_images(tmp_path):
         server.shutdown()
     assert found[0] == b"A"
     assert found[1].code == "not_found"
+
+
+def test_an_image_in_a_parquet_file_is_read_anew_when_the_file_changed(tmp_path):
+    """Kind of fault: another content at the same address is taken for the one that was read before."""
+    path = str(tmp_path / "a.parquet")
+    addresses = [storage.embedded_address(path, "img/main", row) for row in range(3)]
+    for order in ([b"one", b"two"], [b"two", b"one"]):
+        pq.write_table(pa.table({"img/main": order}), path)
+        found = storage.fetch_many([*reversed(addresses[:2]), addresses[2]])
+        assert found[:2] == order[::-1]
+        assert found[2].code == "not_found"
+    assert storage.fetch_many([storage.embedded_address(f"{path}x.parquet", "a", 0)])[0].code == "not_found"
+
+
+def test_a_name_in_the_other_unicode_form_has_an_identity_that_changes(tmp_path):
+    (tmp_path / "cafe\u0301.png").write_bytes(b"1")
+    asked = str(tmp_path / "caf\u00e9.png")
+    before = storage.identities([asked])
+    assert storage.fetch_many([asked]) == [b"1"]
+    (tmp_path / "cafe\u0301.png").write_bytes(b"22")
+    assert storage.identities([asked]) != before
+    assert "FileNotFoundError" not in before
 
 
 def test_unknown_scheme_names_itself():

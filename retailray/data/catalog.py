@@ -72,9 +72,18 @@ def read_catalog(
     """
     pieces = stream_catalog(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
     rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
-    if section.corrections:
-        rows = correct(rows, read_corrections(section.corrections))
-    return Catalog(uri or section.uri, rows)
+    said = corrections_of(section)
+    return Catalog(uri or section.uri, rows if said is None else correct(rows, said))
+
+
+def corrections_of(section: CatalogSection) -> pa.Table | None:
+    """What :func:`retailray.data.corrections.read_corrections` finds, its labels renamed as the catalog's are; None
+    without ``catalog.corrections``."""
+    if not section.corrections:
+        return None
+    said = read_corrections(section.corrections)
+    labels = [_label(label, section) for label in said.column("label").to_pylist()]
+    return said.set_column(said.column_names.index("label"), "label", pa.array(labels, pa.string()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,11 @@ def stream_catalog(
     if not files:
         yield _numbered(_class_folders(uri, section), first_row_id)
         return
+    if not any(table_suffix(file) in (".csv", ".tsv") for file in files):
+        ignored = section.given() & {"columns", "delimiter", "quoting"}
+        if ignored:
+            names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
+            raise CatalogError(f"{uri}: {names} would be ignored: no file of it is CSV or TSV")
     splits = {} if section.split or len(files) == 1 else _splits_of_folders(uri, files)
     image, row_id = None, first_row_id
     for file in files:
@@ -214,7 +228,7 @@ def _meaning(
         addresses = [storage.join(root, path) if path else "" for path in paths]
     has_label = needs_label or section.label in table.column_names
     labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
-    ids = [storage.join(prefix, path) if prefix else path for path in paths]
+    ids = [_below(prefix, path) for path in paths]
     if section.id:  # a row without an id still needs one of its own
         ids = [value or path for value, path in zip(text(section.id, "catalog.id"), ids, strict=True)]
     groups = ids
@@ -239,6 +253,11 @@ def _meaning(
     return Piece(file, table, rows.append_column("line", pa.array(lines)))
 
 
+def _below(prefix: str, path: str) -> str:
+    """An id that tells equal paths of several folders apart; empty segments are part of a key."""
+    return f"{prefix}/{path}" if prefix and "//" in path and not storage.is_uri(path) else storage.join(prefix, path)
+
+
 def _label(label: str, section: CatalogSection) -> str:
     """A label as the settings rename it."""
     if label in section.label_map:
@@ -252,7 +271,8 @@ def _refusal(path: str, address: str, file: str, root: str, section: CatalogSect
     """Why an image may not be read; '' if it may."""
     path = storage.canonical(path)
     below = address.startswith(root.rstrip("/") + "/")
-    if not path or below or any(address.startswith(allowed) for allowed in section.allow):
+    own = storage.parse_embedded(address) is not None and address.startswith(f"{file}#")
+    if not path or below or own or any(address.startswith(allowed) for allowed in section.allow):
         return ""
     if section.allow:
         return f"{address} is neither below {root} nor in catalog.allow"

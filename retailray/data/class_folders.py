@@ -2,36 +2,54 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from retailray import progress, storage
 from retailray.config import CatalogSection
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
-from retailray.data.tables import table_files, visible_files
+from retailray.data.tables import table_files
 
 
 def class_folder_files(uri: str) -> list[str]:
-    """Files below a folder of class folders, sorted; links to folders on this machine are followed, each once."""
-    if not storage.is_local(uri):
-        return sorted(visible_files(uri))
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(uri, followlinks=True):
-        identity = os.stat(folder)
-        if (identity.st_dev, identity.st_ino) in seen:  # a link that leads back up
-            subfolders.clear()
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        subfolders[:] = [name for name in subfolders if not name.startswith(("_", ".", "run_id="))]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(("_", "."))]
-    return sorted(found)
+    """Files below a folder of class folders, sorted; links to folders on this machine are followed.
+
+    Not what is hidden, and not what lies in folders that begin with ``_`` or are runs of ours.
+    """
+    if storage.is_local(uri):
+        return sorted(_walk(uri, frozenset()))
+    names = {name: name[len(uri) :].lstrip("/").split("/") for name in storage.list_files(uri)}
+    return sorted(
+        name
+        for name, (*folders, last) in names.items()
+        if not any(map(_is_hidden, folders)) and not last.startswith(".")
+    )
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Files below a folder; a link back to one of the folders ``above`` is not followed."""
+    status = os.stat(folder)
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if not _is_hidden(entry.name):
+                    yield from _walk(entry.path, above | {identity})
+            elif not entry.name.startswith("."):
+                yield entry.path
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(("_", ".", "run_id="))
 
 
 def unread_suffixes(section: CatalogSection) -> dict[str, int]:
     """Files by suffix that lie in class folders and are not read, since their names are of no image format."""
-    if table_files(section.uri):
-        return {}
-    names = [name for name in class_folder_files(section.uri) if not name.lower().endswith(IMAGE_SUFFIXES)]
-    return dict(sorted(Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names).items()))
+    folders = [uri for uri in (section.uri, section.validation_uri, section.test_uri) if uri and not table_files(uri)]
+    names = [name for folder in folders for name in class_folder_files(folder)]
+    unread = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
+    return dict(sorted(Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in unread).items()))
 
 
 def equal_leaves(folders: Sequence[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from retailray.data.image_files import SUFFIXES
 from retailray.errors import CatalogError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -49,7 +50,7 @@ class CsvReader:
         lines = iter(lines)
         sample = list(itertools.islice(lines, SAMPLE_LINES))
         self._number = 0  # of the last line that was taken
-        while sample and (not sample[0].strip() or (found := _SEPARATOR_LINE.match(sample[0].strip()))):
+        while sample and (not sample[0].strip() or (found := _SEPARATOR_LINE.match(sample[0].rstrip("\r\n")))):
             delimiter = found[1] if sample[0].strip() and found else delimiter
             sample, self._number = sample[1:], self._number + 1
         if not sample:
@@ -81,7 +82,7 @@ class CsvReader:
         while lines := self._take_lines():
             together = "".join(lines)
             if '"' not in together or self.options.quoting == "none":  # a line is a record, but for blank lines
-                values = list(csv.reader(lines, **self._dialect))
+                values = self._together(lines)
                 blank = width == 1 and any(not row[0].strip() for row in values if row)
                 if len(values) == len(lines) and set(map(len, values)) == {width} and not blank:
                     yield Records(values, list(range(self._number + 1, self._number + 1 + len(lines))), len(together))
@@ -103,6 +104,12 @@ class CsvReader:
                 f"{self.address}: {'; '.join(examples)}{more}; the delimiter is {self.delimiter!r}: quote values that "
                 "contain it, or set catalog.delimiter"
             )
+
+    def _together(self, lines: list[str]) -> list[list[str]]:
+        try:
+            return list(csv.reader(lines, **self._dialect))
+        except csv.Error:  # a value that is too long; one by one, its line is named
+            return []
 
     def _take_lines(self) -> list[str]:
         lines, size = [], 0
@@ -169,7 +176,7 @@ class CsvReader:
                 alone = next(csv.reader([line], **self._dialect), [])
             except csv.Error:
                 continue
-            if len(alone) == width:
+            if len(alone) == width or (len(alone) > 1 and any(map(_names_an_image, alone))):
                 raise CatalogError(
                     f"{self.address}: line {start}: a quoted value runs from here to line {self._number}, and line "
                     f"{start + offset} inside of it looks like a row of its own; close the quote, {_PLAIN_QUOTES}, or "
@@ -188,32 +195,30 @@ def find_delimiter(sample: list[str], quoting: Quoting, *, whole: bool) -> str:
     Args:
         whole: the sample is all of the file, so that its last record is not cut.
     """
-    best, best_rank = DELIMITERS[0], (False, False, 0.0, 1)
+    best, best_rank = DELIMITERS[0], (False, False, 0.0, 1, 0)
     for delimiter in DELIMITERS:
         try:
             rows = [row for row in csv.reader(sample, **dialect(delimiter, quoting)) if "".join(row).strip()]
         except csv.Error:
             continue
-        header, rows = rows[0], rows[1:] if whole else rows[1:-1]
-        if len(header) < 2:
+        if not rows or len(rows[0]) < 2:
             continue
+        header, rows = rows[0], rows[1:] if whole else rows[1:-1]
         same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
-        rank = (same == 1, not any('"' in name for name in header), same, len(header))
+        odd = sum(name != name.strip() or any(other in name for other in DELIMITERS) for name in header)
+        rank = (same == 1, not any('"' in name for name in header), same, len(header), -odd)
         if rank > best_rank:
             best, best_rank = delimiter, rank
     return best
 
 
+def _names_an_image(value: str) -> bool:
+    return "://" in value or value.strip().lower().endswith(SUFFIXES)
+
+
 def headerless_hint(names: list[str]) -> str:
     """Return what to do if a header looks like a row of data; '' if it does not."""
-    from retailray.data.image_files import SUFFIXES
-
-    def is_data(name: str) -> bool:
-        value = name.strip()
-        number = value.replace(".", "", 1).isdigit()
-        return number or "://" in value or value.lower().endswith(SUFFIXES)
-
-    if not any(map(is_data, names)):
+    if not any(_names_an_image(name) or name.strip().replace(".", "", 1).isdigit() for name in names):
         return ""
     example = ",".join(f"column{number}" for number in range(1, len(names) + 1))
     return (

@@ -35,14 +35,20 @@ _JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # in entropy-coded dat
 _PNG_SIGNATURE, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 # chunks that say nothing about pixels as we show them; Pillow refuses a file whose text or profile is large
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_FILL_BYTES = 1 << 16  # more entropy-coded data than a row of pixels takes
+_BMP_HEADERS = tuple(struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 108, 124))
+_FILL_BYTES, _FILLINGS = (
+    1 << 16,
+    6,
+)  # of a JPEG, more than a row of pixels takes; tries, since not every filling decodes
 
 
 def format_of(data: bytes) -> str | None:
     """Return the format that the first bytes of a file tell (``JPEG``, ``HEIF``, ...); None for no image."""
-    for name, signature in (("JPEG", b"\xff\xd8"), ("PNG", b"\x89PNG"), ("GIF", b"GIF8"), ("BMP", b"BM")):
+    for name, signature in (("JPEG", b"\xff\xd8"), ("PNG", b"\x89PNG"), ("GIF", b"GIF8")):
         if data.startswith(signature):
             return name
+    if data.startswith(b"BM") and (len(data) < 18 or data[14:18] in _BMP_HEADERS):  # else a text about BMX
+        return "BMP"
     if data.startswith((b"II*\0", b"MM\0*")):
         return "TIFF"
     if data.startswith(b"RIFF") and b"WEBP".startswith(data[8:12]):
@@ -88,9 +94,7 @@ def completed(data: bytes, format: str, check: Callable[[Image.Image], None]) ->
             width = _width(data, format, check)
             missing, whole = _COMPLETE[format](data)
         else:
-            first, second, whole = _filled(data, format)
-            width = _width(whole, format, check)
-            missing = _count_different(first, second)
+            width, missing, whole = _filled_up(data, format, check)
     except ImageError:
         raise
     except zlib.error as error:
@@ -100,6 +104,34 @@ def completed(data: bytes, format: str, check: Callable[[Image.Image], None]) ->
     if missing >= width:
         raise ImageError("truncated", f"the {format} file ends early: {missing} pixels are missing, or more")
     return whole
+
+
+def _filled_up(data: bytes, format: str, check: Callable[[Image.Image], None]) -> tuple[int, int, bytes]:
+    """Return the width, how many pixels are missing, and the file with them made up."""
+    if format == "TIFF" and _loads(data):  # what it lacks is no pixel
+        return _width(data, format, check), 0, data
+    apart = 0
+    if format == "JPEG":
+        apart = _pixels_of_missing_intervals(data)
+    for attempt in range(_FILLINGS):
+        first, second, whole = _filled(data, format, seed=attempt)
+        try:
+            width = _width(whole, format, check)
+            return width, apart + _count_different(first, second), whole
+        except ImageError:
+            raise
+        except Exception:
+            if attempt + 1 == _FILLINGS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _loads(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except Exception:
+        return False
+    return True
 
 
 def _width(data: bytes, format: str, check: Callable[[Image.Image], None]) -> int:
@@ -155,6 +187,30 @@ def _lacks_scans(data: bytes) -> bool:
             for number in range(count):
                 bits |= dict.fromkeys(((data[start + 1 + 2 * number], k) for k in range(first, last + 1)), low)
     return any(bits.get((component, k), 1) for component in components for k in range(64))
+
+
+def _pixels_of_missing_intervals(data: bytes) -> int:
+    """Return the pixels of the restart intervals of a JPEG that are not there at all.
+
+    A decoder that finds no restart marker leaves them grey whatever follows, so that no filling shows them.
+    """
+    interval, width, height, factors, scan, components = 0, 0, 0, [(1, 1)], len(data), 1
+    for marker, start, stop in _jpeg_segments(data):
+        if marker == 0xDD:
+            (interval,) = struct.unpack(">H", data[start : start + 2])
+        elif marker in (0xC0, 0xC1, 0xC2):
+            height, width = struct.unpack(">HH", data[start + 1 : start + 5])
+            factors = [(data[at] >> 4, data[at] & 15) for at in range(start + 7, stop, 3)]
+        elif marker == 0xDA:
+            scan, components = stop, data[start]
+    if not interval:
+        return 0
+    across, down = (max(factor[axis] for factor in factors) for axis in (0, 1))
+    if components == 1:  # a scan of one component has blocks for units
+        across = down = 1
+    units = -(-width // (8 * across)) * -(-height // (8 * down))
+    found = len(re.findall(rb"\xff[\xd0-\xd7]", data[scan:])) + 1
+    return max(0, -(-units // interval) - found) * interval * 64 * across * down
 
 
 # -- PNG ------------------------------------------------------------------------------------------------------------
@@ -248,6 +304,8 @@ def _complete_gif(data: bytes) -> tuple[int, bytes]:
     descriptor, start = _gif_picture(data)
     width, height = struct.unpack("<HH", data[descriptor + 5 : descriptor + 9])
     packed, _ = _sub_blocks(data, start + 1)
+    if data[start] > 11:
+        raise ImageError("corrupt", f"LZW codes begin with {data[start]} bits, and have 12 at most")
     missing = max(0, width * height - _lzw_length(packed, data[start]))
     packed += bytes(2 + missing * 12 // 8)  # code 0 is always the first colour
     blocks = [packed[at : at + 255] for at in range(0, len(packed), 255)]
@@ -316,19 +374,23 @@ def _told_length_tiff(data: bytes) -> int:
 
 def _told_length_boxes(data: bytes) -> int:
     at = 0
-    while at < len(data):
+    names: set[bytes] = set()
+    while at + 8 <= len(data) and not {b"meta", b"mdat"} <= names:  # what follows is no part of the picture
         size, name = struct.unpack(">I4s", data[at : at + 8])
         if size == 1:
             (size,) = struct.unpack(">Q", data[at + 8 : at + 16])
-        at += size or len(data) - at
-        if not name.isascii():
+        if size == 0:
+            return len(data)
+        if 1 < size < 8:
             break
-    return at
+        names.add(name)
+        at += size
+    return at if b"mdat" in names else max(at, len(data) + 1)  # it ends before its pixels begin
 
 
-def _filled(data: bytes, format: str) -> list[bytes]:
+def _filled(data: bytes, format: str, *, seed: int) -> list[bytes]:
     """Return the file filled up to its length in two ways with random bytes, and last as it is to be read."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     if format == "JPEG":
         if _lacks_scans(data):
             raise ValueError("scans of a progressive JPEG are missing")

@@ -86,10 +86,10 @@ def _open(data: bytes, format: str | None) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data), formats=(*FORMATS, "HEIF") if format == "HEIF" else FORMATS)
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
-        if not isinstance(error, UnidentifiedImageError):
-            raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
-        if format:
+        if format and isinstance(error, UnidentifiedImageError):
             raise ImageError("corrupt", f"it begins as a {format} file does, and its header is damaged") from error
+        if format:
+            raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
         raise ImageError("not_an_image", f"no known image format; it begins with {data[:24]!r}") from error
 
 

@@ -76,11 +76,11 @@ def _table(rows: list[tuple[str, str | None, int]]) -> pa.Table:
 
 def _local(uri: str) -> tuple[str, int] | None:
     path = storage.canonical(uri)
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return storage.local_identity(stat), stat.st_size
+    for name in (path, *storage.other_unicode_forms(path)):  # as reading does
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(name)
+            return storage.local_identity(stat), stat.st_size
+    return None
 
 
 def iterate(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[tuple[str, str | None, int]]]:

@@ -27,7 +27,7 @@ from retailray.errors import CatalogError
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
 PIECE_ROWS = 20_000
-_PIECE_BYTES = 8 << 20  # of text
+_PIECE_BYTES, _PARQUET_BYTES = 8 << 20, 64 << 20  # of text; of Parquet, uncompressed
 PLAIN_CSV = CsvOptions()
 _INTEGER = r"^(-?(0|[1-9][0-9]{0,17}))?$"
 # up to 15 digits, which a float64 holds exactly; no exponents, because article numbers look like them (12E4)
@@ -158,11 +158,18 @@ def _stream_parquet(address: str) -> Iterator[tuple[pa.Table, np.ndarray]]:
         try:
             # one column chunk after the other and not a row group in advance: row groups can be as large as the file
             source = pa.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-            for batch in source.iter_batches(PIECE_ROWS):
+            for batch in source.iter_batches(_rows_at_once(source.metadata)):
                 yield pa.Table.from_batches([batch]), np.arange(num_rows + 1, num_rows + 1 + batch.num_rows)
                 num_rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise CatalogError(f"{address}: not a Parquet file ({' '.join(str(error).split())})") from error
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows that are read together: fewer where they are large, as those that hold images are."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return int(min(PIECE_ROWS, max(1, _PARQUET_BYTES // max(1, largest))))
 
 
 def _stream_csv(address: str, suffix: str, encoding: str, options: CsvOptions) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -269,6 +276,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
     return kind
 
 

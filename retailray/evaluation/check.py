@@ -103,7 +103,7 @@ def _frame(splits: dict[str, Catalog], scanned: pa.Table) -> pd.DataFrame:
 
 def _is_class_folders(splits: dict[str, Catalog]) -> bool:
     """Whether rows come from class folders and not from a table."""
-    return all(part.uri == part.rows.column("file")[0].as_py().rstrip("/") for part in splits.values())
+    return all(part.rows.column("file")[0].as_py().endswith("/") for part in splits.values())
 
 
 def find_orphans(uris: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from retailray import progress, storage
 from retailray.config import PromoteConfig, RollbackConfig
 from retailray.data.catalog import Catalog
@@ -44,7 +46,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     if moves:
         sides[CHAMPION] = side_of(storage.join(folder, moves[-1].version))
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
-    _refuse_trained_rows(config, catalog, sides)
+    catalog, num_trained = _without_trained_rows(config, catalog, sides)
     run = RunDirectory(config)
     progress.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
                   champion=moves[-1].version if moves else None)  # fmt: skip
@@ -54,7 +56,8 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     found = measure(both, bootstrap=config.promote.bootstrap)
     problems = gate_problems(config, found)
     decision = {"version": version, "champion": moves[-1].version if moves else None, "passed": not problems,
-                "problems": problems, "labelled": found["labelled"], "top1": found.get("top1")}  # fmt: skip
+                "problems": problems, "labelled": found["labelled"], "trained_on": num_trained,
+                "top1": found.get("top1")}  # fmt: skip
     run.write_json("decision.json", decision)
     run.publish({"verb": "promote", **decision, "seconds": watch.seconds})
     if problems:
@@ -71,19 +74,31 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     return decision
 
 
-def _refuse_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> None:
-    """Raise CatalogError where a row that either model was trained on would decide."""
+def _without_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> tuple[Catalog, int]:
+    """Return the rows that neither model was trained on, and how many others there were.
+
+    Held-out products may share a picture with trained ones; such rows are left out.
+
+    Raises:
+        CatalogError: the rows that were asked for are training rows, or none is left.
+    """
+    known = np.zeros(len(catalog), bool)
     for name, side in sides.items():
-        known = trained_rows(catalog, side)
-        if known.any():
-            example = catalog.column("id")[known][0]
+        trained = trained_rows(catalog, side)
+        known |= trained
+        if trained.any() and (config.promote.split in ("all", "train") or trained.all()):
             raise CatalogError(
-                f"{config.catalog.uri}: the {name} ({side.meta.version}) was trained on {known.sum()} of the "
-                f"{len(catalog)} rows that would decide (promote.split = {config.promote.split}), {example} is one; "
-                "decide on rows that neither model has seen: promote.split test with the split settings of training, "
-                "or another catalog"
+                f"{config.catalog.uri}: the {name} ({side.meta.version}) was trained on {trained.sum()} of the "
+                f"{len(catalog)} rows that would decide (promote.split = {config.promote.split}), "
+                f"{catalog.column('id')[trained][0]} is one; decide on rows that neither model has seen: promote.split "
+                "test with the split settings of training, or catalog.test_uri"
             )
-    warn_of_trained_rows(catalog, sides)
+        if side.trained_on is None:
+            warn_of_trained_rows(catalog, {name: side})
+    if known.any():
+        note = "pictures that a model was trained on are left out of the decision"
+        progress.emit("warning", rows=len(catalog), trained_on=int(known.sum()), note=note)
+    return catalog.select(~known), int(known.sum())
 
 
 def gate_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:

@@ -29,9 +29,10 @@ def side_of(uri: str) -> Side:
 
 def trained_rows(catalog: Catalog, side: Side) -> np.ndarray:
     """Which rows a bundle was trained on, bool ``(N,)``: rows of the same image address."""
+    uris = catalog.column("uri")
     if side.trained_on is None:
         return np.zeros(len(catalog), bool)
-    return np.isin(fingerprints(catalog.column("uri")), side.trained_on)
+    return (uris != "") & np.isin(fingerprints(uris), side.trained_on)
 
 
 def warn_of_trained_rows(catalog: Catalog, sides: Mapping[str, Side]) -> None:

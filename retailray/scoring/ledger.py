@@ -52,8 +52,8 @@ class PlanCounts:
 @dataclasses.dataclass(frozen=True)
 class Reuse:
     """Which results of earlier runs hold still: ``rescore`` (``errors`` or ``all`` are made anew), and the
-    ``environment`` (:func:`retailray.provenance.inference_environment`) and ``device`` that an error must be of; None
-    for any."""
+    ``environment`` (:func:`retailray.provenance.inference_environment`) and ``device`` (of what the model did) that an
+    error must be of; None for any."""
 
     rescore: str | None = None
     environment: str | None = None

@@ -5,8 +5,10 @@ join, count, publish. A first night, a resumed night and a night on which little
 """
 
 import dataclasses
+import glob
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retailray import progress, storage
-from retailray.config import ScoreConfig
-from retailray.data.corrections import read_corrections
+from retailray.config import ClusterSection, ScoreConfig
+from retailray.data.catalog import corrections_of
 from retailray.data.images import DECODER_VERSION
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
@@ -99,7 +101,7 @@ def _score(
     watch: progress.Stopwatch,
 ) -> str:
     validation = _validation(config)
-    said = read_corrections(config.catalog.corrections) if config.catalog.corrections else None
+    said = corrections_of(config.catalog)
     before = last_published(config.out)
     catalog, ledger, plan = _plan(config, key, folder, resumed=run.run_id if run.resumed else None, before=before)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
@@ -218,9 +220,16 @@ def _plan(
 
 def _reuse(config: ScoreConfig) -> Reuse:
     """Errors hold for the code, the library versions and the kind of device that met them."""
-    use_gpu = config.cluster.use_gpu
-    device = None if use_gpu is None else "cuda" if use_gpu else "cpu"
-    return Reuse(config.score.rescore, inference_environment(), device)
+    return Reuse(config.score.rescore, inference_environment(), _expected_device(config.cluster))
+
+
+def _expected_device(section: ClusterSection) -> str:
+    """The kind of device that will predict, or ``unknown``: a cluster's is not known before it is asked for."""
+    if section.use_gpu is not None:
+        return "cuda" if section.use_gpu else "cpu"
+    if section.address or os.environ.get("RAY_ADDRESS"):
+        return "unknown"
+    return "cuda" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
 
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:

@@ -70,6 +70,13 @@ def canonical(address: str) -> str:
     """
     if address.startswith("s3a://"):
         return "s3://" + address.removeprefix("s3a://")
+    # to the end, or what a catalog may not read could be reached through one spelling within another
+    while (plain := _without_file_scheme(address)) != address:
+        address = plain
+    return address
+
+
+def _without_file_scheme(address: str) -> str:
     if found := _FILE_URI.match(address):
         return urllib.parse.unquote(address[found.end() :])
     return address.removeprefix("local://")
@@ -95,10 +102,10 @@ def other_unicode_forms(address: str) -> list[str]:
 
 def embedded_address(file: str, column: str, row: int) -> str:
     """Return the address of an image that lies in a row (from 0) of a Parquet file: ``<file>#<column>/<row>``."""
-    return f"{file}#{column}/{row}"
+    return f"{file}#{urllib.parse.quote(column, safe='')}/{row}"
 
 
 def parse_embedded(address: str) -> tuple[str, str, int] | None:
     """Return file, column and row of an :func:`embedded_address`; None for every other address."""
     found = _EMBEDDED.fullmatch(address)
-    return (found["file"], found["column"], int(found["row"])) if found else None
+    return (found["file"], urllib.parse.unquote(found["column"]), int(found["row"])) if found else None

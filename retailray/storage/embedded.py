@@ -6,6 +6,7 @@ from typing import Any
 
 from retailray.errors import ImageError, StorageError
 from retailray.storage.client import describe
+from retailray.storage.identity import identities
 from retailray.storage.objects import open_binary
 
 Place = tuple[str, str, int]  # file, column, row from 0
@@ -34,6 +35,7 @@ def _read_rows(file: str, column: str, members: list[tuple[int, int]]) -> dict[i
     import pyarrow.parquet as pq
 
     results: dict[int, bytes | ImageError] = {}
+    version = f"{file} {identities([file])[0]}"  # another content at the same address is another file
     with open_binary(file) as opened:
         source = pq.ParquetFile(opened, pre_buffer=False)
         first = 0
@@ -41,15 +43,15 @@ def _read_rows(file: str, column: str, members: list[tuple[int, int]]) -> dict[i
             stop = first + source.metadata.row_group(number).num_rows
             wanted = [(row - first, key) for row, key in members if first <= row < stop]
             if wanted:
-                values = _row_group(file, source, column, number)
+                values = _row_group(version, source, column, number)
                 results |= {key: _value(values[at].as_py(), column) for at, key in wanted}
             first = stop
     missing = {key: row for row, key in members if key not in results}
     return results | {key: ImageError("not_found", f"{file}: it has no row {row}") for key, row in missing.items()}
 
 
-def _row_group(file: str, source: Any, column: str, number: int) -> Any:
-    key = (f"{file}:{source.metadata.num_rows}:{source.metadata.serialized_size}", column, number)
+def _row_group(version: str, source: Any, column: str, number: int) -> Any:
+    key = version, column, number
     with _lock:
         if key not in _cached:
             while len(_cached) >= CACHED_ROW_GROUPS:

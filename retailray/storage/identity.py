@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import posixpath
 from collections.abc import Sequence
 from typing import Any
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import canonical, is_local, parse_embedded
+from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded
 from retailray.storage.client import filesystem, guarded
 
 LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
@@ -50,10 +51,13 @@ def _embedded_identity(file_identity: str | None, address: str) -> str | None:
 
 
 def _local_identity(path: str) -> str:
-    try:
-        return local_identity(os.stat(path))
-    except (OSError, ValueError) as error:
-        return type(error).__name__  # reading it will say so; when it appears, its identity changes
+    missing = ""
+    for name in (path, *other_unicode_forms(path)):  # as reading does
+        try:
+            return local_identity(os.stat(name))
+        except (OSError, ValueError) as error:
+            missing = missing or type(error).__name__
+    return missing  # reading it will say so; when it appears, its identity changes
 
 
 def local_identity(found: os.stat_result) -> str:
@@ -82,10 +86,13 @@ def _remote_identities(members: set[str]) -> dict[str, str | None]:
 
 
 def _ask(fs: Any, address: str, name: str) -> str | None:
-    try:
-        return remote_identity(guarded(address, lambda: fs.info(name)))
-    except StorageError as error:
-        return "absent" if isinstance(error.__cause__, FileNotFoundError) else None
+    for form in (name, *other_unicode_forms(name)):  # as reading does
+        try:
+            return remote_identity(guarded(address, functools.partial(fs.info, form)))
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                return None
+    return "absent"
 
 
 def remote_identity(detail: dict[str, Any]) -> str | None:

@@ -85,7 +85,9 @@ def leave_bundle(
             EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
         }
     )
-    trained_on = pa.table({"image": fingerprints(splits["train"].column("uri"))})
+    train = splits["train"]
+    used = (train.column("uri") != "") & (train.column("refused") == "") & ~train.column("repeated")
+    trained_on = pa.table({"image": fingerprints(train.column("uri")[used])})
     save_bundle(bundle, meta, state, validation=validation, training_rows=trained_on)
     return bundle
 

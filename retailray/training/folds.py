@@ -69,7 +69,9 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # classes smaller than the number of folds are in some of them only
-            parts = [pool[test] for _, test in divider.split(pool, labels[pool].astype(str), groups[pool].astype(str))]
+            # codes and not texts, which numpy would make all as long as the longest
+            codes = [np.unique(names[pool], return_inverse=True)[1] for names in (labels, groups)]
+            parts = [pool[test] for _, test in divider.split(pool, *codes)]
     except ValueError as error:
         raise CatalogError(f"split.folds = {config.split.folds}: {error}") from error
     folds = []
@@ -81,7 +83,8 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
         # by the same hash as the usual split, but so many of the products and never none
         products = sorted(set(groups[rest]), key=lambda product: hash_unit(config.split.seed, product))
         held_back = products[: max(1, round(config.split.validation * len(products)))]
-        chooses = np.isin(groups[rest].astype(str), held_back)
+        chosen = set(held_back)
+        chooses = np.array([group in chosen for group in groups[rest]], bool)
         folds.append({"train": rest[~chooses], "validation": rest[chooses], "test": test})
     for number, fold in enumerate(folds, 1):
         empty = [name for name, members in fold.items() if not len(members)]

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from retailray import storage
 from retailray.cluster import Plan, relay_progress, why
-from retailray.data import images, pipeline, store, transforms
+from retailray.data import image_files, images, pipeline, store, transforms
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import (
     CHUNK_ROWS,
@@ -40,6 +39,7 @@ from retailray.models.blocks import Chain, split
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 from retailray.models.process import prepare_process
+from retailray.provenance import version
 
 JOB = OURS + "job"  # which job a row belongs to
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
@@ -84,7 +84,7 @@ def weights_digest(chain: Chain, cut: int) -> str:
 def _code_digest() -> str:
     """A digest of our own code between an image's bytes and the numbers that are kept."""
     digest = hashlib.sha256()
-    for module in (images, pipeline, transforms, blocks, predictor):
+    for module in (image_files, images, pipeline, transforms, blocks, predictor):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
@@ -108,8 +108,8 @@ def make_spec(
         "code": _code_digest(),
         "rows": rows,
         "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
-        "pillow": importlib.metadata.version("pillow"),
-        "torchvision": importlib.metadata.version("torchvision") if drawn or not pixels else None,
+        "pillow": [version("pillow"), version("pillow-heif")],
+        "torchvision": version("torchvision") if drawn or not pixels else None,
     }
     if not pixels:
         assert backbone

@@ -57,10 +57,11 @@ def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: i
             ]
         )
     if num_rows < needed * num_workers:
+        fewer = f", or lower cluster.num_workers to {num_rows // needed}" if num_rows >= needed else ""
         raise ConfigError(
             [
                 f"{num_rows} training rows leave {num_rows / num_workers:.3g} rows for each of {num_workers} workers, "
-                f"and {why}: add rows, or lower cluster.num_workers to {max(1, num_rows // needed)}{head}"
+                f"and {why}: add rows{fewer}{head}"
             ]
         )
 

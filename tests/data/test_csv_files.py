@@ -97,6 +97,7 @@ def test_rows_know_the_line_they_begin_on(tmp_path):
     [
         ('image,label,"price; EUR"', ['a.png,x,"3;5"'] * 3, ","),
         ('image;label;"price, EUR, net"', ["a.png;x;3,5"] * 3, ";"),
+        ("image;price, EUR", ["a.png;3,5"] * 3, ";"),
         ("image", ["a;b.png"] * 3, ","),
         ("image|label", ["a.png|x, y"] * 3, "|"),
         ("image,label", ["a.png,x;y;z"] * 3, ","),
@@ -114,6 +115,10 @@ def test_the_delimiter_is_found_by_parsing(header, rows, delimiter):
         (b'image,"label\na.png,x\n', ["line 1", "not closed"]),
         (b'image,label,"title\na.png,x,y\nb.png,x,"z"\n', ["line 1"]),
         (b'image,label,"title\na.png,x,12"\nb.png,x,z\n', ["line 1", "line 2 inside of it looks like a row"]),
+        (b'image,title\na.jpg,"15 inch\nb.jpg,17 inch, blue"\nc.jpg,x\n', ["line 2", "line 3 inside of it"]),
+        (b"image,label\na.png," + b"x" * 9_000_000 + b"\n", ["line 2"]),
+        (b",,\n", ["line 1"]),
+        (b'""\n', ["no rows"]),
         (b"PK\x03\x04\x14\0\0\0xl/workbook.xml", ["Excel workbook (.xlsx)"]),
         (b"PAR1....PAR1", ["a Parquet file"]),
         ("image,label\na.png,x\n".encode("utf-16-le"), ["UTF-16", "catalog.encoding to utf-16-le"]),
@@ -127,6 +132,11 @@ def test_what_cannot_be_read_is_named(tmp_path, data, words):
         read_table(write(tmp_path, data), encoding="utf-8")
     for word in words:
         assert word in str(caught.value), caught.value
+
+
+def test_excels_separator_line_may_name_a_tab(tmp_path):
+    table = read_table(write(tmp_path, "sep=\t\nimage\tlabel\na.png\tx, y\n"), encoding="utf-8")
+    assert table.to_pylist() == [{"image": "a.png", "label": "x, y"}]
 
 
 def test_settings_overrule_what_is_found(tmp_path):

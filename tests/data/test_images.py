@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from retailray.data import images
+from retailray.data import image_files, images
 from retailray.data.images import Limits, _load, decode, open_image
 from retailray.data.synthetic import PRODUCTS, broken_files, render
 from retailray.errors import ImageError
@@ -177,6 +177,41 @@ def test_a_file_that_ends_early_is_read_if_less_than_a_row_is_missing(kind):
     assert missing_pixels(data[:-1], whole) != "corrupt"
     if kind.startswith(("jpeg", "png", "gif")):
         assert missing_pixels(data[:-1], whole) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"restart_marker_blocks": 1}, {"restart_marker_rows": 1}, {"progressive": True, "restart_marker_rows": 1}],
+)
+def test_intervals_of_a_jpeg_that_are_missing_are_missing_pixels(options):
+    """Kind of fault: a decoder that finds no restart marker leaves half of a picture grey, and it passes for whole."""
+    data = encoded(NOISY, "JPEG", quality=90, **options)
+    whole = np.asarray(_load(open_image(data, LIMITS)[0], at_least=10**6)).astype(int)
+    for cut in np.linspace(1, 0.97 * len(data), 80).astype(int):
+        found = missing_pixels(data[: len(data) - cut], whole)
+        assert found == "truncated" or found < 300, f"{cut} bytes are missing"
+    assert missing_pixels(data[:-2], whole) == 0
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("tail", [b"\n", b"\0" * 20, b"appended by a camera or a mail program"])
+def test_what_follows_a_picture_is_no_part_of_it(kind, tail):
+    plain = decode(ENDS[kind], resize_size=64, crop_size=64, limits=LIMITS)
+    assert (decode(ENDS[kind] + tail, resize_size=64, crop_size=64, limits=LIMITS) == plain).all()
+
+
+@pytest.mark.parametrize("data", [b"BMX bikes and more, a text", b"II*or not", b"GIF8" + bytes(200)])
+def test_texts_that_begin_like_pictures(data):
+    assert outcome(data) in ("not_an_image", "corrupt", "truncated")
+    assert not data.startswith(b"BMX") or outcome(data) == "not_an_image"
+
+
+def test_a_gif_with_impossible_codes_is_corrupt():
+    """Kind of fault: the length of a table is taken from the file, and takes all memory."""
+    data = bytearray(ENDS["gif"])
+    _, start = image_files._gif_picture(bytes(data))
+    data[start] = 30
+    assert outcome(bytes(data[: len(data) // 2])) in ("corrupt", "truncated")
 
 
 @pytest.mark.parametrize("kind", ENDS)

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from retailray import storage
-from retailray.config import CatalogSection, CheckSection
+from retailray.config import CatalogSection
 from retailray.data.catalog import read_catalog
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits, decode, whole
+from retailray.data.tables import stream_lines
 from retailray.errors import CatalogError, ImageError
 
 pytestmark = pytest.mark.real
@@ -193,14 +194,47 @@ def test_links_in_class_folders_are_read_or_named(tmp_path):
     (tmp_path / "shop/bag/link.png").symlink_to(tmp_path / "elsewhere/1.png")
     (tmp_path / "shop/bag/gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "shop/mug/up").symlink_to(tmp_path / "shop")
+    (tmp_path / "shop/cup").symlink_to(tmp_path / "shop/mug")
+    (tmp_path / "shop/bag/_MG_0001.png").write_bytes((tmp_path / "elsewhere/1.png").read_bytes())
     catalog = read(tmp_path / "shop")
     found = dict(zip(catalog.column("id"), outcomes(catalog), strict=True))
-    assert found["mug/1.png"] == found["bag/link.png"] == "ok"
+    assert found["mug/1.png"] == found["bag/link.png"] == found["cup/1.png"] == found["bag/_MG_0001.png"] == "ok"
     assert found["bag/gone.png"].startswith("not_found")
-    assert len(found) == 3
+    assert len(found) == 5, "and no folder within itself"
 
 
-def test_findings_about_labels(inputs):
+def test_corrections_are_renamed_as_labels_are(tmp_path):
+    """Kind of fault: a label that was merged comes back in another spelling by a correction."""
+    (tmp_path / "c.csv").write_text("image,label\na.png,Mug\nb.png,mug \nc.png,cup\n")
+    (tmp_path / "said.csv").write_text("item_id,label\nc.png,Mug\n")
+    catalog = read(tmp_path / "c.csv", normalize_labels=True, corrections=str(tmp_path / "said.csv"))
+    assert catalog.column("label").tolist() == ["mug", "mug", "mug"]
+
+
+def test_settings_of_csv_are_refused_for_other_tables(tmp_path):
+    pq.write_table(pa.table({"image": ["a.png"], "label": ["x"]}), tmp_path / "c.parquet")
+    with pytest.raises(CatalogError, match=r"catalog\.quoting would be ignored"):
+        read(tmp_path / "c.parquet", quoting="none")
+
+
+def test_large_images_in_parquet_are_read_some_at_a_time(tmp_path):
+    path = tmp_path / "c.parquet"
+    blobs = [np.random.default_rng(row).bytes(2_000_000) for row in range(80)]
+    pq.write_table(pa.table({"image": blobs}), path, row_group_size=80)
+    sizes = [table.num_rows for table, _ in stream_lines(str(path), encoding="utf-8")]
+    assert sum(sizes) == 80
+    assert max(sizes) <= 40
+
+
+def test_equal_paths_of_several_folders_and_keys_with_empty_segments_have_ids_of_their_own(tmp_path, bucket):
+    for part in "pq":
+        storage.write_bytes(f"{bucket}/{part}/c.csv", b"image,label\nd//b.png,x\nd/b.png,x\n")
+    catalog = read_catalog(CatalogSection(uri=bucket))
+    assert sorted(catalog.column("id")) == ["p/d//b.png", "p/d/b.png", "q/d//b.png", "q/d/b.png"]
+    assert not catalog.column("repeated").any()
+
+
+def test_findings_about_labels():
     from retailray.data.quality import similar_labels, untrained_labels
 
     catalog = pd.DataFrame(
@@ -208,7 +242,6 @@ def test_findings_about_labels(inputs):
     )
     assert untrained_labels(catalog.label, catalog.split) == {"hat": 1, "lamp": 1}
     assert similar_labels(["cafe\u0301", "caf\u00e9", "x"]) == [["cafe\u0301", "caf\u00e9"]]
-    assert "label_conflicts" in CheckSection.model_fields["fail_on"].annotation.__args__[0].__args__
 
 
 def test_parquet_parts_that_differ_in_how_a_column_is_packed(tmp_path):
