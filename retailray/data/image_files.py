@@ -149,6 +149,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     while at < len(data):
         found = _JPEG_MARKER.match(data, at)
         if not found:
+            if data[at : at + 2].strip(b"\xff"):
+                raise ValueError("it is damaged: there is no marker where one has to be")
             return
         at = found.end()
         marker = data[at - 1]
@@ -170,7 +172,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _jpeg_ends_early(data: bytes) -> bool:
     if data.endswith(b"\xff\xd9"):
         return False
-    markers = [marker for marker, _, _ in _jpeg_segments(data)]
+    try:
+        markers = [marker for marker, _, _ in _jpeg_segments(data)]
+    except ValueError:
+        return False
     return not markers or markers[-1] != 0xD9
 
 

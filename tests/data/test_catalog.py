@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -158,3 +160,33 @@ def test_nothing_there(tmp_path):
         read(tmp_path / "nope.csv")
     with pytest.raises(CatalogError, match="neither a table nor images"):
         read(tmp_path)
+
+
+def test_one_long_id_costs_its_own_length_and_not_that_of_all_rows(tmp_path):
+    """Kind of fault: texts of fixed width, of which every row takes as much as the longest (8 GB here)."""
+    lines = [f"{row}.png,label {row % 7}" for row in range(20_000)]
+    lines[777] = "x" * 100_000 + ".png,label 3"
+    (tmp_path / "c.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    code = f"""
+import resource
+from retailray.config import CatalogSection, CheckSection, SplitSection
+from retailray.data.pipeline import transport_table
+from retailray.data.splits import read_splits
+import numpy as np, pyarrow as pa
+from retailray.data.quality import find_problems
+from retailray.data.catalog import count_labels
+from retailray.evaluation.check import _frame
+from retailray.data.scan import FACTS
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+splits = read_splits(CatalogSection(uri={str(tmp_path / "c.csv")!r}), SplitSection(test=0.2))
+table = pa.concat_tables([transport_table(part) for part in splits.values()])
+for field in FACTS:
+    table = table.append_column(field.name, pa.nulls(len(table), field.type))
+scan = _frame(splits, table)
+labels = count_labels(scan.label.to_numpy())
+find_problems(scan, labels, orphans=[], unread={{}}, class_folders=False, section=CheckSection())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 300, "MB"
