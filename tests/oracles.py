@@ -201,6 +201,45 @@ def audit_ledger(ledger, folder):
     return problems
 
 
+def audit_queue(run, predictions, folder, *, key="image", path=lambda item: item):
+    """Differences between ``review/queue.jsonl`` and the predictions: every doubtful row is in it, as it was published.
+
+    Args:
+        key: the column of the predictions that is the item's id. path: from an id to its file below ``folder``.
+    """
+    with open(f"{run}/review/queue.jsonl") as file:
+        queue = [json.loads(line)["data"] for line in file]
+    by_item = predictions.set_index(key)
+    doubtful = set(predictions[predictions.decision != "accept"][key])
+    named = {row["item_id"] for row in queue}
+    problems = [] if named >= doubtful or len(queue) >= 300 else [f"{sorted(doubtful - named)} are missing"]
+    for row in queue:
+        true = by_item.loc[row["item_id"]]
+        if (row["pred_label"], row["decision"]) != (true.pred_label, true.decision):
+            problems.append(f"{row['item_id']}: {row['pred_label']} {row['decision']}")
+        if not np.isclose(row["pred_score"], true.pred_score):
+            problems.append(f"{row['item_id']}: {row['pred_score']}")
+        if row["sha256"] != facts(os.path.join(folder, path(row["item_id"])))["sha256"]:
+            problems.append(f"{row['item_id']}: sha256")
+        if ("uncertain" in row["reasons"]) != (row["item_id"] in doubtful):
+            problems.append(f"{row['item_id']}: {row['reasons']}")
+    return problems
+
+
+def audit_trials(trials, epochs, metric="validation_top1"):
+    """Differences between ``trials.parquet`` and the epochs that it sums up; the best trial comes first."""
+    order = epochs.sort_values([metric, "validation_loss"], ascending=[False, True])
+    best = order.groupby("trial").first()
+    problems = []
+    for row in trials.itertuples():
+        if not np.isclose(getattr(row, metric), best[metric][row.trial]):
+            problems.append(f"trial {row.trial}: {metric} {getattr(row, metric)}")
+        if row.epochs != epochs[epochs.trial == row.trial].epoch.max():
+            problems.append(f"trial {row.trial}: {row.epochs} epochs")
+    ranks = list(zip(-trials[metric], best.validation_loss[trials.trial], strict=True))
+    return problems + ([] if ranks == sorted(ranks) else ["the best is not the first"])
+
+
 def latest(out):
     with open(f"{out}/LATEST") as file:
         return f"{out}/{file.read().strip()}"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import read_json, read_text
+from tests.commands.helpers import read_json, read_text, rename_labels
 from tests.oracles import latest, read
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
@@ -168,16 +168,7 @@ def test_score(shop, run, bundle):
         accepted = held[(held.pred_label == label) & (held.pred_score >= np.float32(threshold))]
         if len(accepted):
             assert (accepted.label == label).groupby(accepted.group).mean().mean() > 0.5
-    queue = [json.loads(line)["data"] for line in read_text(f"{found}/review/queue.jsonl").splitlines()]
-    by_image = predictions.set_index("image")
-    doubtful = set(predictions[predictions.decision != "accept"].image)
-    assert {row["item_id"] for row in queue} >= doubtful
-    for row in queue:
-        true = by_image.loc[row["item_id"]]
-        assert (row["pred_label"], row["decision"]) == (true.pred_label, true.decision)
-        assert row["pred_score"] == pytest.approx(true.pred_score)
-        assert row["sha256"] == oracles.facts(folder / row["item_id"])["sha256"]
-        assert ("uncertain" in row["reasons"]) == (row["item_id"] in doubtful)
+    assert oracles.audit_queue(found, predictions, str(folder)) == []
 
 
 def test_evaluate_and_compare(shop, run, bundle, tmp_path):
@@ -213,19 +204,6 @@ def test_evaluate_and_compare(shop, run, bundle, tmp_path):
     )
 
 
-def rename_labels(bundle):
-    """Let a bundle take its labels for others, with sums that are right."""
-    import hashlib
-
-    meta = json.loads((bundle / "bundle.json").read_text())
-    meta["labels"] = meta["labels"][1:] + meta["labels"][:1]
-    (bundle / "bundle.json").write_text(json.dumps(meta))
-    lines = (bundle / "MANIFEST").read_text().splitlines()
-    names = [line.split("  ")[1] for line in lines]
-    sums = [hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in names]
-    (bundle / "MANIFEST").write_text("".join(f"{digest}  {name}\n" for digest, name in zip(sums, names, strict=True)))
-
-
 def test_promote_refuses_rows_that_a_model_was_trained_on(shop, run, bundle, tmp_path, capfd):
     """Kind of fault: a challenger is judged on the rows that it has learnt by heart."""
     registry = tmp_path / "products"
@@ -258,12 +236,7 @@ def test_tune(shop, run, capfd):
                 "tune.space": space, "tune.scheduler": "none", "train.precision": "float32"}  # fmt: skip
     found = run("tune", **settings)
     trials, epochs = (pd.read_parquet(f"{found}/{name}.parquet") for name in ("trials", "epochs"))
-    best = epochs.sort_values(["validation_top1", "validation_loss"], ascending=[False, True]).groupby("trial").first()
-    for row in trials.itertuples():
-        assert row.validation_top1 == pytest.approx(best.validation_top1[row.trial])
-        assert row.epochs == epochs[epochs.trial == row.trial].epoch.max()
-    ranks = list(zip(-trials.validation_top1, best.validation_loss[trials.trial], strict=True))
-    assert ranks == sorted(ranks), "the best first"
+    assert oracles.audit_trials(trials, epochs) == []
     validation = pd.read_parquet(f"{found}/bundle/validation.parquet")
     predicted, _ = oracles.predict(f"{found}/bundle", [folder / name for name in validation.id])
     agree = np.mean([label == guess for label, (guess, _) in zip(validation.pred_label, predicted, strict=True)])

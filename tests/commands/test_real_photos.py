@@ -1,5 +1,7 @@
 """Acceptance on real shop photos and real weights, with S3 addresses only (RETAILRAY_REAL_DATA)."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyarrow.dataset
@@ -8,7 +10,7 @@ import s3fs
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import latest, read_json
+from tests.commands.helpers import latest, read_json, rename_labels
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
 SHOP = "s3://grocery"
@@ -122,4 +124,50 @@ def test_all_validation_photos_are_scored_once(shop, bundle, retailray, real_dat
     template = "images/val/{image}.jpg"
     problems = oracles.audit_predictions(predictions, local, str(real_data[0]), image="name", template=template)
     assert problems == []
+    ledger = pyarrow.dataset.dataset(
+        f"{run}/ledger".removeprefix("s3://"), filesystem=s3fs.S3FileSystem(use_listings_cache=False)
+    )
+    ledger = ledger.to_table().to_pandas()
+    assert oracles.audit_ledger(ledger.assign(uri=ledger.uri.str.replace(SHOP, str(real_data[0]))), "") == []
     assert (predictions.fine_name == predictions.pred_label).mean() >= FINE_TUNED_TOP1
+
+
+def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, real_data, tmp_path):
+    """``confusion.csv``, ``changes.parquet``, the review queue and ``trials.parquet`` of validation photos."""
+    photos, weights = real_data
+    local, other = tmp_path / "bundle", tmp_path / "other"
+    s3fs.S3FileSystem(use_listings_cache=False).get(f"{bundle.removeprefix('s3://')}/", f"{local}/", recursive=True)
+    shutil.copytree(local, other)
+    rename_labels(other)
+    settings = {**shop, "catalog.uri": photos / "val.csv"}
+    table = pd.read_csv(photos / "val.csv")
+    paths = [f"{photos}/images/val/{name}.jpg" for name in table.name]
+    (one, _), (two, _) = (oracles.predict(where, paths) for where in (local, other))
+    guess, renamed = ([label for label, _ in found] for found in (one, two))
+    tossed_up = sum(np.diff(np.sort(shares)[-2:])[0] < 0.05 for _, shares in one)
+    assert retailray("evaluate", **settings, **{"model.uri": local, "out": tmp_path / "evaluate"})[0] == 0
+    confusion = pd.read_csv(f"{latest(str(tmp_path / 'evaluate'))}/confusion.csv", index_col="truth")
+    expected = pd.crosstab(table.fine_name.to_numpy(), np.array(guess))
+    expected = expected.reindex(index=confusion.index, columns=confusion.columns, fill_value=0)
+    assert np.abs(confusion.to_numpy() - expected.to_numpy()).sum() <= 2 * tossed_up
+    assert confusion.sum(axis=1)[lambda rows: rows > 0].to_dict() == table.fine_name.value_counts().to_dict()
+    changed = {"model.uri": local, "compare.against": other, "out": tmp_path / "compare"}
+    assert retailray("compare", **settings, **changed)[0] == 0
+    changes = pd.read_parquet(f"{latest(str(tmp_path / 'compare'))}/changes.parquet")
+    assert len(changes) == len(table), "every label is another one's"
+    torchs = dict(zip((f"images/val/{name}.jpg" for name in table.name), zip(renamed, guess, strict=True), strict=True))
+    mine = zip(changes.id, changes.champion_label, changes.challenger_label, strict=True)
+    assert sum(torchs[item] != (champion, challenger) for item, champion, challenger in mine) <= tossed_up
+    assert retailray("score", **settings, **{"model.uri": local, "out": tmp_path / "score"})[0] == 0
+    run = latest(str(tmp_path / "score"))
+    predictions = oracles.read(run, "predictions")
+    predictions["item"] = "images/val/" + predictions.name + ".jpg"
+    assert oracles.audit_queue(run, predictions, str(photos), key="item") == []
+    assert oracles.audit_thresholds(predictions, read_json(f"{run}/run.json")["thresholds"]) == []
+    search = {"model.arch": "mobilenet_v2", "model.weights": weights / "mobilenet_v2-imagenet.pth", "tune.trials": 2,
+              "model.trainable": "head", "train.epochs": 2, "train.views": 1, "split.validation": 0.4,
+              "tune.space": '{"train.head_lr": [0.003, 0.01]}', "train.cache_uri": tmp_path / "cache"}  # fmt: skip
+    assert retailray("tune", **settings, **search, out=tmp_path / "tune")[0] == 0
+    run = latest(str(tmp_path / "tune"))
+    trials, epochs = (pd.read_parquet(f"{run}/{name}.parquet") for name in ("trials", "epochs"))
+    assert oracles.audit_trials(trials, epochs) == []
