@@ -88,7 +88,7 @@ def bundle(run):
     return run("train", **settings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"split": False, "split.test": 0.3}, {"split": False}])
+@pytest.mark.parametrize("settings", [{}, {"split": False, "split.test": 0.3}])
 def test_check(shop, run, settings):
     """Facts on their own rows, in three splits of the table and of the hash."""
     folder, table = shop

@@ -29,7 +29,7 @@ def simulate(num_rows, *, shape, overconfident, seeds, num_classes, target=0.95)
         scores, right = draw(np.random.default_rng(seed), num_classes, num_rows, shape, overconfident)
         rows = validation(right.ravel(), scores.ravel(), classes=np.repeat(names, num_rows))
         promise = fit_promise(rows, target_precision=target)
-        fresh, _ = draw(np.random.default_rng(10**6 + seed), num_classes, 2000, shape, overconfident)
+        fresh, _ = draw(np.random.default_rng(10**6 + seed), num_classes, 1000, shape, overconfident)
         taken = fresh >= np.array([promise.classes[name].threshold for name in names])[:, None]
         accepted.append(taken.mean())
         below += bool(taken.any()) and (fresh[taken] ** overconfident).mean() < target  # the truth, not another draw
