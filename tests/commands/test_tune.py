@@ -61,7 +61,11 @@ class TestSearches:
         assert epochs.groupby("trial").validation_top1.max().tolist() == trials.validation_top1.tolist()
         best = trials.loc[trials.trial == summary["best_trial"]].iloc[0]
         assert best.validation_top1 == trials.validation_top1.max()
-        assert summary["verified_top1"] == pytest.approx(best.validation_top1, abs=0.031), "one row of 33"
+        # of the validation rows some choose the epoch and the trial; the verification looks at all of them
+        validation = pd.read_parquet(f"{run}/bundle/validation.parquet")
+        right, chose = validation.label == validation.pred_label, validation.role == "epoch"
+        assert summary["verified_top1"] == pytest.approx(right.mean(), abs=0.031), "one row of 33"
+        assert best.validation_top1 == pytest.approx(right[chose].mean(), abs=0.06), "one row of 17"
         assert len(list(Path(run).glob("trials/*/state.pt"))) <= 3
         page = read_text(f"{run}/report.html")
         assert page.count("data:image/png") == 4
@@ -72,7 +76,7 @@ class TestSearches:
         assert code == 0, err
         assert said(out, "cache")[0]["reused"] > 0
         retrained = read_json(f"{latest(str(tmp_path / 'again'))}/run.json")
-        assert retrained["validation_top1"] == pytest.approx(best.validation_top1, abs=0.031), "one row of 33"
+        assert retrained["validation_top1"] == pytest.approx(best.validation_top1, abs=0.06), "one row of 17"
         # and the bundle is a bundle
         catalog = {key: shop[key] for key in ("catalog.uri", "catalog.group", "catalog.max_pixels")}
         code, _, _ = retailray("score", **catalog, **{"model.uri": summary["bundle"], "out": tmp_path / "s"})
