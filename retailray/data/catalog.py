@@ -129,7 +129,7 @@ def stream_catalog(
             image = image or _image_column(table, file, section)
             _require(table, image, "catalog.image", file)
             piece = _meaning(file, table, image, section, uri, needs_label, lines=lines)
-            rows = _with_split(piece.rows, splits[file]) if splits else piece.rows
+            rows = with_split(piece.rows, splits[file]) if splits else piece.rows
             if table.num_rows:
                 yield _numbered(dataclasses.replace(piece, rows=rows), row_id)
             row_id, file_rows = row_id + table.num_rows, file_rows + table.num_rows
@@ -170,7 +170,8 @@ def _splits_of_folders(uri: str, files: Sequence[str]) -> dict[str, str]:
     return names if all(names.values()) else {}
 
 
-def _with_split(rows: pa.Table, name: str) -> pa.Table:
+def with_split(rows: pa.Table, name: str) -> pa.Table:
+    """Return the ``rows`` of a catalog as all of one split."""
     at = rows.column_names.index("split")
     return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 

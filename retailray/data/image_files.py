@@ -36,10 +36,8 @@ _PNG_SIGNATURE, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 # chunks that say nothing about pixels as we show them; Pillow refuses a file whose text or profile is large
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _BMP_HEADERS = tuple(struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 108, 124))
-_FILL_BYTES, _FILLINGS = (
-    1 << 16,
-    6,
-)  # of a JPEG, more than a row of pixels takes; tries, since not every filling decodes
+_FILL_BYTES = 1 << 16  # of a JPEG: more than a row of pixels takes
+_FILLINGS = 6  # tries, since not every filling decodes
 
 
 def format_of(data: bytes) -> str | None:
@@ -108,11 +106,9 @@ def completed(data: bytes, format: str, check: Callable[[Image.Image], None]) ->
 
 def _filled_up(data: bytes, format: str, check: Callable[[Image.Image], None]) -> tuple[int, int, bytes]:
     """Return the width, how many pixels are missing, and the file with them made up."""
-    if format == "TIFF" and _loads(data):  # what it lacks is no pixel
-        return _width(data, format, check), 0, data
-    apart = 0
-    if format == "JPEG":
-        apart = _pixels_of_missing_intervals(data)
+    if format == "TIFF" and (width := _width_if_whole(data, check)):
+        return width, 0, data
+    apart = _pixels_of_missing_intervals(data) if format == "JPEG" else 0
     for attempt in range(_FILLINGS):
         first, second, whole = _filled(data, format, seed=attempt)
         try:
@@ -126,12 +122,17 @@ def _filled_up(data: bytes, format: str, check: Callable[[Image.Image], None]) -
     raise AssertionError("unreachable")
 
 
-def _loads(data: bytes) -> bool:
+def _width_if_whole(data: bytes, check: Callable[[Image.Image], None]) -> int | None:
+    """Return the width of a TIFF that lacks no pixel, whatever else it lacks; ``check`` comes before decoding."""
     try:
-        Image.open(io.BytesIO(data)).load()
+        image = Image.open(io.BytesIO(data), formats=["TIFF"])
+        check(image)
+        image.load()
+    except ImageError:
+        raise
     except Exception:
-        return False
-    return True
+        return None
+    return image.width
 
 
 def _width(data: bytes, format: str, check: Callable[[Image.Image], None]) -> int:

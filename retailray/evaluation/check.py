@@ -11,7 +11,7 @@ import pyarrow as pa
 from retailray import progress, storage
 from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
 from retailray.config import CheckConfig
-from retailray.data.catalog import Catalog, count_labels, image_files
+from retailray.data.catalog import Catalog, count_labels, image_files, with_split
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
@@ -86,11 +86,7 @@ def _gate(results: Sequence[Result], fail_on: Sequence[str], run: RunDirectory) 
 
 def _frame(splits: dict[str, Catalog], scanned: pa.Table) -> pd.DataFrame:
     """One row per catalog row: what it means, and what was found at its address, joined by row id."""
-    parts = []
-    for name, part in splits.items():
-        at = part.rows.column_names.index("split")
-        parts.append(part.rows.set_column(at, "split", pa.array([name] * len(part), pa.string())))
-    rows = pa.concat_tables(parts)
+    rows = pa.concat_tables([with_split(part.rows, name) for name, part in splits.items()])
     scanned = in_order_of(rows.column("row_id"), scanned)
     for name, column in (("error_code", CODE), ("message", MESSAGE), *((field.name, field.name) for field in FACTS)):
         rows = rows.append_column(name, scanned.column(column))

@@ -13,7 +13,16 @@ from retailray.data.pipeline import OURS, ROW_ID
 from retailray.data.tables import LosslessTypes, to_schema, unify_schemas
 from retailray.errors import CatalogError
 
-MEANING = ("row_id", "id", "image", "uri", "label", "file", "line", "refused")  # what is kept of a row's meaning
+MEANING = (
+    "row_id",
+    "id",
+    "image",
+    "uri",
+    "label",
+    "file",
+    "line",
+    "refused",
+)  # columns of a catalog row that scoring needs
 
 
 @dataclasses.dataclass(frozen=True)

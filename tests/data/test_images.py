@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from retailray.data import image_files, images
 from retailray.data.images import Limits, _load, decode, open_image
@@ -273,3 +273,11 @@ def test_heic_is_read_where_its_package_is():
     picture().save(buffer, "HEIF", quality=95)
     image = decode(buffer.getvalue(), resize_size=128, crop_size=112, limits=LIMITS)
     assert np.abs(image.astype(int) - reference(encoded(picture(), "PNG")).astype(int)).mean() < 5
+
+
+def test_a_picture_that_is_too_large_is_not_decoded_to_see_whether_it_ends_early(monkeypatch):
+    """Kind of fault: the limit on pixels is asked after they have been decoded."""
+    data = encoded(Image.new("L", (3000, 2000)), "TIFF", compression="tiff_lzw")
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        open_image(data[:-1], Limits(max_pixels=1_000_000, max_aspect_ratio=20))
