@@ -13,16 +13,8 @@ from retailray.data.pipeline import OURS, ROW_ID
 from retailray.data.tables import LosslessTypes, to_schema, unify_schemas
 from retailray.errors import CatalogError
 
-MEANING = (
-    "row_id",
-    "id",
-    "image",
-    "uri",
-    "label",
-    "file",
-    "line",
-    "refused",
-)  # columns of a catalog row that scoring needs
+# columns of a catalog row that scoring needs
+MEANING = ("row_id", "id", "image", "uri", "label", "file", "line", "refused")
 
 
 @dataclasses.dataclass(frozen=True)
