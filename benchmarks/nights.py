@@ -64,7 +64,7 @@ def upload(numbers: range, *, seed: int) -> None:
 
 def ray_start() -> float:
     """Seconds to start a local Ray as commands do, and to end it."""
-    code = "from retailray.cluster import ray_session; from retailray.config import ClusterSection as C\n"
+    code = "from retailray.execution import ray_session; from retailray.config import ClusterSection as C\n"
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", f"{code}with ray_session(C()): pass"], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started

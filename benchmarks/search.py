@@ -7,7 +7,7 @@ with a thread each, no augmentation. The plain search does what Ray Tune's docum
 function that reads and decodes its photos in every epoch and runs the whole model, frozen blocks in eval mode under
 no_grad; it gets channels_last, the fused optimizer, the same settings in the same order and the same scheduler (our
 trials give the first epoch to the head alone, as train does). ``--memory ours`` gives it the memory settings of our
-workers besides (see cluster/session.py); the default is what a user has.
+workers besides (see execution/session.py); the default is what a user has.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main() -> None:
         print(json.dumps(plain_search(arguments.plain, arguments.trials, arguments.epochs, arguments.images)))
         return
     if arguments.memory == "ours":
-        from retailray.cluster.session import MALLOC_ENV
+        from retailray.execution.session import MALLOC_ENV
 
         os.environ.update(MALLOC_ENV)
     folder = Path(tempfile.mkdtemp())

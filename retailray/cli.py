@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Sequence
 
 from retailray import arguments, progress
-from retailray.cluster import names_dashboard, prepare_environment
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError
+from retailray.execution import names_dashboard, prepare_environment
 from retailray.provenance import version
 
 # verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once

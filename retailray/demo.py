@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from retailray import progress, storage
-from retailray.cluster import ray_session
 from retailray.config import (
     BundleSection,
     CatalogSection,
@@ -29,6 +28,7 @@ from retailray.config import (
 )
 from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.evaluation import check, evaluate
+from retailray.execution import start_executor
 from retailray.reports.demo import write_demo_report
 from retailray.runs import RunDirectory
 from retailray.scoring.score import score
@@ -52,7 +52,10 @@ def run_demo(config: DemoConfig) -> str:
     watch = progress.Stopwatch()
     run = RunDirectory(config)
     planted = _generate(config, run)
-    with progress.nested_run(), ray_session(config.cluster):
+    with (
+        progress.nested_run(),
+        start_executor(config.cluster, num_images=config.demo.num_images),
+    ):  # one Ray for all, if any
         found = check(
             CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
         )

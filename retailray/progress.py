@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -121,6 +121,28 @@ def live() -> Iterator[Any]:
             yield shown.update
         finally:
             _live = None
+
+
+class Reporter(Protocol):
+    """Takes what tasks and workers have to tell, wherever they run; the driver shows it."""
+
+    def step(self, count: int, note: str = "") -> None:
+        """So many more of the bar's units are done."""
+
+    def decoded(self, count: int) -> None:
+        """So many more images wait for a predictor."""
+
+    def errors(self, by_code: dict[str, int]) -> None:
+        """So many more images became error rows."""
+
+    def spend(self, seconds: dict[str, float]) -> None:
+        """So many more seconds of some process went into these stages."""
+
+    def event(self, name: str, fields: dict[str, Any]) -> None:
+        """Something that a person should see at once."""
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage so far; empty where nobody counts them any more."""
 
 
 class Stopwatch:

@@ -16,9 +16,9 @@ LAYERS = [
     {"arguments", "lease", "progress", "runs"},
     {"tracking"},
     {"data"},
+    {"execution"},
     {"models"},
-    {"cluster"},
-    {"reports"},
+    {"reports", "cluster"},
     {"training", "scoring", "evaluation"},
     {"demo"},
     {"cli"},
@@ -71,7 +71,7 @@ def test_models_are_torch_only_and_the_ground_floor_is_light():
 
 def test_tasks_that_fetch_and_decode_start_without_torch():
     """Each of them is a process on a CPU node; torch and torchvision alone take seconds and 300 MB."""
-    tasks = "retailray.scoring.tasks, retailray.data.pipeline, retailray.data.scan, retailray.training.entry"
+    tasks = "retailray.scoring.tasks, retailray.data.pipeline, retailray.data.scan, retailray.execution.entry"
     code = f"import sys, {tasks}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

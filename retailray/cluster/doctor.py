@@ -9,10 +9,10 @@ from typing import Any
 from retailray import progress
 from retailray.cluster.health import INSTALL, Check, examine
 from retailray.cluster.request import Request, settings_of
-from retailray.cluster.session import names_dashboard
 from retailray.cluster.submit import connect, send
 from retailray.config import DoctorConfig, SubmitConfig
 from retailray.errors import GateFailed
+from retailray.execution.session import names_dashboard
 from retailray.provenance import version
 
 

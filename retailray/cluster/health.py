@@ -56,7 +56,7 @@ def compare_versions(here: dict[str, str], there: dict[str, str], where: str) ->
 
 def examine(config: DoctorConfig) -> list[Check]:
     """All checks of the Ray that ``config.cluster`` means, from a driver on it."""
-    from retailray.cluster.session import ray_session
+    from retailray.execution.session import ray_session
 
     with ray_session(config.cluster) as capacity:
         seen = f"{capacity.num_cpus:g} CPUs, {capacity.num_gpus:g} GPUs"

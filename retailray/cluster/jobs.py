@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import requests
 
 from retailray import progress
-from retailray.cluster.environment import ray_token
 from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
+from retailray.execution.environment import ray_token
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from retailray.cluster.environment import KEY_FILE
+from retailray.execution.environment import KEY_FILE
 from retailray.provenance import TAKEN_ALONG, git_commit, version
 
 HERE = Path(__file__).parents[1]  # the package

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from retailray import arguments, progress
-from retailray.cluster.environment import SEALED, new_key, seal, storage_environment
 from retailray.cluster.health import CLIENT, versions
 from retailray.cluster.jobs import Cluster
 from retailray.cluster.kuberay import render
@@ -28,6 +27,7 @@ from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import NIGHT, OF_JOBS, Request, jobs_folder, leaves, parse
 from retailray.config import SubmitConfig
 from retailray.errors import ConfigError, JobEnded, RetailrayError
+from retailray.execution.environment import SEALED, new_key, seal, storage_environment
 from retailray.provenance import version
 
 OWN_CODES = (1, 2, 3, 4, 130)

@@ -16,6 +16,11 @@ class ClusterSection(Section):
         description="running cluster, host:port; for submit and doctor its dashboard, http://host:8265; default: "
         "RAY_ADDRESS, else a local Ray",
     )
+    engine: Literal["auto", "inline", "ray"] = Field(
+        "auto",
+        description="where the work runs: inline in this process and its threads, or on Ray; auto: inline where little "
+        "is to do, no cluster is named and one worker is enough",
+    )
     num_workers: int | None = Field(
         None, ge=1, description="training workers or predictors; default: one a GPU, else what the CPUs carry"
     )

@@ -30,6 +30,7 @@ _TRANSPOSITIONS = {
 }
 Image.init()  # registers WebP and TIFF too; open() with names that are not registered yet fails
 # our own limit, checked on the header, takes the place of Pillow's
+warnings.filterwarnings("ignore", module=r"PIL\..*")  # of what it mends; not for a while, which threads cannot do
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -82,9 +83,7 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
 
 def _open(data: bytes, format: str | None) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=(*FORMATS, "HEIF") if format == "HEIF" else FORMATS)
+        return Image.open(io.BytesIO(data), formats=(*FORMATS, "HEIF") if format == "HEIF" else FORMATS)
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
         if format and isinstance(error, UnidentifiedImageError):
             raise ImageError("corrupt", f"it begins as a {format} file does, and its header is damaged") from error

@@ -1,4 +1,4 @@
-"""Ray Data: from catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
+"""From catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
 
 Rows travel as Arrow tables. Our own columns begin with :data:`OURS`; pixels are fixed-size binary, so that a block
 is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
@@ -18,8 +18,6 @@ from retailray.data.store import StoreReader, StoreSpec
 from retailray.errors import ERROR_CODES, ImageError
 
 if TYPE_CHECKING:
-    import ray.data
-
     from retailray.data.catalog import Catalog
 
 ID, IMAGE, URI, LABEL = (OURS + name for name in ("id", "image", "uri", "label"))
@@ -67,11 +65,6 @@ def transport_table(catalog: "Catalog") -> pa.Table:
     )
 
 
-def image_dataset(table: pa.Table, spec: DecodeSpec, *, task_cpus: float, num_blocks: int) -> "ray.data.Dataset":
-    """A lazy dataset: ``table`` with a :data:`PIXELS` column, fetched and decoded by CPU tasks."""
-    return map_chunks(table, decode_rows, {"spec": spec}, task_cpus=task_cpus, num_blocks=num_blocks)
-
-
 @dataclasses.dataclass(frozen=True)
 class ViewSpec:
     """``num_views`` fixed augmented views of an image, each drawn by ``seed``, the image's address and its number."""
@@ -84,29 +77,15 @@ class ViewSpec:
     seed: int
 
 
-def view_dataset(
-    table: pa.Table,
-    spec: ViewSpec,
-    *,
-    task_cpus: float,
-    num_blocks: int,
-    keep: list[str],
-    decoded: StoreSpec | None = None,
-    budget: int = 0,
-) -> "ray.data.Dataset":
-    """A lazy dataset, one row per view: its slot, view, code, message and pixels, and the columns to ``keep``.
-
-    ``decoded``: a store of the same rows' pixels, as large or larger, to read in place of the images; ``budget``: bytes
-    that copies of remote stores may take on a machine.
-    """
-    arguments = {"spec": spec, "keep": keep, "decoded": decoded, "budget": budget}
-    return map_chunks(table, decode_views, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
-
-
 def decode_views(
     table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: StoreSpec | None = None, budget: int = 0
 ) -> pa.Table:
-    """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order."""
+    """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order.
+
+    One row per view: its slot, view, code, message and pixels, and the columns to ``keep``. ``decoded``: a store of the
+    same rows' pixels, as large or larger, to read in place of the images; ``budget``: bytes that copies of remote
+    stores may take on a machine.
+    """
     if decoded:
         pixels = _central(decoded, budget, table.column(SLOT).to_numpy(), spec.decode.crop_size)
     else:
@@ -129,29 +108,20 @@ def _central(decoded: StoreSpec, budget: int, rows: np.ndarray, size_px: int) ->
 
 
 def _augmented(pixels: np.ndarray, uris: list[str], views: np.ndarray, spec: ViewSpec) -> np.ndarray:
-    import torch  # a second or two in every task process, so only where it is needed
+    import torch  # a second or two in every task process, so only where it is needed; of one thread, Ray sees to that
 
     from retailray.data.transforms import draw_seed, make_augment
 
-    torch.set_num_threads(1)
     augment = make_augment(spec.augment, spec.crop_size, erasing=spec.erasing)
     assert augment is not None
     seeds = [draw_seed(spec.seed, uri, view) for uri, view in zip(uris, views, strict=True)]
     return augment(torch.from_numpy(pixels), seeds).numpy()
 
 
-def map_chunks(
-    table: pa.Table, function: Callable[..., pa.Table], arguments: dict[str, Any], *, task_cpus: float, num_blocks: int
-) -> "ray.data.Dataset":
-    """A lazy dataset: ``function`` over chunks of :data:`CHUNK_ROWS` rows of a transport table, in CPU tasks."""
-    import ray.data  # a second that those who only read a catalog do without
-
+def blocks_of(table: pa.Table, num_blocks: int) -> list[pa.Table]:
+    """A transport table in about so many parts, none of them with less than a chunk."""
     rows_per_block = max(CHUNK_ROWS, -(-table.num_rows // max(1, num_blocks)))
-    blocks = [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
-    # not from_arrow, which asks a task, and so a new process, for the size of every block
-    return ray.data.from_blocks(blocks).map_batches(
-        function, batch_format="pyarrow", batch_size=CHUNK_ROWS, fn_kwargs=arguments, num_cpus=task_cpus
-    )
+    return [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
 
 
 def decode_rows(table: pa.Table, *, spec: DecodeSpec) -> pa.Table:

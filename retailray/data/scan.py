@@ -5,12 +5,11 @@ from typing import Any
 
 import imagehash
 import pyarrow as pa
-import ray
 from PIL import Image
 
 from retailray.data.images import Limits, open_image, pixels
-from retailray.data.pipeline import fetch_each, map_chunks
-from retailray.data.row_ids import ROW_ID, in_order_of
+from retailray.data.pipeline import fetch_each
+from retailray.progress import Reporter
 
 HASH_PX = 64  # enough for the 32 px cosine transform of the perceptual hash
 FACTS = pa.schema(
@@ -26,20 +25,9 @@ FACTS = pa.schema(
 )
 
 
-def scan_catalog(table: pa.Table, limits: Limits, *, task_cpus: float, num_blocks: int, relay: Any) -> pa.Table:
-    """A transport table with the columns of :data:`FACTS` for every row (null where a row failed), in its order.
-
-    ``relay`` is told of every chunk.
-    """
-    arguments = {"limits": limits, "relay": relay}
-    scanned = map_chunks(table, scan_rows, arguments, task_cpus=task_cpus, num_blocks=num_blocks)
-    parts = [part for part in ray.get(scanned.to_arrow_refs()) if part.num_rows]
-    return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))
-
-
-def scan_rows(table: pa.Table, *, limits: Limits, relay: Any) -> pa.Table:
-    """Fetch and look at one chunk; tell the relay."""
-    relay.step.remote(table.num_rows)
+def scan_rows(table: pa.Table, *, limits: Limits, reporter: Reporter) -> pa.Table:
+    """A transport table with the columns of :data:`FACTS`, null where a row failed."""
+    reporter.step(table.num_rows)
     facts: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
 
     def take(index: int, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """What training does to pixels beyond what scoring does: named presets of torchvision transforms."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torchvision.transforms import v2
 
 Augment = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 WHITE, GREY = 255, 127
+_DRAWING = threading.Lock()  # torchvision draws from torch's one generator; threads would take each other's numbers
 
 
 def _article(size_px: int) -> list[Callable]:
@@ -46,7 +48,7 @@ def make_augment(name: str, size_px: int, *, erasing: float = 0.0) -> Augment | 
 
     def augment(images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         results = []
-        with torch.random.fork_rng(devices=[]):
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             for image, seed in zip(images, seeds, strict=True):
                 torch.default_generator.manual_seed(seed)
                 results.append(one(image))

@@ -9,18 +9,18 @@ import pandas as pd
 import pyarrow as pa
 
 from retailray import progress, storage
-from retailray.cluster import plan_reading, ray_session, relay_progress, wait_until_free
 from retailray.config import CheckConfig
 from retailray.data.catalog import Catalog, count_labels, image_files, with_split
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits
-from retailray.data.pipeline import CODE, MESSAGE, URI, error_rows, transport_table
+from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
 from retailray.data.quality import Result, find_problems
-from retailray.data.row_ids import in_order_of
-from retailray.data.scan import FACTS, scan_catalog
+from retailray.data.row_ids import ROW_ID, in_order_of
+from retailray.data.scan import FACTS, scan_rows
 from retailray.data.splits import read_splits
 from retailray.data.tables import parquet_bytes
 from retailray.errors import GateFailed, StorageError
+from retailray.execution import plan_reading, start_executor
 from retailray.reports.check import write_check_report
 from retailray.runs import RunDirectory
 
@@ -43,12 +43,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     progress.emit("start", verb="check", run=run.address, rows=num_rows)
     limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
-    with ray_session(config.cluster) as capacity:
-        plan = plan_reading(capacity)
-        wait_until_free(plan, deadline_s=config.cluster.wait_s)
-        num_blocks = int(4 * capacity.num_cpus)
-        with relay_progress("images", num_rows) as relay:
-            scanned = scan_catalog(table, limits, task_cpus=plan.task_cpus, num_blocks=num_blocks, relay=relay)
+    scanned = _scan(config, table, limits)
     orphans = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
@@ -76,6 +71,18 @@ def check(config: CheckConfig) -> dict[str, Any]:
     )
     _gate(results, config.check.fail_on, run)
     return report
+
+
+def _scan(config: CheckConfig, table: pa.Table, limits: Limits) -> pa.Table:
+    """What is found at every row's address, in the order of the rows."""
+    with start_executor(config.cluster, num_images=table.num_rows) as executor:
+        plan = plan_reading(executor.capacity)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        with executor.reporter("images", table.num_rows) as reporter:
+            arguments = {"limits": limits, "reporter": reporter}
+            blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
+            parts = list(blocks.map(scan_rows, arguments, rows=CHUNK_ROWS).tables())
+    return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))
 
 
 def _gate(results: Sequence[Result], fail_on: Sequence[str], run: RunDirectory) -> None:

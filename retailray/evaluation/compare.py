@@ -8,7 +8,6 @@ import pyarrow as pa
 import scipy.stats
 
 from retailray import progress
-from retailray.cluster import plan_scoring, ray_session, wait_until_free
 from retailray.config import CatalogSection, ClusterSection, CompareConfig
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import OURS
@@ -18,6 +17,7 @@ from retailray.errors import CatalogError
 from retailray.evaluation.metrics import resampled_rows
 from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
+from retailray.execution import plan_scoring, start_executor
 from retailray.reports.comparison import write_comparison_report
 from retailray.runs import RunDirectory
 
@@ -61,11 +61,11 @@ def predict_both(
     """One row for every row that both could predict: ``row_id, id, uri, label, group``, and label and score by each
     side."""
     frames = []
-    with ray_session(cluster) as capacity:
-        plan = plan_scoring(capacity, cluster, num_images=len(catalog), batch_size=batch_size)
-        wait_until_free(plan, deadline_s=cluster.wait_s)
+    with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
+        plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
+        executor.wait_until_free(plan, deadline_s=cluster.wait_s)
         for name, side in sides.items():
-            table = predict_catalog(section, catalog, side.uri, side.meta, plan, capacity, batch_size=batch_size)
+            table = predict_catalog(section, catalog, side.uri, side.meta, plan, executor, batch_size=batch_size)
             frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row_id")
             good = frame[frame.error_code == ""]
             frames.append(good[["pred_label", "pred_score"]].add_prefix(f"{name}_"))

@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 
 from retailray import progress
-from retailray.cluster import plan_scoring, ray_session, wait_until_free
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.pipeline import OURS, error_rows
@@ -18,6 +17,7 @@ from retailray.errors import CatalogError
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.trained_rows import side_of, warn_of_trained_rows
+from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.models.registry import pinned
 from retailray.reports.evaluation import write_evaluation_report
@@ -112,11 +112,11 @@ def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
 
 
 def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
-    with ray_session(config.cluster) as capacity:
+    with start_executor(config.cluster, num_images=len(catalog)) as executor:
         batch_size = config.evaluate.batch_size
-        plan = plan_scoring(capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
-        wait_until_free(plan, deadline_s=config.cluster.wait_s)
-        return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, capacity, batch_size=batch_size)
+        plan = plan_scoring(executor.capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, executor, batch_size=batch_size)
 
 
 def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:

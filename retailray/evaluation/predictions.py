@@ -1,17 +1,16 @@
 """What a bundle says of the rows of a catalog, in the driver: for catalogs of labelled rows, which fit there."""
 
 import pyarrow as pa
-import ray
 
-from retailray.cluster import Capacity, Plan, relay_progress, why
 from retailray.config import CatalogSection
 from retailray.data.catalog import Catalog
 from retailray.data.images import Limits
-from retailray.data.pipeline import DecodeSpec, image_dataset, transport_table
+from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec, blocks_of, decode_rows, transport_table
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.errors import RetailrayError
+from retailray.execution import Executor, Plan
 from retailray.models.meta import BundleMeta
-from retailray.scoring import UNCALIBRATED, predict_dataset
+from retailray.scoring import UNCALIBRATED, predict_stream
 
 
 def predict_catalog(
@@ -20,7 +19,7 @@ def predict_catalog(
     uri: str,
     meta: BundleMeta,
     plan: Plan,
-    capacity: Capacity,
+    executor: Executor,
     *,
     batch_size: int,
 ) -> pa.Table:
@@ -33,19 +32,20 @@ def predict_catalog(
     limits = Limits(section.max_pixels, section.max_aspect_ratio)
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
     table = transport_table(catalog)
-    images = image_dataset(table, spec, task_cpus=plan.task_cpus, num_blocks=int(4 * capacity.num_cpus))
+    blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
+    images = blocks.map(decode_rows, {"spec": spec}, rows=CHUNK_ROWS)
     try:
-        with relay_progress("images", len(catalog), num_predictors=plan.num_actors) as relay:
-            predicted = predict_dataset(
+        with executor.reporter("images", len(catalog), num_predictors=plan.num_actors) as reporter:
+            predicted = predict_stream(
                 images,
                 bundle_uri=uri,
                 plan=plan,
                 batch_size=batch_size,
                 top_k=5,
-                relay=relay,
+                reporter=reporter,
                 also=[UNCALIBRATED],
             )
-            parts = [part for part in ray.get(predicted.to_arrow_refs()) if part.num_rows]
+            parts = list(predicted.tables())
     except Exception as error:
-        raise RetailrayError(f"evaluation stopped: {why(error)}") from error
+        raise RetailrayError(f"evaluation stopped: {executor.why(error)}") from error
     return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))

@@ -4,6 +4,6 @@ The verb is :func:`retailray.scoring.score.score`. It is not imported here: the 
 package and start a process each, which should not read what only the driver needs.
 """
 
-from retailray.scoring.predicting import UNCALIBRATED, predict_dataset
+from retailray.scoring.predicting import UNCALIBRATED, predict_stream
 
-__all__ = ["UNCALIBRATED", "predict_dataset"]
+__all__ = ["UNCALIBRATED", "predict_stream"]

@@ -10,33 +10,30 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from retailray import storage
-from retailray.cluster import Plan, beside_driver, ray_session, relay_progress, wait_until_free, why
-from retailray.cluster import plan_scoring as plan_actors
 from retailray.config import ScoreConfig
 from retailray.data.images import Limits
 from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec
 from retailray.data.seen import Seen
 from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
+from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
 from retailray.scoring.formats import EMBEDDING_FIELD, PRECISION, SCORED, SCORED_AT, TODO
-from retailray.scoring.predicting import PREDICT, predict_dataset
+from retailray.scoring.predicting import PREDICT, predict_stream
 from retailray.scoring.tasks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
 
-UNIT_ROWS = 2048  # images a data task, at most
 PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
 PART_ROWS = (64, 20_000)  # and so few and so many images has a part
 STAGES = (FETCH, DECODE, PREDICT, COMMIT)
 
 
-def write_todo(run: RunDirectory, batches: Iterable[pa.Table], *, num_images: int, num_cpus: float) -> Todo:
+def write_todo(run: RunDirectory, batches: Iterable[pa.Table], *, num_images: int, executor: Executor) -> Todo:
     """Write the plan's images where tasks on every machine can read them."""
-    unit_rows = int(min(UNIT_ROWS, max(CHUNK_ROWS, -(-num_images // (8 * max(1, int(num_cpus)))))))
+    tasks = 8 * max(1, int(executor.capacity.num_cpus))
+    unit_rows = int(min(executor.chunk_rows, max(CHUNK_ROWS, -(-num_images // tasks))))
     address, number = run.path(TODO), 0
     for number, table in enumerate(rechunk(batches, unit_rows * UNITS_PER_FILE)):
         data = parquet_bytes(table, row_group_size=unit_rows)
@@ -81,73 +78,65 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     """
     limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
-    with ray_session(config.cluster) as capacity:
-        plan = plan_actors(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
-        wait_until_free(plan, deadline_s=config.cluster.wait_s)
-        todo = write_todo(run, batches, num_images=num, num_cpus=capacity.num_cpus)
+    with start_executor(config.cluster, num_images=num) as executor:
+        capacity = executor.capacity
+        plan = plan_scoring(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        todo = write_todo(run, batches, num_images=num, executor=executor)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
-        seen = beside_driver(Seen).remote() if config.score.dedupe else None
+        seen = executor.shared(Seen) if config.score.dedupe else None
         try:
-            with relay_progress("images", num, num_predictors=plan.num_actors) as relay:
+            with executor.reporter("images", num, num_predictors=plan.num_actors) as reporter:
                 started = time.monotonic()
-                parts = _run(config, run, plan, todo, spec, seen, relay)
+                parts = _run(config, run, executor, plan, todo, spec, seen, reporter)
                 seconds = time.monotonic() - started
-                spent = _spent(relay)
+                spent = reporter.spent()
                 busy = {stage: spent.get(stage, 0.0) for stage in STAGES}
                 tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
                 slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}
                 return Inferred(parts, num, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
         except Exception as error:
             raise RetailrayError(
-                f"scoring stopped: {why(error)}; nothing was published, and the same command "
+                f"scoring stopped: {executor.why(error)}; nothing was published, and the same command "
                 f"goes on from what is committed in {run.path(SCORED)}"
             ) from error
 
 
-def _spent(relay: Any) -> dict[str, float]:
-    """Seconds by stage; nothing where the actor that counts them was lost with its machine: all is committed then."""
-    try:
-        return ray.get(relay.spent.remote())
-    except ray.exceptions.RayError:
-        return {}
-
-
 def _run(
-    config: ScoreConfig, run: RunDirectory, plan: Plan, todo: Todo, spec: DecodeSpec, seen: Any, relay: Any
+    config: ScoreConfig,
+    run: RunDirectory,
+    executor: Executor,
+    plan: Plan,
+    todo: Todo,
+    spec: DecodeSpec,
+    seen: Seen | None,
+    reporter: Reporter,
 ) -> list[str]:
-    # numbers in memory; ray.data.range and from_arrow start tasks that ask for a whole CPU beside the actors
-    units = ray.data.from_blocks([pa.table({"unit": [number]}) for number in range(todo.num_units)])
-    images = units.map_batches(
-        read_units,
-        batch_format="numpy",
-        fn_kwargs={"todo": todo, "spec": spec, "seen": seen, "relay": relay},
-        num_cpus=plan.task_cpus,
-    )
+    units = executor.stream([pa.table({"unit": [number]}) for number in range(todo.num_units)], plan)
+    images = units.map(read_units, {"todo": todo, "spec": spec, "seen": seen, "reporter": reporter})
     agreement = run.path(PRECISION)
-    predicted = predict_dataset(
+    predicted = predict_stream(
         images,
         bundle_uri=config.model.uri,
         plan=plan,
         batch_size=config.score.batch_size,
         top_k=config.score.top_k,
-        relay=relay,
+        reporter=reporter,
         # one question here and not one of every actor's, which would import what reads from stores for it alone
         precision=storage.read_bytes(agreement).decode() if storage.exists(agreement) else "auto",
         agreement=agreement,
         also=[EMBEDDING_FIELD, SCORED_AT],
     )
     low, high = PART_ROWS
-    parts = predicted.map_batches(
+    parts = predicted.map(
         commit,
-        fn_kwargs={
+        {
             "address": run.path(SCORED),
             "run_id": run.run_id,
             "attempt": run.started_at,
             "device": "cuda" if plan.actor_gpus else "cpu",
-            "relay": relay,
+            "reporter": reporter,
         },
-        batch_format="pyarrow",
-        batch_size=min(high, max(low, todo.num_images // PARTS)),
-        num_cpus=plan.task_cpus,
+        rows=min(high, max(low, todo.num_images // PARTS)),
     )
-    return [run.path(SCORED, row["part"]) for row in parts.iter_rows()]
+    return [run.path(SCORED, part) for table in parts.tables() for part in table.column("part").to_pylist()]

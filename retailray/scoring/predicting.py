@@ -14,52 +14,44 @@ from retailray.models.meta import EMBEDDING
 from retailray.scoring.formats import PREDICTION_SCHEMA, SCORED_AT
 
 if TYPE_CHECKING:
-    import ray.data
-
-    from retailray.cluster import Plan
+    from retailray.execution import Plan, Reporter, Stream
 
 PREDICT = "predict"  # the stage
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
-def predict_dataset(
-    images: "ray.data.Dataset",
+def predict_stream(
+    images: "Stream",
     *,
     bundle_uri: str,
     plan: "Plan",
     batch_size: int,
     top_k: int,
-    relay: Any,
+    reporter: "Reporter",
     also: Sequence[pa.Field] = (),
     precision: str = "auto",
     agreement: str | None = None,
-) -> "ray.data.Dataset":
-    """Replace the pixels of a decoded dataset by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
+) -> "Stream":
+    """Replace the pixels of decoded images by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``also``: :data:`UNCALIBRATED` and fields of :mod:`retailray.scoring.formats`, appended. ``relay``
-    (:func:`retailray.cluster.relay_progress`) is told of every batch. ``precision``: float32 or bfloat16; auto goes by
+    ``also``: :data:`UNCALIBRATED` and fields of :mod:`retailray.scoring.formats`, appended. ``reporter``
+    is told of every batch. ``precision``: float32 or bfloat16; auto goes by
     what the first actor measures and leaves at ``agreement``, an address, for the pool and whoever comes later, or, if
     that is None, by each actor's own measurement.
     """
-    import ray.data
-
-    return images.map_batches(
+    return images.map_with(
         PredictBatch,
-        fn_constructor_kwargs={
+        {
             "bundle_uri": bundle_uri,
             "use_gpu": plan.actor_gpus > 0,
             "threads": plan.torch_threads,
             "top_k": top_k,
-            "relay": relay,
+            "reporter": reporter,
             "also": list(also),
             "precision": precision,
             "agreement": agreement if precision == "auto" else None,
         },
-        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
-        batch_format="pyarrow",
-        batch_size=batch_size,
-        num_cpus=plan.actor_cpus,
-        num_gpus=plan.actor_gpus or None,
+        rows=batch_size,
     )
 
 
@@ -90,7 +82,7 @@ class PredictBatch:
         use_gpu: bool,
         threads: int,
         top_k: int,
-        relay: Any,
+        reporter: "Reporter",
         also: list[pa.Field],
         precision: str,
         agreement: str | None,
@@ -103,7 +95,7 @@ class PredictBatch:
         prepare_process(threads)
         bundle = load_bundle(bundle_uri)
         device = "cuda" if use_gpu else "cpu"
-        self.relay = relay
+        self.reporter = reporter
         self.predictor = _agreed(precision, agreement, lambda known: Predictor(bundle, device=device, precision=known))
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
@@ -135,8 +127,8 @@ class PredictBatch:
             if field.name == SCORED_AT.name:  # of rows that failed too
                 values = [now] * table.num_rows
             table = table.append_column(field, pa.array(values, field.type))
-        self.relay.step.remote(table.num_rows)
-        self.relay.spend.remote({PREDICT: time.monotonic() - started})
+        self.reporter.step(table.num_rows)
+        self.reporter.spend({PREDICT: time.monotonic() - started})
         return table
 
     def _predict(self, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | Exception]:

@@ -10,12 +10,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from retailray import storage
 from retailray.data.images import decode
@@ -34,6 +33,10 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import ImageError
 from retailray.provenance import inference_environment
 from retailray.scoring.formats import LEDGER_SCHEMA, SCORED_AT
+
+if TYPE_CHECKING:
+    from retailray.data.seen import Seen
+    from retailray.progress import Reporter
 
 UNITS_PER_FILE = 64
 IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
@@ -56,16 +59,16 @@ class Todo:
 
 
 def read_units(
-    batch: dict[str, np.ndarray], *, todo: Todo, spec: DecodeSpec, seen: Any, relay: Any = None
+    units: pa.Table, *, todo: Todo, spec: DecodeSpec, seen: "Seen | None", reporter: "Reporter | None" = None
 ) -> Iterator[pa.Table]:
     """The images of some units, fetched, hashed and decoded, :data:`CHUNK_ROWS` at a time."""
-    for unit in batch["unit"]:
-        table = todo.read(int(unit))
+    for unit in units.column("unit").to_pylist():
+        table = todo.read(unit)
         for start in range(0, table.num_rows, CHUNK_ROWS):
-            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen, relay)
+            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen, reporter)
 
 
-def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.Table:
+def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: "Seen | None", reporter: "Reporter | None") -> pa.Table:
     started = time.monotonic()
     uris = table.column("uri").to_pylist()
     known = table.column("known_sha256").to_pylist()
@@ -76,7 +79,7 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.
     codes = [REUSED if digest and digest == before else "" for digest, before in zip(digests, known, strict=True)]
     if seen is not None:
         new = [at for at, (digest, code) in enumerate(zip(digests, codes, strict=True)) if digest and not code]
-        answers = ray.get(seen.claim.remote([(digests[at], uris[at]) for at in new]))
+        answers = seen.claim([(str(digests[at]), uris[at]) for at in new])
         for at in (at for at, first in zip(new, answers, strict=True) if not first):
             codes[at] = REUSED
     messages = [""] * len(uris)
@@ -88,9 +91,9 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.
                 pixels[at] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
         except ImageError as error:
             codes[at], messages[at] = error.code, error.message
-    if relay is not None:
-        relay.spend.remote({FETCH: fetched_at - started, DECODE: time.monotonic() - fetched_at})
-        relay.decoded.remote(len(uris))
+    if reporter is not None:
+        reporter.spend({FETCH: fetched_at - started, DECODE: time.monotonic() - fetched_at})
+        reporter.decoded(len(uris))
     columns = {
         URI: table.column("uri"),
         IDENTITY: table.column("identity"),
@@ -102,7 +105,7 @@ def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: Any, relay: Any) -> pa.
     return pa.table(columns)
 
 
-def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: str, relay: Any) -> pa.Table:
+def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: str, reporter: "Reporter") -> pa.Table:
     """Write ledger rows as one part and return its name; ``attempt`` tells this process of a run from earlier ones."""
     started = time.monotonic()
     codes = ["" if code == REUSED else code for code in table.column(CODE).to_pylist()]
@@ -119,6 +122,6 @@ def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: 
     uris = json.dumps([attempt, *sorted(table.column(URI).to_pylist())])
     name = f"part-{hashlib.sha256(uris.encode()).hexdigest()[:16]}.parquet"
     storage.write_bytes(storage.join(address, name), parquet_bytes(pa.table(columns, LEDGER_SCHEMA)))
-    relay.errors.remote(dict(collections.Counter(code for code in codes if code)))
-    relay.spend.remote({COMMIT: time.monotonic() - started})
+    reporter.errors(dict(collections.Counter(code for code in codes if code)))
+    reporter.spend({COMMIT: time.monotonic() - started})
     return pa.table({"part": [name]})

@@ -9,12 +9,12 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from retailray import progress, storage
-from retailray.cluster import Capacity, Plan
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
 from retailray.evaluation import classification_metrics
+from retailray.execution import Executor, Plan
 from retailray.runs import RunDirectory
 from retailray.training.fit import FitResult, fit
 from retailray.training.precompute import Backbone
@@ -35,7 +35,7 @@ class Fitter:
     backbone: Backbone
     prepared: Prepared
     plan: Plan
-    capacity: Capacity
+    executor: Executor
 
     def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: dict[str, Any]) -> FitResult:
         return fit(
@@ -47,7 +47,7 @@ class Fitter:
             self.backbone,
             self.prepared,
             self.plan,
-            self.capacity,
+            self.executor,
             checkpoints,
             tags,
         )

@@ -1,19 +1,15 @@
-"""What every Ray Train worker runs: an engine, fed by its sources, checkpointed to the run's storage."""
+"""What every worker of a fit runs: an engine, fed by its sources, checkpointed to the run's storage."""
 
 import dataclasses
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
 import safetensors.torch
 import torch
 
 from retailray.config import TrainSection
 from retailray.data import store
+from retailray.execution import Reporter, Worker
 from retailray.models.backbones import build_model, load_state
 from retailray.models.predictor import Normalize
 from retailray.models.process import prepare_process
@@ -22,7 +18,6 @@ from retailray.training.precompute import Backbone
 from retailray.training.recipe import Stage
 from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
 
-STATE = "state.pt"
 TOUCH_S = 600.0  # between two marks that a store is in use
 LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
@@ -39,20 +34,19 @@ class FitConfig:
     sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]]
     min_rows: int  # of a worker in one step
     threads: int
-    relay: Any  # actor that takes events for the driver
+    reporter: Reporter
     tags: dict[str, Any]  # said with every epoch
 
 
-def work(config: FitConfig) -> dict[str, Any]:
+def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
     """Fit; return the history, the calibration, and the logits of the test split if there is one."""
     prepare_process(config.threads)
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    device = torch.device(worker.device)
+    world = World(worker.rank, worker.size, device)
     backbone = config.backbone
     model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
-    load_state(model, safetensors.torch.load(ray.get(backbone.state_ref)))
-    sources = _Sources(config, world)
+    load_state(model, safetensors.torch.load(backbone.state_ref.get()))
+    sources = _Sources(config, world, worker)
     engine = Engine(
         model,
         num_classes=backbone.num_classes,
@@ -68,7 +62,7 @@ def work(config: FitConfig) -> dict[str, Any]:
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for stage in config.stages:
             sources.open(split, stage)
-    report, start = _Reporter(config), _last_state()
+    report, start = _Report(config, worker), worker.last_state()
     codes: dict[str, int] = (start or {}).get("codes", {})
     for metrics in engine.epochs(start):
         codes = sources.failed(world)
@@ -84,8 +78,8 @@ def work(config: FitConfig) -> dict[str, Any]:
 class _Sources:
     """Opens the batches of a split for a stage; a store is mapped and a stream begun once."""
 
-    def __init__(self, config: FitConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: FitConfig, world: World, worker: Worker) -> None:
+        self.config, self.world, self.worker = config, world, worker
         self.opened: dict[Any, Any] = {}
 
     def open(self, split: str, stage: Stage) -> tuple[Any, int]:
@@ -107,7 +101,7 @@ class _Sources:
         plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
         mine = config.augmentation if split == "train" else plain
         if isinstance(source, StreamedRows):
-            return StreamedBatches(source, ray.train.get_dataset_shard(source.name), augmentation=mine, **shared)
+            return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
         # kept activations are of augmented views already
         return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
 
@@ -122,19 +116,19 @@ class _Sources:
         return total
 
 
-class _Reporter:
+class _Report:
     """Tells the driver of every epoch, and leaves a checkpoint when one is due."""
 
-    def __init__(self, config: FitConfig) -> None:
-        self.config = config
+    def __init__(self, config: FitConfig, worker: Worker) -> None:
+        self.config, self.worker = config, worker
         self.saved_at = self.touched_at = time.monotonic()
 
     def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
         config, world = self.config, engine.world
         if world.rank == 0:
             total = sum(stage.epochs for stage in config.stages)
-            config.relay.event.remote("epoch", {**config.tags, **metrics, "epochs": total})
-            config.relay.step.remote(1, f"validation top-1 {metrics['validation_top1']:.3f}")
+            config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
+            config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
         due = time.monotonic() - self.saved_at >= config.train.checkpoint_s
         # one clock decides, or workers would wait for each other in different places
         agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
@@ -150,20 +144,4 @@ class _Reporter:
                 if isinstance(source, StoredRows)
             }:
                 store.touch(spec)  # a worker that replaces this one must find it
-        if world.rank != 0:
-            ray.train.report({"epoch": metrics["epoch"]})
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(engine.state() | {"codes": codes}, Path(folder, STATE))
-            ray.train.report({"epoch": metrics["epoch"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _last_state() -> dict[str, Any] | None:
-    checkpoint = ray.train.get_checkpoint()
-    return read_state(checkpoint) if checkpoint else None
-
-
-def read_state(checkpoint: Any) -> dict[str, Any]:
-    """The state of :meth:`Engine.state` and ``codes`` in a checkpoint; nothing in it is code."""
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")
+        self.worker.report(metrics["epoch"], engine.state() | {"codes": codes} if world.rank == 0 else None)

@@ -1,4 +1,4 @@
-"""Filling stores with Ray Data: images are fetched, decoded and augmented once, and frozen blocks run on them once."""
+"""Filling stores: images are fetched, decoded and augmented once, and frozen blocks run on them once."""
 
 import dataclasses
 import functools
@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 
 from retailray import storage
-from retailray.cluster import Plan, relay_progress, why
 from retailray.data import image_files, images, pipeline, store, transforms
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import (
@@ -25,14 +22,16 @@ from retailray.data.pipeline import (
     SLOT,
     VIEW,
     ViewSpec,
+    blocks_of,
+    decode_views,
     pixels_to_numpy,
     transport_table,
-    view_dataset,
     with_errors,
 )
 from retailray.data.row_ids import in_order_of
 from retailray.data.store import StoreSpec
 from retailray.errors import CatalogError, RetailrayError
+from retailray.execution import Executor, Plan, Reference, Reporter, Stream
 from retailray.models import blocks, predictor
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import Chain, split
@@ -48,12 +47,12 @@ MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a filling actor builds its model from. ``state_ref``: weights as safetensors bytes in the object store."""
+    """What a filling actor builds its model from. ``state_ref``: weights as safetensors bytes."""
 
     arch: str
     num_classes: int
     image_size: int
-    state_ref: Any
+    state_ref: Reference
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str
@@ -146,7 +145,7 @@ class Job:
         return dataclasses.replace(self, specs=absent)
 
 
-def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan) -> None:
+def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor) -> None:
     """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
 
     Raises:
@@ -158,24 +157,23 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan) -> None:
             store.create(spec)
     total = sum(len(job.catalog) * job.views.num_views for job in jobs)
     try:
-        with relay_progress("views", total) as relay:
+        with executor.reporter("views", total) as reporter:
             for group in (
                 [job for job in jobs if set(job.specs) != {0}],
                 [job for job in jobs if set(job.specs) == {0}],
             ):
                 if group:
-                    filled = _filled(group, backbone, plan, relay)
-                    outcome = pa.concat_tables(part for part in ray.get(filled.to_arrow_refs()) if part.num_rows)
+                    outcome = pa.concat_tables(_filled(group, backbone, plan, executor, reporter).tables())
                     for number, job in enumerate(group):
                         _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
     except RetailrayError:
         raise
     except Exception as error:
-        raise RetailrayError(f"reading the images stopped: {why(error)}") from error
+        raise RetailrayError(f"reading the images stopped: {executor.why(error)}") from error
 
 
-def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) -> ray.data.Dataset:
-    datasets = []
+def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor, reporter: Reporter) -> Stream:
+    streams = []
     for number, job in enumerate(jobs):
         table = transport_table(job.catalog)
         if job.decoded:
@@ -184,23 +182,15 @@ def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, relay: Any) 
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         table = table.append_column(SLOT, pa.array(np.arange(table.num_rows)))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
-        shape: dict[str, Any] = {"task_cpus": plan.task_cpus, "num_blocks": num_blocks, "keep": [JOB]}
-        datasets.append(view_dataset(table, job.views, decoded=job.decoded, budget=job.budget, **shape))
-    views = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+        arguments: dict[str, Any] = {"spec": job.views, "keep": [JOB], "decoded": job.decoded, "budget": job.budget}
+        blocks = executor.stream(blocks_of(table, num_blocks), plan)
+        streams.append(blocks.map(decode_views, arguments, rows=CHUNK_ROWS))
+    views = executor.union(streams)
     if set(jobs[0].specs) == {0}:
         specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
-        arguments = {"specs": specs, "sizes": sizes, "relay": relay}
-        return views.map_batches(_write_pixels, num_cpus=plan.task_cpus, fn_kwargs=arguments, **whole_blocks)
+        return views.map(_write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
     slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
-    return views.map_batches(
-        FillStores,
-        fn_constructor_kwargs={"jobs": slim, "backbone": backbone, "plan": plan, "relay": relay},
-        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
-        num_cpus=plan.actor_cpus,
-        num_gpus=plan.actor_gpus or None,
-        **whole_blocks,
-    )
+    return views.map_with(FillStores, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
 
 
 def _finish(job: Job, outcome: pa.Table) -> None:
@@ -216,29 +206,29 @@ def _positions(table: pa.Table, num_views: int) -> np.ndarray:
     return table.column(SLOT).to_numpy() * num_views + table.column(VIEW).to_numpy()
 
 
-def _outcome(table: pa.Table, relay: Any) -> pa.Table:
-    relay.step.remote(table.num_rows)
+def _outcome(table: pa.Table, reporter: Reporter) -> pa.Table:
+    reporter.step(table.num_rows)
     return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, SLOT, CODE, MESSAGE])
 
 
-def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], relay: Any) -> pa.Table:
+def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], reporter: Reporter) -> pa.Table:
     number = table.column(JOB)[0].as_py()
     values = pixels_to_numpy(table.column(PIXELS), sizes[number])
     store.write_rows(specs[number], _positions(table, specs[number].num_views), values)
-    return _outcome(table, relay)
+    return _outcome(table, reporter)
 
 
 class FillStores:
     """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
 
-    def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, relay: Any) -> None:
+    def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
         import safetensors.torch
 
         prepare_process(plan.torch_threads)
         self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
-        self.jobs, self.relay, self.precision = jobs, relay, backbone.precision
+        self.jobs, self.reporter, self.precision = jobs, reporter, backbone.precision
         model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
-        load_state(model, safetensors.torch.load(ray.get(backbone.state_ref)))
+        load_state(model, safetensors.torch.load(backbone.state_ref.get()))
         chain = split(model.to(self.device).to(memory_format=torch.channels_last).eval())
         self.parts = []
         for job in jobs:
@@ -260,7 +250,7 @@ class FillStores:
                 found[cut].append(values)
         for cut, values_of in found.items():
             store.write_rows(job.specs[cut], positions, np.concatenate(values_of))
-        return _outcome(table, self.relay)
+        return _outcome(table, self.reporter)
 
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:

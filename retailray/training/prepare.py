@@ -4,11 +4,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from retailray import progress, storage
-from retailray.cluster import Plan
 from retailray.config import TrainConfig
 from retailray.data import store
 from retailray.data.catalog import Catalog
@@ -16,6 +14,7 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import DecodeSpec, ViewSpec
 from retailray.data.store import StoreSpec
 from retailray.errors import StorageError
+from retailray.execution import Executor, Plan
 from retailray.models.blocks import Chain
 from retailray.training.caching import CachePlan, describe, plan_cache
 from retailray.training.measure import Measurement, measure
@@ -65,7 +64,9 @@ def augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(transform.augment, transform.erasing, source, transform.image_size)
 
 
-def measure_here(config: TrainConfig, num_classes: int, cuts: set[int], plan: Plan, *, precision: str) -> Measurement:
+def measure_here(
+    config: TrainConfig, num_classes: int, cuts: set[int], plan: Plan, executor: Executor, *, precision: str
+) -> Measurement:
     """Measure where training will run: in this process where that is the same machine without a GPU, else in a task.
 
     ``cuts``: the numbers of frozen blocks of which time and shape are wanted.
@@ -77,14 +78,14 @@ def measure_here(config: TrainConfig, num_classes: int, cuts: set[int], plan: Pl
         "use_gpu": plan.actor_gpus > 0,
         "threads": plan.torch_threads,
     }
-    if _num_machines() == 1 and not plan.actor_gpus:
+    if executor.num_nodes == 1 and not plan.actor_gpus:
         threads = torch.get_num_threads()
         try:
             return measure(config.model.arch, num_classes, **arguments)
         finally:
             torch.set_num_threads(threads)
-    task = ray.remote(num_cpus=plan.actor_cpus, num_gpus=plan.actor_gpus)(measure)
-    return ray.get(task.remote(config.model.arch, num_classes, **arguments))
+    reserved = {"cpus": plan.actor_cpus, "gpus": plan.actor_gpus}
+    return executor.call(measure, config.model.arch, num_classes, **reserved, **arguments)
 
 
 def prepare(
@@ -95,6 +96,7 @@ def prepare(
     chain: Chain | None,
     measured: Measurement | None,
     plan: Plan,
+    executor: Executor,
     *,
     earlier: CachePlan | None = None,
     share: float = 1.0,
@@ -111,7 +113,7 @@ def prepare(
     Raises:
         RetailrayError: images or stores cannot be read or written.
     """
-    root = _root(config)
+    root = _root(config, executor.num_nodes)
     budget = int(config.train.cache_gb * 1e9)
     nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, budget)
     if config.train.cache == "off" or (earlier and not earlier.cuts and not earlier.pixels):
@@ -132,7 +134,8 @@ def prepare(
         budget=int(share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
         source_px=augmentation(config).source_px,
     )
-    jobs = _jobs(config, sets, {name: str(digest) for name, digest in rows.items()}, decided, measured, backbone, chain)
+    digests = {name: str(digest) for name, digest in rows.items()}
+    jobs = _jobs(config, root, sets, digests, decided, measured, backbone, chain)
     if decoded:
         jobs = [_from_pixels(job, decoded.stores[job.name][0], budget) for job in jobs]
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
@@ -147,12 +150,13 @@ def prepare(
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
         kept = all(job.decoded for job in missing)
         progress.emit("pass", reads="kept pixels" if kept else "images", **views)
-        fill(missing, backbone, plan)
+        fill(missing, backbone, plan, executor)
     return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 
 
 def _jobs(
     config: TrainConfig,
+    root: str,
     sets: dict[str, Catalog],
     rows: dict[str, str],
     decided: CachePlan,
@@ -166,7 +170,7 @@ def _jobs(
         for views, cuts in wanted.items():
             specs = {
                 cut: make_spec(
-                    root=_root(config),
+                    root=root,
                     rows=rows[which],
                     num_rows=len(sets[which]),
                     views=views,
@@ -239,15 +243,11 @@ def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> b
     return True
 
 
-def _root(config: TrainConfig) -> str:
+def _root(config: TrainConfig, num_nodes: int) -> str:
     """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
     if config.train.cache_uri:
         return config.train.cache_uri
-    return storage.join(config.out, "cache") if _num_machines() > 1 else store.caches_root()
-
-
-def _num_machines() -> int:
-    return len([node for node in ray.nodes() if node["Alive"]])
+    return storage.join(config.out, "cache") if num_nodes > 1 else store.caches_root()
 
 
 def _said(prepared: Prepared) -> Prepared:

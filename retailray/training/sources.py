@@ -1,9 +1,8 @@
-"""Where a worker's numbers come from: rows of a store, drawn by index, or a Ray Data stream of decoded pixels."""
+"""Where a worker's numbers come from: rows of a store, drawn by index, or a stream of decoded pixels."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from retailray.data.row_ids import OURS, ROW_ID
 from retailray.data.store import StoreReader, StoreSpec
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.errors import ERROR_CODES
+from retailray.execution import Shard
 
 TARGET = OURS + "target"
 # values ``(B, ...)``, targets int64 ``(B,)``, weights float ``(B,)`` (0: the row only fills up), row ids int64 ``(B,)``
@@ -35,7 +35,7 @@ class StoredRows:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedRows:
-    """A dataset of Ray Train. Failed rows and padding arrive too, without a usable target."""
+    """A stream of the fit. Failed rows and padding arrive too, without a usable target."""
 
     name: str
     num_rows: int
@@ -131,7 +131,7 @@ def _to_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 class StreamedBatches:
-    """Batches of a Ray Data shard; every shard has the same number of rows, and every worker the same number of steps.
+    """Batches of a stream's shard; every shard has the same number of rows, and every worker the same number of steps.
 
     Rows that failed are left out, and those after them move up: where rows fail, it is the last steps that are short.
     A step without a row has one of weight 0, since every worker takes part in every step.
@@ -140,7 +140,7 @@ class StreamedBatches:
     def __init__(
         self,
         source: StreamedRows,
-        shard: Any,
+        shard: Shard,
         *,
         batch_size: int,
         seed: int,
@@ -158,12 +158,8 @@ class StreamedBatches:
         self.codes: dict[str, int] = {}
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[Batch]:
-        shuffle: dict[str, Any] = {}
-        if epoch is not None:
-            shuffle = {"local_shuffle_buffer_size": 8 * self.local_batch, "local_shuffle_seed": self.seed + epoch}
-        tables = self.shard.iter_batches(
-            batch_size=self.local_batch, batch_format="pyarrow", prefetch_batches=2, drop_last=False, **shuffle
-        )
+        shuffle = {"shuffle_rows": 8 * self.local_batch, "seed": self.seed + epoch} if epoch is not None else {}
+        tables = self.shard.batches(self.local_batch, **shuffle)
         done = 0
         for table in self._steps(tables):
             values, target, weight, row_ids = self._batch(table)

@@ -2,18 +2,16 @@
 
 import dataclasses
 import hashlib
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import ray
 import torch
 
 from retailray import progress
-from retailray.cluster import plan_training, ray_session, wait_until_free
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels
 from retailray.errors import CatalogError
+from retailray.execution import Executor, Plan, plan_training, start_executor
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
@@ -58,16 +56,19 @@ def train(config: TrainConfig) -> str:
         phases=[f"{stage.epochs} x {stage.trainable}" for stage in stages],
         **{name: len(part) for name, part in splits.items()},
     )
-    with ray_session(config.cluster) as capacity:
-        plan = plan_training(capacity, config.cluster, most=max(1, config.train.batch_size // min_rows(stages)))
+    num_images = sum(len(part) for part in splits.values())
+    with start_executor(config.cluster, num_images=num_images) as executor:
+        plan = plan_training(
+            executor.capacity, config.cluster, most=max(1, config.train.batch_size // min_rows(stages))
+        )
         check_batch_size(
             stages,
             batch_size=config.train.batch_size,
             num_workers=plan.num_actors,
             num_rows=len(splits["train"]),
         )
-        wait_until_free(plan, deadline_s=config.cluster.wait_s)
-        fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, capacity)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, executor)
         prepared_s = watch.seconds
         folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None
         result = fitter.fit(rows, run.path("checkpoints", "model"), {})
@@ -117,8 +118,8 @@ def _prepare(
     labels: list[str],
     model: Model,
     stages: list[Stage],
-    plan: Any,
-    capacity: Any,
+    plan: Plan,
+    executor: Executor,
 ) -> tuple[Fitter, dict[str, np.ndarray]]:
     """What every fit of this run shares, and the rows of the fit whose model is kept."""
     network, mean, std = model
@@ -135,18 +136,18 @@ def _prepare(
     earlier = run.decisions(section="train", inputs=inputs)
     precision = earlier.get("precision", config.train.precision)
     cuts = {stage.reads for stage in stages} if config.train.cache == "auto" else set()
-    measured = measure_here(config, len(labels), cuts, plan, precision=precision)
+    measured = measure_here(config, len(labels), cuts, plan, executor, precision=precision)
     backbone = Backbone(
         arch=config.model.arch,
         num_classes=len(labels),
         image_size=config.transform.image_size,
-        state_ref=ray.put(weights),
+        state_ref=executor.put(weights),
         mean=mean,
         std=std,
         precision=measured.precision,
     )
     kept = CachePlan(**earlier["cache"]) if earlier else None
-    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, earlier=kept)
+    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, executor, earlier=kept)
     cache = dataclasses.asdict(prepared.plan)
     run.decide(inputs=inputs, precision=measured.precision, cache=cache)
-    return Fitter(config, images, labels, stages, backbone, prepared, plan, capacity), rows
+    return Fitter(config, images, labels, stages, backbone, prepared, plan, executor), rows

@@ -1,8 +1,8 @@
 import pytest
 
-from retailray.cluster import Capacity, plan_scoring, plan_training
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError
+from retailray.execution import Capacity, plan_scoring, plan_training
 
 
 def scoring(capacity, section, num_images=10**6):

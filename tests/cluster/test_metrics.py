@@ -3,7 +3,7 @@
 import json
 import re
 
-from retailray.cluster.metrics import METRICS, Meter
+from retailray.execution.metrics import METRICS, Meter
 
 
 def test_the_dashboard_shows_every_metric_and_no_other(pytestconfig):
@@ -35,8 +35,8 @@ def test_waiting_is_what_predictors_do_not_work(monkeypatch):
         inc = set
 
     now = [100.0]
-    monkeypatch.setattr("retailray.cluster.metrics.metric", Told)
-    monkeypatch.setattr("retailray.cluster.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("retailray.execution.metrics.metric", Told)
+    monkeypatch.setattr("retailray.execution.metrics.time.monotonic", lambda: now[0])
     meter = Meter("images", num_predictors=2)
     meter.decoded(96)
     meter.step(64)

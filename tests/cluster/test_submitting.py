@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from retailray import arguments
 from retailray.cli import main
-from retailray.cluster import environment
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import parse
 from retailray.errors import CapacityError, ConfigError
+from retailray.execution import environment
 
 SCORE = ["--catalog.uri=s3://shop/c.csv", "--model.uri=s3://shop/m", "--out=s3://shop/o"]
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from retailray.cluster import why
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.seen import Seen
 from retailray.data.synthetic import write_catalog
+from retailray.execution import why
 from retailray.scoring.tasks import REUSED, SHA, Todo, read_units
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]

@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from retailray import arguments
-from retailray.cluster import Capacity, plan_trials
 from retailray.config import ClusterSection, Domain, TuneConfig, TuneSection
 from retailray.data import store
 from retailray.data.catalog import read_catalog
@@ -34,6 +33,7 @@ from retailray.data.pipeline import (
 from retailray.data.row_ids import ROW_ID
 from retailray.data.store import StoreSpec
 from retailray.errors import CapacityError, ConfigError
+from retailray.execution import Capacity, plan_trials
 from retailray.reports import search_plots
 from retailray.training.optim import load_optimizer, make_schedule
 from retailray.training.search.ledger import Ledger

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from rich.table import Table
 
 from retailray import progress, storage
-from retailray.cluster import metric
+from retailray.execution.metrics import metric
 from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
 from retailray.training.search.trial import STATE, WORST, score_of, write_record

@@ -5,17 +5,16 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import ray
 import torch
 import yaml
 
 from retailray import progress, storage
-from retailray.cluster import plan_training, plan_trials, ray_session, wait_until_free
 from retailray.config import BundleSection, EvaluateConfig, EvaluateSection, TuneConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
+from retailray.execution import Executor, plan_training, plan_trials, start_executor
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EPOCH, BundleMeta
 from retailray.models.process import prepare_process
@@ -58,12 +57,16 @@ def tune(config: TuneConfig) -> str:
         space={key: domain.dump() for key, domain in config.space.items()},
         **{name: len(part) for name, part in splits.items()},
     )
-    with ray_session(config.cluster) as capacity:
+    num_images = sum(len(part) for part in splits.values())
+    with start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as executor:
+        capacity = executor.capacity
         plan, trial_plan = plan_training(capacity, config.cluster), plan_trials(capacity, config.cluster, config.tune)
-        wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
         inputs = {"the catalog's rows": rows_digest(splits)}
         earlier = run.decisions(section="tune", inputs=inputs)
-        shared = share(config, splits, labels, plan, trial_plan, run.path("trials"), earlier.get("variants", {}))
+        shared = share(
+            config, splits, labels, plan, trial_plan, executor, run.path("trials"), earlier.get("variants", {})
+        )
         run.decide(inputs=inputs, variants=shared.decisions())
         prepared_s = watch.seconds
         progress.emit("search", concurrent=trial_plan.num_concurrent, cpus=trial_plan.cpus, gpus=trial_plan.gpus)
@@ -80,7 +83,7 @@ def tune(config: TuneConfig) -> str:
             drawn = _drawn_before(config, run)
         search_s = watch.seconds - prepared_s
         winner = _winner(ledger)
-        weights, calibration, best = _restored(shared, winner)
+        weights, calibration, best = _restored(shared, winner, executor)
         meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
         bundle = leave_bundle(run, meta, weights, calibration, splits)
         verified = _verify(config, run, bundle, calibration, best["validation_top1"])
@@ -135,7 +138,9 @@ def _winner(ledger: Ledger) -> dict[str, Any]:
     raise RetailrayError(f"none of {len(ledger.rows)} trials ended well; {why}")
 
 
-def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+def _restored(
+    shared: Shared, winner: dict[str, Any], executor: Executor
+) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
     """The winner's whole state dict as of its best epoch, its calibration and that epoch: computed where trials run.
 
     Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
@@ -160,8 +165,7 @@ def _restored(shared: Shared, winner: dict[str, Any]) -> tuple[dict[str, torch.T
             best,
         )
 
-    task = ray.remote(num_cpus=shared.plan.cpus, num_gpus=shared.plan.gpus)(restore)
-    return ray.get(task.remote(shared))
+    return executor.call(restore, shared, cpus=shared.plan.cpus, gpus=shared.plan.gpus)
 
 
 def _describe(

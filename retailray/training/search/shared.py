@@ -6,14 +6,13 @@ import itertools
 from typing import Any
 
 import numpy as np
-import ray
 
 from retailray import progress
-from retailray.cluster import Plan, TrialPlan
 from retailray.config import TrainConfig, TuneConfig
 from retailray.data import store
 from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError, ConfigError, StorageError
+from retailray.execution import Executor, Plan, TrialPlan
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
@@ -103,6 +102,7 @@ def share(
     labels: list[str],
     plan: Plan,
     trial_plan: TrialPlan,
+    executor: Executor,
     records: str,
     earlier: dict[str, Any],
 ) -> Shared:
@@ -116,12 +116,12 @@ def share(
     """
     images = Images(splits["train"], splits["validation"])
     variants = [config.trial(dict(zip(VARYING, values, strict=True))) for values in _combinations(config)]
-    decoded = _decode_once(config, images, variants, plan) if len(variants) > 1 else None
+    decoded = _decode_once(config, images, variants, plan, executor) if len(variants) > 1 else None
     prepared = {}
     for one in variants:
         key = variant_key(one)
         known = earlier.get(_text(key))
-        prepared[key] = _variant(config, one, images, labels, plan, decoded, len(variants), known)
+        prepared[key] = _variant(config, one, images, labels, plan, executor, decoded, len(variants), known)
     rows = {name: np.arange(len(part)) for name, part in splits.items()}
     rows = with_roles(rows, splits["validation"], labels, seed=config.split.seed)
     parts = {name: splits["train" if name == "train" else "validation"] for name in rows}
@@ -159,6 +159,7 @@ def _variant(
     images: Images,
     labels: list[str],
     plan: Plan,
+    executor: Executor,
     decoded: Prepared | None,
     num_variants: int,
     earlier: dict[str, Any] | None,
@@ -190,19 +191,21 @@ def _variant(
     digest = hashlib.sha256(weights).hexdigest()
     if earlier and earlier["weights"] != digest:
         raise ConfigError([f"tune.resume: {one.model.resolved_weights} changed since the search was interrupted"])
-    measured = measure_here(one, len(labels), cuts, plan, precision=precision)
+    measured = measure_here(one, len(labels), cuts, plan, executor, precision=precision)
     backbone = Backbone(
         arch=one.model.arch,
         num_classes=len(labels),
         image_size=size,
-        state_ref=ray.put(weights),
+        state_ref=executor.put(weights),
         mean=mean,
         std=std,
         precision=measured.precision,
     )
     part = 1 / (num_variants + (decoded is not None))
     kept = CachePlan(**earlier["cache"]) if earlier else None
-    found = prepare(one, images, stages, backbone, chain, measured, plan, earlier=kept, share=part, decoded=decoded)
+    found = prepare(
+        one, images, stages, backbone, chain, measured, plan, executor, earlier=kept, share=part, decoded=decoded
+    )
     if any(found.plan.reads(stage) is None for stage in stages):
         raise StorageError(
             f"a search reads everything from what is kept, and that does not fit: {found.plan.why}; "
@@ -212,7 +215,9 @@ def _variant(
     return Variant(backbone, found, digest, 1 / measured.seconds[len(chain.blocks)], num_parameters)
 
 
-def _decode_once(config: TuneConfig, images: Images, variants: list[TrainConfig], plan: Plan) -> Prepared | None:
+def _decode_once(
+    config: TuneConfig, images: Images, variants: list[TrainConfig], plan: Plan, executor: Executor
+) -> Prepared | None:
     """Keep the pixels of all images, at the largest side that a variant reads; None where there is no room for them."""
     largest = max(variants, key=lambda one: augmentation(one).source_px)
     source, size = augmentation(largest).source_px, config.transform.image_size
@@ -222,7 +227,9 @@ def _decode_once(config: TuneConfig, images: Images, variants: list[TrainConfig]
         progress.emit("warning", note=f"images are decoded anew for every pass: {why} exceed their share of the budget")
         return None
     try:
-        return prepare(largest, images, [], None, None, None, plan, earlier=CachePlan(1, (), True, num_bytes, why))
+        return prepare(
+            largest, images, [], None, None, None, plan, executor, earlier=CachePlan(1, (), True, num_bytes, why)
+        )
     except StorageError as error:
         progress.emit("warning", note=f"images are decoded anew for every pass: {error}")
         return None

@@ -10,13 +10,13 @@ import time
 from collections import deque
 from typing import Any
 
-import ray
 import safetensors.torch
 import torch
 from torch import nn
 
 from retailray import storage
 from retailray.config import TrainConfig
+from retailray.execution import Reference
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
@@ -150,7 +150,7 @@ def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
     """The engine of one trial over kept rows; this process keeps one pristine model a backbone."""
     variant = shared.variants[variant_key(config)]
     backbone = variant.backbone
-    pristine = _pristine(backbone.arch, backbone.num_classes, backbone.image_size, _Reference(backbone.state_ref))
+    pristine = _pristine(backbone.arch, backbone.num_classes, backbone.image_size, backbone.state_ref)
     model = copy.deepcopy(pristine)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
@@ -187,23 +187,10 @@ def this_device(shared: Shared) -> torch.device:
     return torch.device("cuda" if shared.plan.gpus else "cpu")
 
 
-class _Reference:
-    """An object reference as part of a cache key: one object, one key."""
-
-    def __init__(self, reference: Any) -> None:
-        self.reference = reference
-
-    def __hash__(self) -> int:
-        return hash(self.reference)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reference) and self.reference == other.reference
-
-
 @functools.lru_cache(maxsize=4)
-def _pristine(arch: str, num_classes: int, image_size: int, state: _Reference) -> nn.Module:
+def _pristine(arch: str, num_classes: int, image_size: int, weights: Reference) -> nn.Module:
     model = build_model(arch, num_classes, image_size=image_size)
-    load_state(model, safetensors.torch.load(ray.get(state.reference)))
+    load_state(model, safetensors.torch.load(weights.get()))
     return model
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from retailray import progress
-from retailray.cluster.capacity import Capacity, asked_for
-from retailray.cluster.environment import setup_hook, take_sealed
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, ConfigError
+from retailray.execution.environment import setup_hook, take_sealed
+from retailray.execution.resources import Capacity, asked_for
 from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
@@ -40,7 +40,7 @@ def prepare_environment(section: ClusterSection) -> None:
     Raises:
         ConfigError: the address is a dashboard's. CapacityError: a job's storage credentials cannot be opened.
     """
-    address = _named_address(section)
+    address = named_address(section)
     if names_dashboard(section):
         raise ConfigError(
             [
@@ -62,10 +62,10 @@ def prepare_environment(section: ClusterSection) -> None:
 
 def names_dashboard(section: ClusterSection) -> bool:
     """True where the address is a dashboard's, which takes jobs and no drivers."""
-    return (_named_address(section) or "").startswith(("http://", "https://"))
+    return (named_address(section) or "").startswith(("http://", "https://"))
 
 
-def _named_address(section: ClusterSection) -> str | None:
+def named_address(section: ClusterSection) -> str | None:
     address = section.address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address
 
@@ -97,7 +97,7 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
 def _start(section: ClusterSection) -> None:
     import ray
 
-    address = _named_address(section)
+    address = named_address(section)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)

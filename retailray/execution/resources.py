@@ -6,6 +6,8 @@ there is always room for the tasks that feed them, on a cluster of one CPU too.
 
 import contextlib
 import dataclasses
+import glob
+import os
 import time
 from collections.abc import Iterator, Mapping
 
@@ -20,13 +22,15 @@ MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What the cluster has in all (not what is free now); ``machine_cpus``: the largest machine's, 0: all are one's."""
+    """What there is in all (not what is free now); ``machine_cpus``: the largest machine's, 0: all are one's."""
 
     num_cpus: float
     num_gpus: float
     object_store_bytes: float
     num_machines: int = 1
     machine_cpus: float = 0.0
+    place: str = "the Ray cluster"
+    one_process: bool = False
 
     def threads(self, num_actors: int, *, packed: bool) -> int:
         """Threads an actor, if those that share a machine share its CPUs."""
@@ -44,6 +48,15 @@ class Plan:
     actor_gpus: float
     task_cpus: float
     torch_threads: int
+
+
+def visible_gpus() -> int:
+    """GPUs of this machine that this process may use, told without torch or Ray."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = glob.glob("/dev/nvidia[0-9]*")
+    if named is None:
+        return len(devices)
+    return min(len(devices), len([name for name in named.split(",") if name.strip() not in ("", "-1")]))
 
 
 def plan_training(capacity: Capacity, section: ClusterSection, *, most: int | None = None) -> Plan:
@@ -140,13 +153,13 @@ def _plan(
     use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
     if use_gpu and gpus < 1:
         raise CapacityError(
-            "cluster.use_gpu is true and the Ray cluster has 0 GPUs; start workers with GPUs or set it false"
+            f"cluster.use_gpu is true and {capacity.place} has 0 GPUs; start workers with GPUs or set it false"
         )
     # two shares of a GPU lie on one GPU, so what is left of each is lost
     on_gpus = int(gpus) * int(1 / gpus_each + 1e-9)
     limit = on_gpus if use_gpu else int(cpus * MAX_ACTORS_PER_CPU)
     default = on_gpus if use_gpu else default_on_cpu
-    count = section.num_workers or min(default, useful or default)
+    count = section.num_workers or (1 if capacity.one_process else min(default, useful or default))
     if count > limit:
         shares = f", which carry {limit}" if gpus_each < 1 else ""
         what = (
@@ -155,7 +168,7 @@ def _plan(
             else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
         )
         raise CapacityError(
-            f"cluster.num_workers = {count}, and the Ray cluster has {what}; lower it to {limit} or add nodes"
+            f"cluster.num_workers = {count}, and {capacity.place} has {what}; lower it to {limit} or add nodes"
         )
     return Plan(
         num_actors=count,

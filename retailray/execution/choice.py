@@ -1,0 +1,67 @@
+"""Which back end a command gets, and why."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from retailray import progress
+from retailray.config import ClusterSection
+from retailray.errors import CapacityError
+from retailray.execution.executor import Executor
+from retailray.execution.resources import visible_gpus
+from retailray.execution.session import named_address
+
+# a local Ray takes some ten seconds to start its processes, in which this process reads, decodes and predicts a
+# thousand images; and threads share what Python itself does, which processes do not
+INLINE_IMAGES = 10_000
+
+
+@contextlib.contextmanager
+def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str | None = None) -> Iterator[Executor]:
+    """The machines of one command, for the length of a ``with`` block; an event says which back end, and why.
+
+    Args:
+        num_images: that are to be read, all passes together.
+        needs_ray: what of the command runs on Ray alone.
+
+    Raises:
+        CapacityError: a cluster that is named cannot be reached; or ``cluster.engine`` is inline, and what is asked for
+            needs Ray.
+    """
+    why = needs_ray or _why_ray(section)
+    if section.engine == "inline" and why:
+        raise CapacityError(f"cluster.engine = inline, and {why}; leave cluster.engine out, or the other")
+    if section.engine == "ray":
+        why = "cluster.engine says so"
+    elif not why and num_images > INLINE_IMAGES and section.engine == "auto":
+        why = f"there are {num_images} images"
+    progress.emit("engine", engine="ray" if why else "inline", why=why or "little is to do, and no cluster is named")
+    # each back end is imported where it is used: Ray alone takes a second
+    if why:
+        from retailray.execution.ray_backend import ray_executor
+
+        with ray_executor(section) as on_ray:
+            yield on_ray
+    else:
+        from retailray.execution.inline_backend import inline_executor
+
+        with inline_executor() as here:
+            yield here
+
+
+def _why_ray(section: ClusterSection) -> str | None:
+    """What of the settings and of this process asks for Ray."""
+    address = section.address if section.engine == "inline" else named_address(section)
+    if address and address != "local":
+        return f"a cluster is named: {address}"
+    if (section.num_workers or 1) > 1:
+        return f"cluster.num_workers = {section.num_workers}"
+    for name in ("ask_cpus", "ask_gpus"):
+        if count := getattr(section, name):
+            return f"cluster.{name} = {count}"
+    if visible_gpus() > 1 and section.use_gpu is not False and not section.num_workers:
+        return f"this machine has {visible_gpus()} GPUs"
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and section.engine == "auto":
+        return "this process is connected to a Ray already"
+    return None

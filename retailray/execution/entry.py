@@ -1,0 +1,17 @@
+"""Where Ray Train's workers begin.
+
+A module of its own, beside nothing heavy: Ray Train's controller reads it too, a process that never trains, and every
+fit waits for it before its workers start.
+"""
+
+from typing import Any
+
+import ray
+
+
+def begin(loop_config: dict[str, Any]) -> dict[str, Any]:
+    """``work`` and ``config``: references, which the controller passes on unread."""
+    from retailray.execution.launcher import RayWorker
+
+    work = ray.get(loop_config["work"])
+    return work(ray.get(loop_config["config"]), RayWorker())

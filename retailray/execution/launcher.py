@@ -1,0 +1,138 @@
+"""Workers that train together, by Ray Train."""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+
+from retailray import storage
+from retailray.errors import RetailrayError
+from retailray.execution.entry import begin
+from retailray.execution.executor import FitOptions
+from retailray.execution.resources import Plan
+
+STATE = "state.pt"
+
+
+def run_trainer(
+    work: Callable[[Any, Any], dict[str, Any]],
+    config: Any,
+    datasets: dict[str, ray.data.Dataset],
+    plan: Plan,
+    *,
+    options: FitOptions,
+    checkpoints: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What :meth:`retailray.execution.executor.Executor.fit` says."""
+    import ray.train.torch
+
+    storage_filesystem, storage_path = storage.arrow_filesystem(checkpoints)
+    low, most = options.min_workers, plan.num_actors
+    scaling = ray.train.ScalingConfig(
+        num_workers=most if low is None or low == most else (low, most),
+        use_gpu=plan.actor_gpus > 0,
+        placement_strategy=options.placement.upper(),
+        resources_per_worker={"CPU": plan.actor_cpus} | ({"GPU": plan.actor_gpus} if plan.actor_gpus else {}),
+    )
+    run_config = ray.train.RunConfig(
+        name="fit",
+        storage_path=storage_path,
+        storage_filesystem=storage_filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+    )
+    execution_options = ray.data.DataContext.get_current().execution_options
+    trainer = ray.train.torch.TorchTrainer(
+        begin,
+        train_loop_config={"work": ray.put(work), "config": ray.put(config)},
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split="all", execution_options=execution_options),
+        scaling_config=scaling,
+        run_config=run_config,
+    )
+    result = _run(trainer)
+    return result.return_value, _read_state(result.checkpoint)
+
+
+def _run(trainer: Any) -> Any:
+    """``trainer.fit()`` with its failures in one line, and Ctrl-C as everywhere else."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit as error:  # how Ray Train's own handler ends an interrupted fit
+        raise KeyboardInterrupt from error
+    except ray.train.TrainingFailedError as error:
+        raise RetailrayError(f"training failed: {_root_cause(error)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line a person can use out of Ray Train's nested failures."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+
+
+class RayWorker:
+    """:class:`retailray.execution.executor.Worker` in a process of Ray Train."""
+
+    def __init__(self) -> None:
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.device = str(ray.train.torch.get_device())
+
+    def shard(self, name: str) -> "RayShard":
+        return RayShard(ray.train.get_dataset_shard(name))
+
+    def last_state(self) -> dict[str, Any] | None:
+        checkpoint = ray.train.get_checkpoint()
+        return _read_state(checkpoint) if checkpoint else None
+
+    def report(self, epoch: int, state: dict[str, Any] | None) -> None:
+        import torch
+
+        if state is None:
+            ray.train.report({"epoch": epoch})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder, STATE))
+            ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class RayShard:
+    """:class:`retailray.execution.executor.Shard` of a Ray Data dataset."""
+
+    def __init__(self, iterator: ray.data.DataIterator) -> None:
+        self._iterator = iterator
+
+    def batches(self, rows: int, *, shuffle_rows: int = 0, seed: int = 0) -> Iterator[pa.Table]:
+        shuffle: dict[str, Any] = {}
+        if shuffle_rows:
+            shuffle = {"local_shuffle_buffer_size": shuffle_rows, "local_shuffle_seed": seed}
+        return iter(
+            self._iterator.iter_batches(
+                batch_size=rows, batch_format="pyarrow", prefetch_batches=2, drop_last=False, **shuffle
+            )
+        )
+
+
+def _read_state(checkpoint: Any) -> dict[str, Any]:
+    """The state in a checkpoint; nothing in it is code."""
+    import torch
+
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")

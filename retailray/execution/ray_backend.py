@@ -1,0 +1,199 @@
+"""Ray: Ray Data for streams, Ray Train for workers that train together, an actor for what tasks report."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from retailray.config import ClusterSection
+from retailray.execution.executor import FitOptions, Function, Worker
+from retailray.execution.launcher import run_trainer
+from retailray.execution.metrics import Meter
+from retailray.execution.reporting import Counter, shown
+from retailray.execution.resources import Capacity, Plan, wait_until_free
+from retailray.execution.session import ray_session, why
+
+UNIT_ROWS = 2048  # images a data task, at most
+
+
+@contextlib.contextmanager
+def ray_executor(section: ClusterSection) -> Iterator["RayExecutor"]:
+    """A Ray session for the length of a ``with`` block (:func:`retailray.execution.session.ray_session`)."""
+    with ray_session(section) as capacity:
+        yield RayExecutor(capacity, len([node for node in ray.nodes() if node["Alive"]]))
+
+
+class RayExecutor:
+    """:class:`retailray.execution.executor.Executor` on the Ray that this process is connected to."""
+
+    engine = "ray"
+    chunk_rows = UNIT_ROWS
+
+    def __init__(self, capacity: Capacity, num_nodes: int) -> None:
+        self.capacity, self.num_nodes = capacity, num_nodes
+
+    def wait_until_free(self, plan: Plan, *, deadline_s: float) -> None:
+        wait_until_free(plan, deadline_s=deadline_s)
+
+    def stream(self, tables: Iterable[pa.Table], plan: Plan) -> "RayStream":
+        # not from_arrow, which asks a task, and so a new process, for the size of every block
+        return RayStream(ray.data.from_blocks(list(tables)), plan)
+
+    def union(self, streams: Sequence[Any]) -> "RayStream":
+        first, *others = streams
+        if not others:
+            return first
+        return RayStream(first.dataset.union(*(other.dataset for other in others)), first.plan)
+
+    @contextlib.contextmanager
+    def in_order(self) -> Iterator[None]:
+        options = ray.data.DataContext.get_current().execution_options
+        options.preserve_order = True
+        try:
+            yield
+        finally:
+            options.preserve_order = False  # the context is the process's, and scoring has no use for the order
+
+    def put(self, value: Any) -> "RayReference":
+        return RayReference(ray.put(value))
+
+    def call(self, function: Callable[..., Any], *arguments: Any, cpus: float, gpus: float, **options: Any) -> Any:
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
+        return ray.get(task.remote(*arguments, **options))
+
+    @contextlib.contextmanager
+    def reporter(self, label: str, total: int, *, num_predictors: int = 0) -> "Iterator[RayReporter]":
+        actor = beside_driver(Relay).remote(label, num_predictors)
+        with shown(lambda: ray.get(actor.take.remote()), label, total):
+            yield RayReporter(actor)
+
+    def shared(self, make: Callable[[], Any]) -> Any:
+        return RayShared(beside_driver(make).remote())
+
+    def fit(
+        self,
+        work: Callable[[Any, Worker], dict[str, Any]],
+        config: Any,
+        streams: dict[str, Any],
+        plan: Plan,
+        *,
+        options: FitOptions,
+        checkpoints: str,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        datasets = {name: stream.dataset for name, stream in streams.items()}
+        return run_trainer(work, config, datasets, plan, options=options, checkpoints=checkpoints)
+
+    def why(self, error: Exception) -> str:
+        return why(error)
+
+
+class RayStream:
+    """A Ray Data dataset."""
+
+    def __init__(self, dataset: ray.data.Dataset, plan: Plan) -> None:
+        self.dataset, self.plan = dataset, plan
+
+    def map(self, function: Function, arguments: dict[str, Any], *, rows: int | None = None) -> "RayStream":
+        mapped = self.dataset.map_batches(
+            function, batch_format="pyarrow", batch_size=rows, fn_kwargs=arguments, num_cpus=self.plan.task_cpus
+        )
+        return RayStream(mapped, self.plan)
+
+    def map_with(self, make: Any, arguments: dict[str, Any], *, rows: int | None = None) -> "RayStream":
+        mapped = self.dataset.map_batches(
+            make,
+            fn_constructor_kwargs=arguments,
+            compute=ray.data.ActorPoolStrategy(size=self.plan.num_actors),
+            batch_format="pyarrow",
+            batch_size=rows,
+            num_cpus=self.plan.actor_cpus,
+            num_gpus=self.plan.actor_gpus or None,
+        )
+        return RayStream(mapped, self.plan)
+
+    def select(self, columns: Sequence[str]) -> "RayStream":
+        return RayStream(self.dataset.select_columns(list(columns)), self.plan)
+
+    def kept(self) -> "RayStream":
+        return RayStream(self.dataset.materialize(), self.plan)
+
+    def tables(self) -> Iterator[pa.Table]:
+        tables = self.dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        return (table for table in tables if table.num_rows)
+
+
+class RayReference:
+    """An object in Ray's store, as part of a cache key too: one object, one key."""
+
+    def __init__(self, reference: ray.ObjectRef) -> None:
+        self._reference = reference
+
+    def get(self) -> Any:
+        return ray.get(self._reference)
+
+    def __hash__(self) -> int:
+        return hash(self._reference)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RayReference) and self._reference == other._reference
+
+
+class Relay(Counter):
+    """The actor behind :class:`RayReporter`; Prometheus reads its process."""
+
+    def __init__(self, label: str, num_predictors: int) -> None:
+        super().__init__(Meter(label, num_predictors))
+
+
+class RayReporter:
+    """Tells an actor, and does not wait for it; :meth:`spent` does."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def step(self, count: int, note: str = "") -> None:
+        self._actor.step.remote(count, note)
+
+    def decoded(self, count: int) -> None:
+        self._actor.decoded.remote(count)
+
+    def errors(self, by_code: dict[str, int]) -> None:
+        self._actor.errors.remote(by_code)
+
+    def spend(self, seconds: dict[str, float]) -> None:
+        self._actor.spend.remote(seconds)
+
+    def event(self, name: str, fields: dict[str, Any]) -> None:
+        self._actor.event.remote(name, fields)
+
+    def spent(self) -> dict[str, float]:
+        """Nothing where the actor was lost with its machine: all is committed then."""
+        try:
+            return ray.get(self._actor.spent.remote())
+        except ray.exceptions.RayError:
+            return {}
+
+
+class RayShared:
+    """An actor whose methods are called and waited for."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_") or name == "actor":  # while it is unpickled, there is no actor yet
+            raise AttributeError(name)
+        method = getattr(self.actor, name)
+        return lambda *arguments: ray.get(method.remote(*arguments))
+
+
+def beside_driver(actor: Callable[..., Any]) -> Any:
+    """``ray.remote(actor)`` on the driver's machine, without a CPU of its own: it is lost only when all is lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    # Ray puts an actor that needs no resources on any machine, whatever a soft strategy says
+    return ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))(actor)
