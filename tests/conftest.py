@@ -90,16 +90,19 @@ def ray_session_cpus(s3_endpoint):
 
 
 @pytest.fixture
-def retailray(capfd):
-    """Run a command in this process: ``retailray("check", **{"catalog.uri": ...})`` → (exit code, stdout, stderr)."""
+def retailray(capfd, request):
+    """Run a command in this process: ``retailray("check", **{"catalog.uri": ...})`` → (exit code, stdout, stderr).
+
+    On the session's Ray where a test asks for it, else without Ray.
+    """
     from retailray.cli import main
+    from tests.commands.helpers import command
+
+    inline = "ray_session_cpus" not in request.fixturenames
 
     def run(verb: str, **settings: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        arguments = [verb]
-        for key, value in settings.items():
-            arguments += [f"--{key}", str(value)]
-        code = main(arguments)
+        code = main(command(verb, settings, inline=inline))
         out, err = capfd.readouterr()
         return code, out, err
 

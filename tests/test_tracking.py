@@ -35,7 +35,7 @@ def server(tmp_path_factory):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_training_run_is_found_in_mlflow(retailray, ray_session_cpus, server, shop, tmp_path):
+def test_a_training_run_is_found_in_mlflow(retailray, server, shop, tmp_path):
     from mlflow import MlflowClient
 
     registry = tmp_path / "models"

@@ -8,6 +8,8 @@ import sys
 
 import fsspec
 
+INLINE = ("check", "train", "evaluate", "compare", "promote", "score")  # what runs without Ray too
+
 
 def latest(out: str) -> str:
     """The run directory that LATEST names, checked to be complete."""
@@ -30,6 +32,13 @@ def read_text(address: str) -> str:
 def events(stdout: str) -> list[dict]:
     """Every line of standard output off a terminal is JSON."""
     return [json.loads(line) for line in stdout.splitlines()]
+
+
+def command(verb: str, settings: dict[str, object], *, inline: bool = True) -> list[str]:
+    """The words of a command; in this process where the settings do not ask for more."""
+    if inline and verb in INLINE and "cluster.engine" not in settings and settings.get("cluster.num_workers", 1) == 1:
+        settings = settings | {"cluster.engine": "inline"}
+    return [verb, *[part for key, value in settings.items() for part in (f"--{key}", str(value))]]
 
 
 def start_command(verb: str, *flags: str, **settings: object) -> subprocess.Popen:

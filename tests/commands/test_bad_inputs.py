@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands.helpers import latest, read_json, read_text
+from tests.commands.helpers import command, latest, read_json, read_text
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
+pytestmark = pytest.mark.slow
 
 
 def encoded(format, mode="RGB", size=(60, 50), **options):
@@ -121,7 +121,7 @@ def scored(corpus, small_bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     settings = {"catalog.uri": corpus[0] / "catalog.csv", "model.uri": small_bundle[0], "score.max_error_rate": 1}
     settings |= {"out": out, "score.dedupe": "false"}
-    assert main(["score", *[str(part) for key, value in settings.items() for part in (f"--{key}", value)]]) == 0
+    assert main(command("score", settings)) == 0
     return latest(str(out))
 
 

@@ -3,28 +3,17 @@
 import pandas as pd
 import pytest
 
-from tests.commands.helpers import events, latest, read_json, read_text
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]
+from tests.commands.helpers import command, events, latest, read_json, read_text
 
 
 @pytest.fixture(scope="module")
-def checked(small_catalog, ray_session_cpus, tmp_path_factory):
+def checked(small_catalog, tmp_path_factory):
     from retailray.cli import main
 
     folder, planted = small_catalog
     out = str(tmp_path_factory.mktemp("check"))
-    arguments = [
-        "--catalog.uri",
-        f"{folder}/catalog.csv",
-        "--catalog.group",
-        "sku",
-        "--split.test",
-        "0.3",
-        "--out",
-        out,
-    ]
-    assert main(["check", *arguments, "--catalog.max_pixels", "20000000"]) == 0
+    settings = {"catalog.uri": f"{folder}/catalog.csv", "catalog.group": "sku", "split.test": 0.3, "out": out}
+    assert main(command("check", settings | {"catalog.max_pixels": 20_000_000})) == 0
     return latest(out), planted
 
 

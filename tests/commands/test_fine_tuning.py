@@ -18,21 +18,21 @@ from retailray.data.images import Limits, decode
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
-from tests.commands.helpers import events, latest, read_json, read_text, start_command
+from tests.commands.helpers import command, events, latest, read_json, read_text, start_command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.views": 2}
 TIMES = ["seconds", "train_seconds"]
 
 
 @pytest.fixture(scope="module")
-def one_worker(shop, ray_session_cpus, tmp_path_factory):
+def one_worker(shop, tmp_path_factory):
     """A head trained on kept activations by one worker: the measure for other ways to the same."""
     from retailray.cli import main
 
     out = tmp_path_factory.mktemp("one")
-    settings = shop | ONE | {"cluster.num_workers": 1, "out": out}
-    assert main(["train", *[str(part) for key, value in settings.items() for part in (f"--{key}", value)]]) == 0
+    settings = shop | ONE | {"out": out}
+    assert main(command("train", settings)) == 0
     return history_of(latest(str(out)))
 
 
@@ -60,7 +60,6 @@ def assert_same_training(left, right, *, rtol=1e-5):
             assert (left[name] == right[name]).all(), name
 
 
-@pytest.mark.usefixtures("ray_session_cpus")
 class TestWhatIsKept:
     def test_two_phases_read_one_pass_and_the_next_run_reads_it_too(self, shop, retailray, tmp_path):
         settings = shop | {"model.trainable": "last2", "train.epochs": 16, "train.views": 2, "out": tmp_path / "o"}
@@ -84,6 +83,8 @@ class TestWhatIsKept:
         assert any(not torch.equal(given[name], state[name]) for name in given if name.startswith("layer4."))
         assert read_json(f"{first}/bundle/bundle.json")["temperature"] != 1.0
 
+    @pytest.mark.ray
+    @pytest.mark.usefixtures("ray_session_cpus")
     def test_kept_by_one_worker_or_streamed_to_two_a_head_is_trained_alike(self, shop, retailray, tmp_path):
         """One step an epoch over all rows, so that the order in which they are drawn does not matter.
 
@@ -122,6 +123,8 @@ class TestWhatIsKept:
         assert said(out, "cache")[0]["reused"] == 0
         assert_same_training(one_worker, history_of(latest(str(tmp_path))))
 
+    @pytest.mark.ray
+    @pytest.mark.usefixtures("ray_session_cpus")
     def test_without_room_pixels_are_streamed(self, shop, retailray, tmp_path, monkeypatch):
         """What fails is counted once, by a run too that is resumed when all its epochs are done."""
         settings = shop | {"train.epochs": 2, "train.cache_gb": 1e-6, "cluster.num_workers": 2, "out": tmp_path}
@@ -167,6 +170,7 @@ def assert_kept_is_computed(shop, uri, run, *, cut, tolerance):
         assert torch.allclose(direct, cached, atol=tolerance * direct.abs().max().item()), position
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session_cpus")
 def test_more_workers_train_alike(shop, one_worker, retailray, tmp_path):
     """A global batch of 14 is the same batch on one and on an elastic range of workers; two are tried above."""
@@ -176,7 +180,6 @@ def test_more_workers_train_alike(shop, one_worker, retailray, tmp_path):
     assert_same_training(one_worker, history_of(latest(str(tmp_path))), rtol=1e-3)
 
 
-@pytest.mark.usefixtures("ray_session_cpus")
 def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):
     phases = [
         {"epochs": 1, "trainable": "head", "head_lr": 0.02},
@@ -197,7 +200,6 @@ def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):
         "train.metric": "macro_f1",
         "train.checkpoint_s": 0,
         "transform.erasing": 0.2,
-        "cluster.num_workers": 2,
         "out": tmp_path,
     }
     code, out, err = retailray("train", **settings)
@@ -211,7 +213,6 @@ def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):
     )
 
 
-@pytest.mark.usefixtures("ray_session_cpus")
 def test_the_articles_network_trains_from_nothing_and_serves(shop, retailray, tmp_path):
     settings = {key: value for key, value in shop.items() if key != "model.weights"}
     changes = {"model.arch": "cnn3", "train.epochs": 6, "train.head_lr": 1e-3, "out": tmp_path / "t"}
@@ -229,7 +230,6 @@ def test_the_articles_network_trains_from_nothing_and_serves(shop, retailray, tm
     assert 0 <= metrics["ece_uncalibrated"] <= 1
 
 
-@pytest.mark.usefixtures("ray_session_cpus")
 def test_folds_test_every_row_once_and_keep_products_together(shop, retailray, tmp_path):
     settings = shop | {"model.trainable": "head", "train.epochs": 2, "split.folds": 3, "out": tmp_path}
     code, out, _ = retailray("train", **settings)

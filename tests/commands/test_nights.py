@@ -18,7 +18,7 @@ from retailray.models.meta import Thresholds
 from retailray.runs import RunDirectory
 from tests.commands.helpers import events, latest, read_json
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
+pytestmark = pytest.mark.slow
 STAMP = ["model_name", "model_version", "run_id", "scored_at"]
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import read_json, read_text, rename_labels
+from tests.commands.helpers import command, read_json, read_text, rename_labels
 from tests.oracles import latest, read
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_oracles_are_others():
@@ -70,11 +70,11 @@ def run(shop, tmp_path_factory):
     folder, _ = shop
     root = tmp_path_factory.mktemp("out")
 
-    def start(command, *, code=0, split=True, **settings):
-        out = root / f"{command}-{len(list(root.iterdir()))}"
+    def start(verb, *, code=0, split=True, **settings):
+        out = root / f"{verb}-{len(list(root.iterdir()))}"
         given = {"catalog.uri": folder / "catalog.csv", "catalog.group": "sku", "out": out}
         given |= ({"catalog.split": "set"} if split else {}) | settings
-        assert main([command, *[str(part) for key, value in given.items() for part in (f"--{key}", value)]]) == code
+        assert main(command(verb, given)) == code
         return latest(str(out))
 
     return start
@@ -215,8 +215,7 @@ def test_promote_refuses_rows_that_a_model_was_trained_on(shop, run, bundle, tmp
     def promote(**changes):
         given = {"catalog.uri": shop[0] / "catalog.csv", "catalog.group": "sku", "out": tmp_path / "gate"}
         given |= settings | changes
-        code = main(["promote", *[str(part) for key, value in given.items() if value is not None
-                                  for part in (f"--{key}", value)]])  # fmt: skip
+        code = main(command("promote", {key: value for key, value in given.items() if value is not None}))
         return code, capfd.readouterr().err
 
     for split in ("train", "all"):
@@ -227,7 +226,8 @@ def test_promote_refuses_rows_that_a_model_was_trained_on(shop, run, bundle, tmp
     assert promote()[0] == 0
 
 
-def test_tune(shop, run, capfd):
+@pytest.mark.ray
+def test_tune(shop, run, capfd, ray_session_cpus):
     """``trials.parquet`` against the epochs it is drawn from, and the winner's bundle against the files."""
     folder, _ = shop
     space = json.dumps({"train.head_lr": [0.001, 0.01], "model.trainable": ["head", "last1"]})

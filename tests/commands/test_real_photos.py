@@ -10,16 +10,16 @@ import s3fs
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import latest, read_json, rename_labels
+from tests.commands.helpers import command, latest, read_json, rename_labels
 
-pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
 SHOP = "s3://grocery"
 # logistic regression on the same weights gives 0.753 (the data set's README); benchmarks.quality gets further
 FINE_TUNED_TOP1 = 0.82
 
 
 @pytest.fixture(scope="module")
-def shop(real_data, ray_session_cpus):
+def shop(real_data, s3_endpoint):
     photos, weights = real_data
     fs = s3fs.S3FileSystem()
     fs.mkdir("grocery")
@@ -50,7 +50,7 @@ def bundle(shop, tmp_path_factory):
         "train.cache_uri": tmp_path_factory.mktemp("cache"),
         "out": f"{SHOP}/train",
     }
-    assert main(["train", *[str(part) for key, value in arguments.items() for part in (f"--{key}", value)]]) == 0
+    assert main(command("train", arguments)) == 0
     return f"{latest(f'{SHOP}/train')}/bundle"
 
 

@@ -13,14 +13,14 @@ import torch
 
 from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.models.backbones import build_model
-from tests.commands.helpers import events, latest, read_json, read_text
+from tests.commands.helpers import command, events, latest, read_json, read_text
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.usefixtures("ray_session_cpus")]
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SMALL = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "resnet18"}
 
 
 @pytest.fixture(scope="module")
-def shop(s3_endpoint, ray_session_cpus):
+def shop(s3_endpoint):
     """A bucket with a catalog and weights, a bundle trained on them, and what was planted."""
     from retailray.cli import main
 
@@ -42,10 +42,9 @@ def shop(s3_endpoint, ray_session_cpus):
         "model.name": "products",
         "train.epochs": 2,
         "train.batch_size": 16,
-        "cluster.num_workers": 2,
         "out": "s3://shop/train",
     }
-    assert main(["train", *[str(part) for key, value in arguments.items() for part in (f"--{key}", value)]]) == 0
+    assert main(command("train", arguments)) == 0
     return {"planted": planted, "weights": weights, "run": latest("s3://shop/train")}
 
 

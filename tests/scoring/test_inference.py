@@ -12,7 +12,8 @@ from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.seen import Seen
 from retailray.data.synthetic import write_catalog
-from retailray.execution import why
+from retailray.execution.ray_backend import RayShared
+from retailray.execution.session import why
 from retailray.scoring.tasks import REUSED, SHA, Todo, read_units
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]
@@ -35,14 +36,14 @@ def chunk(tmp_path, uris, known=()):
 
 
 def read(todo, seen):
-    return pa.concat_tables(read_units({"unit": [0]}, todo=todo, spec=SPEC, seen=seen))
+    return pa.concat_tables(read_units(pa.table({"unit": [0]}), todo=todo, spec=SPEC, seen=seen))
 
 
 def test_copies_are_inferred_once_and_a_retried_task_asks_for_the_same(tmp_path, images):
     copy, other = tmp_path / "copy.jpg", tmp_path / "again.jpg"
     for path in (copy, other):
         path.write_bytes(Path(images[0]).read_bytes())
-    seen = ray.remote(num_cpus=0)(Seen).remote()
+    seen = RayShared(ray.remote(num_cpus=0)(Seen).remote())
     first = chunk(tmp_path, [images[0], str(copy), images[1]])
     for _ in range(2):
         table = read(first, seen)

@@ -153,12 +153,12 @@ def test_a_worker_trains_on_no_padding(spec):
 
 
 class Shard:
-    """Tables as Ray Data's shards give them."""
+    """Tables as a worker's shard gives them."""
 
     def __init__(self, tables):
         self.tables = tables
 
-    def iter_batches(self, **options):
+    def batches(self, rows, **options):
         return iter(self.tables)
 
 
