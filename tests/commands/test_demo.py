@@ -12,7 +12,7 @@ import pytest
 from tests import oracles
 from tests.commands.helpers import events, latest, read_json, read_text
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_demo(tmp_path):

@@ -123,11 +123,9 @@ class TestWhatIsKept:
         assert said(out, "cache")[0]["reused"] == 0
         assert_same_training(one_worker, history_of(latest(str(tmp_path))))
 
-    @pytest.mark.ray
-    @pytest.mark.usefixtures("ray_session_cpus")
     def test_without_room_pixels_are_streamed(self, shop, retailray, tmp_path, monkeypatch):
         """What fails is counted once, by a run too that is resumed when all its epochs are done."""
-        settings = shop | {"train.epochs": 2, "train.cache_gb": 1e-6, "cluster.num_workers": 2, "out": tmp_path}
+        settings = shop | {"train.epochs": 2, "train.cache_gb": 1e-6, "out": tmp_path}
         settings |= {"train.cache_uri": tmp_path / "cache"}
         with monkeypatch.context() as patch:
             patch.setattr("retailray.training.trainer.leave_bundle", lambda *_: 1 / 0)
@@ -283,19 +281,6 @@ class TestKills:
         assert all(torch.allclose(state[name], value, atol=1e-5) for name, value in uninterrupted[1].items())
         return run
 
-    def test_a_killed_worker_is_replaced(self, settings, uninterrupted, tmp_path):
-        process = start_command("train", **settings, out=tmp_path)
-        try:
-            self.wait_for_epoch(process, 4)
-            family = psutil.Process(process.pid).children(recursive=True)
-            [worker] = [child for child in family if any("RayTrainWorker" in part for part in child.cmdline())]
-            worker.kill()
-            process.communicate(timeout=300)
-        finally:
-            process.kill()
-        assert process.returncode == 0
-        self.assert_same(uninterrupted, tmp_path)
-
     def interrupt(self, process, epoch, how):
         try:
             self.wait_for_epoch(process, epoch)
@@ -304,6 +289,15 @@ class TestKills:
         finally:
             process.kill()
         return process.returncode, err
+
+    def assert_resumed(self, output, out):
+        found = events(output)
+        assert found[0]["resumed"]
+        done = [event["epoch"] for event in found if event["event"] == "epoch"]
+        assert 6 <= done[0] <= 9
+        assert done[-1] == 10
+        assert len(list(out.glob("run_id=*"))) == 1
+        assert not os.path.exists(f"{latest(str(out))}/checkpoints")
 
     def test_an_interrupted_and_then_a_killed_driver_is_resumed(self, settings, uninterrupted, tmp_path):
         code, err = self.interrupt(start_command("train", **settings, out=tmp_path), 3, signal.SIGINT)
@@ -316,11 +310,26 @@ class TestKills:
         again = start_command("train", "--train.resume", **settings, out=tmp_path)
         output, err = again.communicate(timeout=300)
         assert again.returncode == 0, err
-        found = events(output)
-        assert found[0]["resumed"]
-        done = [event["epoch"] for event in found if event["event"] == "epoch"]
-        assert 6 <= done[0] <= 9
-        assert done[-1] == 10
-        run = self.assert_same(uninterrupted, tmp_path)
-        assert len(list(tmp_path.glob("run_id=*"))) == 1
-        assert not os.path.exists(f"{run}/checkpoints")
+        self.assert_same(uninterrupted, tmp_path)
+        self.assert_resumed(output, tmp_path)
+
+    @pytest.mark.ray
+    def test_on_ray_a_killed_worker_is_replaced_and_then_a_killed_driver_resumed(
+        self, settings, uninterrupted, tmp_path
+    ):
+        """The measure was made without Ray: both back ends train alike."""
+        on_ray = settings | {"cluster.engine": "ray", "out": tmp_path}
+        process = start_command("train", **on_ray)
+        try:
+            self.wait_for_epoch(process, 3)
+            family = psutil.Process(process.pid).children(recursive=True)
+            [worker] = [child for child in family if any("RayTrainWorker" in part for part in child.cmdline())]
+            worker.kill()
+        finally:
+            code, _ = self.interrupt(process, 7, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        again = start_command("train", "--train.resume", **on_ray)
+        output, err = again.communicate(timeout=300)
+        assert again.returncode == 0, err
+        self.assert_same(uninterrupted, tmp_path)
+        self.assert_resumed(output, tmp_path)

@@ -11,7 +11,7 @@ from tests.commands.helpers import start_command
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def training(started, small_catalog, out):
+def training(started, small_catalog, out, engine):
     settings = {
         "catalog.uri": small_catalog[0] / "catalog.csv",
         "catalog.max_pixels": 20_000_000,
@@ -21,6 +21,7 @@ def training(started, small_catalog, out):
         "train.epochs": 500,
         "train.max_failures": 0,
         "train.cache_uri": out / "cache",
+        "cluster.engine": engine,
     }
     process = start_command("train", **settings, out=out)
     started.append(process)
@@ -43,11 +44,12 @@ def wait_for_epoch(process):
     raise AssertionError(process.stderr.read())
 
 
-def test_ctrl_c_while_training(started, small_catalog, tmp_path):
-    process = training(started, small_catalog, tmp_path)
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine):
+    process = training(started, small_catalog, tmp_path, engine)
     wait_for_epoch(process)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) > 3
+    assert len(children) > 3 or engine == "inline"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -59,9 +61,9 @@ def test_ctrl_c_while_training(started, small_catalog, tmp_path):
     assert not alive
 
 
-@pytest.mark.parametrize("seconds", [0.3, 3])
-def test_ctrl_c_while_starting(started, small_catalog, tmp_path, seconds):
-    process = training(started, small_catalog, tmp_path)
+@pytest.mark.parametrize(("engine", "seconds"), [("inline", 0.3), ("ray", 3)])
+def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds):
+    process = training(started, small_catalog, tmp_path, engine)
     assert '"event": "start"' in process.stdout.readline()
     time.sleep(seconds)  # into the start of Ray, and somewhat further
     process.send_signal(signal.SIGINT)
@@ -71,7 +73,7 @@ def test_ctrl_c_while_starting(started, small_catalog, tmp_path, seconds):
 
 
 def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(started, small_catalog, tmp_path):
-    process = training(started, small_catalog, tmp_path)
+    process = training(started, small_catalog, tmp_path, "ray")
     wait_for_epoch(process)
     workers = [
         child

@@ -11,7 +11,7 @@ import yaml
 from retailray.data.synthetic import write_catalog
 from tests.commands.helpers import events, latest, read_json
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def nightly(*arguments):
