@@ -33,13 +33,12 @@ def server(tmp_path_factory):
     process.wait(20)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_run_is_found_in_mlflow(retailray, server, shop, tmp_path):
     from mlflow import MlflowClient
 
     registry = tmp_path / "models"
-    settings = shop | {"train.epochs": 2, "track.uri": server, "out": tmp_path / "out", "model.trainable": "last1",
+    settings = shop | {"split.test": 0.2, "train.epochs": 2, "track.uri": server, "out": tmp_path / "out", "model.trainable": "last1",
                        "model.registry": registry, "model.name": "products"}  # fmt: skip
     code, out, err = retailray("train", **settings)
     assert code == 0, err
