@@ -77,7 +77,7 @@ def run_demo(config: DemoConfig) -> str:
     links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
-    write_demo_report(run, planted, found, ordered, summary, suspects, links, catalog_uri=run.path("catalog"))
+    write_demo_report(run, planted, found, ordered, summary, suspects, links, catalog=_catalog(run))
     run.publish({"verb": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     progress.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)

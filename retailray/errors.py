@@ -75,6 +75,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "access_denied": ("fetch", "the store refused the credentials"),
     "timeout": ("fetch", "the store did not answer in time, retries included"),
     "fetch_failed": ("fetch", "reading failed for another reason, given in the message"),
+    "too_many_bytes": ("fetch", "the object is larger than catalog.max_bytes; it is not read to its end"),
     "empty_file": ("decode", "the object has zero bytes"),
     "not_an_image": ("decode", "the bytes are no image format we read (HTML pages land here)"),
     "truncated": ("decode", "the image file ends too early: a row of pixels or more is missing"),

@@ -1,7 +1,4 @@
-import functools
-import http.server
 import os
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,18 +148,6 @@ def test_fetch_many_keeps_order_and_says_why_not(tmp_path, bucket):
         "bad_address",
     ]
     assert "nope.bin" in found[2].message
-
-
-def test_http_images(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"A")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        found = storage.fetch_many([f"{base}/a.bin", f"{base}/nope.bin"])
-        server.shutdown()
-    assert found[0] == b"A"
-    assert found[1].code == "not_found"
 
 
 def test_an_image_in_a_parquet_file_is_read_anew_when_the_file_changed(tmp_path):

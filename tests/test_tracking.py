@@ -38,8 +38,8 @@ def test_a_training_run_is_found_in_mlflow(retailray, server, shop, tmp_path):
     from mlflow import MlflowClient
 
     registry = tmp_path / "models"
-    settings = shop | {"split.test": 0.2, "train.epochs": 2, "track.uri": server, "out": tmp_path / "out", "model.trainable": "last1",
-                       "model.registry": registry, "model.name": "products"}  # fmt: skip
+    settings = shop | {"split.test": 0.2, "train.epochs": 2, "track.uri": server, "out": tmp_path / "out",
+                       "model.trainable": "last1", "model.registry": registry, "model.name": "products"}  # fmt: skip
     code, out, err = retailray("train", **settings)
     assert code == 0, err
     done = events(out)[-1]

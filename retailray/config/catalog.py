@@ -44,8 +44,13 @@ class CatalogSection(Section):
     test_uri: str | None = Field(None, description="separate catalog for test, same columns")
     allow: list[str] = Field(
         [],
-        description="addresses that images may begin with besides catalog.root; default: any, but no files of the "
-        "machine for a catalog that is elsewhere",
+        description="folders, buckets or hosts that images may lie in besides catalog.root and the catalog's own; "
+        "private hosts, and folders that links lead to, must be named. Default for a local catalog: any store",
+    )
+    http_headers: dict[str, str] = Field(
+        {},
+        description="sent with requests for pictures on the web, as JSON; ${NAME} is taken from the environment, so "
+        "that no secret is written down",
     )
     corrections: str | None = Field(
         None,
@@ -71,6 +76,9 @@ class CatalogSection(Section):
     normalize_labels: bool = Field(
         False, description="merge labels that differ only in case, surrounding blanks or Unicode form, as lower case"
     )
+    max_bytes: int = Field(
+        storage.MAX_BYTES, ge=1, description="larger objects become error rows, and are not read to their end [bytes]"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
     max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
 
@@ -90,8 +98,7 @@ class CatalogSection(Section):
     @field_validator("allow")
     @classmethod
     def _allowed_are_addresses(cls, values: list[str]) -> list[str]:
-        # a folder means what is below it: /shop must not allow /shopping
-        return [storage.normalize(value) + ("/" if value.endswith("/") else "") for value in values]
+        return [storage.normalize(value) for value in values]
 
 
 class SplitSection(Section):

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from retailray import progress, storage
 from retailray.config import CatalogSection
+from retailray.data.access import access_of, refusal
 from retailray.data.class_folders import class_folder_files, warn_of_equal_leaves
 from retailray.data.corrections import correct, read_corrections
 from retailray.data.csv_files import CsvOptions, headerless_hint
@@ -73,7 +74,7 @@ def read_catalog(
     pieces = stream_catalog(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
     rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
     said = corrections_of(section)
-    return Catalog(uri or section.uri, rows if said is None else correct(rows, said))
+    return Catalog(uri or section.uri, rows if said is None else correct(rows, said, access_of(section)))
 
 
 def corrections_of(section: CatalogSection) -> pa.Table | None:
@@ -243,7 +244,7 @@ def _meaning(
         "image": images,
         "uri": addresses,
         "refused": [
-            _refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)
+            refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)
         ],
         "label": [_label(label, section) for label in labels],
         "group": groups,
@@ -266,22 +267,6 @@ def _label(label: str, section: CatalogSection) -> str:
     if section.normalize_labels:
         label = normalized_label(label)
     return section.label_map.get(label, label)
-
-
-def _refusal(path: str, address: str, file: str, root: str, section: CatalogSection) -> str:
-    """Why an image may not be read; '' if it may."""
-    path = storage.canonical(path)
-    below = address.startswith(root.rstrip("/") + "/")
-    own = storage.parse_embedded(address) is not None and address.startswith(f"{file}#")
-    if not path or below or own or any(address.startswith(allowed) for allowed in section.allow):
-        return ""
-    if section.allow:
-        return f"{address} is neither below {root} nor in catalog.allow"
-    if not storage.is_uri(path) and not path.startswith("/"):
-        return f"{path!r} leaves {root}; set catalog.root to the folder that holds all images, or catalog.allow"
-    if storage.is_local(address) and not storage.is_local(file):
-        return f"{path!r} is a file of the machine that reads it, and the catalog is not; name it in catalog.allow"
-    return ""
 
 
 def _splits(file: str, values: list[str], lines: np.ndarray) -> list[str]:
@@ -317,8 +302,8 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
 
 def _class_folders(uri: str, section: CatalogSection) -> Piece:
     """Folders as labels: ``uri/<label>/<image>``, at any depth, below folders of splits or not (train/mug/1.jpg)."""
-    read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "encoding"}
-    ignored = section.given() - read - {"corrections", "folder_labels", "normalize_labels"}
+    read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "max_bytes", "encoding"}
+    ignored = section.given() - read - {"corrections", "folder_labels", "normalize_labels", "allow"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
         raise CatalogError(

@@ -44,7 +44,7 @@ def read_corrections(uri: str) -> pa.Table:
     return pa.Table.from_pylist([row for _, row in found.values()], SCHEMA)
 
 
-def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
+def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> pa.Table:
     """The rows of a catalog (``id, uri, label`` and more) with the labels that people gave.
 
     What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
@@ -54,9 +54,9 @@ def correct(rows: pa.Table, corrections: pa.Table) -> pa.Table:
     known = [at for at, item in enumerate(ids) if item in said]
     asked = [at for at in known if said[ids[at]]["sha256"] and uris[at] and not refused[at]]
     outdated = {
-        at
-        for at, data in zip(asked, storage.fetch_in_turn([uris[at] for at in asked]), strict=True)
-        if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != said[ids[at]]["sha256"]
+        asked[number]
+        for number, data in storage.fetch_in_turn([uris[at] for at in asked], access)
+        if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != said[ids[asked[number]]]["sha256"]
     }
     for at in set(known) - outdated:
         labels[at] = said[ids[at]]["label"]

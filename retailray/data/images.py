@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from retailray.config import CatalogSection
 from retailray.data.image_files import completed, ends_early, format_of, without_text
 from retailray.errors import ImageError
 
@@ -52,6 +53,10 @@ class ImageFacts:
     mode: str
 
 
+def limits_of(section: CatalogSection) -> Limits:
+    return Limits(section.max_pixels, section.max_aspect_ratio)
+
+
 def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
     """Read the header only. A file that lacks less than a row of pixels at its end is made whole.
 
@@ -89,7 +94,15 @@ def _open(data: bytes, format: str | None) -> Image.Image:
             raise ImageError("corrupt", f"it begins as a {format} file does, and its header is damaged") from error
         if format:
             raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
-        raise ImageError("not_an_image", f"no known image format; it begins with {data[:24]!r}") from error
+        raise ImageError("not_an_image", f"no known image format{_looks_like(data)}") from error
+
+
+def _looks_like(data: bytes) -> str:
+    """What else it may be; not its bytes, which may be nobody's to see."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    kinds = {"an HTML page": (b"<!doctype html", b"<html"), "XML": (b"<?xml", b"<svg"), "JSON": (b"{", b"["),
+             "a PDF": (b"%pdf",), "a ZIP archive": (b"pk\x03\x04",), "a gzip archive": (b"\x1f\x8b",)}  # fmt: skip
+    return next((f"; it seems to be {kind}" for kind, signs in kinds.items() if start.startswith(signs)), "")
 
 
 def _check_limits(image: Image.Image, limits: Limits) -> None:

@@ -78,7 +78,13 @@ class ViewSpec:
 
 
 def decode_views(
-    table: pa.Table, *, spec: ViewSpec, keep: list[str], decoded: StoreSpec | None = None, budget: int = 0
+    table: pa.Table,
+    *,
+    spec: ViewSpec,
+    keep: list[str],
+    access: storage.Access,
+    decoded: StoreSpec | None = None,
+    budget: int = 0,
 ) -> pa.Table:
     """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order.
 
@@ -89,7 +95,7 @@ def decode_views(
     if decoded:
         pixels = _central(decoded, budget, table.column(SLOT).to_numpy(), spec.decode.crop_size)
     else:
-        table = decode_rows(table, spec=spec.decode)
+        table = decode_rows(table, spec=spec.decode, access=access)
         pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
     rows = np.repeat(np.arange(table.num_rows), spec.num_views)
     views = np.tile(np.arange(spec.num_views), table.num_rows)
@@ -124,30 +130,31 @@ def blocks_of(table: pa.Table, num_blocks: int) -> list[pa.Table]:
     return [table.slice(start, rows_per_block) for start in range(0, table.num_rows, rows_per_block)]
 
 
-def decode_rows(table: pa.Table, *, spec: DecodeSpec) -> pa.Table:
+def decode_rows(table: pa.Table, *, spec: DecodeSpec, access: storage.Access) -> pa.Table:
     """Fetch and decode the rows of one chunk; failures become codes."""
     pixels = np.zeros((table.num_rows, 3, spec.crop_size, spec.crop_size), np.uint8)
 
     def take(index: int, data: bytes) -> None:
         pixels[index] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
 
-    table = fetch_each(table, take)
+    table = fetch_each(table, take, access)
     return table.append_column(PIXELS, pixels_to_arrow(pixels))
 
 
-def fetch_each(table: pa.Table, take: Callable[[int, bytes], None]) -> pa.Table:
+def fetch_each(table: pa.Table, take: Callable[[int, bytes], None], access: storage.Access) -> pa.Table:
     """Fetch the rows of one chunk and hand each row's number and bytes to ``take``; note the code of what fails."""
     codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
     wanted = [index for index, code in enumerate(codes) if not code]
     uris = table.column(URI).to_pylist()
-    fetched = storage.fetch_many([uris[index] for index in wanted])
-    for index, data in zip(wanted, fetched, strict=True):
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            take(index, data)
-        except ImageError as error:
-            codes[index], messages[index] = error.code, error.message
+    for group in storage.fetch_groups([uris[index] for index in wanted], access):
+        for number, data in group.items():
+            index = wanted[number]
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                take(index, data)
+            except ImageError as error:
+                codes[index], messages[index] = error.code, error.message
     return with_errors(table, codes, messages)
 
 

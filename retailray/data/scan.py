@@ -7,6 +7,7 @@ import imagehash
 import pyarrow as pa
 from PIL import Image
 
+from retailray import storage
 from retailray.data.images import Limits, open_image, pixels
 from retailray.data.pipeline import fetch_each
 from retailray.progress import Reporter
@@ -25,7 +26,7 @@ FACTS = pa.schema(
 )
 
 
-def scan_rows(table: pa.Table, *, limits: Limits, reporter: Reporter) -> pa.Table:
+def scan_rows(table: pa.Table, *, limits: Limits, access: storage.Access, reporter: Reporter) -> pa.Table:
     """A transport table with the columns of :data:`FACTS`, null where a row failed."""
     reporter.step(table.num_rows)
     facts: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
@@ -33,7 +34,7 @@ def scan_rows(table: pa.Table, *, limits: Limits, reporter: Reporter) -> pa.Tabl
     def take(index: int, data: bytes) -> None:
         facts[index] = _look(data, limits)
 
-    table = fetch_each(table, take)
+    table = fetch_each(table, take, access)
     for field in FACTS:
         table = table.append_column(field, pa.array([fact.get(field.name) for fact in facts], field.type))
     return table

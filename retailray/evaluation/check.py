@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from retailray import progress, storage
 from retailray.config import CheckConfig
+from retailray.data.access import access_of
 from retailray.data.catalog import Catalog, count_labels, image_files, with_split
 from retailray.data.class_folders import unread_suffixes
-from retailray.data.images import Limits
+from retailray.data.images import limits_of
 from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
 from retailray.data.quality import Result, find_problems
 from retailray.data.row_ids import ROW_ID, in_order_of
@@ -41,9 +42,8 @@ def check(config: CheckConfig) -> dict[str, Any]:
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
     progress.emit("start", verb="check", run=run.address, rows=num_rows)
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
-    scanned = _scan(config, table, limits)
+    scanned = _scan(config, table)
     orphans = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
@@ -73,13 +73,13 @@ def check(config: CheckConfig) -> dict[str, Any]:
     return report
 
 
-def _scan(config: CheckConfig, table: pa.Table, limits: Limits) -> pa.Table:
+def _scan(config: CheckConfig, table: pa.Table) -> pa.Table:
     """What is found at every row's address, in the order of the rows."""
     with start_executor(config.cluster, num_images=table.num_rows) as executor:
         plan = plan_reading(executor.capacity)
         executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
         with executor.reporter("images", table.num_rows) as reporter:
-            arguments = {"limits": limits, "reporter": reporter}
+            arguments = {"limits": limits_of(config.catalog), "access": access_of(config.catalog), "reporter": reporter}
             blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
             parts = list(blocks.map(scan_rows, arguments, rows=CHUNK_ROWS).tables())
     return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))

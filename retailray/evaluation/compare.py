@@ -47,7 +47,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     changed = both[both.champion_label != both.challenger_label]
     run.write_json("comparison.json", found)
     run.write("changes.parquet", parquet_bytes(_table(changed)))
-    write_comparison_report(run, config.catalog.uri, names, found, changed)
+    write_comparison_report(run, config.catalog, names, found, changed)
     told = {key: found[key] for key in ("rows", "both", "changed", "labelled")}
     told |= {key: value for key, value in found.get("top1", {}).items() if not isinstance(value, list)}
     run.publish({"verb": "compare", **told, "seconds": watch.seconds})

@@ -3,8 +3,9 @@
 import pyarrow as pa
 
 from retailray.config import CatalogSection
+from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
-from retailray.data.images import Limits
+from retailray.data.images import limits_of
 from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec, blocks_of, decode_rows, transport_table
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.errors import RetailrayError
@@ -29,11 +30,10 @@ def predict_catalog(
     Raises:
         RetailrayError: a task or an actor failed for good.
     """
-    limits = Limits(section.max_pixels, section.max_aspect_ratio)
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
+    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(section))
     table = transport_table(catalog)
     blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
-    images = blocks.map(decode_rows, {"spec": spec}, rows=CHUNK_ROWS)
+    images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)
     try:
         with executor.reporter("images", len(catalog), num_predictors=plan.num_actors) as reporter:
             predicted = predict_stream(

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from retailray import storage
+from retailray.config import CatalogSection
 from retailray.reports.page import render, thumbnails
 from retailray.runs import RunDirectory
 
@@ -20,7 +21,7 @@ def write_demo_report(
     suspects: pd.DataFrame,
     links: Mapping[str, str],
     *,
-    catalog_uri: str,
+    catalog: CatalogSection,
 ) -> None:
     """Write ``report.html`` into the run directory. ``results``: metrics by where the weights came from."""
     failed = found["num_rows"] - found["num_images_ok"]
@@ -30,7 +31,7 @@ def write_demo_report(
         ("images without a row", planted["num_orphans"], found["num_orphans"]),
         ("wrong labels (the model disagrees)", planted["num_wrong_labels"], suspects.attrs["found_in_all"]),
     ]
-    pictures = thumbnails([storage.join(catalog_uri, image) for image in suspects.image])
+    pictures = thumbnails([storage.join(storage.parent(catalog.uri), image) for image in suspects.image], catalog)
     doubted = [
         {"picture": picture, "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
          f"{'label is wrong' if row.is_wrong else 'label is right'}"}

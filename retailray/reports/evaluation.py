@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from retailray.config import EvaluateConfig
+from retailray.config import CatalogSection, EvaluateConfig
 from retailray.models.meta import BundleMeta
 from retailray.reports import plots
 from retailray.reports.page import data_uri, render, thumbnails
@@ -35,7 +35,7 @@ def write_evaluation_report(
         subtitle=f"{config.catalog.uri} · {config.model.uri}",
         run_id=run.run_id,
         metrics=metrics,
-        pairs=[_pair(used, metrics, *pair) for pair in pairs],
+        pairs=[_pair(used, metrics, *pair, section=config.catalog) for pair in pairs],
         confusion=data_uri(matrix, "image/png"),
         temperature=meta.temperature,
         reliability=data_uri(plots.reliability(_confidences(used, meta), correct), "image/png"),
@@ -45,11 +45,13 @@ def write_evaluation_report(
     run.write("report.html", page)
 
 
-def _pair(used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str, count: int) -> dict[str, Any]:
+def _pair(
+    used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str, count: int, *, section: CatalogSection
+) -> dict[str, Any]:
     """The surest mistakes of one kind."""
     mistakes = used[(used.label == truth) & (used.pred_label == guess)]
     members = mistakes.sort_values("pred_score", ascending=False).head(PICTURES_A_PAIR)
-    pictures = thumbnails(members.uri.tolist())
+    pictures = thumbnails(members.uri.tolist(), section)
     rows = [
         {"picture": picture, "caption": f"{row.pred_score:.2f} · {row.id}"}
         for picture, row in zip(pictures, members.itertuples(), strict=True)

@@ -1,6 +1,7 @@
 """From a template and its values to a page; pictures from where the images are."""
 
 import base64
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,12 +9,12 @@ import jinja2
 import numpy as np
 
 from retailray import storage
-from retailray.data.images import Limits, decode, to_jpeg, whole
+from retailray.config import CatalogSection
+from retailray.data.access import access_of
+from retailray.data.images import decode, limits_of, to_jpeg, whole
 from retailray.errors import ImageError
 
 THUMBNAIL_PX = 128
-# a picture in a report is of an image that has already been read; these only keep it from being a bomb
-_LIMITS = Limits(max_pixels=200_000_000, max_aspect_ratio=1000)
 
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("retailray.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -31,23 +32,27 @@ def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thumbnails(uris: Sequence[str]) -> list[str | None]:
-    """Their central squares as data URIs of :data:`THUMBNAIL_PX`; None for what cannot be read any more."""
-    return _shown(uris, lambda data: decode(data, resize_size=THUMBNAIL_PX, crop_size=THUMBNAIL_PX, limits=_LIMITS))
+def thumbnails(uris: Sequence[str], section: CatalogSection) -> list[str | None]:
+    """Their central squares as data URIs of :data:`THUMBNAIL_PX`; None for what cannot be read any more.
+
+    ``section``: what may be read, and of which size.
+    """
+
+    def square(data: bytes) -> np.ndarray:
+        return decode(data, resize_size=THUMBNAIL_PX, crop_size=THUMBNAIL_PX, limits=limits_of(section))
+
+    return _shown(uris, section, square)
 
 
-def pictures(uris: Sequence[str], *, side: int) -> list[str | None]:
+def pictures(uris: Sequence[str], section: CatalogSection, *, side: int) -> list[str | None]:
     """All of each picture as a data URI, its longer side at most ``side`` pixels; None as above."""
-    return _shown(uris, lambda data: whole(data, side=side, limits=_LIMITS))
+    return _shown(uris, section, lambda data: whole(data, side=side, limits=limits_of(section)))
 
 
-def _shown(uris: Sequence[str], read: Callable[[bytes], np.ndarray]) -> list[str | None]:
-    shown: list[str | None] = []
-    for data in storage.fetch_in_turn(uris):
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            shown.append(data_uri(to_jpeg(read(data))))
-        except ImageError:
-            shown.append(None)
+def _shown(uris: Sequence[str], section: CatalogSection, read: Callable[[bytes], np.ndarray]) -> list[str | None]:
+    shown: list[str | None] = [None] * len(uris)
+    for at, data in storage.fetch_in_turn(uris, access_of(section)):
+        with contextlib.suppress(ImageError):
+            if isinstance(data, bytes):
+                shown[at] = data_uri(to_jpeg(read(data)))
     return shown

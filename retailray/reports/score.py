@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from retailray.config import ScoreConfig
+from retailray.config import CatalogSection, ScoreConfig
 from retailray.models.meta import BundleMeta, Thresholds
 from retailray.models.thresholds import NEVER, AcceptanceCurve
 from retailray.reports import plots
@@ -53,7 +53,7 @@ def write_score_report(
         times=facts["times"],
         drift=drift,
         changed=changed,
-        changed_pictures=_with_pictures(changed["examples"]),
+        changed_pictures=_with_pictures(changed["examples"], config.catalog),
         histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), _lines(thresholds)), "image/png"),
         classes=_classes(facts["labels"], labels_before, meta.data.get("labels")),
         num_classes=len(facts["labels"]),
@@ -63,7 +63,7 @@ def write_score_report(
         corrected=facts["corrected"],
         outdated=facts["outdated"],
         queue=queue,
-        queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]]),
+        queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]], config.catalog),
         errors=error_summary(facts["errors_by_code"], facts["examples"]),
     )
     run.write("report.html", page)
@@ -110,6 +110,6 @@ def _classes(
     ]
 
 
-def _with_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    pictures = thumbnails([row["uri"] for row in rows])
+def _with_pictures(rows: Sequence[dict[str, Any]], section: CatalogSection) -> list[dict[str, Any]]:
+    pictures = thumbnails([row["uri"] for row in rows], section)
     return [row | {"picture": picture} for row, picture in zip(rows, pictures, strict=True)]

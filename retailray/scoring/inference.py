@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from retailray import storage
 from retailray.config import ScoreConfig
-from retailray.data.images import Limits
+from retailray.data.access import access_of
+from retailray.data.images import limits_of
 from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec
 from retailray.data.seen import Seen
 from retailray.data.tables import parquet_bytes, rechunk
@@ -71,13 +72,12 @@ class Inferred:
 
 
 def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Iterable[pa.Table], num: int) -> Inferred:
-    """Score ``num`` images (``uri, identity, known_sha256``) and commit what comes of them.
+    """Score ``num`` images (``uri, identity, size, known_sha256``) and commit what comes of them.
 
     Raises:
         RetailrayError: it could not go on; what is committed stays, and the same command takes it up.
     """
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits)
+    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(config.catalog))
     with start_executor(config.cluster, num_images=num) as executor:
         capacity = executor.capacity
         plan = plan_scoring(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
@@ -113,7 +113,8 @@ def _run(
     reporter: Reporter,
 ) -> list[str]:
     units = executor.stream([pa.table({"unit": [number]}) for number in range(todo.num_units)], plan)
-    images = units.map(read_units, {"todo": todo, "spec": spec, "seen": seen, "reporter": reporter})
+    access = access_of(config.catalog)
+    images = units.map(read_units, {"todo": todo, "spec": spec, "access": access, "seen": seen, "reporter": reporter})
     agreement = run.path(PRECISION)
     predicted = predict_stream(
         images,

@@ -226,8 +226,8 @@ class Ledger:
         )
 
     def todo(self, batch_rows: int) -> Iterator[pa.Table]:
-        """``uri, identity, known_sha256`` of the images to score, in the catalog's order."""
-        return self.batches("select uri, identity, known_sha256 from todo order by first_row", batch_rows)
+        """``uri, identity, size, known_sha256`` of the images to score, in the catalog's order."""
+        return self.batches("select uri, identity, size, known_sha256 from todo order by first_row", batch_rows)
 
     def settle(self, thresholds: Thresholds) -> None:
         """Join all that is known now with the catalog: ``outcome`` an image, ``final`` a row, each once.

@@ -154,7 +154,7 @@ def _report(
     drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
     queue = make_queue(ledger, usual_of(nights), limit=config.score.review_rows)
     write_queue(run, queue, meta)
-    write_review_page(run, queue, meta.labels, f"{meta.name}/{meta.version}")
+    write_review_page(run, queue, meta.labels, f"{meta.name}/{meta.version}", config.catalog)
     facts["times"]["in all"] = watch.seconds
     write_score_report(
         run,

@@ -59,50 +59,86 @@ class Todo:
 
 
 def read_units(
-    units: pa.Table, *, todo: Todo, spec: DecodeSpec, seen: "Seen | None", reporter: "Reporter | None" = None
+    units: pa.Table,
+    *,
+    todo: Todo,
+    spec: DecodeSpec,
+    access: storage.Access,
+    seen: "Seen | None",
+    reporter: "Reporter | None" = None,
 ) -> Iterator[pa.Table]:
     """The images of some units, fetched, hashed and decoded, :data:`CHUNK_ROWS` at a time."""
     for unit in units.column("unit").to_pylist():
         table = todo.read(unit)
         for start in range(0, table.num_rows, CHUNK_ROWS):
-            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, seen, reporter)
+            yield _read_chunk(table.slice(start, CHUNK_ROWS), spec, access, seen, reporter)
 
 
-def _read_chunk(table: pa.Table, spec: DecodeSpec, seen: "Seen | None", reporter: "Reporter | None") -> pa.Table:
-    started = time.monotonic()
-    uris = table.column("uri").to_pylist()
-    known = table.column("known_sha256").to_pylist()
-    pixels = np.zeros((len(uris), 3, spec.crop_size, spec.crop_size), np.uint8)
-    fetched = storage.fetch_many(uris)
-    digests = [None if isinstance(data, ImageError) else hashlib.sha256(data).hexdigest() for data in fetched]
-    fetched_at = time.monotonic()
-    codes = [REUSED if digest and digest == before else "" for digest, before in zip(digests, known, strict=True)]
-    if seen is not None:
-        new = [at for at, (digest, code) in enumerate(zip(digests, codes, strict=True)) if digest and not code]
-        answers = seen.claim([(str(digests[at]), uris[at]) for at in new])
-        for at in (at for at, first in zip(new, answers, strict=True) if not first):
-            codes[at] = REUSED
-    messages = [""] * len(uris)
-    for at, data in enumerate(fetched):
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            if not codes[at]:
-                pixels[at] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
-        except ImageError as error:
-            codes[at], messages[at] = error.code, error.message
+def _read_chunk(
+    table: pa.Table, spec: DecodeSpec, access: storage.Access, seen: "Seen | None", reporter: "Reporter | None"
+) -> pa.Table:
+    chunk = _Chunk(table, spec, seen)
+    started, fetching = time.monotonic(), 0.0
+    sizes = {at: size for at, size in enumerate(table.column("size").to_pylist()) if size is not None}
+    for group in storage.fetch_groups(chunk.uris, access, sizes=sizes):
+        fetching += time.monotonic() - started
+        chunk.take(group)
+        started = time.monotonic()
     if reporter is not None:
-        reporter.spend({FETCH: fetched_at - started, DECODE: time.monotonic() - fetched_at})
-        reporter.decoded(len(uris))
+        reporter.spend({FETCH: fetching, DECODE: chunk.seconds})
+        reporter.decoded(table.num_rows)
     columns = {
         URI: table.column("uri"),
         IDENTITY: table.column("identity"),
-        SHA: pa.array(digests, pa.string()),
-        CODE: pa.array(codes, pa.string()),
-        MESSAGE: pa.array(messages, pa.string()),
-        PIXELS: pixels_to_arrow(pixels),
+        SHA: pa.array(chunk.digests, pa.string()),
+        CODE: pa.array(chunk.codes, pa.string()),
+        MESSAGE: pa.array(chunk.messages, pa.string()),
+        PIXELS: pixels_to_arrow(chunk.pixels),
     }
     return pa.table(columns)
+
+
+class _Chunk:
+    """Images whose bytes come in groups: hashed, told from those that are known, decoded."""
+
+    def __init__(self, table: pa.Table, spec: DecodeSpec, seen: "Seen | None") -> None:
+        self.uris: list[str] = table.column("uri").to_pylist()
+        self._known = table.column("known_sha256").to_pylist()
+        self._spec, self._seen = spec, seen
+        self.pixels = np.zeros((len(self.uris), 3, spec.crop_size, spec.crop_size), np.uint8)
+        self.digests: list[str | None] = [None] * len(self.uris)
+        self.codes, self.messages = [""] * len(self.uris), [""] * len(self.uris)
+        self.seconds = 0.0  # spent here
+
+    def take(self, group: dict[int, bytes | ImageError]) -> None:
+        started = time.monotonic()
+        new = []
+        for at, data in group.items():
+            if isinstance(data, bytes):
+                self.digests[at] = digest = hashlib.sha256(data).hexdigest()
+                if digest == self._known[at]:
+                    self.codes[at] = REUSED
+                else:
+                    new.append((at, digest))
+        if self._seen is not None and new:
+            firsts = self._seen.claim([(digest, self.uris[at]) for at, digest in new])
+            for at, _ in (one for one, first in zip(new, firsts, strict=True) if not first):
+                self.codes[at] = REUSED
+        for at, data in group.items():
+            self._decode(at, data)
+        self.seconds += time.monotonic() - started
+
+    def _decode(self, at: int, data: bytes | ImageError) -> None:
+        spec = self._spec
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            if not self.codes[at]:
+                self.pixels[at] = decode(
+                    data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits
+                )
+        except ImageError as error:
+            self.codes[at], self.messages[at] = error.code, error.message
 
 
 def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: str, reporter: "Reporter") -> pa.Table:

@@ -4,10 +4,12 @@ Endpoint and credentials of object stores come from the usual environment variab
 in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
 """
 
+from retailray.storage.access import MAX_BYTES, Access, is_below, names_private_host, place_of, scheme_of
 from retailray.storage.addresses import (
     PASSWORD,
     canonical,
     embedded_address,
+    folder_of,
     is_local,
     is_uri,
     join,
@@ -17,12 +19,13 @@ from retailray.storage.addresses import (
     parse_embedded,
 )
 from retailray.storage.client import DEADLINE_S, S3_OPTIONS, WORKER_ENV, check_readable, filesystem, guarded, patiently
-from retailray.storage.fetching import fetch_in_turn, fetch_many
+from retailray.storage.fetching import fetch_groups, fetch_in_turn, fetch_many
 from retailray.storage.identity import identities, local_identity, remote_identity
 from retailray.storage.objects import (
     arrow_filesystem,
     create,
     exists,
+    is_exclusive,
     list_files,
     open_binary,
     read_bytes,
@@ -34,35 +37,44 @@ from retailray.storage.objects import (
 
 __all__ = [
     "DEADLINE_S",
+    "MAX_BYTES",
     "PASSWORD",
     "S3_OPTIONS",
     "WORKER_ENV",
+    "Access",
     "arrow_filesystem",
     "canonical",
     "check_readable",
     "create",
     "embedded_address",
     "exists",
+    "fetch_groups",
     "fetch_in_turn",
     "fetch_many",
     "filesystem",
+    "folder_of",
     "guarded",
     "identities",
+    "is_below",
+    "is_exclusive",
     "is_local",
     "is_uri",
     "join",
     "list_files",
     "local_identity",
+    "names_private_host",
     "normalize",
     "open_binary",
     "other_unicode_forms",
     "parent",
     "parse_embedded",
     "patiently",
+    "place_of",
     "read_bytes",
     "remote_identity",
     "remove_file",
     "remove_folder",
+    "scheme_of",
     "swap",
     "write_bytes",
 ]

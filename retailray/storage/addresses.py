@@ -87,6 +87,16 @@ def parent(address: str) -> str:
     return address.rsplit("/", 1)[0] or "/"
 
 
+def folder_of(address: str) -> str:
+    """The folder in which a table, the tables of a pattern, or a folder's files lie."""
+    scheme, separator, path = address.rpartition("://")
+    segments = path.split("/")
+    pattern = next((at for at, name in enumerate(segments) if any(sign in name for sign in "*?[")), None)
+    if pattern is None:
+        pattern = len(segments) - ("." in segments[-1])
+    return scheme + separator + "/".join(segments[:pattern])
+
+
 def is_local(address: str) -> bool:
     return not is_uri(canonical(address))
 

@@ -1,5 +1,6 @@
 """Which client answers for an address, how long it is waited for, and what its failures say."""
 
+import errno
 import os
 import random
 import threading
@@ -16,7 +17,12 @@ T = TypeVar("T")
 
 PATIENCE_S = 1800.0  # for whole objects, which may be large; the client's own time-outs end what is stuck
 DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20 s at most for a clear line
-ROUNDS, BACK_OFF_S = 4, 0.5  # of reading: tries, each with the client's own retries, and the first wait [s]
+ROUNDS, BACK_OFF_S = 4, 0.5  # tries, each with the client's own retries, and the first wait [s]
+# for a store that answers, and asks for time: object stores divide a busy prefix within minutes
+SLOWED_DOWN_S, LONGEST_WAIT_S = 300.0, 20.0
+# schemes that open a store; fsspec's others read through other filesystems, archives and programs
+SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "hf", "hdfs", "webhdfs", "ftp",
+           "sftp", "smb", "oss", "memory")  # fmt: skip
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
@@ -50,8 +56,11 @@ def filesystem(address: str) -> tuple[Any, str]:
     options = S3_OPTIONS if address.startswith("s3://") else {}
     if address.startswith("file://"):
         raise StorageError(f"{address}: names a file of another host; only file:///path is read")
+    scheme = address.partition("://")[0].lower() if is_uri(address) else "file"
+    if scheme not in SCHEMES:
+        raise StorageError(f"{address[:200]}: {scheme}:// is no kind of store; those are {', '.join(SCHEMES)}")
     try:  # not url_to_fs, which takes `::` in a name for a chain of filesystems
-        kind = fsspec.get_filesystem_class(address.partition("://")[0] if is_uri(address) else "file")
+        kind = fsspec.get_filesystem_class(scheme)
         fs, path = kind(**kind._get_kwargs_from_urls(address), **options), kind._strip_protocol(address)
     except Exception as error:  # filesystems that connect when they are made raise whatever their client does
         raise StorageError(f"{address}: cannot be opened ({type(error).__name__}: {error})") from error
@@ -105,16 +114,38 @@ def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIEN
 def patiently(action: Callable[[], T]) -> T:
     """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
 
-    Waits grow and are random, so that tasks that a store has slowed down do not come back together.
+    A store that asks for time gets :data:`SLOWED_DOWN_S`; other failures are tried :data:`ROUNDS` times. Waits grow and
+    are random, so that tasks that a store has slowed down do not come back together.
     """
-    for attempt in range(ROUNDS - 1):
+    started, attempt = time.monotonic(), 0
+    while True:
         try:
             return action()
         except Exception as error:
-            if not passes(error):
+            waited = time.monotonic() - started
+            again = waited < SLOWED_DOWN_S if asks_for_time(error) else attempt < ROUNDS - 1
+            if not again or not passes(error):
                 raise
-            back_off(attempt)
-    return action()
+        back_off(attempt)
+        attempt += 1
+
+
+def asks_for_time(error: BaseException) -> bool:
+    """True for the answers of a store that is there and busy: SlowDown, 429, 500 and 503."""
+    seen: BaseException | None = error
+    while seen:
+        if (_status(seen) or 0) in (429, 500, 503):
+            return True
+        seen = seen.__cause__
+    return isinstance(error, OSError) and error.errno == errno.EBUSY
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of a client carries."""
+    answer = getattr(error, "response", None)  # botocore's
+    if isinstance(answer, dict):
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return getattr(error, "status", None)
 
 
 def passes(error: BaseException) -> bool:
@@ -122,15 +153,17 @@ def passes(error: BaseException) -> bool:
     lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
     if isinstance(error, (*lasting, StorageError)):
         return False
-    answer = getattr(error, "response", None)  # botocore's
-    status = (
-        answer["ResponseMetadata"]["HTTPStatusCode"] if isinstance(answer, dict) else getattr(error, "status", None)
-    )
+    status = _status(error)
     return status is None or status >= 500 or status in (408, 429)
 
 
 def back_off(attempt: int) -> None:
-    time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
+    time.sleep(wait_before(attempt))
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds before the next try: they grow, and are random."""
+    return min(LONGEST_WAIT_S, BACK_OFF_S * 2**attempt) * random.uniform(0.5, 1.5)
 
 
 def check_readable(address: str) -> None:

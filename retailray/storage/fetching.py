@@ -1,94 +1,207 @@
-"""The bytes of many images at once; what cannot be had is an error of its own and stops nobody else."""
+"""The bytes of many images, some at a time; what cannot be had is an error of its own and stops nobody else."""
 
 import asyncio
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retailray.errors import ImageError, StorageError
+from retailray.storage import http
+from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import is_local, other_unicode_forms, parse_embedded
-from retailray.storage.client import ROUNDS, back_off, describe, filesystem, passes
+from retailray.storage.client import ROUNDS, back_off, describe, filesystem, guarded, passes
 from retailray.storage.embedded import fetch_embedded
 
-AT_ONCE = 64  # objects in memory, of those that are fetched in turn
+Found = bytes | ImageError
+NO_MORE_THAN_64_MB = Access()
+AT_ONCE = 64  # objects that are asked for together
+FIRST_BYTES = 1 << 20  # read of an object whose size is not known; most pictures are smaller
+GROUP_BYTES = 128 << 20  # of objects that are in memory together; one object may be larger, up to Access.max_bytes
 
 
-def fetch_many(addresses: Sequence[str]) -> list[bytes | ImageError]:
-    """The bytes of many objects, concurrently, in order; what cannot be fetched comes back as an ImageError.
+def fetch_groups(
+    addresses: Sequence[str], access: Access = NO_MORE_THAN_64_MB, *, sizes: Mapping[int, int] | None = None
+) -> Iterator[dict[int, Found]]:
+    """The bytes at many addresses by their number, in groups that are in memory together, each address once.
 
-    An object that is not found is looked for under the other Unicode form of its name. Addresses of
-    :func:`retailray.storage.embedded_address` give the bytes that lie in a row of a Parquet file.
+    An object over ``access.max_bytes`` is not read to its end and comes back as ``too_many_bytes``. ``sizes``: of
+    objects that a listing told, in bytes. What is not found is looked for under the other Unicode form of its name.
+    Addresses of :func:`retailray.storage.embedded_address` give the bytes that lie in a row of a Parquet file.
     """
-    results: dict[int, bytes | ImageError] = {}
+    sizes = dict(sizes or {})
     embedded = {at: place for at, address in enumerate(addresses) if (place := parse_embedded(address))}
-    results |= fetch_embedded(embedded)
-    results |= _fetch({at: address for at, address in enumerate(addresses) if at not in results})
-    missing = [at for at, found in results.items() if isinstance(found, ImageError) and found.code == "not_found"]
-    for at in missing:
-        for form in other_unicode_forms(addresses[at]):
-            found = _fetch({at: form})[at]
-            if isinstance(found, bytes):
-                results[at] = found
+    if embedded:
+        yield {at: _limited(found, addresses[at], access) for at, found in fetch_embedded(embedded).items()}
+    others = [at for at in range(len(addresses)) if at not in embedded]
+    for start in range(0, len(others), AT_ONCE):
+        chosen = others[start : start + AT_ONCE]
+        settled = {at: error for at in chosen if (error := _refused(addresses[at], access))}
+        open_ = [at for at in chosen if at not in settled]
+        sizes |= {at: size for at in open_ if (size := _local_size(addresses[at])) is not None}
+        first = [at for at in open_ if at not in sizes]
+        found = _fetch({at: addresses[at] for at in first}, access, FIRST_BYTES + 1)
+        large = [at for at in first if isinstance(data := found[at], bytes) and len(data) > FIRST_BYTES]
+        sizes |= {at: _size(addresses[at], access) for at in large}
+        done = {at: data for at, data in found.items() if at not in large}
+        group = settled | _other_forms(done, addresses, access)
+        if group:
+            yield group
+        del found, done, group
+        known = [at for at in open_ if at in sizes]
+        too_large = [at for at in known if sizes[at] > access.max_bytes]
+        if too_large:
+            yield {at: _too_large(addresses[at], access) for at in too_large}
+        for part in _packed([at for at in known if at not in too_large], sizes):
+            read = _fetch({at: addresses[at] for at in part}, access, access.max_bytes + 1)
+            yield {
+                at: _limited(data, addresses[at], access) for at, data in _other_forms(read, addresses, access).items()
+            }
+
+
+def fetch_many(addresses: Sequence[str], access: Access = NO_MORE_THAN_64_MB) -> list[Found]:
+    """All of them in order, for a few; see :func:`fetch_groups`."""
+    results: dict[int, Found] = {}
+    for group in fetch_groups(addresses, access):
+        results |= group
     return [results[at] for at in range(len(addresses))]
 
 
-def _fetch(addresses: dict[int, str]) -> dict[int, bytes | ImageError]:
-    results: dict[int, bytes | ImageError] = {}
+def fetch_in_turn(addresses: Sequence[str], access: Access = NO_MORE_THAN_64_MB) -> Iterator[tuple[int, Found]]:
+    """(number, bytes or error), for those who need not hold them all."""
+    for start in range(0, len(addresses), AT_ONCE):
+        for group in fetch_groups(addresses[start : start + AT_ONCE], access):
+            yield from ((start + at, found) for at, found in sorted(group.items()))
+
+
+def _packed(numbers: list[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    """In order, as many together as are in memory together."""
+    part: list[int] = []
+    total = 0
+    for at in numbers:
+        if part and total + sizes[at] > GROUP_BYTES:
+            yield part
+            part, total = [], 0
+        part.append(at)
+        total += sizes[at]
+    if part:
+        yield part
+
+
+def _limited(found: Found, address: str, access: Access) -> Found:
+    return _too_large(address, access) if isinstance(found, bytes) and len(found) > access.max_bytes else found
+
+
+def _too_large(address: str, access: Access) -> ImageError:
+    return ImageError("too_many_bytes", f"{address}: over catalog.max_bytes = {access.max_bytes}")
+
+
+def _refused(address: str, access: Access) -> ImageError | None:
+    """What is not to be asked for at all: devices and pipes never end, and links may lead anywhere."""
+    if not is_local(address):
+        return None
+    try:
+        path = filesystem(address)[1]
+        mode = os.stat(path).st_mode
+        out = leads_out(path, access)
+    except StorageError as error:
+        return ImageError("bad_address", str(error))
+    except (OSError, ValueError) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
+            return None  # reading says it better
+        return ImageError("bad_address", f"{address[:200]!r}: {' '.join(str(error).split())[:300]}")
+    if out:
+        return ImageError("not_allowed", f"{address}: a link leads it to {out}; name that folder in catalog.allow")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        return ImageError("bad_address", f"{path}: not a file but a device, pipe or socket")
+    return None
+
+
+def _local_size(address: str) -> int | None:
+    if not is_local(address):
+        return None
+    try:
+        return os.stat(filesystem(address)[1]).st_size
+    except OSError:
+        return 0  # reading says why
+
+
+def _size(address: str, access: Access) -> int:
+    """Of an object in a store; the limit where it does not tell, so that it is read alone."""
+    if _is_web(address):
+        return min(access.max_bytes, GROUP_BYTES)
+    fs, path = filesystem(address)
+    try:
+        return int(guarded(address, lambda: fs.size(path)) or access.max_bytes)
+    except StorageError:
+        return access.max_bytes  # reading says why
+
+
+def _is_web(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def _other_forms(found: dict[int, Found], addresses: Sequence[str], access: Access) -> dict[int, Found]:
+    missing = [at for at, data in found.items() if isinstance(data, ImageError) and data.code == "not_found"]
+    for at in missing:
+        for form in other_unicode_forms(addresses[at]):
+            again = _fetch({at: form}, access, access.max_bytes + 1)[at]
+            if isinstance(again, bytes):
+                found[at] = again
+    return found
+
+
+def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, Found]:
+    """The first ``up_to`` bytes at every address."""
+    results: dict[int, Found] = {}
     groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
-    for index, address in addresses.items():
+    web = {at: address for at, address in addresses.items() if _is_web(address)}
+    if web:
+        found = guarded(min(web.values()), lambda: http.fetch(list(web.values()), access, up_to))
+        results |= dict(zip(web, found, strict=True))
+    for at, address in addresses.items():
+        if at in web:
+            continue
         try:
             fs, path = filesystem(address)
-            if is_local(address):
-                _require_file(path)
         except StorageError as error:
-            results[index] = ImageError("bad_address", str(error))
+            results[at] = ImageError("bad_address", str(error))
             continue
-        groups.setdefault(id(fs), (fs, []))[1].append((index, path))
+        groups.setdefault(id(fs), (fs, []))[1].append((at, path))
     for fs, members in groups.values():
-        found = _cat_patiently(fs, sorted({path for _, path in members}))
-        for index, path in members:
-            value = found[path]
-            results[index] = value if isinstance(value, bytes) else _fetch_error(value, addresses[index])
+        values = _cat_patiently(fs, sorted({path for _, path in members}), up_to)
+        for at, path in members:
+            value = values[path]
+            results[at] = value if isinstance(value, bytes) else _fetch_error(value, addresses[at])
     return results
 
 
-def fetch_in_turn(addresses: Sequence[str]) -> Iterator[bytes | ImageError]:
-    """The same, :data:`AT_ONCE` at a time, for those who need not hold them all."""
-    for start in range(0, len(addresses), AT_ONCE):
-        yield from fetch_many(addresses[start : start + AT_ONCE])
-
-
-def _require_file(path: str) -> None:
-    """Raises StorageError for what must not be read as an image: devices and pipes never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:
-        if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
-            return  # reading says it better
-        raise StorageError(f"{path[:200]!r}: {' '.join(str(error).split())[:300]}") from error
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise StorageError(f"{path}: not a file but a device, pipe or socket")
-
-
-def _cat_patiently(fs: Any, paths: list[str]) -> dict[str, Any]:
+def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     """:func:`_cat`, and again for what failed for the moment, as :func:`patiently` does."""
-    found = _cat(fs, paths)
+    found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):
         again = [path for path, value in found.items() if isinstance(value, BaseException) and passes(value)]
         if not again:
             break
         back_off(attempt)
-        found |= _cat(fs, again)
+        found |= _cat(fs, again, up_to)
     return found
 
 
-def _cat(fs: Any, paths: list[str]) -> dict[str, Any]:
+def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     """Bytes or exception by path. ``cat_ranges`` and not ``cat``, which takes ``*`` and ``[`` in names for patterns."""
     try:
-        return dict(zip(paths, fs.cat_ranges(paths, None, None, on_error="return"), strict=True))
+        found = fs.cat_ranges(paths, 0, up_to, on_error="return")
     except Exception as error:  # whatever the client raises for the whole group holds for each of its members
         return dict.fromkeys(paths, error)
+    return {path: b"" if _is_empty(value) else value for path, value in zip(paths, found, strict=True)}
+
+
+def _is_empty(value: Any) -> bool:
+    """True for how stores refuse a range of an object of no bytes."""
+    cause = value.__cause__ if isinstance(value, BaseException) else None
+    return any("InvalidRange" in str(error) or getattr(error, "status", None) == 416 for error in (value, cause)
+               if isinstance(error, BaseException))  # fmt: skip
 
 
 def _fetch_error(error: BaseException, address: str) -> ImageError:

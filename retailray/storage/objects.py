@@ -71,7 +71,7 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) ->
     def write() -> None:
         fs, path = filesystem(address)
         if not is_local(address):
-            fs.pipe_file(path, data)  # one PUT: atomic in every object store
+            patiently(lambda: fs.pipe_file(path, data))  # one PUT: atomic in every object store
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
@@ -118,8 +118,8 @@ def create(address: str, data: bytes) -> bool:
 def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
     """Write a small object only if it still holds ``before`` (None: if there is none); False where it does not.
 
-    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere, and in stores that do not know its words,
-    it is compared and then replaced. Raises StorageError.
+    In ``s3://`` by a conditional put, so one of two callers wins; elsewhere, and in stores that say they have none, it
+    is compared and then replaced. Raises StorageError.
     """
     if before is None:
         return create(address, data)
@@ -134,14 +134,34 @@ def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
             if tag:
                 fs.pipe_file(path, data, IfMatch=tag.strip('"'))  # radosgw compares without quotes, others with either
                 return True
-        except OSError:
+        except OSError as error:
             now = fs.cat_file(path)
             if now != before:
                 return now == data  # a put that came through, and whose answer was lost, is tried again and refused
+            if not _has_no_conditions(error):
+                raise
         write_bytes(address, data)
         return True
 
     return guarded(address, write, deadline_s=DEADLINE_S)
+
+
+def _has_no_conditions(error: OSError) -> bool:
+    """True where a store says that it does not know conditional puts; not for time-outs and the like."""
+    answer = getattr(error.__cause__, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return error.errno == errno.ENOSYS or code in ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")
+
+
+def is_exclusive(address: str, data: bytes) -> bool:
+    """Whether the store refuses to create what is there: some take ``If-None-Match`` and ignore it.
+
+    ``data``: what :func:`create` has just written there, and what stands there afterwards.
+    """
+    if not create(address, data + b"\n"):
+        return True
+    write_bytes(address, data)
+    return False
 
 
 def list_files(address: str) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import torch
 
 from retailray.config import TrainConfig
+from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
-from retailray.data.images import Limits
+from retailray.data.images import limits_of
 from retailray.data.pipeline import (
     CHUNK_ROWS,
     CODE,
@@ -137,10 +138,11 @@ def _stream(
     if missing:
         padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))
         table = pa.concat_tables([table, *[padding] * missing])
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
-    spec = DecodeSpec(config.transform.resolved_resize_size, size, limits)
+    spec = DecodeSpec(config.transform.resolved_resize_size, size, limits_of(config.catalog))
     blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
-    stream = blocks.map(decode_rows, {"spec": spec}, rows=CHUNK_ROWS).select([ROW_ID, TARGET, CODE, PIXELS])
+    stream = blocks.map(decode_rows, {"spec": spec, "access": access_of(config.catalog)}, rows=CHUNK_ROWS).select(
+        [ROW_ID, TARGET, CODE, PIXELS]
+    )
     fits = table.num_rows * spec.num_bytes < KEEP_DECODED * executor.capacity.object_store_bytes
     return (stream.kept() if fits else stream), table.num_rows
 

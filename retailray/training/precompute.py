@@ -145,7 +145,7 @@ class Job:
         return dataclasses.replace(self, specs=absent)
 
 
-def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor) -> None:
+def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor, access: storage.Access) -> None:
     """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
 
     Raises:
@@ -163,7 +163,7 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Execu
                 [job for job in jobs if set(job.specs) == {0}],
             ):
                 if group:
-                    outcome = pa.concat_tables(_filled(group, backbone, plan, executor, reporter).tables())
+                    outcome = pa.concat_tables(_filled(group, backbone, plan, executor, access, reporter).tables())
                     for number, job in enumerate(group):
                         _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
     except RetailrayError:
@@ -172,7 +172,14 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Execu
         raise RetailrayError(f"reading the images stopped: {executor.why(error)}") from error
 
 
-def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor, reporter: Reporter) -> Stream:
+def _filled(
+    jobs: list[Job],
+    backbone: Backbone | None,
+    plan: Plan,
+    executor: Executor,
+    access: storage.Access,
+    reporter: Reporter,
+) -> Stream:
     streams = []
     for number, job in enumerate(jobs):
         table = transport_table(job.catalog)
@@ -182,7 +189,8 @@ def _filled(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Ex
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         table = table.append_column(SLOT, pa.array(np.arange(table.num_rows)))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
-        arguments: dict[str, Any] = {"spec": job.views, "keep": [JOB], "decoded": job.decoded, "budget": job.budget}
+        arguments: dict[str, Any] = {"spec": job.views, "keep": [JOB], "access": access}
+        arguments |= {"decoded": job.decoded, "budget": job.budget}
         blocks = executor.stream(blocks_of(table, num_blocks), plan)
         streams.append(blocks.map(decode_views, arguments, rows=CHUNK_ROWS))
     views = executor.union(streams)

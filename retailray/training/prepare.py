@@ -9,8 +9,9 @@ import torch
 from retailray import progress, storage
 from retailray.config import TrainConfig
 from retailray.data import store
+from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
-from retailray.data.images import Limits
+from retailray.data.images import limits_of
 from retailray.data.pipeline import DecodeSpec, ViewSpec
 from retailray.data.store import StoreSpec
 from retailray.errors import StorageError
@@ -150,7 +151,7 @@ def prepare(
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
         kept = all(job.decoded for job in missing)
         progress.emit("pass", reads="kept pixels" if kept else "images", **views)
-        fill(missing, backbone, plan, executor)
+        fill(missing, backbone, plan, executor, access_of(config.catalog))
     return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 
 
@@ -207,12 +208,11 @@ def _read_back(prepared: Prepared, jobs: list[Job]) -> Prepared:
 def _wanted(config: TrainConfig, decided: CachePlan) -> dict[str, dict[ViewSpec, list[int]]]:
     """The passes over each set of images: what is decoded how, and after which blocks it is kept."""
     transform, crop = config.transform, config.transform.image_size
-    limits = Limits(config.catalog.max_pixels, config.catalog.max_aspect_ratio)
     source = augmentation(config).source_px
 
     def views(side: int, *, augmented: bool) -> ViewSpec:
         return ViewSpec(
-            decode=DecodeSpec(transform.resolved_resize_size, side, limits),
+            decode=DecodeSpec(transform.resolved_resize_size, side, limits_of(config.catalog)),
             augment=transform.augment if augmented else "none",
             erasing=transform.erasing if augmented else 0.0,
             crop_size=crop if augmented else side,

@@ -89,7 +89,8 @@ ROWS = {
     "pipe.jpg": "bad_address",
     "/dev/zero": "bad_address",
     "x" * 100_000 + ".jpg": "bad_address",
-    "http://127.0.0.1:9/1.jpg": "fetch_failed",
+    "http://127.0.0.1:9/1.jpg": "not_allowed",
+    "http://169.254.169.254/latest/meta-data/": "not_allowed",
     "/etc/hostname": "not_an_image",
     "file:///etc/hostname?": "not_found",
 }

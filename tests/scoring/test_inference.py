@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from retailray import storage
 from retailray.data.images import Limits
 from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.seen import Seen
@@ -29,14 +30,18 @@ def images(tmp_path_factory):
 
 def chunk(tmp_path, uris, known=()):
     known = [*known, *[None] * (len(uris) - len(known))]
-    columns = {"uri": uris, "identity": [None] * len(uris), "known_sha256": pa.array(known, pa.string())}
+    nothing = [None] * len(uris)
+    columns = {"uri": uris, "identity": nothing, "size": pa.array(nothing, pa.int64())}
+    columns |= {"known_sha256": pa.array(known, pa.string())}
     (tmp_path / "todo").mkdir(exist_ok=True)
     pq.write_table(pa.table(columns), tmp_path / "todo/part-00000.parquet")
     return Todo(str(tmp_path / "todo"), len(uris), 1)
 
 
 def read(todo, seen):
-    return pa.concat_tables(read_units(pa.table({"unit": [0]}), todo=todo, spec=SPEC, seen=seen))
+    return pa.concat_tables(
+        read_units(pa.table({"unit": [0]}), todo=todo, spec=SPEC, access=storage.Access(), seen=seen)
+    )
 
 
 def test_copies_are_inferred_once_and_a_retried_task_asks_for_the_same(tmp_path, images):
