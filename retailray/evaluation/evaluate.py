@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import scipy.sparse
 
 from retailray import progress
 from retailray.config import EvaluateConfig
@@ -23,6 +24,7 @@ from retailray.models.registry import pinned
 from retailray.reports.evaluation import write_evaluation_report
 from retailray.runs import RunDirectory
 
+MATRIX_LABELS = 1000  # of confusion.csv as a matrix
 NUM_PAIRS = 8
 
 
@@ -132,6 +134,16 @@ def _calibration(used: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray
     return used[score].to_numpy(float), (used.label == used.pred_label).to_numpy(float)
 
 
+def _confusion_csv(matrix: scipy.sparse.csr_array, labels: list[str]) -> str:
+    """A row a true label and a column a predicted one; of more labels than a table shows, a row for each pair."""
+    if len(labels) <= MATRIX_LABELS:
+        return pd.DataFrame(matrix.toarray(), index=pd.Index(labels, name="truth"), columns=labels).to_csv()
+    cells = matrix.tocoo()
+    names = np.array(labels, dtype=object)
+    pairs = {"truth": names[cells.row], "predicted": names[cells.col], "rows": cells.data}
+    return pd.DataFrame(pairs).to_csv(index=False)
+
+
 def _write(
     run: RunDirectory,
     config: EvaluateConfig,
@@ -143,7 +155,7 @@ def _write(
     truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
     matrix, labels = confusion(truth, predicted)
     run.write_json("metrics.json", metrics)
-    run.write("confusion.csv", pd.DataFrame(matrix, index=pd.Index(labels, name="truth"), columns=labels).to_csv())
+    run.write("confusion.csv", _confusion_csv(matrix, labels))
     run.write("errors/part-0.parquet", parquet_bytes(errors))
     pairs = confused_pairs(truth, predicted, limit=NUM_PAIRS)
     write_evaluation_report(run, config, meta, used, metrics, (matrix, labels), pairs)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+import scipy.sparse
+from sklearn.metrics import precision_recall_fscore_support
 
 ECE_BINS = 15
 
@@ -35,7 +36,10 @@ def classification_metrics(
     rows_or_groups = np.arange(len(truth)) if groups is None else groups
     correct = (truth == predicted).astype(float)
     in_top5 = np.array([name in names[:5] for name, names in zip(truth, top, strict=True)], dtype=float)
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    of_truth, of_guess, _ = _numbered(truth, predicted)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        of_truth, of_guess, labels=np.unique(of_truth), zero_division=0
+    )
     per_class = {
         label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
@@ -72,9 +76,8 @@ def _intervals(
     seed: int,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals; whole products are drawn with replacement, since images of a product are alike."""
-    names, codes = np.unique(np.concatenate([truth, predicted]).astype(object), return_inverse=True)
-    size, count = len(names), len(truth)
-    of_truth, of_guess = codes[:count], codes[count:]
+    of_truth, of_guess, names = _numbered(truth, predicted)
+    size = len(names)
     draws: dict[str, list[float]] = {"top1": [], "top5": [], "macro_f1": []}
     for times in resampled_rows(groups, num_resamples, seed):
         support = np.bincount(of_truth, times, size)
@@ -99,10 +102,21 @@ def resampled_rows(groups: np.ndarray, num_resamples: int, seed: int) -> Iterato
         yield np.bincount(drawn, minlength=len(products))[of_row].astype(float)
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Counts ``(L, L)``, rows the truth, and the labels that occur on either side."""
-    labels = sorted(set(truth) | set(predicted))
-    return confusion_matrix(truth, predicted, labels=labels), labels
+def _numbered(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers in place of names ``(N,)`` and ``(N,)``, and the sorted names, object ``(L,)``.
+
+    numpy makes all texts of an array as long as the longest where it chooses the type itself.
+    """
+    names, numbers = np.unique(np.concatenate([truth, predicted]).astype(object), return_inverse=True)
+    return numbers[: len(truth)], numbers[len(truth) :], names
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray) -> tuple[scipy.sparse.csr_array, list[str]]:
+    """Counts ``(L, L)``, int64, rows the truth, and the labels that occur on either side."""
+    of_truth, of_guess, names = _numbered(truth, predicted)
+    ones = np.ones(len(truth), np.int64)
+    matrix = scipy.sparse.coo_array((ones, (of_truth, of_guess)), shape=(len(names), len(names)))
+    return matrix.tocsr(), names.tolist()  # which adds up what is in one place
 
 
 def confused_pairs(truth: np.ndarray, predicted: np.ndarray, *, limit: int) -> list[tuple[str, str, int]]:

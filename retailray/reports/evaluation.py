@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 
 from retailray.config import CatalogSection, EvaluateConfig
 from retailray.models.meta import BundleMeta
@@ -13,6 +14,7 @@ from retailray.reports.page import data_uri, render, thumbnails
 from retailray.reports.training import error_summary
 from retailray.runs import RunDirectory
 
+NUM_CLASSES = 500  # of the table by class
 PICTURES_A_PAIR = 3
 
 
@@ -22,11 +24,11 @@ def write_evaluation_report(
     meta: BundleMeta,
     used: pd.DataFrame,
     metrics: Mapping[str, Any],
-    confusion: tuple[np.ndarray, Sequence[str]],
+    confusion: tuple[scipy.sparse.csr_array, Sequence[str]],
     pairs: Sequence[tuple[str, str, int]],
 ) -> None:
     """Write ``confusion.png`` and ``report.html`` into the run directory. ``used`` has one row an evaluated image."""
-    matrix = plots.confusion(*confusion)
+    matrix = plots.confusion(*_most_confused(*confusion))
     run.write("confusion.png", matrix)
     correct = (used.label == used.pred_label).to_numpy(float)
     page = render(
@@ -39,10 +41,22 @@ def write_evaluation_report(
         confusion=data_uri(matrix, "image/png"),
         temperature=meta.temperature,
         reliability=data_uri(plots.reliability(_confidences(used, meta), correct), "image/png"),
-        per_class=sorted(metrics["per_class"].items(), key=lambda item: (item[1]["f1"], item[0])),
+        per_class=sorted(metrics["per_class"].items(), key=lambda item: (item[1]["f1"], item[0]))[:NUM_CLASSES],
+        num_labels=len(confusion[1]),
+        num_shown=min(len(confusion[1]), plots.MAX_CONFUSION),
+        num_classes=len(metrics["per_class"]),
         errors=error_summary(metrics["errors_by_code"], {}),
     )
     run.write("report.html", page)
+
+
+def _most_confused(matrix: scipy.sparse.csr_array, labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The counts of those labels that are confused most, as many as a plot shows; all where they are few."""
+    if len(labels) <= plots.MAX_CONFUSION:
+        return matrix.toarray(), list(labels)
+    wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+    chosen = np.sort(np.argsort(-wrong, kind="stable")[: plots.MAX_CONFUSION])
+    return matrix[chosen][:, chosen].toarray(), [labels[at] for at in chosen]
 
 
 def _pair(

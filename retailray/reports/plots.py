@@ -35,6 +35,7 @@ _STYLE = {
     "figure.constrained_layout.use": True,
 }
 MAX_BARS = 30
+MAX_CONFUSION = 100  # labels of a confusion matrix
 
 
 P = ParamSpec("P")

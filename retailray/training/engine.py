@@ -31,6 +31,7 @@ from retailray.training.rows import SPLIT_OF_ROLE
 
 CPU = torch.device("cpu")
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
+LOGITS_BYTES = 512 << 20  # and their logits, of which many classes make many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,14 @@ class World:
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """Every worker's value, in order of rank, for rank 0; the others get their own."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(value, values)
+        return values if values is not None else [value]
 
 
 @dataclasses.dataclass
@@ -146,7 +155,9 @@ class Engine:
 
     @torch.no_grad()
     def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, ...]:
-        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split, of all ranks.
+        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split.
+
+        On rank 0 of all ranks, elsewhere of its own.
 
         ``limit``: about so many of the rows, evenly spread.
         """
@@ -159,16 +170,22 @@ class Engine:
             usable = torch.nonzero(weight > 0).flatten()[::every]
             features, logits = self._forward(values, reads)
             found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable]), row_ids[usable].cpu()))
-        gathered = self.world.gather(tuple(map(torch.cat, zip(*found, strict=True))))
+        gathered = self.world.gather_to_first(tuple(map(torch.cat, zip(*found, strict=True))))
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
 
-    def calibration(self, splits: Container[str]) -> Calibration:
-        """Calibrate on the validation rows of each role; ``splits``: those that there are batches of."""
+    def calibration(self, splits: Container[str]) -> Calibration | None:
+        """Calibrate on the validation rows of each role, on rank 0; None elsewhere.
+
+        ``splits``: those that there are batches of.
+        """
         found, roles = [], []
+        limit = min(CALIBRATION_ROWS, LOGITS_BYTES // (4 * self.num_classes))
         for role, name in SPLIT_OF_ROLE.items():
             if name in splits:
-                found.append(self.outputs(name, limit=CALIBRATION_ROWS))
+                found.append(self.outputs(name, limit=limit))
                 roles += [role] * len(found[-1][1])
+        if self.world.rank:
+            return None
         logits, targets, embeddings, row_ids = map(torch.cat, zip(*found, strict=True))
         return calibrate(logits, targets, embeddings, row_ids, np.array(roles, dtype=object))
 
@@ -317,8 +334,10 @@ class Engine:
             return
         kept = {name: value.clone() for name, value in self.suffix.state_dict().items()}
         self.suffix.load_state_dict(self.average.module.state_dict())
-        yield
-        self.suffix.load_state_dict(kept)
+        try:
+            yield
+        finally:
+            self.suffix.load_state_dict(kept)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -67,3 +70,34 @@ def test_confusion():
     for true, guess, count in pairs:
         assert true != guess
         assert matrix[labels.index(true), labels.index(guess)] == count
+
+
+def test_many_labels_and_a_long_one_cost_their_own_size():
+    """Kind of fault: the square of the labels, or every row as long as the longest label (10 GB here, either way)."""
+    code = """
+import resource
+import numpy as np
+from retailray.evaluation.evaluate import _confusion_csv
+from retailray.evaluation.metrics import calibration_error, classification_metrics, confusion
+from retailray.reports.evaluation import _most_confused
+calibration_error(np.array([0.5]), np.array([1.0]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+names = np.array([f"label {number:05d}" for number in range(20_000)], dtype=object)
+names[777] = "x" * 100_000
+truth, predicted = np.tile(names, 2), np.tile(names, 2)
+predicted[:7000] = np.roll(predicted[:7000], 1)
+top = [[name] for name in predicted]
+found = classification_metrics(truth, predicted, np.full(40_000, 0.5), top, bootstrap=20)
+assert abs(found["top1"] - 33_000 / 40_000) < 1e-9, found["top1"]
+assert len(found["per_class"]) == 20_000
+matrix, labels = confusion(truth, predicted)
+assert matrix.sum() == 40_000 and len(labels) == 20_000
+part, chosen = _most_confused(matrix, labels)
+assert part.shape == (100, 100) and len(chosen) == 100
+lines = _confusion_csv(matrix, labels).splitlines()
+assert lines[0] == "truth,predicted,rows" and len(lines) == 1 + matrix.nnz
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 400, "megabytes"

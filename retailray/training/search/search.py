@@ -159,9 +159,11 @@ def _restored(
                 next(running)
             engine.load_progress(engine.state())
         best = engine.progress.history[engine.progress.best_epoch - 1]
+        calibration = engine.calibration(shared.rows)
+        assert calibration, "this is rank 0"
         return (
             {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
-            engine.calibration(shared.rows),
+            calibration,
             best,
         )
 
