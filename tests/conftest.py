@@ -1,5 +1,6 @@
 """One S3-protocol server and one Ray for the whole session; everything real, nothing mocked."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -58,6 +59,25 @@ def start_s3_server(log: Path, **env: str) -> tuple[subprocess.Popen, str]:
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
     raise TimeoutError(log.read_text())
+
+
+@contextlib.contextmanager
+def start_proxy(upstream: str, mode: str):
+    """tests/fault_proxy.py in front of a server; its endpoint."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "fault_proxy.py"), str(port), upstream, mode])
+    try:
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,8 @@
-"""fault_proxy.py PORT UPSTREAM: in front of an S3-protocol server, what stores do on a bad night, at random.
+"""fault_proxy.py PORT UPSTREAM [MODE]: in front of an S3-protocol server, what stores do on a bad night.
 
-5 % SlowDown, 2 % resets, 1 % bodies cut in half, 200 ms on every request. GET /__faults tells how often.
+random: 5 % SlowDown, 2 % resets, 1 % bodies cut in half, 20 ms on every request. slow-writes:SECONDS: every PUT below a
+prefix (a folder) is refused with SlowDown until so many seconds after the first one. no-conditions: If-None-Match and
+If-Match are ignored. GET /__faults tells how often.
 """
 
 import asyncio
@@ -8,6 +10,7 @@ import random
 import socket
 import struct
 import sys
+import time
 from collections import Counter
 
 import aiohttp
@@ -17,7 +20,9 @@ from aiohttp import web
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
-LATENCY_S = 0.2
+LATENCY_S = 0.02
+MODE, _, PARAMETER = (sys.argv[3] if len(sys.argv) > 3 else "random").partition(":")
+first_put: dict[str, float] = {}
 told: Counter[str] = Counter()
 
 
@@ -27,7 +32,9 @@ async def handle(request: web.Request) -> web.StreamResponse:
     told["requests"] += 1
     body = await request.read()
     await asyncio.sleep(LATENCY_S)
-    draw = random.random()
+    draw = random.random() if MODE == "random" else 1.0
+    if MODE == "slow-writes" and request.method == "PUT" and _is_busy(request.path.rpartition("/")[0]):
+        draw = 0.0
     if draw < 0.05:
         told["slow_down"] += 1
         return web.Response(status=503, body=SLOW_DOWN, content_type="application/xml")
@@ -35,7 +42,11 @@ async def handle(request: web.Request) -> web.StreamResponse:
         told["reset"] += 1
         return hang_up(request)
     url = yarl.URL(sys.argv[2] + request.raw_path, encoded=True)
-    async with request.app["session"].request(request.method, url, headers=request.headers, data=body) as upstream:
+    headers = request.headers.copy()
+    if MODE == "no-conditions":
+        for name in ("If-None-Match", "If-Match"):
+            headers.pop(name, None)
+    async with request.app["session"].request(request.method, url, headers=headers, data=body) as upstream:
         data = await upstream.read()
         answer = web.StreamResponse(status=upstream.status, headers=upstream.headers)
     cut = draw < 0.08 and request.method == "GET" and len(data) > 100
@@ -49,6 +60,10 @@ async def handle(request: web.Request) -> web.StreamResponse:
         return hang_up(request)
     await answer.write_eof()
     return answer
+
+
+def _is_busy(prefix: str) -> bool:
+    return time.monotonic() - first_put.setdefault(prefix, time.monotonic()) < float(PARAMETER)
 
 
 def hang_up(request: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ import pytest
 from retailray import lease, storage
 from retailray.errors import RetailrayError
 from retailray.lease import hold
+from tests.conftest import start_proxy
 
 HOLD = """
 import sys, time
@@ -96,3 +97,74 @@ def test_an_owner_that_was_taken_for_dead_does_not_publish(out):
         storage.write_bytes(slow.address, json.dumps(claim).encode())
         with hold(out), pytest.raises(RetailrayError, match="took over"):
             slow.check()
+
+
+LOSES = """
+import sys, time
+from retailray import lease, storage
+from retailray.errors import RetailrayError, StorageError
+lease.RENEW_S, lease.LOST_S = 0.1, 0.5
+began = time.monotonic()
+try:
+    with lease.hold(sys.argv[1]):
+        def away(*arguments, **options):
+            raise StorageError("the store is away")
+        storage.write_bytes = away
+        time.sleep(30)
+except RetailrayError as error:
+    print(time.monotonic() - began < 10, error)
+"""
+
+
+def test_an_owner_that_cannot_renew_stops_at_once(tmp_path):
+    """Kind of fault: a run goes on for hours after another one took over, and finds out when it publishes."""
+    done = subprocess.run([sys.executable, "-c", LOSES, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("True"), done.stderr
+    assert "could not be renewed" in done.stdout
+
+
+def test_clocks_that_differ_take_nothing_from_a_living_owner(out, monkeypatch, capsys):
+    """Kind of fault: a machine whose clock is ten minutes ahead takes every claim for dead."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    with hold(out):
+        monkeypatch.setattr(lease, "_age", lambda claim: 600.0)
+        monkeypatch.setattr(lease, "LEASE_S", 5.0)
+        with pytest.raises(RetailrayError, match="is at work there"), hold(out):
+            pass
+    assert "whether another run is alive" in capsys.readouterr().out
+
+
+def test_who_does_not_renew_is_succeeded_after_a_watch(tmp_path, monkeypatch):
+    out = str(tmp_path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(lease, "_machine", lambda: "another")
+        lease._acquire(out)
+    monkeypatch.setattr(lease, "_age", lambda claim: 600.0)
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    started = time.monotonic()
+    with hold(out) as ours:
+        assert time.monotonic() - started >= 1
+        ours.check()
+
+
+HOLD_SHORTLY = """
+import json, sys
+from retailray import storage
+from retailray.lease import hold
+with hold(sys.argv[1]) as lease:
+    assert json.loads(storage.read_bytes(lease.address))["run_id"] == lease.run_id
+"""
+
+
+@pytest.mark.s3
+def test_a_store_that_ignores_conditions_is_found_out(bucket, s3_endpoint):
+    """Kind of fault: two runs both believe that they hold the same place."""
+
+    def said(endpoint, out):
+        command = [sys.executable, "-c", HOLD_SHORTLY, out]
+        environment = os.environ | {"AWS_ENDPOINT_URL_S3": endpoint}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert said(s3_endpoint, f"{bucket}/good") == ""
+    with start_proxy(s3_endpoint, "no-conditions") as endpoint:
+        assert "this store ignores If-None-Match" in said(endpoint, f"{bucket}/bad")

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import s3fs
 
 from retailray import storage
 from retailray.errors import ImageError, StorageError
+from tests.conftest import start_proxy
 
 
 @pytest.mark.parametrize(
@@ -175,3 +178,44 @@ def test_a_name_in_the_other_unicode_form_has_an_identity_that_changes(tmp_path)
 def test_unknown_scheme_names_itself():
     with pytest.raises(StorageError, match="gopher"):
         storage.read_bytes("gopher://x/y")
+
+
+@pytest.mark.s3
+def test_writes_wait_for_a_store_that_asks_for_time(bucket, s3_endpoint):
+    """Kind of fault: reads are patient and writes are not; a busy prefix, which refuses everything for a while, ends a
+    run (here for 12 s; benchmarks/bounded_inputs.py has a minute)."""
+    code = """
+import sys, time
+from retailray import storage
+began = time.monotonic()
+storage.write_bytes(sys.argv[1], b"data")
+assert storage.read_bytes(sys.argv[1]) == b"data"
+assert storage.create(sys.argv[1] + "2", b"data")
+print(time.monotonic() - began)
+"""
+    with start_proxy(s3_endpoint, "slow-writes:12") as endpoint:
+        environment = os.environ | {"AWS_ENDPOINT_URL_S3": endpoint}
+        command = [sys.executable, "-c", code, f"{bucket}/folder/file"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 12
+
+
+@pytest.mark.s3
+def test_a_swap_whose_answer_is_lost_writes_nothing_without_a_condition(bucket, monkeypatch):
+    """Kind of fault: a time-out of a conditional write becomes an unconditional one, and undoes another's."""
+    address = f"{bucket}/pointer"
+    assert storage.create(address, b"one")
+    fs, _ = storage.filesystem(address)
+
+    def times_out(path, data, **options):
+        assert "IfMatch" in options, "never without"
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "pipe_file", times_out)
+        with pytest.raises(StorageError, match="no answer"):
+            storage.swap(address, b"two", before=b"one")
+    assert s3fs.S3FileSystem(use_listings_cache=False).cat_file(address) == b"one"
+    assert storage.swap(address, b"two", before=b"one")
+    assert not storage.swap(address, b"three", before=b"one")

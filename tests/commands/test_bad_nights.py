@@ -2,12 +2,8 @@
 
 import json
 import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -16,7 +12,7 @@ import s3fs
 
 from retailray.data.synthetic import write_catalog
 from tests.commands.helpers import events, latest, read_json, start_command
-from tests.conftest import free_port
+from tests.conftest import start_proxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 NUM_IMAGES = 360  # some six parts
@@ -78,19 +74,8 @@ def wait_for_parts(process, out, count):
 
 @pytest.fixture
 def faulty_endpoint(s3_endpoint):
-    """A proxy in front of the server that fails at random (tests/fault_proxy.py)."""
-    port = free_port()
-    command = [sys.executable, str(Path(__file__).parents[1] / "fault_proxy.py"), str(port), s3_endpoint]
-    process = subprocess.Popen(command)
-    for _ in range(100):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
+    with start_proxy(s3_endpoint, "random") as endpoint:
+        yield endpoint
 
 
 def assert_same_night(quiet_night, out):
@@ -146,6 +131,6 @@ def test_a_store_that_slows_down_resets_and_truncates_costs_no_row(settings, qui
     assert process.returncode == 0, err
     with urllib.request.urlopen(f"{faulty_endpoint}/__faults") as answer:
         told = json.load(answer)
-    assert told["requests"] > 500
+    assert told["requests"] > 300
     assert min(told["slow_down"], told["reset"], told["truncated"]) >= 1
     assert_same_night(quiet_night, out)
