@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from retailray.data.csv_files import CsvOptions, headerless_hint
 from retailray.data.embedded_images import embedded_images, holds_images
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.labels import normalized_label
-from retailray.data.tables import as_text, stream_lines, table_files, table_suffix, visible_files
+from retailray.data.tables import as_text, is_visible, stream_lines, table_files, table_suffix
 from retailray.errors import CatalogError
 
 SPLIT_NAMES = {
@@ -177,9 +177,9 @@ def with_split(rows: pa.Table, name: str) -> pa.Table:
     return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 
 
-def image_files(uri: str) -> list[str]:
-    """Images below a folder, sorted; pictures in run directories of ours do not count."""
-    return sorted(name for name in visible_files(uri) if name.lower().endswith(IMAGE_SUFFIXES))
+def visible_images(folder: str, files: Iterable[str]) -> list[str]:
+    """The images among files below a folder, sorted; pictures in run directories of ours do not count."""
+    return sorted(name for name in files if is_visible(folder, name) and name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:

@@ -9,6 +9,7 @@ import functools
 import os
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -19,10 +20,13 @@ from retailray import progress, storage
 from retailray.errors import StorageError
 
 RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images in a range, at least
-# a listing that tells this many objects for one that is wanted is given up: the catalog is a corner of a large bucket
-MAX_RATIO, MAX_FREE = 20, 200_000
+# a listing that tells this many objects for one that is wanted is given up: asking for each of them costs less
+MAX_RATIO, MAX_FREE = 20, 20_000
+LISTING_PAYS = 8  # images of a store; fewer are asked for one by one
+MAX_FOLDERS = 64  # that are listed in place of the one that holds them all, and much else besides
 _OBJECTS = "Objects"  # where _take_contents leaves those of a page
 T = TypeVar("T")
+Children = Callable[[str, int], tuple[list[str], bool]]
 LISTED = pa.schema([("uri", pa.string()), ("identity", pa.string()), ("size", pa.int64())])
 
 
@@ -32,15 +36,17 @@ def list_images(
     num_images: int,
     *,
     covered: list[str],
+    given_up: list[dict[str, Any]],
     sample: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """Tables of :data:`LISTED`; a superset of the images that have an identity.
 
     Args:
-        uris: all addresses, in lists. folders: for every store, the deepest folder that holds all of its images.
+        uris: all addresses, in lists. folders: those that hold all images (:func:`narrowed`).
         covered: gets the folders that were listed to the end: what is below them and was not told is not there. A
-            store that cannot be listed is left out, with a warning. sample: some of the addresses, drawn at random;
-            they say where long listings are cut into ranges that are listed at once.
+            store that cannot be listed is left out, with a warning. given_up: gets the folders that hold too much else,
+            with the numbers. sample: some of the addresses, drawn at random; they say where long listings are cut into
+            ranges that are listed at once.
     """
     remote = [folder for folder in folders if storage.is_uri(folder) and not folder.startswith("http")]
     if any(not storage.is_uri(folder) for folder in folders):
@@ -48,18 +54,114 @@ def list_images(
             local = [uri for uri in part if storage.is_local(uri)]
             yield _table([(uri, *found) for uri in local if (found := _local(uri))])
         covered.append("")
+    budget = _Budget(num_images)
     for folder in remote:
-        budget = max(MAX_FREE, MAX_RATIO * num_images)
         try:
             for page in iterate(folder, bounds=_bounds(folder, sample, num_images)):
-                budget -= len(page)
-                if budget < 0:
+                if not budget.has(len(page)):
+                    given_up.append(budget.given_up(folder))
                     break
                 yield _table(page)
             else:
                 covered.append(folder)
         except (StorageError, NotImplementedError) as error:
-            progress.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are read one by one")
+            progress.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are asked one by one")
+            given_up.append({"folder": folder, "reason": str(error)[:300]})
+
+
+class _Budget:
+    """Of objects that listings may tell for so many images that are wanted."""
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images, self.most, self.told = num_images, max(MAX_FREE, MAX_RATIO * num_images), 0
+
+    def has(self, more: int) -> bool:
+        self.told += more
+        return self.told <= self.most
+
+    def given_up(self, folder: str) -> dict[str, Any]:
+        facts = {"folder": folder, "objects": self.told, "images": self.num_images}
+        note = "the folder holds much more than the catalog's images: they are asked for one by one"
+        progress.emit("warning", not_listed=folder, objects=self.told, images=self.num_images, note=note)
+        return facts
+
+
+def narrowed(folders: list[str], children: Children) -> list[str]:
+    """Folders that hold all images of ``folders``, and less else: they are gone down into while they are few.
+
+    ``children``: for a folder, the names of the folders in it that hold images, so many at most, and whether images lie
+    in the folder itself.
+    """
+    open_ = [folder for folder in folders if storage.is_uri(folder)]
+    done: list[str] = []
+    while open_:
+        folder = open_.pop()
+        names, has_own = children(folder, MAX_FOLDERS + 1)
+        room = MAX_FOLDERS - len(open_) - len(done)
+        if has_own or not names or len(names) > room:
+            done.append(folder)
+        else:
+            open_ += [f"{folder}/{name}" for name in names]
+    return sorted([*done, *(folder for folder in folders if not storage.is_uri(folder))])
+
+
+def identities(uris: Sequence[str]) -> list[str | None]:
+    """What tells one content at an address from another, as :func:`retailray.storage.identities`, by listings where
+    they pay."""
+    by_place: dict[str, set[str]] = defaultdict(set)
+    for uri in uris:
+        if storage.is_uri(uri) and not uri.startswith("http") and not storage.parse_embedded(uri):
+            by_place[storage.place_of(uri)].add(uri)
+    found: dict[str, str | None] = {}
+    for members in by_place.values():
+        if len(members) >= LISTING_PAYS:
+            folders = narrowed(
+                [shared_folder(min(members), max(members))], functools.partial(_children, sorted(members))
+            )
+            pages = list_images([], folders, len(members), covered=[], given_up=[], sample=sorted(members)[::50])
+            for page in pages:
+                told = zip(page.column("uri").to_pylist(), page.column("identity").to_pylist(), strict=True)
+                found |= {uri: identity for uri, identity in told if uri in members}
+    rest = [uri for uri in dict.fromkeys(uris) if uri not in found]
+    found |= dict(zip(rest, storage.identities(rest), strict=True))
+    return [found[uri] for uri in uris]
+
+
+def shared_folder(first: str, last: str) -> str:
+    """The deepest folder above two addresses, which bound all others in order."""
+    count = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:count].rpartition("/")[0]
+
+
+def _children(uris: list[str], folder: str, most: int) -> tuple[list[str], bool]:
+    inside = (uri[len(folder) + 1 :] for uri in uris if uri.startswith(f"{folder}/"))
+    names: dict[str, None] = {}
+    has_own = False
+    for path in inside:
+        name, separator, _ = path.partition("/")
+        has_own |= not separator
+        if separator and len(names) < most:
+            names[name] = None
+    return list(names), has_own
+
+
+def files_below(folder: str, wanted: int) -> list[str] | None:
+    """Every file below a folder, of a store or of this machine; None, with a warning, where there are so many more than
+    are ``wanted`` that listing them is given up. Raises StorageError."""
+    budget = _Budget(wanted)
+    found: list[str] = []
+    pages = _walk(folder) if storage.is_local(folder) else iterate(folder)
+    for page in pages:
+        if not budget.has(len(page)):
+            budget.given_up(folder)
+            return None
+        found += [address for address, _, _ in page]
+    return found
+
+
+def _walk(folder: str) -> Iterator[list[tuple[str, str | None, int]]]:
+    for path, _, names in os.walk(folder):
+        yield [(os.path.join(path, name), None, 0) for name in names]
 
 
 def _bounds(folder: str, sample: Sequence[str], num_images: int) -> list[str]:

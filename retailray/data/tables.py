@@ -42,14 +42,15 @@ def table_suffix(address: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
+def is_visible(folder: str, name: str) -> bool:
+    """False for a file below a folder that runs of ours left there, or that is hidden."""
+    parts = name[len(folder) :].split("/")  # hidden folders too: .ipynb_checkpoints, _temporary, _delta_log
+    return not any(part.startswith(("_", ".", "run_id=")) for part in parts)
+
+
 def visible_files(uri: str) -> list[str]:
     """Files below a folder, without what runs of ours left there and what is hidden."""
-
-    def visible(name: str) -> bool:
-        parts = name[len(uri) :].split("/")  # hidden folders too: .ipynb_checkpoints, _temporary, _delta_log
-        return not any(part.startswith(("_", ".", "run_id=")) for part in parts)
-
-    return list(filter(visible, storage.list_files(uri)))
+    return [name for name in storage.list_files(uri) if is_visible(uri, name)]
 
 
 def table_files(uri: str) -> list[str]:

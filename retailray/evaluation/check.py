@@ -11,9 +11,10 @@ import pyarrow as pa
 from retailray import progress, storage
 from retailray.config import CheckConfig
 from retailray.data.access import access_of
-from retailray.data.catalog import Catalog, count_labels, image_files, with_split
+from retailray.data.catalog import Catalog, count_labels, visible_images, with_split
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import limits_of
+from retailray.data.listing import files_below
 from retailray.data.pipeline import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
 from retailray.data.quality import Result, find_problems
 from retailray.data.row_ids import ROW_ID, in_order_of
@@ -44,14 +45,14 @@ def check(config: CheckConfig) -> dict[str, Any]:
     progress.emit("start", verb="check", run=run.address, rows=num_rows)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
     scanned = _scan(config, table)
-    orphans = find_orphans(table.column(URI).to_pylist())
+    orphans, not_listed = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
     unread = unread_suffixes(config.catalog)
     results = find_problems(
         scan, labels, orphans=orphans, unread=unread, class_folders=_is_class_folders(splits), section=config.check
     )
-    report = _summarize(scan, results, labels, orphans) | {"unread_files": unread}
+    report = _summarize(scan, results, labels, orphans) | {"unread_files": unread, "not_listed": not_listed}
     run.write_json("check.json", report)
     for name, rows in (
         ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
@@ -109,8 +110,9 @@ def _is_class_folders(splits: dict[str, Catalog]) -> bool:
     return all(part.rows.column("file")[0].as_py().endswith("/") for part in splits.values())
 
 
-def find_orphans(uris: Sequence[str]) -> list[str]:
-    """Images below the folder that all rows of one store have in common, which no row names. Not for http(s)."""
+def find_orphans(uris: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images below the folder that all rows of one store have in common, which no row names; and those of these folders
+    that hold too much else to be listed. Not for http(s)."""
     named = {uri for uri in uris if uri}
     by_store: dict[str, list[str]] = defaultdict(list)
     for uri in named:
@@ -118,6 +120,7 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
         if scheme not in ("http", "https"):
             by_store[f"{scheme}://{path.split('/')[0]}" if scheme else ""].append(uri)
     orphans: list[str] = []
+    not_listed: list[str] = []
     for members in by_store.values():
         folders = [storage.parent(uri).split("/") for uri in members]
         first, last = min(folders), max(folders)
@@ -129,9 +132,13 @@ def find_orphans(uris: Sequence[str]) -> list[str]:
         if not folder.strip("/"):  # never the whole disk
             continue
         with contextlib.suppress(StorageError):  # what cannot be listed is an error row already
-            orphans += [name for name in image_files(folder) if name not in named]
+            files = files_below(folder, len(named))
+            if files is None:
+                not_listed.append(folder)
+            else:
+                orphans += [name for name in visible_images(folder, files) if name not in named]
     forms = {form for uri in named for form in storage.other_unicode_forms(uri)}  # which reading finds as well
-    return sorted(name for name in orphans if name not in forms)
+    return sorted(name for name in orphans if name not in forms), not_listed
 
 
 def _summarize(

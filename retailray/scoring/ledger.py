@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from retailray import storage
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
-from retailray.data.listing import list_images
+from retailray.data.listing import list_images, narrowed, shared_folder
 from retailray.data.tables import rechunk
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
@@ -24,6 +24,7 @@ from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.staging import StagedCatalog
 
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
+ASKED_ROWS = 5_000  # images that are asked for one by one, at a time
 LISTED_ROWS = 200_000  # objects of a listing that are joined at once
 SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
@@ -67,6 +68,7 @@ class Ledger:
     """The tables of one run; see :meth:`plan` and :meth:`settle`."""
 
     def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
+        self.not_listed: list[dict[str, Any]] = []
         options: dict[str, Any] = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(folder / "spill")}
         self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
         self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
@@ -119,22 +121,43 @@ class Ledger:
             yield table.column("uri").to_pylist()
 
     def folders(self) -> list[str]:
-        """For every scheme and bucket (or root of a disk), the folder that all of its images share."""
+        """Folders that hold all images: for every scheme and bucket (or root of a disk), the one that they share, or
+        those in it that hold them."""
         found = self._db.execute(
             "select min(uri), max(uri) from images group by regexp_extract(uri, '^([a-z0-9+.-]+://)?[^/]*', 0)"
         ).fetchall()
-        return sorted(_shared_folder(first, last) for first, last in found)
+        return narrowed(sorted(shared_folder(first, last) for first, last in found), self._children)
+
+    def _children(self, folder: str, most: int) -> tuple[list[str], bool]:
+        inside = (
+            "from (select substr(uri, length($folder) + 2) as path from images where starts_with(uri, $folder || '/'))"
+        )
+        values = {"folder": folder}
+        query = f"select distinct split_part(path, '/', 1) {inside} where contains(path, '/') limit {most}"
+        names = [name for (name,) in self._db.execute(query, values).fetchall()]
+        [(has_own,)] = self._db.execute(
+            f"select count(*) > 0 {inside} where not contains(path, '/')", values
+        ).fetchall()
+        return sorted(names), has_own
 
     def add_listing(self) -> None:
-        """Ask the stores for what identifies the images, and for which are not there. Raises StorageError."""
+        """Ask the stores for what identifies the images, and for which are not there.
+
+        Folders whose listing was given up are in ``not_listed``, with the numbers; their images are asked for one by
+        one. Raises StorageError.
+        """
         covered: list[str] = []
         num_images = self.one("select count(*) from images")
         drawn = self.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
         sample = drawn.column(0).to_pylist()
-        pages = list_images(self._image_uris(), self.folders(), num_images, covered=covered, sample=sample)
+        pages = list_images(
+            self._image_uris(), self.folders(), num_images, covered=covered, given_up=self.not_listed, sample=sample
+        )
         for pages_together in rechunk(pages, LISTED_ROWS):  # every join reads all of the images
             self._insert("listed", pages_together, "select uri, identity, size from piece semi join images using (uri)")
         self._add_embedded()
+        for facts in self.not_listed:
+            self._ask_for(facts["folder"])
         self._db.execute(
             """
             create table absent as select uri from images anti join listed using (uri) where exists (
@@ -143,6 +166,15 @@ class Ledger:
             """,
             [covered],
         )
+
+    def _ask_for(self, folder: str) -> None:
+        """What identifies the images below a folder that no listing told, by a question each."""
+        below = f"select uri from images anti join listed using (uri) where starts_with(uri, '{_quoted(folder)}/')"
+        for table in self.batches(below, ASKED_ROWS):
+            uris = table.column("uri")
+            identities = storage.identities(uris.to_pylist())
+            piece = pa.table({"uri": uris, "identity": pa.array(identities, pa.string())})
+            self._insert("listed", piece, "select uri, identity, null from piece where identity not in ('', 'absent')")
 
     def _add_embedded(self) -> None:
         """An image that lies in a Parquet file has the identity of its file."""
@@ -296,7 +328,5 @@ class Ledger:
         self._db.close()
 
 
-def _shared_folder(first: str, last: str) -> str:
-    """The deepest folder above the two, which bound all others in order."""
-    count = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:count].rpartition("/")[0]
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")

@@ -1,10 +1,8 @@
 """What tells one content at an address from another, without reading it."""
 
 import concurrent.futures
-import contextlib
 import functools
 import os
-import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +10,14 @@ from retailray.errors import StorageError
 from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded
 from retailray.storage.client import filesystem, guarded
 
-LISTING_PAYS = 8  # objects; a listing brings a thousand for the price of one
-QUESTIONS = 16  # asked at a time, where there is no listing
+QUESTIONS = 16  # asked at a time
 
 
 def identities(addresses: Sequence[str]) -> list[str | None]:
     """What tells one content at an address from another, without reading it; None where the store cannot tell.
 
-    Object stores: ETag (or time of change) and size, from listings where many objects share a folder. Local files:
-    size, inode and the times of the last change of content and of inode, the second of which no program can set.
+    Object stores: ETag (or time of change) and size, by a question each. Local files: size, inode and the times of the
+    last change of content and of inode, the second of which no program can set.
     """
     places = {address: place for address in set(addresses) if (place := parse_embedded(address))}
     if places:  # a row of a Parquet file has the identity of its file
@@ -65,24 +62,16 @@ def local_identity(found: os.stat_result) -> str:
 
 
 def _remote_identities(members: set[str]) -> dict[str, str | None]:
-    """One listing of all that the addresses share where that pays, single questions for what it does not name."""
+    """By single questions; :mod:`retailray.data.listing` is for many of one folder."""
     try:
         fs, _ = filesystem(min(members))
     except StorageError as error:
         return dict.fromkeys(members, f"cannot be opened: {error}")  # as reading it will say
-    paths = {address: fs._strip_protocol(address) for address in members}
     fs.invalidate_cache()
-    listed: dict[str, dict[str, Any]] = {}
-    # a web page lists its links, which are not its files
-    if len(members) >= LISTING_PAYS and not min(members).startswith("http"):
-        shared = posixpath.commonpath(paths.values())
-        with contextlib.suppress(StorageError, NotImplementedError):
-            # '' where buckets differ: that would list everybody's
-            listed = guarded(min(members), lambda: fs.find(shared, detail=True)) if shared else {}
-    rest = sorted(address for address, name in paths.items() if name not in listed)
+    asked = sorted(members)
     with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
-        asked = dict(zip(rest, pool.map(lambda address: _ask(fs, address, paths[address]), rest), strict=True))
-    return {address: remote_identity(listed[name]) for address, name in paths.items() if name in listed} | asked
+        found = pool.map(lambda address: _ask(fs, address, fs._strip_protocol(address)), asked)
+        return dict(zip(asked, found, strict=True))
 
 
 def _ask(fs: Any, address: str, name: str) -> str | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from retailray import storage
-from retailray.data import image_files, images, pipeline, store, transforms
+from retailray.data import image_files, images, listing, pipeline, store, transforms
 from retailray.data.catalog import Catalog
 from retailray.data.pipeline import (
     CHUNK_ROWS,
@@ -60,7 +60,7 @@ class Backbone:
 
 def fingerprint(catalog: Catalog) -> str | None:
     """A digest of which images, in which order, with which content; None where a store cannot tell contents apart."""
-    identities = storage.identities(catalog.column("uri").tolist())
+    identities = listing.identities(catalog.column("uri").tolist())
     if None in identities:
         return None
     digest = hashlib.sha256()
