@@ -111,7 +111,7 @@ def given(files: Sequence[str]) -> dict[str, Any]:
     everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
     merged: dict[str, Any] = {}
     for file in files:
-        merged |= dict(_flatten(yaml.safe_load(storage.read_bytes(storage.normalize(file))) or {}, everyone))
+        merged |= dict(_flatten(_load_yaml(storage.read_bytes(storage.normalize(file))) or {}, everyone))
     return {key: value for key, value in merged.items() if key in everyone}
 
 
@@ -173,7 +173,7 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
     everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
     for file in files:
         try:
-            loaded = yaml.safe_load(storage.read_bytes(storage.normalize(file))) or {}
+            loaded = _load_yaml(storage.read_bytes(storage.normalize(file))) or {}
         except (StorageError, yaml.YAMLError, ValueError) as error:
             named = storage.PASSWORD.sub("://...@", file)
             problems.append(f"--config {named}: {' '.join(str(error).split())}")
@@ -184,9 +184,33 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
         for key, value in _flatten(loaded, everyone):
             if key in keys:
                 merged[key], sources[key] = value, file
+            elif any(known.startswith(f"{key}.") for known in everyone):
+                problems.append(f"{key} ({file}): a section with settings is expected, found {_kind(value)}")
             elif key not in everyone:
                 problems.append(_unknown(verb, key, file))
     return nest(merged), sources
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that says no to a key that is given twice: the first one would be ignored in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key, str) and key in seen and key != "<<":
+                raise yaml.YAMLError(f"{key!r} is given twice, in lines {seen[key]} and {line}")
+            if isinstance(key, str):
+                seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(data: bytes) -> Any:
+    return yaml.load(data, _UniqueKeys)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", bool: "true or false"}.get(type(value), "a number")
 
 
 def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,14 +1,16 @@
 """``retailray VERB``: parse, call one function, set the exit code."""
 
+import contextlib
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
-from retailray import arguments, progress
+from retailray import arguments, progress, storage
 from retailray.config import VERBS
-from retailray.errors import ConfigError, RetailrayError
+from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.execution import names_dashboard, prepare_environment
 from retailray.provenance import version
 
@@ -73,18 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"retailray {verb}: {problem}", file=sys.stderr)
         return error.exit_code
     except RetailrayError as error:
-        print(f"retailray {verb}: {error}", file=sys.stderr)
+        unforeseen = error.__cause__ is not None and not isinstance(error.__cause__, (RetailrayError, OSError))
+        where = f" (traceback: {_leave_traceback()})" if unforeseen and error.exit_code == 1 else ""
+        print(f"retailray {verb}: {error}{where}", file=sys.stderr)
         return error.exit_code
     except SystemExit as asked_for_help:
         return int(asked_for_help.code or 0)
     except Exception as error:
         # nobody should see this; when somebody does, one line with a name is worth more than a trace through Ray
-        if os.environ.get("RETAILRAY_TRACEBACK"):
-            traceback.print_exc()
         text = " ".join(str(error).split())[-400:]
+        where = _leave_traceback()
         print(
-            f"retailray {verb}: unexpected {type(error).__name__}: {text} (RETAILRAY_TRACEBACK=1 shows where; "
-            "please report it)",
+            f"retailray {verb}: unexpected {type(error).__name__}: {text} (traceback: {where}; please report it)",
             file=sys.stderr,
         )
         return 1
@@ -93,6 +95,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"retailray {verb}: interrupted; {advice}", file=sys.stderr)
         return 130
     return 0
+
+
+def _leave_traceback() -> str:
+    """Write the traceback of the exception that is handled into the run directory, or where there is none into a file
+    of this machine; where it is."""
+    if os.environ.get("RETAILRAY_TRACEBACK"):
+        traceback.print_exc()
+    text = storage.PASSWORD.sub("://...@", traceback.format_exc()).encode()
+    if run := progress.last_run():
+        with contextlib.suppress(StorageError):
+            address = storage.join(run, "traceback.txt")
+            storage.write_bytes(address, text, deadline_s=storage.DEADLINE_S)
+            return address
+    with tempfile.NamedTemporaryFile(prefix="retailray-traceback-", suffix=".txt", delete=False) as file:
+        file.write(text)
+    return file.name
 
 
 def _submit(argv: Sequence[str]) -> None:

@@ -19,14 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _own: TextIO | None = None
 _run_id: str | None = None
+_run: str | None = None  # the address of the run that began last
 _live: Progress | Live | None = None  # lines printed while a bar is shown must go through it
 
 
 @contextlib.contextmanager
 def own_stdout() -> Iterator[None]:
     """Keep standard output for events alone: whatever else prints (Ray does) goes to standard error."""
-    global _own, _run_id
-    _own = sys.stdout
+    global _own, _run_id, _run
+    _own, _run = sys.stdout, None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -62,10 +63,15 @@ def pass_on(line: str, event: dict[str, Any]) -> None:
         print(line, file=stream(), flush=True)
 
 
-def bind(run_id: str) -> None:
+def bind(run_id: str, address: str) -> None:
     """Put a run's id on every line from here on, to the end of the command."""
-    global _run_id
-    _run_id = run_id
+    global _run_id, _run
+    _run_id, _run = run_id, address
+
+
+def last_run() -> str | None:
+    """The address of the run that this process began last."""
+    return _run
 
 
 @contextlib.contextmanager

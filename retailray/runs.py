@@ -34,7 +34,7 @@ class RunDirectory:
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
         self.address = address_of(config.out, self.run_id)
-        progress.bind(self.run_id)
+        progress.bind(self.run_id, self.address)
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
         self._pointer = storage.join(config.out, "LATEST")

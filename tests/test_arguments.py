@@ -170,3 +170,25 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
     err = capsys.readouterr().err
     assert err.count("a password in an address") == 2
     assert "hush-hush" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("catalog: [1, 2]\n", "catalog ({file}): a section with settings is expected, found a list"),
+        ("catalog: shop.csv\n", "catalog ({file}): a section with settings is expected, found a text"),
+        ("score: 3\n", "score ({file}): a section with settings is expected, found a number"),
+        ("catalog:\n  uri: a.csv\n  id: x\n  uri: b.csv\n", "'uri' is given twice, in lines 2 and 4"),
+        ("out: a\nout: b\n", "'out' is given twice, in lines 1 and 2"),
+        ("catalog: {uri: a.csv, max_aspect_ratio: .inf}\n", "catalog.max_aspect_ratio"),
+        ("catalog: {uri: a.csv, max_bytes: .inf}\n", "catalog.max_bytes"),
+        ("score: {max_error_rate: .nan}\n", "score.max_error_rate"),
+    ],
+)
+def test_what_yaml_takes_and_we_do_not(text, words, tmp_path):
+    """Kind of fault: a setting is ignored, or endless, since YAML has no objection."""
+    file = tmp_path / "night.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        arguments.parse("score", ["--config", str(file), "--out", "o", "--model.uri", "m"])
+    assert words.format(file=file) in " ".join(caught.value.problems)

@@ -1,5 +1,6 @@
 """What a cluster's machines say of themselves: versions, storage, disks, clocks, GPUs; each fault with its remedy."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ from retailray.errors import RetailrayError
 from retailray.provenance import version
 
 SAME = ("ray", "torch", "torchvision", "pyarrow")
+AT_ONCE = 200  # machines that are asked together
 NODE_S = 60.0  # for the answer of one machine
 CLIENT = "RETAILRAY_CLIENT_VERSIONS"  # of the machine that submitted this
 STORAGE = (
@@ -99,8 +101,8 @@ def _ask_machines(config: DoctorConfig, marker: str) -> list[dict[str, Any]]:
     }
     readable = {key: value for key, value in addresses.items() if value}
     probe = ray.remote(num_cpus=0, max_retries=0)(look_around)
-    found: list[dict[str, Any]] = []
-    for node in (node for node in ray.nodes() if node["Alive"]):
+
+    def ask(node: dict[str, Any]) -> dict[str, Any]:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         expected = node["Resources"].get("GPU", 0)
         try:
@@ -109,10 +111,11 @@ def _ask_machines(config: DoctorConfig, marker: str) -> list[dict[str, Any]]:
             told["skew_s"] = _skew(strategy)
         except Exception as error:  # a machine that does not answer is an answer
             told = {"error": " ".join(str(error).split())[:200]}
-        found.append(
-            {"name": node["NodeManagerHostname"] + "/" + node["NodeID"][:6], "expected_gpus": expected, **told}
-        )
-    return found
+        return {"name": node["NodeManagerHostname"] + "/" + node["NodeID"][:6], "expected_gpus": expected, **told}
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(alive))) as pool:
+        return list(pool.map(ask, alive))
 
 
 def _skew(strategy: Any) -> float:
@@ -159,8 +162,10 @@ def _read(address: str) -> None:
 def _write(out: str) -> None:
     """Something small is written, read back and removed."""
     address, content = storage.join(out, f".doctor-{uuid.uuid4().hex[:8]}"), b"written by retailray doctor"
-    storage.write_bytes(address, content, deadline_s=storage.DEADLINE_S)
+    storage.create(address, content)
     try:
+        if not storage.is_exclusive(address, content):
+            raise RetailrayError(f"{out}: ignores If-None-Match: two runs would not see each other; update the store")
         if storage.read_bytes(address) != content:
             raise RetailrayError(f"{address}: reads back otherwise than it was written")
     finally:

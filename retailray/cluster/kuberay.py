@@ -16,6 +16,7 @@ from retailray.config import KuberaySection
 
 DASHBOARD_PORT = 8265
 CONFIG_FOLDER = "/etc/retailray"
+ON_GPUS = ("train", "tune", "evaluate", "compare", "promote", "score", "nightly")  # what a GPU is used for
 IDLE_S = 600  # a machine that has nothing to do for so long is given back
 HEAD = """\
 # retailray on Kubernetes, made by `retailray submit {verb} --render kuberay`. Needs the KubeRay operator.
@@ -32,9 +33,9 @@ HEAD = """\
 def render(verb: str, command: list[str], section: KuberaySection, settings: dict[str, Any]) -> str:
     """YAML of all objects. ``command``: what runs after ``python``, the file of ``settings`` named without a folder."""
     # the cluster starts from nothing, and Ray plans with what is there
-    cluster_settings = {"ask_cpus": section.cpus} | {
-        k: v for k, v in settings.get("cluster", {}).items() if v is not None
-    }
+    chosen = {key: value for key, value in settings.get("cluster", {}).items() if value is not None}
+    wants_gpus = verb in ON_GPUS and section.gpu_workers and chosen.get("use_gpu", True)
+    cluster_settings = {"ask_cpus": section.cpus} | ({"ask_gpus": 1} if wants_gpus else {}) | chosen
     text = yaml.safe_dump(settings | {"cluster": cluster_settings}, sort_keys=False, allow_unicode=True)
     entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part == CONFIG else part for part in command)])
     cluster = _cluster(section)

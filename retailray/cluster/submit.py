@@ -70,7 +70,7 @@ def send(asked: Request, cluster: Cluster) -> None:
     submission_id = options.id or f"{asked.verb}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     # a virtual environment of the job's own comes first on its path
     python = options.python or ("python" if options.requirements else cluster.python())
-    given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key)
+    given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key, allow_insecure=options.allow_insecure)
     metadata = {"retailray": version("retailray"), "verb": asked.verb, "digest": asked.digest}
     folder = make_package(asked.settings, key, jobs=jobs_folder() if asked.verb == NIGHT else None)
     try:
@@ -91,16 +91,19 @@ def send(asked: Request, cluster: Cluster) -> None:
         _follow(cluster, submission_id)
 
 
-def _sealed(cluster: Cluster, key: bytes) -> dict[str, str]:
+def _sealed(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, str]:
     values = storage_environment()
     if not values:
         return {}
     if not cluster.token:
+        sent = "go along with this job" if allow_insecure else "do not go along (--submit.allow_insecure sends them)"
         progress.emit(
             "warning",
-            note="the cluster has no token authentication: who reaches its dashboard may run code on it and read the "
-            "storage credentials of this job; see docs/cluster.md",
+            note="the cluster has no token authentication: who reaches its dashboard may run code on it and read what "
+            f"its jobs have. Storage credentials {sent}; see docs/cluster.md",
         )
+        if not allow_insecure:
+            return {}
     return {SEALED: seal(values, key, token=cluster.token)}
 
 

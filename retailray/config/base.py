@@ -11,7 +11,7 @@ def normalized(value: str | None) -> str | None:
 
 
 class Section(BaseModel):
-    model_config = {"extra": "forbid", "frozen": True}
+    model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
     def given(self) -> set[str]:
         """The settings that are not their defaults.

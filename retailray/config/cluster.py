@@ -67,6 +67,11 @@ class SubmitSection(Section):
     python: str | None = Field(
         None, description="the cluster's interpreter; default: the one that its Ray runs on, as its dashboard tells"
     )
+    allow_insecure: bool = Field(
+        False,
+        description="send storage credentials to a cluster without token authentication too, where everybody who "
+        "reaches its dashboard can read them",
+    )
     patience_s: float = Field(
         120.0, gt=0, description="how long the cluster may give no answer before following the job is given up [s]"
     )

@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from retailray import progress, storage
+from retailray.data.spreadsheets import without_apostrophe
 from retailray.data.tables import as_text, stream_lines, table_files, table_suffix
 from retailray.errors import CatalogError
 
@@ -91,7 +92,8 @@ def _rows(file: str, table: pa.Table) -> list[dict[str, Any]]:
     columns = {}
     for name, own in names.items():
         try:
-            columns[name] = as_text(table.column(own)).to_pylist() if own else [""] * table.num_rows
+            texts = as_text(table.column(own)).to_pylist() if own else [""] * table.num_rows
+            columns[name] = list(map(without_apostrophe, texts))
         except (TypeError, pa.ArrowException) as error:
             raise CatalogError(f"{file}: column {own!r} of corrections: {error}") from error
     keys = list(columns)

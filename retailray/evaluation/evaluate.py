@@ -13,6 +13,7 @@ from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.pipeline import OURS, error_rows
 from retailray.data.splits import rows_of_split
+from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
@@ -137,11 +138,12 @@ def _calibration(used: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray
 def _confusion_csv(matrix: scipy.sparse.csr_array, labels: list[str]) -> str:
     """A row a true label and a column a predicted one; of more labels than a table shows, a row for each pair."""
     if len(labels) <= MATRIX_LABELS:
-        return pd.DataFrame(matrix.toarray(), index=pd.Index(labels, name="truth"), columns=labels).to_csv()
+        table = pd.DataFrame(matrix.toarray(), index=pd.Index(labels, name="truth"), columns=labels)
+        return csv_text(table, index=True)
     cells = matrix.tocoo()
     names = np.array(labels, dtype=object)
     pairs = {"truth": names[cells.row], "predicted": names[cells.col], "rows": cells.data}
-    return pd.DataFrame(pairs).to_csv(index=False)
+    return csv_text(pd.DataFrame(pairs))
 
 
 def _write(

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from retailray.execution.resources import Capacity, asked_for
 from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
+LONGEST_FOLDER = 40  # characters of the folder for temporary files, to which Ray adds some sixty
 STALL_S = 600  # without one finished task, of actors that have no machine too; then Ray Data gives up with an error
 # glibc, in every worker: blocks of up to 1 GB come from one heap that is not given back. The default maps and unmaps
 # them (outside the main thread: always), and every step faults all of its activations' pages in again: an epoch of
@@ -52,6 +54,8 @@ def prepare_environment(section: ClusterSection) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if len(tempfile.gettempdir()) > LONGEST_FOLDER and os.access("/tmp", os.W_OK):
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")  # Ray's sockets lie there, and the system cuts longer addresses
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes over ours, past every Python logger
     # a process that has imported Ray already keeps the mode Ray read then; half a change would lock us out
     if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:

@@ -1,9 +1,11 @@
 import gzip
+import io
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from retailray.data.spreadsheets import csv_text, without_apostrophe
 from retailray.data.tables import LosslessTypes, as_text, read_table, stream_table
 from retailray.errors import CatalogError
 
@@ -152,3 +154,14 @@ def test_a_bad_line_far_down_is_named(tmp_path):
     path = write(tmp_path, "b.csv", b"image,n\n" + b"a,1\n" * 500_000 + b"\xff,1\n")
     with pytest.raises(CatalogError, match="line 500002: byte 0xff"):
         read_table(path, encoding="utf-8")
+
+
+def test_no_text_in_a_csv_is_a_formula():
+    """Kind of fault: a label that begins with = runs in the spreadsheet of who looks at the results."""
+    hostile = ["=HYPERLINK(1)", "+1", "-2", "@SUM(A1)", "\tx", "'=x", "'plain", "plain", "", "a=b"]
+    frame = pd.DataFrame({"label": hostile, "=evil": range(len(hostile)), "rate": -0.5})
+    text = csv_text(frame)
+    back = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    assert not [value for value in [*back.label, *back.columns] if value[:1] in tuple("=+-@\t")]
+    assert list(map(without_apostrophe, back.label)) == hostile
+    assert set(back.rate) == {"-0.5"}, "numbers are numbers"

@@ -11,6 +11,7 @@ import yaml
 from retailray import progress, storage
 from retailray.config import BundleSection, EvaluateConfig, EvaluateSection, TuneConfig
 from retailray.data.catalog import Catalog, count_labels
+from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
@@ -253,7 +254,7 @@ def _tables(run: RunDirectory, ledger: Ledger) -> pd.DataFrame:
     table = pd.DataFrame(rows).convert_dtypes(dtype_backend="numpy_nullable")
     for name, frame in (("trials", table), ("epochs", pd.DataFrame(_curves(ledger)))):
         run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False)))
-    run.write("trials.csv", table.to_csv(index=False))
+    run.write("trials.csv", csv_text(table))
     return table
 
 
