@@ -75,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"retailray {verb}: {problem}", file=sys.stderr)
         return error.exit_code
     except RetailrayError as error:
-        unforeseen = error.__cause__ is not None and not isinstance(error.__cause__, (RetailrayError, OSError))
-        where = f" (traceback: {_leave_traceback()})" if unforeseen and error.exit_code == 1 else ""
+        # the others say all there is; this one is what a task or an actor raised
+        unforeseen = type(error) is RetailrayError and error.__cause__ is not None
+        where = f" (traceback: {_leave_traceback()})" if unforeseen else ""
         print(f"retailray {verb}: {error}{where}", file=sys.stderr)
         return error.exit_code
     except SystemExit as asked_for_help:

@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -60,7 +61,9 @@ def new_figure(columns: int, *, width: float, height: float) -> tuple[Figure, li
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():  # names in scripts that matplotlib's font lacks are boxes, and no news
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
