@@ -3,7 +3,6 @@
 Everything goes over HTTP to the dashboard (``http://host:8265``), so nothing but that port needs to be reachable.
 """
 
-import contextlib
 import email.utils
 import functools
 import logging
@@ -206,8 +205,10 @@ class Cluster:
             stream.join(TAIL_S)
         finally:
             stream.stop()
-        with contextlib.suppress(Exception):  # the job has ended, and its exit code is known, whatever its machine says
+        try:
             lines.take(self._client.get_job_logs(submission_id))
+        except Exception as error:  # the job has ended, and its exit code is known, whatever its machine says
+            progress.emit("warning", note=f"the job's last lines may be missing: {_first_line(error)}")
         lines.close()
         return job
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from retailray import storage
+from retailray import progress, storage
 from retailray.config import ScoreConfig
 from retailray.data.access import access_of
 from retailray.data.images import limits_of
 from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec
-from retailray.data.seen import Seen
+from retailray.data.seen import SEEN_IMAGES, Seen
 from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
@@ -49,6 +49,7 @@ class Inferred:
 
     parts: list[str]
     num_images: int
+    not_deduplicated: int
     seconds: float
     busy: dict[str, float]
     slots: dict[str, int]
@@ -91,10 +92,14 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 parts = _run(config, run, executor, plan, todo, spec, seen, reporter)
                 seconds = time.monotonic() - started
                 spent = reporter.spent()
+                unknown = seen.unknown() if seen else 0
+                if unknown:
+                    note = f"score.dedupe remembers {SEEN_IMAGES} images; copies among the others are inferred too"
+                    progress.emit("warning", not_deduplicated=unknown, note=note)
                 busy = {stage: spent.get(stage, 0.0) for stage in STAGES}
                 tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
                 slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}
-                return Inferred(parts, num, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
+                return Inferred(parts, num, unknown, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
         except Exception as error:
             raise RetailrayError(
                 f"scoring stopped: {executor.why(error)}; nothing was published, and the same command "

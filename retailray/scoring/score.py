@@ -127,6 +127,7 @@ def _score(
         "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
         "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
         "not_listed": ledger.not_listed,
+        "not_deduplicated": inferred.not_deduplicated if inferred else 0,
         "thresholds": thresholds.model_dump(), "promise": promise.summary() if promise else None,
         "times": times, "stages": inferred.stages() if inferred else [],
         "cost": _cost(config, inferred, times["inference"]),

@@ -4,19 +4,20 @@ import contextlib
 import json
 import os
 import pty
+import queue
 import secrets
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import requests
 
-from tests.commands.helpers import events
 from tests.conftest import free_port
 
 RAY = Path(sys.executable).parent / "ray"
@@ -181,7 +182,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.screen, keys.encode())
 
-    def until(self, text: str, seconds: float = 60) -> None:
+    def until(self, text: str, seconds: float = 180) -> None:
         """Until this is shown, after what was shown before."""
         self.shown, deadline = "", time.monotonic() + seconds
         while text not in self.shown:
@@ -207,24 +208,43 @@ class Submitted:
         command += ["--cluster.address", address or nodes.dashboard]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         self.events: list[dict] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._errors: list[str] = []
+        # read by threads all the time: communicate() does not know of what an iterator has read ahead
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_lines, self._read_errors)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_lines(self):
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _read_errors(self):
+        self._errors.append(self.process.stderr.read())
 
     def until(self, name, count=1):
         """The event of this name, when it comes for the ``count``-th time."""
-        for line in self.process.stdout:
+        while line := self._lines.get(timeout=600):
             self.events.append(json.loads(line))
             count -= self.events[-1]["event"] == name
             if not count:
                 return self.events[-1]
-        raise AssertionError(f"no {name}: {self.events[-3:]}, {self.process.stderr.read()[-2000:]}")
+        self._lines.put(None)
+        raise AssertionError(f"no {name}: {self.events[-3:]}, {self.end()[2][-2000:]}")
 
-    def end(self, timeout=300):
+    def end(self, timeout=600):
         """(exit code, all events, standard error)"""
-        out, err = self.process.communicate(timeout=timeout)
-        self.events += events(out)
-        return self.process.returncode, self.events, err
+        code = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(timeout=30)
+        while line := self._lines.get(timeout=30):
+            self.events.append(json.loads(line))
+        self._lines.put(None)
+        return code, self.events, self._errors[0]
 
 
-def wait_for(look, what, seconds=90):
+def wait_for(look, what, seconds=180):
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"no {what}"

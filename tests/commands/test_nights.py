@@ -229,3 +229,14 @@ def test_images_without_identity_are_read_and_told_by_their_bytes(night, tmp_pat
         assert_same(before, after, but=["run_id"])
     finally:
         server.shutdown()
+
+
+def test_copies_beyond_what_is_remembered_are_counted(night, monkeypatch, capfd):
+    """Kind of fault: a promise (copies are inferred once) ends at a limit that nobody is told of."""
+    monkeypatch.setattr("retailray.data.seen.SEEN_IMAGES", 10)
+    _, summary, predictions, _ = night()
+    good = len(predictions)
+    assert summary["not_deduplicated"] > good / 2
+    monkeypatch.setattr("retailray.data.seen.SEEN_IMAGES", 1000)
+    _, summary, _, _ = night(**{"score.rescore": "all"})
+    assert summary["not_deduplicated"] == 0
