@@ -41,14 +41,18 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
         return ""
     if any(storage.is_below(address, allowed) or address == allowed for allowed in section.allow):
         return ""
-    if section.allow:
-        return f"{address} is neither below {root} nor in catalog.allow"
-    if not storage.is_uri(path) and not path.startswith("/"):
-        return f"{path!r} leaves {root}; set catalog.root to the folder that holds all images, or catalog.allow"
     if storage.names_private_host(address):
         return f"{address} is on a private host; name it in catalog.allow"
     place = storage.place_of(address)
-    if place in (storage.place_of(root), storage.place_of(file)):
+    own_place = place in (storage.place_of(root), storage.place_of(file))
+    relative = not storage.is_uri(path) and not path.startswith("/")
+    if place and own_place and not relative:
+        return ""
+    if section.allow:
+        return f"{address} is neither below {root} nor in catalog.allow"
+    if relative:
+        return f"{path!r} leaves {root}; set catalog.root to the folder that holds all images, or catalog.allow"
+    if own_place:
         return ""
     if not storage.is_local(file):
         what = f"in {place}" if place else "a file of the machine that reads it"

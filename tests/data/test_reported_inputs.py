@@ -1,6 +1,10 @@
 """Small inputs from real reports (RETAILRAY_REAL_DATA/inputs), read as their README says is right. No Ray."""
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,13 @@ from PIL import Image
 
 from retailray import storage
 from retailray.config import CatalogSection
+from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits, decode, whole
 from retailray.data.tables import stream_lines
 from retailray.errors import CatalogError, ImageError
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.real
 LIMITS = Limits(50_000_000, 20)
@@ -29,10 +35,10 @@ def inputs(real_data, tmp_path):
     return Path(shutil.copytree(source, tmp_path / "inputs", symlinks=True))
 
 
-def outcomes(catalog):
+def outcomes(catalog, access=None):
     """'ok' or the error code and its message for every row."""
     found = []
-    for data in storage.fetch_many(catalog.column("uri").tolist()):
+    for data in storage.fetch_many(catalog.column("uri").tolist(), access or storage.Access()):
         try:
             if isinstance(data, ImageError):
                 raise data
@@ -263,3 +269,39 @@ def test_parquet_parts_that_differ_in_how_a_column_is_packed(tmp_path):
     table = pa.concat_tables(staged.input_pieces())
     assert table.column("tag").to_pylist() == ["a", "b", "c", None]
     assert table.column("image").to_pylist() == [f"{number}.png" for number in range(4)]
+
+
+def test_signed_addresses_and_other_answers_of_servers(inputs):
+    """The server of the report; what it does not know it answers with 404."""
+    port = free_port()
+    folder = inputs / "signed-address"
+    server = subprocess.Popen([sys.executable, str(folder / "httpd.py"), str(port)], stderr=subprocess.DEVNULL)
+    try:
+        wait_until_it_listens(port)
+        text = (folder / "catalog.csv").read_text().replace(":18733", f":{port}")
+        (folder / "catalog.csv").write_text(text)
+        section = CatalogSection(uri=str(folder / "catalog.csv"), allow=[f"http://127.0.0.1:{port}"])
+        catalog = read_catalog(section)
+        assert set(catalog.column("refused")) - {""} != set(), "hosts that nobody allowed"
+        found = dict(zip(catalog.column("image"), outcomes(catalog, access_of(section)), strict=True))
+    finally:
+        server.kill()
+        server.wait()
+    codes = {address.rpartition(f"{port}/")[2]: outcome.partition(":")[0] for address, outcome in found.items()}
+    failed = {address: code for address, code in codes.items() if code != "ok"}
+    assert failed.pop("http://127.0.0.1:9/refused.png") == "not_allowed"
+    assert failed.pop("http://no-such-host.invalid/x.png") in ("fetch_failed", "not_allowed")
+    assert failed == {"loop.png": "fetch_failed", "html200.png": "not_an_image", "gone.png": "not_found",
+                      "410.png": "not_found", "403.png": "access_denied", "401.png": "access_denied",
+                      "short.png": "fetch_failed"}  # fmt: skip
+    assert len(codes) == 26
+
+
+def wait_until_it_listens(port):
+    for _ in range(100):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError("the server does not listen")
