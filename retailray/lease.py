@@ -57,7 +57,7 @@ class Lease:
     def renew(self, *, released: bool = False) -> None:
         """Raises StorageError."""
         began = _now()
-        storage.write_bytes(self.address, self.content(released=released), deadline_s=RENEW_S)
+        storage.write_bytes(self.address, self.content(released=released), deadline_s=RENEW_S, busy_s=0)
         self.renewed_at = began
 
     def check(self) -> None:

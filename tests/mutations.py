@@ -103,6 +103,7 @@ def _write(folder: Path, frame: pd.DataFrame, draw: random.Random) -> tuple[Path
     path = folder / "catalog.csv"
     text = frame.to_csv(index=False)
     if how == "parquet":
+        frame = frame.astype({name: "str" for name in frame.columns if name == "note"})
         path = folder / "catalog.parquet"
         frame.astype({"price": draw.choice(["float32", "float64", "str"])}).to_parquet(path)
     elif how == "jsonl":

@@ -190,7 +190,8 @@ from retailray import storage
 began = time.monotonic()
 storage.write_bytes(sys.argv[1], b"data")
 assert storage.read_bytes(sys.argv[1]) == b"data"
-assert storage.create(sys.argv[1] + "2", b"data")
+assert storage.create(sys.argv[1] + ".d/claim", b"data")
+assert storage.swap(sys.argv[1] + ".d/claim", b"more", before=b"data")
 print(time.monotonic() - began)
 """
     with start_proxy(s3_endpoint, "slow-writes:12") as endpoint:
@@ -198,7 +199,7 @@ print(time.monotonic() - began)
         command = [sys.executable, "-c", code, f"{bucket}/folder/file"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) >= 12
+    assert float(done.stdout) >= 24, "two folders"
 
 
 @pytest.mark.s3

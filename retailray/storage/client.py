@@ -88,8 +88,25 @@ def describe(error: BaseException, address: str) -> str:
     return f"{address}: {name}: {text}"
 
 
-def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIENCE_S) -> T:
-    """Run ``action`` with a deadline; every failure becomes a one-line :class:`StorageError` that names ``address``."""
+def guarded(
+    address: str, action: Callable[[], T], *, deadline_s: float = PATIENCE_S, busy_s: float = SLOWED_DOWN_S
+) -> T:
+    """Run ``action``; every failure becomes a one-line :class:`StorageError` that names ``address``.
+
+    ``deadline_s``: of one try. ``busy_s``: for how long it is tried again where the store says that it is busy.
+    """
+    started, attempt = time.monotonic(), 0
+    while True:
+        try:
+            return _once(address, action, deadline_s)
+        except StorageError as error:
+            if not asks_for_time(error) or time.monotonic() - started >= busy_s:
+                raise
+        back_off(attempt)
+        attempt += 1
+
+
+def _once(address: str, action: Callable[[], T], deadline_s: float) -> T:
     done: dict[str, Any] = {}
 
     def work() -> None:
@@ -114,30 +131,28 @@ def guarded(address: str, action: Callable[[], T], *, deadline_s: float = PATIEN
 def patiently(action: Callable[[], T]) -> T:
     """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
 
-    A store that asks for time gets :data:`SLOWED_DOWN_S`; other failures are tried :data:`ROUNDS` times. Waits grow and
-    are random, so that tasks that a store has slowed down do not come back together.
+    :data:`ROUNDS` times; waits grow and are random, so that tasks that a store has slowed down do not come back
+    together. A store that says that it is busy is waited for by :func:`guarded`.
     """
-    started, attempt = time.monotonic(), 0
-    while True:
+    for attempt in range(ROUNDS - 1):
         try:
             return action()
         except Exception as error:
-            waited = time.monotonic() - started
-            again = waited < SLOWED_DOWN_S if asks_for_time(error) else attempt < ROUNDS - 1
-            if not again or not passes(error):
+            if not passes(error) or asks_for_time(error):
                 raise
-        back_off(attempt)
-        attempt += 1
+            back_off(attempt)
+    return action()
 
 
 def asks_for_time(error: BaseException) -> bool:
     """True for the answers of a store that is there and busy: SlowDown, 429, 500 and 503."""
     seen: BaseException | None = error
     while seen:
-        if (_status(seen) or 0) in (429, 500, 503):
+        busy = isinstance(seen, OSError) and seen.errno == errno.EBUSY
+        if busy or (_status(seen) or 0) in (429, 500, 503):
             return True
         seen = seen.__cause__
-    return isinstance(error, OSError) and error.errno == errno.EBUSY
+    return False
 
 
 def _status(error: BaseException) -> int | None:
@@ -178,4 +193,4 @@ def check_readable(address: str) -> None:
         if not fs.exists(path) and not fs.glob(path):
             raise FileNotFoundError(address)
 
-    guarded(address, look, deadline_s=DEADLINE_S)
+    guarded(address, look, deadline_s=DEADLINE_S, busy_s=0)  # somebody waits for a clear line

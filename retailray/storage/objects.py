@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retailray.storage.addresses import is_local, is_uri
-from retailray.storage.client import DEADLINE_S, PATIENCE_S, filesystem, guarded, patiently
+from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, filesystem, guarded, patiently
 
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 
@@ -65,7 +65,7 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 
-def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) -> None:
+def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, busy_s: float = SLOWED_DOWN_S) -> None:
     """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
 
     def write() -> None:
@@ -79,7 +79,7 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S) ->
             file.write(data)
         os.replace(partial, path)
 
-    guarded(address, write, deadline_s=deadline_s)
+    guarded(address, write, deadline_s=deadline_s, busy_s=busy_s)
 
 
 def create(address: str, data: bytes) -> bool:
