@@ -4,7 +4,7 @@ Endpoint and credentials of object stores come from the usual environment variab
 in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
 """
 
-from retailray.storage.access import MAX_BYTES, Access, is_below, names_private_host, place_of, scheme_of
+from retailray.storage.access import MAX_BYTES, Access, is_below, names_private_host, place_of
 from retailray.storage.addresses import (
     PASSWORD,
     canonical,
@@ -74,7 +74,6 @@ __all__ = [
     "remote_identity",
     "remove_file",
     "remove_folder",
-    "scheme_of",
     "swap",
     "write_bytes",
 ]

@@ -5,11 +5,9 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-from retailray.storage.addresses import canonical, is_local, is_uri
+from retailray.storage.addresses import canonical, is_local, is_web
 
 MAX_BYTES = 64 << 20
-# what fsspec opens and a catalog may name; its other protocols read through files and filesystems within addresses
-SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Access:
         return any(is_below(address, prefix) for prefix in self.allowed)
 
     def headers_for(self, address: str) -> dict[str, str]:
-        on_the_web = [prefix for prefix in self.allowed if prefix.startswith(("http://", "https://"))]
+        on_the_web = [prefix for prefix in self.allowed if is_web(prefix)]
         return dict(self.headers) if not on_the_web or self.allows(address) else {}
 
 
@@ -47,12 +45,6 @@ def place_of(address: str) -> str:
     return f"{scheme}://{rest.split('/')[0]}"
 
 
-def scheme_of(address: str) -> str:
-    """In lower case; ``file`` for paths."""
-    address = canonical(address)
-    return address.partition("://")[0].lower() if is_uri(address) else "file"
-
-
 def is_public(host: str) -> bool:
     """False for an IP address of loopback, of a private network, or link-local (where clouds keep credentials)."""
     try:
@@ -66,7 +58,7 @@ def is_public(host: str) -> bool:
 
 def names_private_host(address: str) -> bool:
     """Whether an ``http(s)`` address names a host of this machine or of a private network, as far as its text tells."""
-    if not address.startswith(("http://", "https://")):
+    if not is_web(address):
         return False
     try:
         host = urlsplit(address).hostname or ""

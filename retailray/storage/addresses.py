@@ -97,6 +97,11 @@ def folder_of(address: str) -> str:
     return scheme + separator + "/".join(segments[:pattern])
 
 
+def is_web(address: str) -> bool:
+    """True for ``http(s)://…``."""
+    return address.startswith(("http://", "https://"))
+
+
 def is_local(address: str) -> bool:
     return not is_uri(canonical(address))
 

@@ -9,7 +9,7 @@ from typing import Any
 from retailray.errors import ImageError, StorageError
 from retailray.storage import http
 from retailray.storage.access import Access, leads_out
-from retailray.storage.addresses import is_local, other_unicode_forms, parse_embedded
+from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
 from retailray.storage.client import ROUNDS, back_off, describe, filesystem, guarded, passes
 from retailray.storage.embedded import fetch_embedded
 
@@ -128,17 +128,13 @@ def _local_size(address: str) -> int | None:
 
 def _size(address: str, access: Access) -> int:
     """Of an object in a store; the limit where it does not tell, so that it is read alone."""
-    if _is_web(address):
+    if is_web(address):
         return min(access.max_bytes, GROUP_BYTES)
     fs, path = filesystem(address)
     try:
         return int(guarded(address, lambda: fs.size(path)) or access.max_bytes)
     except StorageError:
         return access.max_bytes  # reading says why
-
-
-def _is_web(address: str) -> bool:
-    return address.startswith(("http://", "https://"))
 
 
 def _other_forms(found: dict[int, Found], addresses: Sequence[str], access: Access) -> dict[int, Found]:
@@ -155,7 +151,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
     """The first ``up_to`` bytes at every address."""
     results: dict[int, Found] = {}
     groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
-    web = {at: address for at, address in addresses.items() if _is_web(address)}
+    web = {at: address for at, address in addresses.items() if is_web(address)}
     if web:
         found = guarded(min(web.values()), lambda: http.fetch(list(web.values()), access, up_to))
         results |= dict(zip(web, found, strict=True))
