@@ -159,12 +159,17 @@ def labels(folder: Path, bundle: str) -> None:
     assert len(pd.read_parquet(found / "predictions")) == 40_000
 
 
+def put_fifty(fs, path: str) -> None:
+    """Fifty pictures and their catalog, in a new bucket."""
+    fs.mkdir(path.split("/")[0])
+    for number in range(50):
+        fs.pipe_file(f"{path}/{number}.png", picture(seed=number))
+    fs.pipe_file(f"{path}/c.csv", ("image\n" + "".join(f"{n}.png\n" for n in range(50))).encode())
+
+
 def bucket(folder: Path, bundle: str) -> None:
     with s3(folder) as fs:
-        fs.mkdir("crowd")
-        for number in range(50):
-            fs.pipe_file(f"crowd/shop/{number}.png", picture(seed=number))
-        fs.pipe_file("crowd/shop/c.csv", ("image\n" + "".join(f"{n}.png\n" for n in range(50))).encode())
+        put_fifty(fs, "crowd/shop")
         started = time.monotonic()
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda n: fs.pipe_file(f"crowd/shop/foreign/{n:06d}", b"x"), range(200_000)))
@@ -175,10 +180,7 @@ def bucket(folder: Path, bundle: str) -> None:
 
 def slowdown(folder: Path, bundle: str) -> None:
     with s3(folder) as fs:
-        fs.mkdir("busy")
-        for number in range(50):
-            fs.pipe_file(f"busy/{number}.png", picture(seed=number))
-        fs.pipe_file("busy/c.csv", ("image\n" + "".join(f"{n}.png\n" for n in range(50))).encode())
+        put_fifty(fs, "busy")
         with start_proxy(os.environ["AWS_ENDPOINT_URL_S3"], "slow-writes:60") as endpoint:
             os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
             run("score", **{"catalog.uri": "s3://busy/c.csv", "model.uri": bundle, "out": "s3://busy/out"})
