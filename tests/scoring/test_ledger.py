@@ -198,13 +198,13 @@ def test_decisions_are_of_the_thresholds_of_today(shop):
     assert all(row["carried"] for row in final(ledger))
 
 
-def test_listings_find_a_common_folder_for_each_store(tmp_path):
+def test_listings_find_the_folders_that_hold_images_in_each_store(tmp_path):
     (tmp_path / "c.csv").write_text(
         "image\ns3://one/x/a/1.jpg\ns3://one/x/b/2.jpg\ns3://two/y/3.jpg\nhttps://cdn/z/4.jpg\n/tmp/5.jpg\n"
     )
     catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), tmp_path, reserved=())
     ledger = Ledger(tmp_path, catalog, memory_gb=0.25)
-    assert ledger.folders() == ["/tmp", "https://cdn/z", "s3://one/x", "s3://two/y"]
+    assert ledger.folders() == ["/tmp", "https://cdn/z", "s3://one/x/a", "s3://one/x/b", "s3://two/y"]
 
 
 def test_what_people_said_overrides_the_model_as_long_as_it_is_the_same_picture(shop):

@@ -35,6 +35,7 @@ from retailray.data.store import StoreSpec
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import Capacity, plan_trials
 from retailray.reports import search_plots
+from retailray.storage import Access
 from retailray.training.optim import load_optimizer, make_schedule
 from retailray.training.search.ledger import Ledger
 from retailray.training.search.trial import Trial, write_record
@@ -133,7 +134,7 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     limits = Limits(20_000_000, 20.0)
     rows = table.num_rows
     spec = StoreSpec(str(tmp_path), "a" * 32, rows, 1, (3, 36, 36), "uint8")
-    decoded = decode_rows(table, spec=DecodeSpec(36, 36, limits))
+    decoded = decode_rows(table, spec=DecodeSpec(36, 36, limits), access=Access())
     pixels = np.stack([np.frombuffer(value, np.uint8).reshape(3, 36, 36) for value in decoded[PIXELS].to_pylist()])
     store.create(spec)
     store.write_rows(spec, np.arange(rows), pixels)
@@ -141,8 +142,8 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     known = with_errors(table, decoded[CODE].to_pylist(), decoded[MESSAGE].to_pylist())
     size = 24 if augment == "standard" else side
     views = ViewSpec(DecodeSpec(36, side, limits), augment, 0.0, size, 3, seed=1)
-    direct = decode_views(table, spec=views, keep=[ROW_ID])
-    from_kept = decode_views(known, spec=views, keep=[ROW_ID], decoded=spec)
+    direct = decode_views(table, spec=views, keep=[ROW_ID], access=Access())
+    from_kept = decode_views(known, spec=views, keep=[ROW_ID], access=Access(), decoded=spec)
     assert direct.drop_columns([PIXELS]).equals(from_kept.drop_columns([PIXELS]))
     left, right = (pixels_to_numpy(part.column(PIXELS), size).astype(int) for part in (direct, from_kept))
     assert left.shape == (3 * rows, 3, size, size)
