@@ -226,14 +226,30 @@ def audit_queue(run, predictions, folder, *, key="image", path=lambda item: item
     return problems
 
 
+def best_epoch(history, metric="validation_top1"):
+    """Of the epochs within one standard error of the best score so far the one with the lowest loss, in order."""
+    top = kept = None
+    for row in history:
+        score = row[metric]
+        if not np.isfinite(row["validation_loss"]):
+            continue
+        top = score if top is None else max(top, score)
+        floor = top - (top * (1 - top) / row["validation_rows"]) ** 0.5
+        replaces = kept is None or kept[metric] < floor or row["validation_loss"] < kept["validation_loss"]
+        if score >= floor and replaces:
+            kept = row
+    return kept
+
+
 def audit_trials(trials, epochs, metric="validation_top1"):
     """Differences between ``trials.parquet`` and the epochs that it sums up; the best trial comes first."""
-    order = epochs.sort_values([metric, "validation_loss"], ascending=[False, True])
-    best = order.groupby("trial").first()
+    by_trial = epochs.sort_values("epoch").groupby("trial")
+    chosen = {trial: best_epoch(part.to_dict("records"), metric) for trial, part in by_trial}
+    best = pd.DataFrame.from_dict(chosen, orient="index")
     problems = []
     for row in trials.itertuples():
-        if not np.isclose(getattr(row, metric), best[metric][row.trial]):
-            problems.append(f"trial {row.trial}: {metric} {getattr(row, metric)}")
+        if not np.isclose(getattr(row, metric), best[metric][row.trial]) or row.best_epoch != best.epoch[row.trial]:
+            problems.append(f"trial {row.trial}: epoch {row.best_epoch}, {metric} {getattr(row, metric)}")
         if row.epochs != epochs[epochs.trial == row.trial].epoch.max():
             problems.append(f"trial {row.trial}: {row.epochs} epochs")
     ranks = list(zip(-trials[metric], best.validation_loss[trials.trial], strict=True))

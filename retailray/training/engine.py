@@ -7,7 +7,6 @@ from a checkpoint ends where an uninterrupted one ends.
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
+from retailray.training.best_epoch import best_epoch
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
 from retailray.training.rows import SPLIT_OF_ROLE
@@ -73,8 +73,6 @@ class Progress:
     stage: int = 0
     stage_epochs: int = 0  # done in this stage
     since_best: int = 0  # epochs of this stage without a better one
-    best_score: float = float("-inf")
-    best_loss: float = float("inf")
     best_epoch: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -252,17 +250,13 @@ class Engine:
         with self._averaged():
             metrics |= self._validate()
             metrics |= {"precision": self.precision, "train_seconds": trained, "seconds": time.monotonic() - started}
-            score = metrics[f"validation_{self.train.metric}"] * (-1 if self.train.metric == "loss" else 1)
-            # what diverged is never the best, whatever its measure says
-            finite = math.isfinite(metrics["validation_loss"])
-            better = finite and (score, -metrics["validation_loss"]) > (progress.best_score, -progress.best_loss)
+            progress.history.append(metrics)
+            better = best_epoch(progress.history, self.train.metric) is metrics
             if better:
-                progress.best_score, progress.best_loss = score, metrics["validation_loss"]
                 progress.best_epoch = epoch
                 self.best |= self._named(self.suffix)
         progress.since_best = 0 if better else progress.since_best + 1
         progress.stage_epochs += 1
-        progress.history.append(metrics)
         return metrics
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:

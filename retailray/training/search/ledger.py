@@ -12,9 +12,10 @@ from rich.table import Table
 
 from retailray import progress, storage
 from retailray.execution.metrics import metric
+from retailray.training.best_epoch import best_epoch, score_of
 from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
-from retailray.training.search.trial import STATE, WORST, score_of, write_record
+from retailray.training.search.trial import STATE, write_record
 
 SHOWN = 12  # best trials in the live table
 
@@ -122,9 +123,7 @@ class Ledger(tune.Callback):
         return best[self.metric] if best else None
 
     def best_epoch(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        metric = self.shared.config.train.metric
-        usable = [epoch for epoch in row["history"] if score_of(epoch, metric) > WORST]
-        return max(usable, key=lambda epoch: (score_of(epoch, metric), -epoch["validation_loss"]), default=None)
+        return best_epoch(row["history"], self.shared.config.train.metric)
 
     def settings(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.shared.config.effective(row["drawn"])

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import json
-import math
 import time
 from collections import deque
 from typing import Any
@@ -20,6 +19,7 @@ from retailray.execution import Reference
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
+from retailray.training.best_epoch import score_of
 from retailray.training.engine import Engine, World
 from retailray.training.loop import LOADER_WORKERS
 from retailray.training.prepare import augmentation
@@ -29,7 +29,6 @@ from retailray.training.search.shared import Shared, variant_key
 from retailray.training.sources import Augmentation, StoredBatches
 
 RECORD, STATE, MEMBER = "record.json", "state.pt", "member.json"
-WORST = -1e9  # of a trial that diverged: below all that can be measured, and still a number for searchers
 
 
 class Trial:
@@ -138,12 +137,6 @@ def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
     """A digest of what of the drawn settings means something: equal trials are one trial."""
     values = shared.config.effective(drawn)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def score_of(row: dict[str, Any], metric: str) -> float:
-    """More is better. What diverged is never the best, whatever its measure says."""
-    value = row[f"validation_{metric}"] * (-1 if metric == "loss" else 1)
-    return value if math.isfinite(row["validation_loss"]) else WORST
 
 
 def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
