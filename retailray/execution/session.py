@@ -23,6 +23,8 @@ from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
 LONGEST_FOLDER = 40  # characters of the folder for temporary files, to which Ray adds some sixty
+# in the messages of errors that may be over in a moment; writes and reads have been patient before they say so
+FOR_THE_MOMENT = ["no answer", "SlowDown", "TimeoutError", "Connection reset"]
 STALL_S = 600  # without one finished task, of actors that have no machine too; then Ray Data gives up with an error
 # glibc, in every worker: blocks of up to 1 GB come from one heap that is not given back. The default maps and unmaps
 # them (outside the main thread: always), and every step faults all of its activations' pages in again: an epoch of
@@ -88,7 +90,7 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
         if ours:
             with _interrupts_wait():
                 _start(section)
-        _quiet()
+        _set_up_libraries()
         with asked_for(section):
             note_machines(machines())
             _prefer_cpu_nodes()
@@ -167,7 +169,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _quiet() -> None:
+def _set_up_libraries() -> None:
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -177,6 +179,8 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = STALL_S
     context.execution_options.verbose_progress = False
+    context.retried_map_errors = FOR_THE_MOMENT
+    context.max_map_retries = 2
 
 
 def why(error: Exception) -> str:

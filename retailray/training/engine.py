@@ -31,6 +31,7 @@ from retailray.training.rows import SPLIT_OF_ROLE
 
 CPU = torch.device("cpu")
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
+TOP_K = 5
 LOGITS_BYTES = 512 << 20  # and their logits, of which many classes make many
 
 
@@ -168,6 +169,24 @@ class Engine:
             usable = torch.nonzero(weight > 0).flatten()[::every]
             features, logits = self._forward(values, reads)
             found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable]), row_ids[usable].cpu()))
+        gathered = self.world.gather_to_first(tuple(map(torch.cat, zip(*found, strict=True))))
+        return tuple(map(torch.cat, zip(*gathered, strict=True)))
+
+    @torch.no_grad()
+    def guesses(self, name: str, temperature: float) -> tuple[torch.Tensor, ...]:
+        """Targets ``(N,)``, the best five classes ``(N, 5)`` and their calibrated scores, of a split, on rank 0.
+
+        So many numbers a row, however many classes there are.
+        """
+        self.model.eval()
+        batches, reads = self.open_batches(name, self.stages[-1])
+        num = min(TOP_K, self.num_classes)
+        none = torch.zeros(0, dtype=torch.int64)
+        found = [(none, none.reshape(0, num), torch.zeros(0, num))]
+        for _, (values, target, weight, _) in self._moved(batches, None):
+            usable = weight > 0
+            scores, classes = (self._forward(values, reads)[1][usable] / temperature).softmax(1).topk(num)
+            found.append((target[usable].cpu(), classes.cpu(), scores.cpu()))
         gathered = self.world.gather_to_first(tuple(map(torch.cat, zip(*found, strict=True))))
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
 

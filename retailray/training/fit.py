@@ -38,15 +38,14 @@ KEEP_DECODED = 0.2  # of the object store, for each split; above it images are d
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """``best``: the tensors that were trained, as of the best epoch. ``test_logits`` ``(N, C)`` if there is a test."""
+    """``best``: the tensors that were trained, as of the best epoch. ``test``: what `Engine.guesses` says of it."""
 
     history: list[dict[str, Any]]
     best_epoch: int
     best: dict[str, torch.Tensor]
     calibration: Calibration
     errors_by_code: dict[str, int]
-    test_logits: np.ndarray | None = None
-    test_targets: np.ndarray | None = None
+    test: tuple[np.ndarray, ...] | None = None
 
 
 def fit(
@@ -118,8 +117,7 @@ def fit(
         best=state["best"],
         calibration=found["calibration"],
         errors_by_code=failed or found["codes"],
-        test_logits=found.get("test_logits"),
-        test_targets=found.get("test_targets"),
+        test=found.get("test"),
     )
 
 

@@ -118,15 +118,10 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
 
 
 def _measure(fitted: FitResult, labels: list[str]) -> dict[str, Any]:
-    assert fitted.test_logits is not None
-    assert fitted.test_targets is not None
-    if not len(fitted.test_targets):
+    assert fitted.test is not None
+    targets, classes, scores = fitted.test
+    if not len(targets):
         raise CatalogError("split.folds: no image of a fold could be read; see `retailray check`")
     names = np.array(labels, dtype=object)
-    scaled = fitted.test_logits / fitted.calibration.temperature
-    shares = np.exp(scaled - scaled.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    order = np.argsort(-shares, axis=1, kind="stable")[:, :5]
-    top = [list(names[row]) for row in order]
-    score = shares[np.arange(len(shares)), order[:, 0]]
-    return classification_metrics(names[fitted.test_targets], names[order[:, 0]], score, top, bootstrap=0)
+    top = [list(names[row]) for row in classes]
+    return classification_metrics(names[targets], names[classes[:, 0]], scores[:, 0], top, bootstrap=0)

@@ -68,10 +68,11 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
         codes = sources.failed(world)
         report(engine, metrics, codes)
     found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    found |= {"calibration": engine.calibration(config.sources), "codes": codes}
+    calibration = engine.calibration(config.sources)
+    found |= {"calibration": calibration, "codes": codes}
     if "test" in config.sources:
-        logits, targets, _, _ = engine.outputs("test")
-        found |= {"test_logits": logits.numpy(), "test_targets": targets.numpy()}
+        temperature = world.gather(calibration.temperature if calibration else None)[0]
+        found["test"] = tuple(part.numpy() for part in engine.guesses("test", temperature))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import duckdb
 import pandas as pd
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from retailray.config import ClusterSection
-from retailray.errors import CapacityError
+from retailray.errors import CapacityError, StorageError
 from retailray.execution import Plan, start_executor
 from retailray.execution.inline_backend import inline_executor
 from tests.commands.helpers import events, latest, read_json
@@ -169,6 +170,32 @@ def test_inline_refuses_what_it_cannot_do(settings):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def fails_first(table, *, folder, message):
+    """Fails in its first two tries, which it counts in a folder, as a store does that comes back."""
+    tries = len(list(Path(folder).iterdir()))
+    if tries < 2:
+        Path(folder, str(tries)).touch()
+        raise StorageError(message)
+    return table
+
+
+@pytest.mark.usefixtures("ray_session_cpus")
+def test_on_ray_a_task_that_a_store_did_not_answer_is_tried_again_and_what_lasts_is_not(tmp_path):
+    from retailray.execution.ray_backend import ray_executor
+
+    for message, tries in (("s3://b/k: no answer from http://s3 (ReadTimeout)", 2), ("s3://b/k: access denied", 1)):
+        folder = tmp_path / str(tries)
+        folder.mkdir()
+        with ray_executor(ClusterSection()) as executor:
+            stream = executor.stream(numbers(3), PLAN).map(fails_first, {"folder": str(folder), "message": message})
+            if tries == 2:
+                assert values(stream) == [0, 1, 2]
+            else:
+                with pytest.raises(Exception, match="access denied"):
+                    values(stream)
+        assert len(list(folder.iterdir())) == tries
+
+
 def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small_catalog, small_bundle, tmp_path):
     """``check``, ``score`` and ``evaluate``; training is compared in commands/test_fine_tuning.py."""
     found = {}

@@ -196,6 +196,19 @@ def test_what_diverged_is_never_the_best():
     assert same(weights(engine), before)
 
 
+def test_guesses_are_what_the_logits_say():
+    """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
+    engine = make_engine([stage(2, "head")])
+    run(engine)
+    logits, targets, _, _ = engine.outputs("validation")
+    told, classes, scores = engine.guesses("validation", 1.7)
+    assert torch.equal(told, targets)
+    assert classes.shape == (len(targets), CLASSES)
+    order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1))
+    assert torch.equal(classes, order)
+    assert torch.allclose(scores, (logits / 1.7).softmax(1).gather(1, order), atol=1e-6)
+
+
 def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
     engine = make_engine([stage(1, "head")], rows=rows)
