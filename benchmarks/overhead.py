@@ -25,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.shop import photos, run, settings, table
 from retailray.data.images import Limits, decode
+from retailray.execution.process import prepare_process
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
-from retailray.models.process import prepare_process
 from retailray.models.weights import pretrained_model
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from retailray.execution.process import prepare_process
 from retailray.models.blocks import split, train_mode
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
-from retailray.models.process import prepare_process
 from retailray.models.weights import pretrained_model
 
 RESIZE, CROP = 256, 224

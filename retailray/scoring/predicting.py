@@ -88,9 +88,9 @@ class PredictBatch:
         agreement: str | None,
     ) -> None:
         # torch is for actors alone: the tasks that decode and commit import this module's neighbours too
+        from retailray.execution.process import prepare_process
         from retailray.models.bundle import load_bundle
         from retailray.models.predictor import Predictor
-        from retailray.models.process import prepare_process
 
         prepare_process(threads)
         bundle = load_bundle(bundle_uri)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2
 
 from retailray.config import TrainSection
+from retailray.execution.world import World
 from retailray.models.blocks import batch_norms, freeze, split, train_mode
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
@@ -29,42 +30,9 @@ from retailray.training.optim import load_optimizer, make_average, make_optimize
 from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
 from retailray.training.rows import SPLIT_OF_ROLE
 
-CPU = torch.device("cpu")
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
 TOP_K = 5
 LOGITS_BYTES = 512 << 20  # and their logits, of which many classes make many
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """The workers of one fit: this one's rank, how many there are, and where it computes."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = CPU
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all workers, on the device."""
-        values = values.to(self.device)
-        if self.size > 1:
-            torch.distributed.all_reduce(values)
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every worker's value, in order of rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def gather_to_first(self, value: Any) -> list[Any]:
-        """Every worker's value, in order of rank, for rank 0; the others get their own."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        torch.distributed.gather_object(value, values)
-        return values if values is not None else [value]
 
 
 @dataclasses.dataclass

@@ -10,10 +10,11 @@ import torch
 from retailray.config import TrainSection
 from retailray.data import store
 from retailray.execution import Reporter, Worker
+from retailray.execution.process import prepare_process
+from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
 from retailray.models.predictor import Normalize
-from retailray.models.process import prepare_process
-from retailray.training.engine import Engine, World
+from retailray.training.engine import Engine
 from retailray.training.precompute import Backbone
 from retailray.training.recipe import Stage
 from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
@@ -71,7 +72,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
     calibration = engine.calibration(config.sources)
     found |= {"calibration": calibration, "codes": codes}
     if "test" in config.sources:
-        temperature = world.gather(calibration.temperature if calibration else None)[0]
+        temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
         found["test"] = tuple(part.numpy() for part in engine.guesses("test", temperature))
     return found
 

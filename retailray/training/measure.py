@@ -5,10 +5,10 @@ import time
 
 import torch
 
+from retailray.execution.process import prepare_process
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from retailray.models.precision import autocast, choose_precision
-from retailray.models.process import prepare_process
 
 BATCH = 16
 

@@ -32,12 +32,12 @@ from retailray.data.row_ids import in_order_of
 from retailray.data.store import StoreSpec
 from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, Plan, Reference, Reporter, Stream
+from retailray.execution.process import prepare_process
 from retailray.models import blocks, predictor
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import Chain, split
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
-from retailray.models.process import prepare_process
 from retailray.provenance import version
 
 JOB = OURS + "job"  # which job a row belongs to

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from retailray.config import TrainSection
+from retailray.execution.world import World
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
-from retailray.training.engine import Engine, World
+from retailray.training.engine import Engine
 from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.recipe import Stage
 from tests import oracles

@@ -16,14 +16,14 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
 from retailray.execution import Executor, plan_training, plan_trials, start_executor
+from retailray.execution.process import prepare_process
+from retailray.execution.world import World
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EPOCH, BundleMeta
-from retailray.models.process import prepare_process
 from retailray.reports.search import write_search_report
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
 from retailray.training.bundles import describe, leave_bundle, register
-from retailray.training.engine import World
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.training.search.ledger import Ledger, epochs_of, seconds_of
 from retailray.training.search.shared import Shared, share, variant_key

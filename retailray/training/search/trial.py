@@ -16,15 +16,16 @@ from torch import nn
 from retailray import storage
 from retailray.config import TrainConfig
 from retailray.execution import Reference
+from retailray.execution.peers import Peers
+from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
 from retailray.training.best_epoch import score_of
-from retailray.training.engine import Engine, World
+from retailray.training.engine import Engine
 from retailray.training.loop import LOADER_WORKERS
 from retailray.training.prepare import augmentation
 from retailray.training.recipe import min_rows, resolve
-from retailray.training.search.ranks import Ranks
 from retailray.training.search.shared import Shared, variant_key
 from retailray.training.sources import Augmentation, StoredBatches
 
@@ -47,7 +48,7 @@ class Trial:
         self.record = None if member else read_json(storage.join(self.folder, RECORD))
         self.start = None if self.record else read_state(self.folder)
         self.engine: Engine | None = None
-        self.ranks: Ranks | None = None
+        self.peers: Peers | None = None
         self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else [])
         self.rows: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
@@ -95,8 +96,9 @@ class Trial:
         """The running epochs; a model is built only where something is left to run."""
         if self.engine is None:
             if self.shared.plan.num_workers > 1:
-                self.ranks = Ranks(self.shared, self.drawn, self.start)
-            world = self.ranks.join(0) if self.ranks else World(0, 1, this_device(self.shared))
+                work = functools.partial(_run_rank, self.shared, self.drawn, self.start)
+                self.peers = Peers(work, self.shared.plan)
+            world = self.peers.join() if self.peers else World(0, 1, this_device(self.shared))
             self.engine = make_engine(self.shared, self.config, world)
             self.running = self.engine.epochs(self.start)
         return self.running
@@ -116,15 +118,21 @@ class Trial:
 
     def leave(self) -> None:
         """End the other ranks. Who ended the trial, and what for, is not known here: nothing is written."""
-        if self.ranks:
-            self.ranks.leave()
-            self.ranks = None
+        if self.peers:
+            self.peers.leave()
+            self.peers = None
 
     def save(self) -> None:
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         storage.write_bytes(storage.join(self.folder, STATE), buffer.getvalue())
         self.saved_at = time.monotonic()
+
+
+def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: World) -> None:
+    """The epochs of a trial on another rank's rows, until rank 0 ends it."""
+    for _ in make_engine(shared, shared.trial(drawn), world).epochs(start):
+        pass
 
 
 def write_record(folder: str, *, drawn: dict[str, Any], finished: bool, history: list[dict[str, Any]]) -> None:

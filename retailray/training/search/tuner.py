@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from retailray import storage
 from retailray.config import Domain, TuneConfig
 from retailray.errors import ConfigError
-from retailray.models.process import prepare_process
+from retailray.execution.process import prepare_process
 from retailray.training.search.ledger import Ledger
 from retailray.training.search.shared import Shared
 from retailray.training.search.trial import STATE, Trial
