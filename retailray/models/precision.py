@@ -1,12 +1,21 @@
 """float32 or bfloat16: measured where the work is done, because the answer differs between processors."""
 
 import contextlib
+import hashlib
+import json
+import platform
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from retailray.data.store import caches_root
+
 ROUNDS = 4
+CLEARLY = (
+    4  # times as slow in the first round, which warms up: processors without bfloat16 emulate it, twenty times as slow
+)
 GAIN = 1.2  # bfloat16 must be this much faster to be worth its rounding
 
 
@@ -38,18 +47,42 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def choose_precision(model: nn.Module, *, size_px: int, device: torch.device, batch_size: int = 16) -> str:
-    """Time forward passes of either kind in turns; return ``float32`` or ``bfloat16``. A second or so on a CPU."""
+def choose_precision(model: nn.Module, *, arch: str, size_px: int, device: torch.device, batch_size: int = 16) -> str:
+    """``float32`` or ``bfloat16``, by forward passes of either kind in turns; what was measured here is kept.
+
+    ``arch``: the name that the model has there. A second or so on a CPU, the first time.
+    """
+    known = _remembered(arch, size_px, device)
+    with contextlib.suppress(OSError):
+        if (found := known.read_text()) in ("float32", "bfloat16"):
+            return found
     images = torch.rand(batch_size, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)
     was_training = model.training
     model.eval()
-    times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    for _ in range(ROUNDS):  # in turns, so that a neighbour's load falls on both
-        for name, measured in times.items():
-            measured.append(_time(model, images, name))
-    seconds = {name: min(measured[1:]) for name, measured in times.items()}  # the first one warms up
+    chosen = _faster(model, images)
     model.train(was_training)
-    return "bfloat16" if seconds["float32"] > GAIN * seconds["bfloat16"] else "float32"
+    with contextlib.suppress(OSError):  # a home that cannot be written costs the second again
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(chosen)
+    return chosen
+
+
+def _faster(model: nn.Module, images: torch.Tensor) -> str:
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for _ in range(ROUNDS):  # in turns, so that a neighbour's load falls on both
+        for name, measured in seconds.items():
+            measured.append(_time(model, images, name))
+        if seconds["bfloat16"][0] > CLEARLY * seconds["float32"][0]:
+            return "float32"
+    single, half = (min(measured[1:]) for measured in seconds.values())  # the first one warms up
+    return "bfloat16" if single > GAIN * half else "float32"
+
+
+def _remembered(arch: str, size_px: int, device: torch.device) -> Path:
+    """The file that keeps what was measured for a model on a machine like this one, with so many threads."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), arch, size_px]
+    return Path(caches_root(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
 
 
 @torch.inference_mode()

@@ -36,7 +36,9 @@ class Predictor:
         self.normalize = Normalize(transform.mean, transform.std).to(self.device)
         self.model = bundle.build().to(self.device).to(memory_format=torch.channels_last)
         if precision == "auto":
-            precision = choose_precision(self.model, size_px=transform.crop_size, device=self.device)
+            precision = choose_precision(
+                self.model, arch=bundle.meta.arch, size_px=transform.crop_size, device=self.device
+            )
         self.precision = precision
         chain = split(self.model)
         self.body, self.head = chain.run(0, len(chain.blocks)), chain.head

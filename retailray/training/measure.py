@@ -30,7 +30,7 @@ def measure(
     device = torch.device("cuda" if use_gpu else "cpu")
     model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":
-        precision = choose_precision(model, size_px=size_px, device=device)
+        precision = choose_precision(model, arch=arch, size_px=size_px, device=device)
     chain = split(model)
     seconds: dict[int, float] = {}
     shapes: dict[int, tuple[int, ...]] = {}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailray.errors import ModelError
+from retailray.models import precision
 from retailray.models.backbones import arch_names, build_model, head_name
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, load_bundle, save_bundle
-from retailray.models.precision import choose_precision
 from retailray.models.predictor import Predictor
 from retailray.models.weights import pretrained_model
 
@@ -180,7 +180,33 @@ def test_the_predictor_equals_the_model(small_bundle):
     np.testing.assert_allclose(rounded, expected, atol=0.05)
 
 
-def test_precision_is_one_of_two_and_leaves_the_model_as_it_was():
+def choose(model, arch="resnet18"):
+    return precision.choose_precision(model, arch=arch, size_px=32, device=torch.device("cpu"))
+
+
+def test_precision_is_one_of_two_and_leaves_the_model_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = build_model("resnet18", 2).train()
-    assert choose_precision(model, size_px=32, device=torch.device("cpu")) in ("float32", "bfloat16")
+    assert choose(model) in ("float32", "bfloat16")
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("half", "chosen", "rounds"), [(20.0, "float32", 1), (1.1, "float32", 4), (0.5, "bfloat16", 4)]
+)
+def test_precision_is_measured_once_a_machine_and_in_one_round_where_that_is_clear(
+    monkeypatch, tmp_path, half, chosen, rounds
+):
+    """Kind of fault: every command of a machine that emulates bfloat16 spends twenty seconds to find it out again."""
+    asked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        precision, "_time", lambda model, images, name: asked.append(name) or (1.0 if name == "float32" else half)
+    )
+    model = build_model("resnet18", 2)
+    assert [choose(model), choose(model)] == [chosen, chosen]
+    assert asked == ["float32", "bfloat16"] * rounds
+    choose(model, "resnet34")
+    assert len(asked) == 4 * rounds, "another model is measured for itself"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    assert choose(model) == chosen, "nothing can be kept there, and that is no error"
