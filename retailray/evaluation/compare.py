@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import scipy.stats
 
 from retailray import progress
 from retailray.config import CatalogSection, ClusterSection, CompareConfig
@@ -129,6 +128,8 @@ def _sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
     if not len(nonzero):
         return 1.0
     if (np.abs(nonzero) == 1).all():
+        import scipy.stats  # which takes a second, and nothing else here wants it
+
         return float(scipy.stats.binomtest(int((nonzero > 0).sum()), len(nonzero), 0.5).pvalue)
     generator = np.random.default_rng(seed)
     at_once = max(1, 1_000_000 // len(nonzero))  # signs in memory

@@ -68,14 +68,20 @@ def choose_precision(model: nn.Module, *, arch: str, size_px: int, device: torch
 
 
 def _faster(model: nn.Module, images: torch.Tensor) -> str:
+    single, half = _seconds(model, images[:2], rounds=2)
+    if half > CLEARLY * single:
+        return "float32"
+    single, half = _seconds(model, images, rounds=ROUNDS)
+    return "bfloat16" if single > GAIN * half else "float32"
+
+
+def _seconds(model: nn.Module, images: torch.Tensor, *, rounds: int) -> list[float]:
+    """Of a pass in float32 and one in bfloat16."""
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    for _ in range(ROUNDS):  # in turns, so that a neighbour's load falls on both
+    for _ in range(rounds):  # in turns, so that a neighbour's load falls on both
         for name, measured in seconds.items():
             measured.append(_time(model, images, name))
-        if seconds["bfloat16"][0] > CLEARLY * seconds["float32"][0]:
-            return "float32"
-    single, half = (min(measured[1:]) for measured in seconds.values())  # the first one warms up
-    return "bfloat16" if single > GAIN * half else "float32"
+    return [min(measured[1:]) for measured in seconds.values()]  # the first one warms up
 
 
 def _remembered(arch: str, size_px: int, device: torch.device) -> Path:

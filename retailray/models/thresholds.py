@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from retailray.models.meta import THRESHOLDS, Thresholds
 
@@ -154,7 +154,7 @@ class _AcceptPath:
 def lower_bound(right: np.ndarray, count: np.ndarray, alpha: float) -> np.ndarray:
     """Return the Clopper-Pearson lower bound of a share at level ``alpha``; ``right`` may be fractional, of shares."""
     with np.errstate(invalid="ignore"):
-        bound = scipy.stats.beta.ppf(alpha, right, count - right + 1)
+        bound = scipy.special.betaincinv(right, count - right + 1, alpha)
     return np.where(right > 0, bound, 0.0)
 
 

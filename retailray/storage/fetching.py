@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retailray.errors import ImageError, StorageError
-from retailray.storage import http
 from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
 from retailray.storage.client import ROUNDS, back_off, describe, filesystem, guarded, passes
@@ -153,6 +152,8 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
     groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     web = {at: address for at, address in addresses.items() if is_web(address)}
     if web:
+        from retailray.storage import http  # its client takes a third of a second to import
+
         found = guarded(min(web.values()), lambda: http.fetch(list(web.values()), access, up_to))
         results |= dict(zip(web, found, strict=True))
     for at, address in addresses.items():
