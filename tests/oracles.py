@@ -227,16 +227,14 @@ def audit_queue(run, predictions, folder, *, key="image", path=lambda item: item
 
 
 def best_epoch(history, metric="validation_top1"):
-    """Of the epochs within one standard error of the best score so far the one with the lowest loss, in order."""
-    top = kept = None
+    """The last epoch within one standard error of the best score that there had been by then."""
+    kept, scores = None, []
     for row in history:
-        score = row[metric]
         if not np.isfinite(row["validation_loss"]):
             continue
-        top = score if top is None else max(top, score)
-        floor = top - (top * (1 - top) / row["validation_rows"]) ** 0.5
-        replaces = kept is None or kept[metric] < floor or row["validation_loss"] < kept["validation_loss"]
-        if score >= floor and replaces:
+        scores.append(row[metric])
+        top = np.max(scores)
+        if top - row[metric] <= np.sqrt(top * (1 - top) / row["validation_rows"]):
             kept = row
     return kept
 

@@ -1,7 +1,7 @@
-"""Which epoch's weights are kept."""
+"""Which epoch's weights are kept, and for how long nothing was better."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 WORST = -1e9  # of what diverged: below all that can be measured, and still a number for searchers
@@ -16,23 +16,23 @@ def score_of(epoch: dict[str, Any], metric: str) -> float:
 def best_epoch(history: Iterable[dict[str, Any]], metric: str) -> dict[str, Any] | None:
     """The epoch to keep, as can be said after each one without looking back; None where all diverged.
 
-    A few hundred rows measure top-1 or F1 no better than to one standard error, ``sqrt(s (1 - s) / rows)`` of the best
-    score ``s`` so far. Epochs within it are as good as the best one; of them the lower loss decides, which says more
-    about each row than right or wrong.
+    It is the last one whose score is within one standard error, ``sqrt(s (1 - s) / rows)``, of the best score ``s`` so
+    far: a few hundred rows tell top-1 or F1 no better, and of epochs that they cannot tell apart the later one was
+    trained longer and at a lower rate. By loss it is the best one.
     """
-    kept: dict[str, Any] | None = None
-    top = WORST
+    kept, top = None, WORST
     for epoch in history:
         score = score_of(epoch, metric)
-        if score == WORST:
-            continue
         top = max(top, score)
-        enough = top - _standard_error(top, epoch["validation_rows"], metric)
-        if score < enough:
-            continue
-        if not kept or score_of(kept, metric) < enough or epoch["validation_loss"] < kept["validation_loss"]:
+        if score > WORST and score >= top - _standard_error(top, epoch["validation_rows"], metric):
             kept = epoch
     return kept
+
+
+def epochs_since_better(history: Sequence[dict[str, Any]], metric: str) -> int:
+    """Epochs after the one with the best score; of equals that with the lower loss."""
+    measures = [(score_of(epoch, metric), -epoch["validation_loss"]) for epoch in history]
+    return len(measures) - 1 - measures.index(max(measures)) if measures else 0
 
 
 def _standard_error(score: float, rows: int, metric: str) -> float:

@@ -25,7 +25,7 @@ from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
-from retailray.training.best_epoch import best_epoch
+from retailray.training.best_epoch import best_epoch, epochs_since_better
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
 from retailray.training.rows import SPLIT_OF_ROLE
@@ -41,7 +41,6 @@ class Progress:
 
     stage: int = 0
     stage_epochs: int = 0  # done in this stage
-    since_best: int = 0  # epochs of this stage without a better one
     best_epoch: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -107,7 +106,7 @@ class Engine:
             if self.progress.stage + 1 == len(self.stages):
                 return
             self.progress.stage += 1
-            self.progress.stage_epochs = self.progress.since_best = 0
+            self.progress.stage_epochs = 0
 
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`fit` needs to go on from here, for ``torch.save``."""
@@ -200,9 +199,9 @@ class Engine:
             self.average.load_state_dict(start["average"])
 
     def stage_is_over(self) -> bool:
-        patience = self.train.patience
-        tired = patience is not None and self.progress.since_best >= patience
-        return tired or self.progress.stage_epochs >= self.stage.epochs
+        progress, patience = self.progress, self.train.patience
+        without = min(progress.stage_epochs, epochs_since_better(progress.history, self.train.metric))
+        return progress.stage_epochs >= self.stage.epochs or (patience is not None and without >= patience)
 
     @property
     def is_over(self) -> bool:
@@ -238,11 +237,9 @@ class Engine:
             metrics |= self._validate()
             metrics |= {"precision": self.precision, "train_seconds": trained, "seconds": time.monotonic() - started}
             progress.history.append(metrics)
-            better = best_epoch(progress.history, self.train.metric) is metrics
-            if better:
+            if best_epoch(progress.history, self.train.metric) is metrics:
                 progress.best_epoch = epoch
                 self.best |= self._named(self.suffix)
-        progress.since_best = 0 if better else progress.since_best + 1
         progress.stage_epochs += 1
         return metrics
 
