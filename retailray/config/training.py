@@ -89,7 +89,9 @@ class TrainSection(Section):
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0: off")
     balance: bool = Field(False, description="weigh classes by 1 / their number of training rows")
     patience: int | None = Field(None, ge=1, description="epochs without a better train.metric that end a phase")
-    metric: Literal["top1", "macro_f1", "loss"] = Field("top1", description="validation metric of the best epoch")
+    metric: Literal["top1", "macro_f1", "loss"] = Field(
+        "top1", description="of validation; the last epoch within one standard error of the best one is kept"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where a short measurement says it is faster"
     )
