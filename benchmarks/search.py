@@ -143,9 +143,9 @@ def main() -> None:
         print(json.dumps(plain_search(arguments.plain, arguments.trials, arguments.epochs, arguments.images)))
         return
     if arguments.memory == "ours":
-        from retailray.execution.session import MALLOC_ENV
+        from retailray.execution.session import WORKER_ENV
 
-        os.environ.update(MALLOC_ENV)
+        os.environ.update(WORKER_ENV)
     folder = Path(tempfile.mkdtemp())
     catalog = subset(folder, arguments.images)
     rows = []

@@ -22,6 +22,7 @@ for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 os.environ.update(S3_ENV)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="retailray-tests-")  # what runs keep, unless they say where
+os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line does, before torch is imported
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
 # pytest's capture keeps stderr open anyway; Ray's own messages would hide the test that failed
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"

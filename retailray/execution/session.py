@@ -29,10 +29,14 @@ STALL_S = 600  # without one finished task, of actors that have no machine too; 
 # glibc, in every worker: blocks of up to 1 GB come from one heap that is not given back. The default maps and unmaps
 # them (outside the main thread: always), and every step faults all of its activations' pages in again: an epoch of
 # mobilenet_v2 took 1.8 times as long (benchmarks/overhead.py). Only a process that does not run yet can be told.
-MALLOC_ENV = {
+#
+# OpenMP: a thread that waits for its siblings gives its core to others soon. By default it spins 300,000 times, and of
+# two processes that run torch on the same cores a training step takes 4 times as long (benchmarks/spinning.py).
+WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "GOMP_SPINCOUNT": "3000",
 }
 # what says of which kind a machine is
 KIND_LABELS = ("ray.io/node-group", "ray.io/market-type", "ray.io/accelerator-type", "ray.io/region")
@@ -53,6 +57,7 @@ def prepare_environment(section: ClusterSection) -> None:
             ]
         )
     take_sealed()
+    os.environ.setdefault("GOMP_SPINCOUNT", WORKER_ENV["GOMP_SPINCOUNT"])  # torch reads it when it is imported
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -109,14 +114,14 @@ def _start(section: ClusterSection) -> None:
         _check_reachable(address)
         # credentials go by a hook: Ray writes env_vars to its logs on every machine
         hook = setup_hook()
-        given = {"env_vars": dict(MALLOC_ENV)} | ({"worker_process_setup_hook": hook} if hook else {})
+        given = {"env_vars": dict(WORKER_ENV)} | ({"worker_process_setup_hook": hook} if hook else {})
         try:
             with _silent_stderr():
                 ray.init(address=address, runtime_env=given, **quiet)
         except Exception as error:
             raise CapacityError(f"Ray at {address} cannot be used: {' '.join(str(error).split())[:300]}") from error
         return
-    for name, value in MALLOC_ENV.items():
+    for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)  # workers inherit it
     try:
         with _silent_stderr():

@@ -168,8 +168,6 @@ def test_inline_refuses_what_it_cannot_do(settings):
         start_executor(section, num_images=1).__enter__()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def fails_first(table, *, folder, message):
     """Fails in its first two tries, which it counts in a folder, as a store does that comes back."""
     tries = len(list(Path(folder).iterdir()))
@@ -179,6 +177,7 @@ def fails_first(table, *, folder, message):
     return table
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session_cpus")
 def test_on_ray_a_task_that_a_store_did_not_answer_is_tried_again_and_what_lasts_is_not(tmp_path):
     from retailray.execution.ray_backend import ray_executor
@@ -196,6 +195,8 @@ def test_on_ray_a_task_that_a_store_did_not_answer_is_tried_again_and_what_lasts
         assert len(list(folder.iterdir())) == tries
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small_catalog, small_bundle, tmp_path):
     """``check``, ``score`` and ``evaluate``; training is compared in commands/test_fine_tuning.py."""
     found = {}
