@@ -2,7 +2,7 @@
 
     python -m benchmarks.spinning [--repeats 3]
 
-A training step and a forward pass of mobilenet_v2, 32 images of 224 px, as many threads as cores; seconds, medians. Ray runs several processes with torch on one machine as a rule: trials, ranks, predictors.
+A training step and a forward pass of mobilenet_v2, 32 images of 224 px, as many threads as cores; seconds, medians.
 """
 
 import argparse
