@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check-types bench clean
+.PHONY: demo test test-fast lint check-types bench clean
 
 demo: .venv/installed
 	$(BIN)/retailray demo --out demo-run
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+test-fast: .venv/installed-test  # for the inner loop: no Ray, no S3 server, no whole commands, no real photos
+	$(BIN)/python -m pytest -n auto -m "not ray and not s3 and not slow and not real"
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -28,18 +29,32 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this mac
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
+def pytest_collection_modifyitems(items):
+    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out."""
+    for item in items:
+        if "s3_endpoint" in item.fixturenames:
+            item.add_marker("s3")
+        elif item.get_closest_marker("s3"):
+            item.fixturenames.insert(0, "s3_endpoint")
+        if "ray_session_cpus" in item.fixturenames:
+            item.add_marker("ray")
+
+
 _ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens at, another one each time: the system gives the same one twice now and then."""
+    """A port that nobody listens at, another one each time: the system gives the same one twice now and then.
+
+    Of a range of this test process's own, between those that Ray and the system give.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
+        port = random.randrange(20_000 + 3_000 * worker, 23_000 + 3_000 * worker)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _ports:
-            _ports.add(port)
-            return port
+            if port not in _ports and probe.connect_ex(("127.0.0.1", port)):
+                _ports.add(port)
+                return port
 
 
 def start_s3_server(log: Path, **env: str) -> tuple[subprocess.Popen, str]:
@@ -81,7 +96,7 @@ def start_proxy(upstream: str, mode: str):
         process.wait()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory):
     process, endpoint = start_s3_server(tmp_path_factory.mktemp("s3") / "server.log")
     os.environ["AWS_ENDPOINT_URL_S3"] = endpoint

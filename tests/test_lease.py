@@ -45,6 +45,7 @@ def test_the_second_is_told_who_holds_it(out, holder):
     assert lease.holder(out) == "theirs"
 
 
+@pytest.mark.slow
 def test_a_killed_holder_is_succeeded_at_once(out, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -69,6 +70,7 @@ def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, monkey
         pass
 
 
+@pytest.mark.slow
 def test_only_one_of_many_wins(out):
     """Five processes at the same moment, after a holder that died."""
     start = time.time() + 3

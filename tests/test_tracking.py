@@ -67,6 +67,7 @@ def test_a_training_run_is_found_in_mlflow(retailray, server, shop, tmp_path):
     assert client.get_model_version_by_alias("products", "champion").version == version.version
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_said_before_work_starts(retailray, shop, tmp_path):
     address = f"http://127.0.0.1:{free_port()}"
     code, _, err = retailray("train", **shop, **{"track.uri": address, "out": tmp_path})
@@ -75,6 +76,7 @@ def test_a_server_that_is_away_is_said_before_work_starts(retailray, shop, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_copy_that_fails_is_a_warning(capfd, tmp_path):
     """The run is complete where it is; what could not be copied is said."""
     from retailray.config import CatalogSection, TrackSection, TrainConfig

@@ -142,6 +142,7 @@ def test_headers_stay_with_the_host_they_are_for(server):
         other.shutdown()
 
 
+@pytest.mark.slow
 def test_busy_servers_are_given_the_time_they_ask_for(server, monkeypatch):
     monkeypatch.setattr("retailray.storage.http.DEADLINE_S", 20)
     started = time.monotonic()

@@ -38,6 +38,7 @@ def read_or_refuse(path, **settings):
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
 )
 @example(rows=[("a", "b\nc", "d")], delimiter=",", quoting=csv.QUOTE_MINIMAL, ending="\r\n", encoding="utf-16")
+@pytest.mark.slow
 def test_what_a_csv_writer_wrote_comes_back(tmp_path_factory, rows, delimiter, quoting, ending, encoding):
     """Kind of fault: a dialect or an encoding that is read as another one loses rows."""
     rows = [("image.png", *row[1:]) for row in rows]  # a first cell without blanks: no row is a blank line

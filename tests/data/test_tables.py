@@ -147,6 +147,7 @@ def test_types_hold_for_all_pieces(tmp_path):
     assert types.cast(read_table(path, encoding="utf-8")).schema.field("n").type == pa.string()
 
 
+@pytest.mark.slow
 def test_a_bad_line_far_down_is_named(tmp_path):
     path = write(tmp_path, "a.csv", "image,n\n" + "a,1\n" * 500_000 + "b,1,2\n")
     with pytest.raises(CatalogError, match="line 500002: 3 values"):

@@ -31,6 +31,7 @@ def test_rows_without_a_label_count_for_changes_only():
     assert {row["label"]: row["difference"] for row in found["per_class"]} == {"a": 0.0, "b": 0.0}
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     """Challengers that are truly 5 points better, 300 rows, again and again."""
     generator, held = np.random.default_rng(0), 0

@@ -52,7 +52,15 @@ def test_every_architecture_is_of_a_known_family():
             assert made in FAMILIES, arch
 
 
-@pytest.mark.parametrize(("arch", "size"), FAMILY_ARCHS.items())
+LARGE = {"vgg11", "vgg11_bn", "wide_resnet50_2", "vit_b_32", "maxvit_t", "swin_t", "swin_v2_t", "convnext_tiny",
+         "inception_v3", "googlenet", "densenet121", "efficientnet_v2_s"}  # fmt: skip
+
+
+def large_ones_slow(*archs):
+    return [pytest.param(*arch, marks=[pytest.mark.slow] * (arch[0] in LARGE)) for arch in archs]
+
+
+@pytest.mark.parametrize(("arch", "size"), large_ones_slow(*FAMILY_ARCHS.items()))
 def test_prefix_then_suffix_is_the_model(arch, size):
     torch.manual_seed(0)
     model = build_model(arch, 5, image_size=size).eval()
@@ -73,7 +81,9 @@ def test_prefix_then_suffix_is_the_model(arch, size):
     assert head == {id(parameter) for parameter in model.get_submodule(head_name(model)).parameters()}
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v2", "densenet121", "vgg11_bn", "convnext_tiny", "cnn3"])
+@pytest.mark.parametrize(
+    "arch", large_ones_slow(("mobilenet_v2",), ("densenet121",), ("vgg11_bn",), ("convnext_tiny",), ("cnn3",))
+)
 @pytest.mark.parametrize("trainable", ["head", "last1", "last2"])
 def test_frozen_means_frozen(arch, trainable):
     torch.manual_seed(0)
@@ -118,6 +128,7 @@ def test_a_depth_that_is_not_there_names_what_is():
         chain.cut("last20")
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs_is_true():
     text = (Path(__file__).parents[2] / "docs/freeze-depth.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*?) \|$", text, re.MULTILINE)

@@ -36,6 +36,7 @@ def simulate(num_rows, *, shape, overconfident, seeds, num_classes, target=0.95)
     return below / seeds, float(np.mean(accepted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overconfident", [1.0, 1.5])
 @pytest.mark.parametrize("num_rows", [10, 30, 100, 300])
 @pytest.mark.parametrize(("shape", "num_classes"), [((6, 1.2), 1), ((20, 1), 1), ((20, 1), 10)])

@@ -43,6 +43,7 @@ def test_embeddings_of_the_same_pictures_differ_by_chance_and_others_by_more():
     assert js > 0.2
 
 
+@pytest.mark.slow
 def test_quiet_runs_pass_the_noise_once_in_a_hundred_times():
     """Kind of fault: at the mean of chance, half of all quiet runs are above chance."""
     generator, loud = np.random.default_rng(5), 0

@@ -244,6 +244,7 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
     assert score[1] < score[0]
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same_training():
     plain, compiled = make_engine([stage(1, "last1")]), make_engine([stage(1, "last1")], TrainSection(compile=True))
     run(plain)
