@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,17 +13,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from retailray import storage
 from retailray.data.tables import rechunk
 from retailray.execution.executor import FitOptions, Function, Worker
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus
+from retailray.execution.state import read_state, write_state
 from retailray.provenance import note_machines
 
 CHUNK_ROWS = 64  # a unit of work: about 10 MB of pixels
 AHEAD = 2  # units a thread, that may wait for the one that reads them
 KEPT_SHARE = 0.3  # of the memory that is free, for streams that are kept; as large as Ray's object store
-STATE = "state.pt"
 
 
 @contextlib.contextmanager
@@ -213,22 +211,14 @@ class InlineWorker:
 
     def __init__(self, streams: dict[str, InlineStream], checkpoints: str, device: str) -> None:
         self.device = device
-        self._streams, self._address = streams, storage.join(checkpoints, STATE)
+        self._streams, self._checkpoints = streams, checkpoints
 
     def shard(self, name: str) -> InlineStream:
         return self._streams[name]
 
     def last_state(self) -> dict[str, Any] | None:
-        import torch
-
-        if not storage.exists(self._address):
-            return None
-        return torch.load(io.BytesIO(storage.read_bytes(self._address)), weights_only=True, map_location="cpu")
+        return read_state(self._checkpoints)
 
     def report(self, epoch: int, state: dict[str, Any] | None) -> None:
-        import torch
-
         if state is not None:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            storage.write_bytes(self._address, buffer.getvalue())
+            write_state(self._checkpoints, state)

@@ -4,7 +4,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +16,7 @@ from retailray.errors import RetailrayError
 from retailray.execution.entry import begin
 from retailray.execution.executor import FitOptions
 from retailray.execution.resources import Plan
-
-STATE = "state.pt"
+from retailray.execution.state import read_state, write_state
 
 
 def run_trainer(
@@ -58,7 +56,8 @@ def run_trainer(
         run_config=run_config,
     )
     result = _run(trainer)
-    return result.return_value, _read_state(result.checkpoint)
+    with result.checkpoint.as_directory() as folder:
+        return result.return_value, read_state(folder) or {}
 
 
 def _run(trainer: Any) -> Any:
@@ -100,16 +99,17 @@ class RayWorker:
 
     def last_state(self) -> dict[str, Any] | None:
         checkpoint = ray.train.get_checkpoint()
-        return _read_state(checkpoint) if checkpoint else None
+        if not checkpoint:
+            return None
+        with checkpoint.as_directory() as folder:
+            return read_state(folder)
 
     def report(self, epoch: int, state: dict[str, Any] | None) -> None:
-        import torch
-
         if state is None:
             ray.train.report({"epoch": epoch})
             return
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder, STATE))
+            write_state(folder, state)
             ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -128,11 +128,3 @@ class RayShard:
                 batch_size=rows, batch_format="pyarrow", prefetch_batches=2, drop_last=False, **shuffle
             )
         )
-
-
-def _read_state(checkpoint: Any) -> dict[str, Any]:
-    """The state in a checkpoint; nothing in it is code."""
-    import torch
-
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")

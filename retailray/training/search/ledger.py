@@ -12,10 +12,11 @@ from rich.table import Table
 
 from retailray import progress, storage
 from retailray.execution.metrics import metric
+from retailray.execution.state import STATE
 from retailray.training.best_epoch import best_epoch, score_of
 from retailray.training.loop import TOUCH_S
 from retailray.training.search.shared import Shared
-from retailray.training.search.trial import STATE, write_record
+from retailray.training.search.trial import write_record
 
 SHOWN = 12  # best trials in the live table
 

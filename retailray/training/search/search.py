@@ -17,6 +17,7 @@ from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
 from retailray.execution import Executor, plan_training, plan_trials, start_executor
 from retailray.execution.process import prepare_process
+from retailray.execution.state import read_state
 from retailray.execution.world import World
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EPOCH, BundleMeta
@@ -27,7 +28,7 @@ from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.training.search.ledger import Ledger, epochs_of, seconds_of
 from retailray.training.search.shared import Shared, share, variant_key
-from retailray.training.search.trial import MEMBER, RECORD, make_engine, read_state, this_device
+from retailray.training.search.trial import MEMBER, RECORD, make_engine, this_device
 from retailray.training.search.tuner import run_search
 
 SAME = 0.02  # top-1 with and without what is kept may differ so much: bfloat16 rounds, and a row or two may tip

@@ -3,7 +3,6 @@
 import copy
 import functools
 import hashlib
-import io
 import json
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from retailray import storage
 from retailray.config import TrainConfig
 from retailray.execution import Reference
 from retailray.execution.peers import Peers
+from retailray.execution.state import read_state, write_state
 from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import split
@@ -29,7 +29,7 @@ from retailray.training.recipe import min_rows, resolve
 from retailray.training.search.shared import Shared, variant_key
 from retailray.training.sources import Augmentation, StoredBatches
 
-RECORD, STATE, MEMBER = "record.json", "state.pt", "member.json"
+RECORD, MEMBER = "record.json", "member.json"
 
 
 class Trial:
@@ -123,9 +123,7 @@ class Trial:
             self.peers = None
 
     def save(self) -> None:
-        buffer = io.BytesIO()
-        torch.save(self.state(), buffer)
-        storage.write_bytes(storage.join(self.folder, STATE), buffer.getvalue())
+        write_state(self.folder, self.state())
         self.saved_at = time.monotonic()
 
 
@@ -197,11 +195,3 @@ def _pristine(arch: str, num_classes: int, image_size: int, weights: Reference) 
 
 def read_json(address: str) -> dict[str, Any] | None:
     return json.loads(storage.read_bytes(address)) if storage.exists(address) else None
-
-
-def read_state(folder: str) -> dict[str, Any] | None:
-    """The state that a trial left in its folder, on the CPU."""
-    address = storage.join(folder, STATE)
-    if not storage.exists(address):
-        return None
-    return torch.load(io.BytesIO(storage.read_bytes(address)), map_location="cpu", weights_only=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from ray import tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
@@ -22,9 +21,10 @@ from retailray import storage
 from retailray.config import Domain, TuneConfig
 from retailray.errors import ConfigError
 from retailray.execution.process import prepare_process
+from retailray.execution.state import read_state, write_state
 from retailray.training.search.ledger import Ledger
 from retailray.training.search.shared import Shared
-from retailray.training.search.trial import STATE, Trial
+from retailray.training.search.trial import Trial
 
 # what a trial may change on the way without becoming another model or reading other rows
 MUTABLE = {
@@ -74,10 +74,10 @@ class SearchTrial(tune.Trainable):
         self.one = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        torch.save(self._trial().state(), os.path.join(checkpoint_dir, STATE))
+        write_state(checkpoint_dir, self._trial().state())
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        self._trial().load(torch.load(os.path.join(checkpoint, STATE), map_location="cpu", weights_only=True))
+        self._trial().load(read_state(checkpoint))
 
 
 def run_search(
