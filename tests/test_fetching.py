@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 
 import pytest
 import s3fs
@@ -115,3 +116,17 @@ def test_fetching_leaves_no_thread(tmp_path):
     before = set(threading.enumerate())
     storage.fetch_many([str(tmp_path / "a"), "http://10.0.0.1/x"])
     assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+
+
+def test_small_files_of_this_machine_take_the_memory_of_small_files(tmp_path):
+    """Kind of fault: a file object takes memory for all that it is asked for, so the limit is taken for every file."""
+    for number in range(20):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x" * 1000)
+    addresses = [str(tmp_path / f"{number}.jpg") for number in range(20)]
+    storage.fetch_many(addresses)
+    tracemalloc.start()
+    try:
+        assert storage.fetch_many(addresses) == [b"x" * 1000] * 20
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()

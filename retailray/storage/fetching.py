@@ -1,10 +1,13 @@
 """The bytes of many images, some at a time; what cannot be had is an error of its own and stops nobody else."""
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
@@ -188,10 +191,23 @@ def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
 def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     """Bytes or exception by path. ``cat_ranges`` and not ``cat``, which takes ``*`` and ``[`` in names for patterns."""
     try:
-        found = fs.cat_ranges(paths, 0, up_to, on_error="return")
+        found = fs.cat_ranges(paths, 0, _ends(fs, paths, up_to), on_error="return")
     except Exception as error:  # whatever the client raises for the whole group holds for each of its members
         return dict.fromkeys(paths, error)
     return {path: b"" if _is_empty(value) else value for path, value in zip(paths, found, strict=True)}
+
+
+def _ends(fs: Any, paths: list[str], up_to: int) -> int | list[int]:
+    """Where reading ends: files of this machine take memory for all the bytes that they are asked for."""
+    if not isinstance(fs, LocalFileSystem):
+        return up_to
+    ends = []
+    for path in paths:
+        size = 0
+        with contextlib.suppress(OSError):  # reading says why
+            size = os.stat(path).st_size
+        ends.append(min(size, up_to) or up_to)
+    return ends
 
 
 def _is_empty(value: Any) -> bool:

@@ -1,12 +1,18 @@
 """Ctrl-C: exit 130, one line, nothing published, no process left; a killed worker too many is a clear error."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
-from tests.commands.helpers import start_command
+from tests.commands.helpers import command, latest, start_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -70,6 +76,49 @@ def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.count("\n") == 1
+
+
+NOTEBOOK = """
+import json, os, signal, sys, threading, time
+import psutil
+from retailray.cli import main
+
+command, out, interrupted = json.loads(sys.argv[1]), sys.argv[2], threading.Event()
+
+def interrupt():
+    while not any(name.endswith(".parquet") for _, _, names in os.walk(out) for name in names):
+        time.sleep(0.01)  # until the first images are committed
+    os.kill(os.getpid(), signal.SIGINT)
+    interrupted.set()
+
+threading.Thread(target=interrupt, daemon=True).start()
+codes = [main(command)]
+interrupted.wait(60)
+codes += [main(command), main([*command[:-1], command[-1] + "-again"])]
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline and (psutil.Process().children(recursive=True) or len(threading.enumerate()) > 1):
+    time.sleep(0.2)
+left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+left += [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+print(json.dumps({"codes": codes, "left": left}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
+    engine, small_catalog, small_bundle, tmp_path
+):
+    """Three runs in one process, the first of them interrupted: no thread and no process outlives them."""
+    settings = {"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000}
+    settings |= {"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8}
+    words = command("score", settings | {"cluster.engine": engine, "out": tmp_path / "out"})
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK, json.dumps(words), tmp_path / "out"],
+                          capture_output=True, text=True, timeout=240, env=environment)  # fmt: skip
+    found = json.loads(done.stderr.splitlines()[-1])
+    assert found == {"codes": [130, 0, 0], "left": []}, done.stderr
+    first, second = (sorted(Path(latest(str(tmp_path / out))).glob("predictions/*")) for out in ("out", "out-again"))
+    assert pd.read_parquet(first).image.sort_values().tolist() == pd.read_parquet(second).image.sort_values().tolist()
 
 
 def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(started, small_catalog, tmp_path):
