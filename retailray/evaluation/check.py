@@ -20,7 +20,7 @@ from retailray.data.quality import Result, find_problems
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.scan import FACTS, scan_rows
 from retailray.data.splits import read_splits
-from retailray.data.tables import parquet_bytes
+from retailray.data.tables import gathered, parquet_bytes
 from retailray.errors import GateFailed, StorageError
 from retailray.execution import plan_reading, start_executor
 from retailray.reports.check import write_check_report
@@ -82,8 +82,8 @@ def _scan(config: CheckConfig, table: pa.Table) -> pa.Table:
         with executor.reporter("images", table.num_rows) as reporter:
             arguments = {"limits": limits_of(config.catalog), "access": access_of(config.catalog), "reporter": reporter}
             blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
-            parts = list(blocks.map(scan_rows, arguments, rows=CHUNK_ROWS).tables())
-    return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))
+            found = gathered(blocks.map(scan_rows, arguments, rows=CHUNK_ROWS).tables())
+    return in_order_of(table.column(ROW_ID), found)
 
 
 def _gate(results: Sequence[Result], fail_on: Sequence[str], run: RunDirectory) -> None:

@@ -8,6 +8,7 @@ from retailray.data.catalog import Catalog
 from retailray.data.images import limits_of
 from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec, blocks_of, decode_rows, transport_table
 from retailray.data.row_ids import ROW_ID, in_order_of
+from retailray.data.tables import gathered
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan
 from retailray.models.meta import BundleMeta
@@ -45,7 +46,7 @@ def predict_catalog(
                 reporter=reporter,
                 also=[UNCALIBRATED],
             )
-            parts = list(predicted.tables())
+            found = gathered(predicted.tables())
     except Exception as error:
         raise RetailrayError(f"evaluation stopped: {executor.why(error)}") from error
-    return in_order_of(table.column(ROW_ID), pa.concat_tables(parts))
+    return in_order_of(table.column(ROW_ID), found)

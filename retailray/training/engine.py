@@ -32,7 +32,7 @@ from retailray.training.rows import SPLIT_OF_ROLE
 
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
 TOP_K = 5
-LOGITS_BYTES = 512 << 20  # and their logits, of which many classes make many
+LOGITS_BYTES = 256 << 20  # and the logits of all roles, of which many classes make many, and their copies more
 
 
 @dataclasses.dataclass
@@ -163,7 +163,7 @@ class Engine:
         ``splits``: those that there are batches of.
         """
         found, roles = [], []
-        limit = min(CALIBRATION_ROWS, LOGITS_BYTES // (4 * self.num_classes))
+        limit = min(CALIBRATION_ROWS, LOGITS_BYTES // (4 * self.num_classes * len(SPLIT_OF_ROLE)))
         for role, name in SPLIT_OF_ROLE.items():
             if name in splits:
                 found.append(self.outputs(name, limit=limit))

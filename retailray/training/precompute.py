@@ -30,6 +30,7 @@ from retailray.data.pipeline import (
 )
 from retailray.data.row_ids import in_order_of
 from retailray.data.store import StoreSpec
+from retailray.data.tables import gathered
 from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, Plan, Reference, Reporter, Stream
 from retailray.execution.process import prepare_process
@@ -163,7 +164,7 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Execu
                 [job for job in jobs if set(job.specs) == {0}],
             ):
                 if group:
-                    outcome = pa.concat_tables(_filled(group, backbone, plan, executor, access, reporter).tables())
+                    outcome = gathered(_filled(group, backbone, plan, executor, access, reporter).tables())
                     for number, job in enumerate(group):
                         _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
     except RetailrayError:
