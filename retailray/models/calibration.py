@@ -13,6 +13,7 @@ from torch import nn
 from retailray.models.meta import ROLES, TEMPERATURE
 
 BOUNDS = (0.05, 20.0)
+AT_ONCE = 256  # rows whose logits are copied at once: of many classes all of them are large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,14 @@ def calibrate(
         logits: float ``(N, C)``. targets, row_ids: int64 ``(N,)``. embeddings: float ``(N, D)``. roles: object
             ``(N,)``.
     """
-    finite = logits.isfinite().all(1) & embeddings.isfinite().all(1)
-    logits, targets, embeddings, row_ids = (part[finite] for part in (logits, targets, embeddings, row_ids))
-    roles = roles[finite.numpy()]
+    finite = torch.cat([part.isfinite().all(1) for part in logits.split(AT_ONCE)]) & embeddings.isfinite().all(1)
+    if not finite.all():
+        logits, targets, embeddings, row_ids = (part[finite] for part in (logits, targets, embeddings, row_ids))
+        roles = roles[finite.numpy()]
     fitted = torch.from_numpy(roles == TEMPERATURE)
     temperature = fit_temperature(logits[fitted], targets[fitted])
-    scores, predicted = (logits.float() / temperature).softmax(1).max(1)
+    best = [(part.float() / temperature).softmax(1).max(1) for part in logits.split(AT_ONCE)]
+    scores, predicted = (torch.cat([pair[at] for pair in best]) for at in (0, 1))
     return Calibration(
         temperature, row_ids.numpy(), roles, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy()
     )

@@ -131,12 +131,14 @@ class Engine:
         batches, reads = self.open_batches(name, self.stages[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
         none = torch.zeros(0, dtype=torch.int64)
-        found = [(torch.zeros(0, self.num_classes), none, torch.zeros(0, SIZE), none)]
+        kept, seen = _Rows(torch.zeros(0, self.num_classes), none, torch.zeros(0, SIZE), none), 0
         for _, (values, target, weight, row_ids) in self._moved(batches, None):
-            usable = torch.nonzero(weight > 0).flatten()[::every]
+            found = torch.nonzero(weight > 0).flatten()
+            usable = found[-seen % every :: every]
+            seen += len(found)
             features, logits = self._forward(values, reads)
-            found.append((logits[usable].cpu(), target[usable].cpu(), sketch(features[usable]), row_ids[usable].cpu()))
-        gathered = self.world.gather_to_first(tuple(map(torch.cat, zip(*found, strict=True))))
+            kept.add(logits[usable], target[usable], sketch(features[usable]), row_ids[usable])
+        gathered = self.world.gather_to_first(kept.all())
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
 
     @torch.no_grad()
@@ -149,12 +151,12 @@ class Engine:
         batches, reads = self.open_batches(name, self.stages[-1])
         num = min(TOP_K, self.num_classes)
         none = torch.zeros(0, dtype=torch.int64)
-        found = [(none, none.reshape(0, num), torch.zeros(0, num))]
+        kept = _Rows(none, none.reshape(0, num), torch.zeros(0, num))
         for _, (values, target, weight, _) in self._moved(batches, None):
             usable = weight > 0
             scores, classes = (self._forward(values, reads)[1][usable] / temperature).softmax(1).topk(num)
-            found.append((target[usable].cpu(), classes.cpu(), scores.cpu()))
-        gathered = self.world.gather_to_first(tuple(map(torch.cat, zip(*found, strict=True))))
+            kept.add(target[usable], classes, scores)
+        gathered = self.world.gather_to_first(kept.all())
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
 
     def calibration(self, splits: Container[str]) -> Calibration | None:
@@ -363,6 +365,30 @@ class Engine:
         with autocast(self.device, self.precision):
             features = self.chain.run(reads, len(self.chain.blocks))(self._enter_blocks(values, reads))
             return features, self.chain.head(features).float()
+
+
+class _Rows:
+    """Rows of several tensors on the CPU, in a block each that doubles where it is full.
+
+    Small tensors that are kept between the large ones of every batch would split the heap, which then cannot be used
+    again.
+    """
+
+    def __init__(self, *empty: torch.Tensor) -> None:
+        self._blocks, self._size = list(empty), 0
+
+    def add(self, *values: torch.Tensor) -> None:
+        end = self._size + len(values[0])
+        for number, (block, value) in enumerate(zip(self._blocks, values, strict=True)):
+            if end > len(block):
+                larger = torch.empty(2 * end, *block.shape[1:], dtype=block.dtype)
+                larger[: self._size] = block[: self._size]
+                self._blocks[number] = block = larger
+            block[self._size : end] = value
+        self._size = end
+
+    def all(self) -> tuple[torch.Tensor, ...]:
+        return tuple(block[: self._size] for block in self._blocks)
 
 
 def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

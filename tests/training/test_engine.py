@@ -210,6 +210,16 @@ def test_guesses_are_what_the_logits_say():
     assert torch.allclose(scores, (logits / 1.7).softmax(1).gather(1, order), atol=1e-6)
 
 
+def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
+    """48 rows in batches of 16: at most 5 of them, from whichever batches, and not one of every batch at least."""
+    engine = make_engine([stage(1, "head")], TrainSection(batch_size=16))
+    run(engine)
+    everything = engine.outputs("validation")
+    for limit, every in ((5, 10), (1, 48), (48, 1)):
+        for all_, some in zip(everything, engine.outputs("validation", limit=limit), strict=True):
+            assert torch.allclose(some, all_[::every])
+
+
 def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
     engine = make_engine([stage(1, "head")], rows=rows)
