@@ -5,11 +5,9 @@ import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +16,7 @@ from retailray import progress
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.environment import setup_hook, take_sealed
+from retailray.execution.interrupts import interrupts_wait
 from retailray.execution.resources import Capacity, asked_for
 from retailray.provenance import note_machines
 
@@ -93,7 +92,7 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
     ours = not ray.is_initialized()
     try:
         if ours:
-            with _interrupts_wait():
+            with interrupts_wait():
                 _start(section)
         _set_up_libraries()
         with asked_for(section):
@@ -128,22 +127,6 @@ def _start(section: ClusterSection) -> None:
             ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:
         raise CapacityError(f"a local Ray could not be started: {' '.join(str(error).split())[:500]}") from error
-
-
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C while Ray starts is answered when it has started: in its C++ callbacks an exception would be lost."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if caught:
-        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
