@@ -57,27 +57,15 @@ LINES = [
 
 
 def fails(copy: Path, tests: str) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=",
-        "-x",
-        "-q",
-        "-m",
-        FAST,
-        "-p",
-        "no:cacheprovider",
-        tests,
-    ]
+    options = ["-o", "addopts=", "-x", "-q", "-m", FAST, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, tests]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     return done.returncode == 1
 
 
 def main() -> None:
-    chosen = [int(number) for number in sys.argv[1:]] or range(1, len(LINES) + 1)
+    chosen = [int(number) for number in sys.argv[1:]] or list(range(1, len(LINES) + 1))
     unnoticed = []
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
@@ -94,7 +82,7 @@ def main() -> None:
                 f"{number:2} {file}: {before.splitlines()[0]!r}: {'noticed' if noticed else 'NOT NOTICED'}", flush=True
             )
             unnoticed += [] if noticed else [number]
-    print(f"{len(list(chosen)) - len(unnoticed)} of {len(list(chosen))} noticed; not: {unnoticed}")
+    print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} noticed; not: {unnoticed}")
 
 
 if __name__ == "__main__":

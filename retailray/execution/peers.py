@@ -23,7 +23,7 @@ class Peers:
     """Runs ``work(world)`` as ranks 1 and up, in lockstep with this process through their gradients."""
 
     def __init__(self, work: Callable[[World], None], plan: TrialPlan) -> None:
-        self.size, self.device = plan.num_workers, _device(plan)
+        self.size, self.device = plan.num_workers, device_of(plan)
         host = ray.util.get_node_ip_address()
         self.store = torch.distributed.TCPStore(
             host, _free_port(host), is_master=True, wait_for_workers=False, timeout=PATIENCE
@@ -46,7 +46,8 @@ class Peers:
             torch.distributed.destroy_process_group()
 
 
-def _device(plan: TrialPlan) -> torch.device:
+def device_of(plan: TrialPlan) -> torch.device:
+    """Where each rank of a trial computes."""
     return torch.device("cuda" if plan.gpus else "cpu")
 
 
@@ -68,4 +69,4 @@ class _Rank:
     def run(self, work: Callable[[World], None], plan: TrialPlan, rank: int, host: str, port: int) -> None:
         prepare_process(plan.torch_threads)
         store = torch.distributed.TCPStore(host, port, is_master=False)
-        work(_join(store, rank, plan.num_workers, _device(plan)))
+        work(_join(store, rank, plan.num_workers, device_of(plan)))

@@ -85,7 +85,7 @@ def _seconds(model: nn.Module, images: torch.Tensor, *, rounds: int) -> list[flo
 
 
 def _remembered(arch: str, size_px: int, device: torch.device) -> Path:
-    """The file that keeps what was measured for a model on a machine like this one, with so many threads."""
+    """The file with the measured precision of a model, for this kind of machine and this number of threads."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), arch, size_px]
     return Path(caches_root(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])

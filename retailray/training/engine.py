@@ -145,7 +145,7 @@ class Engine:
     def guesses(self, name: str, temperature: float) -> tuple[torch.Tensor, ...]:
         """Targets ``(N,)``, the best five classes ``(N, 5)`` and their calibrated scores, of a split, on rank 0.
 
-        So many numbers a row, however many classes there are.
+        The size of the result does not depend on the number of classes.
         """
         self.model.eval()
         batches, reads = self.open_batches(name, self.stages[-1])

@@ -1,4 +1,4 @@
-"""Folders of a store that hold much more than the catalog's images: what was not listed is told where people look."""
+"""Folders with many files beside the catalog's images: check.json and run.json name those that were not listed."""
 
 from pathlib import Path
 

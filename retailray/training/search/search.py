@@ -16,6 +16,7 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation import evaluate
 from retailray.execution import Executor, plan_training, plan_trials, start_executor
+from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
 from retailray.execution.state import read_state
 from retailray.execution.world import World
@@ -28,7 +29,7 @@ from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.training.search.ledger import Ledger, epochs_of, seconds_of
 from retailray.training.search.shared import Shared, share, variant_key
-from retailray.training.search.trial import MEMBER, RECORD, make_engine, this_device
+from retailray.training.search.trial import MEMBER, RECORD, make_engine
 from retailray.training.search.tuner import run_search
 
 SAME = 0.02  # top-1 with and without what is kept may differ so much: bfloat16 rounds, and a row or two may tip
@@ -151,7 +152,7 @@ def _restored(
     def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
         prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
-        engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, this_device(shared)))
+        engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, device_of(shared.plan)))
         known = len(state["progress"]["history"]) if state else 0
         if state and known >= epochs_of(winner):
             engine.load_progress(state)

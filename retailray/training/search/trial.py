@@ -15,7 +15,7 @@ from torch import nn
 from retailray import storage
 from retailray.config import TrainConfig
 from retailray.execution import Reference
-from retailray.execution.peers import Peers
+from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import read_state, write_state
 from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
@@ -98,7 +98,7 @@ class Trial:
             if self.shared.plan.num_workers > 1:
                 work = functools.partial(_run_rank, self.shared, self.drawn, self.start)
                 self.peers = Peers(work, self.shared.plan)
-            world = self.peers.join() if self.peers else World(0, 1, this_device(self.shared))
+            world = self.peers.join() if self.peers else World(0, 1, device_of(self.shared.plan))
             self.engine = make_engine(self.shared, self.config, world)
             self.running = self.engine.epochs(self.start)
         return self.running
@@ -180,10 +180,6 @@ def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
         class_weights=torch.tensor(shared.class_weights) if config.train.balance else None,
         loader_workers=min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0,
     )
-
-
-def this_device(shared: Shared) -> torch.device:
-    return torch.device("cuda" if shared.plan.gpus else "cpu")
 
 
 @functools.lru_cache(maxsize=4)
