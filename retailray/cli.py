@@ -18,13 +18,13 @@ from retailray.provenance import version
 # verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
 ACTIONS = {
     "demo": ("retailray.demo", "run_demo"),
-    "check": ("retailray.evaluation", "check"),
+    "check": ("retailray.evaluation.check", "check"),
     "train": ("retailray.training", "train"),
     "tune": ("retailray.training", "tune"),
-    "evaluate": ("retailray.evaluation", "evaluate"),
-    "compare": ("retailray.evaluation", "compare"),
-    "promote": ("retailray.evaluation", "promote"),
-    "rollback": ("retailray.evaluation", "rollback"),
+    "evaluate": ("retailray.evaluation.evaluate", "evaluate"),
+    "compare": ("retailray.evaluation.compare", "compare"),
+    "promote": ("retailray.evaluation.promote", "promote"),
+    "rollback": ("retailray.evaluation.promote", "rollback"),
     "score": ("retailray.scoring.score", "score"),
     "doctor": ("retailray.cluster.doctor", "doctor"),
 }

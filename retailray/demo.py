@@ -27,7 +27,8 @@ from retailray.config import (
     TransformSection,
 )
 from retailray.data.synthetic import write_catalog, write_pretraining_set
-from retailray.evaluation import check, evaluate
+from retailray.evaluation.check import check
+from retailray.evaluation.evaluate import evaluate
 from retailray.execution import start_executor
 from retailray.reports.demo import write_demo_report
 from retailray.runs import RunDirectory

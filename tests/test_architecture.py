@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import retailray
 
 PACKAGE = Path(retailray.__file__).parent
@@ -20,7 +22,9 @@ LAYERS = [
     {"execution"},
     {"models"},
     {"reports", "cluster"},
-    {"training", "scoring", "evaluation"},
+    {"scoring"},
+    {"evaluation"},
+    {"training"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -70,11 +74,27 @@ def test_models_are_torch_only_and_the_ground_floor_is_light():
             assert not names & {"ray", "torch", "torchvision"}, path
 
 
-def test_tasks_that_fetch_and_decode_start_without_torch():
-    """Each of them is a process on a CPU node; torch and torchvision alone take seconds and 300 MB."""
-    tasks = "retailray.scoring.tasks, retailray.data.pipeline, retailray.data.scan, retailray.execution.entry"
-    code = f"import sys, {tasks}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+TASKS = ["scoring.tasks", "data.pipeline", "data.scan", "execution.entry"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (TASKS, {"torch", "matplotlib", "sklearn", "scipy"}),  # each is a process; torch takes seconds and 300 MB
+        (["evaluation.check"], {"torch", "ray", "sklearn", "scipy.stats"}),
+        (
+            ["training.search.trial", "training.loop", "models.predictor"],
+            {"matplotlib", "sklearn", "scipy", "ray.data"},
+        ),
+        (["scoring.score"], {"ray", "sklearn", "scipy"}),
+    ],
+    ids=["tasks", "check", "workers", "score"],
+)
+def test_a_process_imports_what_it_uses(modules, without):
+    """What is imported for somebody else's sake is time before every first image."""
+    imported = ", ".join(f"retailray.{name}" for name in modules)
+    code = f"import sys, {imported}; print({without!r} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_every_job_is_thin_and_every_verb_has_one():

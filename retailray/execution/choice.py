@@ -49,6 +49,22 @@ def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str |
             yield here
 
 
+@contextlib.contextmanager
+def executor_of_passes(on_ray: Executor, section: ClusterSection, *, num_images: int) -> Iterator[Executor]:
+    """Where a search reads its images: in this process where they are few, else where its trials run.
+
+    Processes that read, decode and run frozen blocks start more slowly than this one does all that for a few images.
+    """
+    here = section.engine == "auto" and num_images <= INLINE_IMAGES and not named_address(section)
+    if not here or on_ray.capacity.num_gpus:  # memory of a GPU that this process holds would be missing in trials
+        yield on_ray
+        return
+    from retailray.execution.inline_backend import inline_executor
+
+    with inline_executor() as executor:
+        yield executor
+
+
 def _why_ray(section: ClusterSection) -> str | None:
     """What of the settings and of this process asks for Ray."""
     address = section.address if section.engine == "inline" else named_address(section)

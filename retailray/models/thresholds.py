@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.special
 
 from retailray.models.meta import THRESHOLDS, Thresholds
 
@@ -153,6 +152,8 @@ class _AcceptPath:
 
 def lower_bound(right: np.ndarray, count: np.ndarray, alpha: float) -> np.ndarray:
     """Return the Clopper-Pearson lower bound of a share at level ``alpha``; ``right`` may be fractional, of shares."""
+    import scipy.special  # half a second, and most of what imports this module reads thresholds only
+
     with np.errstate(invalid="ignore"):
         bound = scipy.special.betaincinv(right, count - right + 1, alpha)
     return np.where(right > 0, bound, 0.0)

@@ -6,14 +6,13 @@ import warnings
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from retailray import progress, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
-from retailray.evaluation import classification_metrics
+from retailray.evaluation.metrics import classification_metrics
 from retailray.execution import Executor, Plan
 from retailray.runs import RunDirectory
 from retailray.training.fit import FitResult, fit
@@ -65,6 +64,8 @@ def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray])
     fixed = bool(config.catalog.validation_uri) or bool((rows.column("split") != "").any())
     pool = roles["train"] if fixed else np.arange(len(rows))
     labels, groups = rows.column("label"), rows.column("group")
+    from sklearn.model_selection import StratifiedGroupKFold  # a second, which runs without folds save
+
     divider = StratifiedGroupKFold(config.split.folds or 0, shuffle=True, random_state=config.split.seed)
     try:
         with warnings.catch_warnings():

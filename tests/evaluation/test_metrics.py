@@ -3,9 +3,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
+from torchmetrics.functional.classification import binary_calibration_error
 
-from retailray.evaluation.metrics import classification_metrics, confused_pairs, confusion
+from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 
 LABELS = np.array(["a", "b", "c", "d", "e", "f", "g"], object)
 
@@ -35,6 +37,19 @@ def test_measures_by_hand():
     # four bins with one row each: |0.9 - 1|, |0.6 - 0|, |0.8 - 1|, |0.5 - 0| over four
     assert measured["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.5) / 4, abs=1e-6)
     assert measured["intervals"] == {}
+
+
+@pytest.mark.parametrize("score", ["any", "on the edges of bins", "all sure"])
+def test_the_calibration_error_is_torchmetrics(score):
+    generator = np.random.default_rng(0)
+    scores = {
+        "any": generator.uniform(0, 1, 1000),
+        "on the edges of bins": generator.integers(1, 15, 1000) / 15 + 1e-9,
+        "all sure": np.ones(1000),
+    }[score]
+    correct = (generator.random(1000) < scores**2).astype(float)
+    expected = binary_calibration_error(torch.tensor(scores), torch.tensor(correct).int(), n_bins=15, norm="l1")
+    assert calibration_error(scores, correct) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_intervals_cover_and_the_macro_f1_is_scikit_learns():

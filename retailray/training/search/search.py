@@ -14,8 +14,8 @@ from retailray.data.catalog import Catalog, count_labels
 from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
-from retailray.evaluation import evaluate
-from retailray.execution import Executor, plan_training, plan_trials, start_executor
+from retailray.evaluation.evaluate import evaluate
+from retailray.execution import Executor, executor_of_passes, plan_training, plan_trials, start_executor
 from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
 from retailray.execution.state import read_state
@@ -61,9 +61,12 @@ def tune(config: TuneConfig) -> str:
         **{name: len(part) for name, part in splits.items()},
     )
     num_images = sum(len(part) for part in splits.values())
-    with start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as executor:
-        capacity = executor.capacity
-        plan, trial_plan = plan_training(capacity, config.cluster), plan_trials(capacity, config.cluster, config.tune)
+    with (
+        start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as on_ray,
+        executor_of_passes(on_ray, config.cluster, num_images=num_images) as executor,
+    ):
+        plan = plan_training(executor.capacity, config.cluster)
+        trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
         executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
         inputs = {"the catalog's rows": rows_digest(splits)}
         earlier = run.decisions(section="tune", inputs=inputs)
@@ -89,7 +92,7 @@ def tune(config: TuneConfig) -> str:
         weights, calibration, best = _restored(shared, winner, executor)
         meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
         bundle = leave_bundle(run, meta, weights, calibration, splits)
-        verified = _verify(config, run, bundle, calibration, best["validation_top1"])
+        verified = _verify(config, run, bundle, calibration, best["validation_top1"], executor.engine)
         register(config, bundle, meta)
     ledger.prune(again=True)
     table = _tables(run, ledger)
@@ -197,13 +200,13 @@ def _describe(
 
 
 def _verify(
-    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float
+    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
 ) -> dict[str, Any]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
 
     Args:
         calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
-            measured on those of them that choose the epoch.
+            measured on those of them that choose the epoch. engine: where the images are read.
 
     Raises:
         RetailrayError: these differ.
@@ -222,7 +225,7 @@ def _verify(
                 split=config.split,
                 model=BundleSection(uri=bundle),
                 evaluate=EvaluateSection(split="validation"),
-                cluster=config.cluster,
+                cluster=config.cluster.model_copy(update={"engine": engine}),
                 out=run.path("verification"),
             )
         )
