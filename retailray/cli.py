@@ -12,7 +12,7 @@ from retailray import arguments, progress, storage
 from retailray.config import VERBS
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.execution import names_dashboard, prepare_environment
-from retailray.execution.interrupts import interrupts_wait
+from retailray.execution.interrupts import importing
 from retailray.provenance import version
 
 # verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
         with progress.own_stdout():
-            with interrupts_wait():
+            with importing():
                 action = getattr(importlib.import_module(module), name)
             action(config)
     except ConfigError as error:

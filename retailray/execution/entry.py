@@ -11,7 +11,10 @@ import ray
 
 def begin(loop_config: dict[str, Any]) -> dict[str, Any]:
     """``work`` and ``config``: references, which the controller passes on unread."""
-    from retailray.execution.launcher import RayWorker
+    from retailray.execution.interrupts import importing
 
-    work = ray.get(loop_config["work"])
+    with importing():
+        from retailray.execution.launcher import RayWorker
+
+        work = ray.get(loop_config["work"])
     return work(ray.get(loop_config["config"]), RayWorker())

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from retailray.data.tables import rechunk
 from retailray.execution.executor import FitOptions, Function, Worker
-from retailray.execution.interrupts import interrupts_wait
+from retailray.execution.interrupts import importing
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus
 from retailray.execution.state import read_state, write_state
@@ -117,7 +117,7 @@ class InlineStream:
         self, make: Callable[..., Any], arguments: dict[str, Any], *, rows: int | None = None
     ) -> "InlineStream":
         def run() -> Iterator[pa.Table]:
-            with interrupts_wait():  # it imports torch
+            with importing():  # of torch
                 actor = make(**arguments)
             yield from map(actor, _in_parts(self._source(), rows))
 

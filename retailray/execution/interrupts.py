@@ -1,6 +1,7 @@
-"""Ctrl-C where it must not come in between."""
+"""Ctrl-C where it must not come in between, and imports of what is large."""
 
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,7 @@ from collections.abc import Iterator
 def interrupts_wait() -> Iterator[None]:
     """Ctrl-C is answered at the end of the ``with`` block.
 
-    While Ray starts an exception would be lost in its C++ callbacks; and torch, half imported, cannot be imported again
-    in this process, so that a notebook would have to start anew.
+    While Ray starts, an exception would be lost in its C++ callbacks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,3 +24,20 @@ def interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if caught:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of torch and its like: Ctrl-C waits, and the garbage collector rests.
+
+    Half imported, torch cannot be imported again in this process, so that a notebook would have to start anew. And of
+    the seven seconds that torch and torchvision take, the collector takes one: a million objects are made, all to stay.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with interrupts_wait():
+            yield
+    finally:
+        if collects:
+            gc.enable()
