@@ -20,6 +20,9 @@ from retailray import storage
 from retailray.config import VERBS, VerbConfig
 from retailray.errors import ConfigError, StorageError
 
+MOST_VALUES = 100_000  # of a config file
+MOST_SHOWN = 200  # characters of a value in an error
+
 
 def known_keys(model: type[BaseModel]) -> list[str]:
     """Dotted names of all settings that a verb reads, in order."""
@@ -63,13 +66,14 @@ def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
         raise SystemExit(0)
     problems: list[str] = []
     files, arguments = _split_arguments(verb, argv, problems)
-    values, sources = _read_files(verb, files, problems)
+    values, sources, incomplete = _read_files(verb, files, problems)
     sources |= dict.fromkeys((key for key, _ in arguments), "command line")
     tokens = list(itertools.chain.from_iterable((f"--{key}", value) for key, value in arguments))
     try:
         config = CliApp.run(model, cli_args=tokens, cli_exit_on_error=False, **values)
     except ValidationError as error:
-        problems += [problem for detail in error.errors() for problem in _explain(model, detail, sources)]
+        details = [detail for detail in error.errors() if not (incomplete and detail["type"] == "missing")]
+        problems += [problem for detail in details for problem in _explain(model, detail, sources)]
     except Exception as error:  # argparse's and the CLI source's own complaints
         problems.append(f"command line: {error}")
     if problems:
@@ -167,28 +171,36 @@ def _unknown(verb: str, key: str, source: str) -> str:
     return f"{key} ({source}): unknown key; {hint}"
 
 
-def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge YAML files, later over earlier. One file may serve several verbs: what only others read is left."""
-    keys, merged, sources = set(known_keys(VERBS[verb])), {}, {}
+def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Merge YAML files, later over earlier. One file may serve several verbs: what only others read is left.
+
+    Returns:
+        The values by section, the file of each key, and whether some of what is missing may stand in what could not be
+        read.
+    """
+    keys, merged, sources, incomplete = set(known_keys(VERBS[verb])), {}, {}, False
     everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
     for file in files:
         try:
             loaded = _load_yaml(storage.read_bytes(storage.normalize(file))) or {}
         except (StorageError, yaml.YAMLError, ValueError) as error:
+            incomplete = True
             named = storage.PASSWORD.sub("://...@", file)
             problems.append(f"--config {named}: {' '.join(str(error).split())}")
             continue
         if not isinstance(loaded, dict):
+            incomplete = True
             problems.append(f"--config {file}: a mapping of sections is expected, found {type(loaded).__name__}")
             continue
         for key, value in _flatten(loaded, everyone):
             if key in keys:
                 merged[key], sources[key] = value, file
             elif any(known.startswith(f"{key}.") for known in everyone):
+                incomplete = True
                 problems.append(f"{key} ({file}): a section with settings is expected, found {_kind(value)}")
             elif key not in everyone:
                 problems.append(_unknown(verb, key, file))
-    return nest(merged), sources
+    return nest(merged), sources, incomplete
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -206,7 +218,23 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _load_yaml(data: bytes) -> Any:
-    return yaml.load(data, _UniqueKeys)
+    loaded = yaml.load(data, _UniqueKeys)
+    if (number := _num_values(loaded, {})) > MOST_VALUES:
+        raise yaml.YAMLError(f"aliases (*name) make {number} values of it; write out what is meant")
+    return loaded
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """How many values a value holds when its aliases are written out. Raises YAMLError where it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if known.get(id(value)) == 0:
+        raise yaml.YAMLError("an alias (*name) stands within what it is a name of")
+    if id(value) not in known:
+        known[id(value)] = 0  # until it is counted
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(one, known) for one in inside)
+    return known[id(value)]
 
 
 def _kind(value: Any) -> str:
@@ -236,6 +264,8 @@ def _explain(model: type[VerbConfig], detail: Any, sources: dict[str, str]) -> l
         return [message]
     owner = next((source for known, source in sources.items() if key == known or key.startswith(known + ".")), "config")
     value = storage.PASSWORD.sub("://...@", json.dumps(detail["input"], default=str))
+    if len(value) > MOST_SHOWN:
+        value = f"{value[:MOST_SHOWN]}... ({len(value)} characters)"
     return [f"{key} = {value} ({owner}): {message}"]
 
 

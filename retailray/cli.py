@@ -45,6 +45,7 @@ SUMMARIES = {
 AFTER_INTERRUPT = {
     "train": "the same command with --train.resume goes on from the last checkpoint",
     "tune": "the same command with --tune.resume goes on: finished trials are kept",
+    "score": "the same command goes on: images that are scored are not scored again",
 }
 
 

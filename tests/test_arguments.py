@@ -8,6 +8,8 @@ from retailray.cli import main
 from retailray.config import VERBS
 from retailray.errors import ConfigError
 
+# six levels of ten aliases each
+ALIASES = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 7))
 CHECK = ["--catalog.uri", "/c.csv", "--out", "/o"]
 
 
@@ -183,6 +185,14 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
         ("catalog: {uri: a.csv, max_aspect_ratio: .inf}\n", "catalog.max_aspect_ratio"),
         ("catalog: {uri: a.csv, max_bytes: .inf}\n", "catalog.max_bytes"),
         ("score: {max_error_rate: .nan}\n", "score.max_error_rate"),
+        ("catalog: &x\n  uri: *x\n", "an alias (*name) stands within what it is a name of"),
+        (ALIASES, "aliases (*name) make 2345679 values"),
+        (f"catalog: {{uri: a.csv, max_bytes: {'9' * 5000}x}}\n", "... (5003 characters)"),
+        (
+            "catalog: {uri: a.csv, allow: ['127.0.0.1:80']}\n",
+            "'127.0.0.1:80' is no folder here; a host is named as http",
+        ),
+        ("catalog: {uri: a.csv, allow: ['https://*.example.com']}\n", "patterns mean nothing here"),
     ],
 )
 def test_what_yaml_takes_and_we_do_not(text, words, tmp_path):
@@ -192,3 +202,14 @@ def test_what_yaml_takes_and_we_do_not(text, words, tmp_path):
     with pytest.raises(ConfigError) as caught:
         arguments.parse("score", ["--config", str(file), "--out", "o", "--model.uri", "m"])
     assert words.format(file=file) in " ".join(caught.value.problems)
+    assert max(map(len, caught.value.problems)) < 1000
+
+
+@pytest.mark.parametrize("text", ["out: a\nout: b\n", "catalog: [1]\n", "\tout: a\n", "out: \xff\n"])
+def test_what_could_not_be_read_is_not_missed_as_well(text, tmp_path):
+    """Kind of fault: after the error that matters, others that are none."""
+    file = tmp_path / "night.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        arguments.parse("check", ["--config", str(file)])
+    assert len(caught.value.problems) == 1

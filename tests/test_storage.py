@@ -175,6 +175,23 @@ def test_a_name_in_the_other_unicode_form_has_an_identity_that_changes(tmp_path)
     assert "FileNotFoundError" not in before
 
 
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda file: storage.read_bytes(os.path.dirname(file)), "a folder, and a file is expected"),
+        (lambda file: storage.read_bytes(f"{file}/x"), "a part of its path is a file, and a folder is expected"),
+        (
+            lambda file: storage.write_bytes(f"{file}/x/y", b""),
+            "a part of its path is a file, and a folder is expected",
+        ),
+    ],
+)
+def test_files_and_folders_in_each_others_place_are_told(tmp_path, act, words):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=words):
+        act(str(tmp_path / "file"))
+
+
 def test_unknown_scheme_names_itself():
     with pytest.raises(StorageError, match="gopher"):
         storage.read_bytes("gopher://x/y")

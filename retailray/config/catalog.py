@@ -1,5 +1,6 @@
 """Sections about rows and pixels."""
 
+import os
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -98,6 +99,14 @@ class CatalogSection(Section):
     @field_validator("allow")
     @classmethod
     def _allowed_are_addresses(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if "*" in storage.place_of(value):
+                raise ValueError(f"{value!r}: a host or bucket is named in full; patterns mean nothing here")
+            absolute = storage.is_uri(value) or value.startswith(("/", "~", "file:"))
+            if not absolute and not os.path.exists(value):
+                raise ValueError(
+                    f"{value!r} is no folder here; a host is named as https://{value}, a bucket as s3://..."
+                )
         return [storage.normalize(value) for value in values]
 
 

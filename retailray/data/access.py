@@ -8,6 +8,8 @@ from retailray.config import CatalogSection
 from retailray.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+# what a local catalog may name without a word: buckets and the web. Others (ftp, hdfs, smb, ...) ask any host they name
+STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 
 
 def access_of(section: CatalogSection) -> storage.Access:
@@ -41,9 +43,11 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
         return ""
     if any(storage.is_below(address, allowed) or address == allowed for allowed in section.allow):
         return ""
-    if storage.names_private_host(address):
-        return f"{address} is on a private host; name it in catalog.allow"
     place = storage.place_of(address)
+    if storage.PASSWORD.search(address):
+        return f"an address at {place} with a password in it; catalog.http_headers can say who asks"
+    if storage.names_private_host(address):
+        return f"{address} is on a private host; name {place} in catalog.allow"
     own_place = place in (storage.place_of(root), storage.place_of(file))
     relative = not storage.is_uri(path) and not path.startswith("/")
     if place and own_place and not relative:
@@ -57,4 +61,6 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
     if not storage.is_local(file):
         what = f"in {place}" if place else "a file of the machine that reads it"
         return f"{path!r} is {what}, and the catalog is in {storage.place_of(file)}; name it in catalog.allow"
+    if place and place.partition("://")[0] not in STORES:
+        return f"{address} is neither in a bucket nor on the web; name {place} in catalog.allow"
     return ""

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+import posixpath
 import string
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ from retailray import progress, storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of, refusal
 from retailray.data.class_folders import class_folder_files, warn_of_equal_leaves
-from retailray.data.corrections import correct, read_corrections
+from retailray.data.corrections import correct, read_corrections, warn_of_strangers
 from retailray.data.csv_files import CsvOptions, headerless_hint
 from retailray.data.embedded_images import embedded_images, holds_images
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
@@ -74,7 +75,11 @@ def read_catalog(
     pieces = stream_catalog(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
     rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
     said = corrections_of(section)
-    return Catalog(uri or section.uri, rows if said is None else correct(rows, said, access_of(section)))
+    if said is not None:
+        rows, num_known = correct(rows, said, access_of(section))
+        if not (section.validation_uri or section.test_uri):  # else they may be of another table's rows
+            warn_of_strangers(said, num_known)
+    return Catalog(uri or section.uri, rows)
 
 
 def corrections_of(section: CatalogSection) -> pa.Table | None:
@@ -230,7 +235,10 @@ def _meaning(
         addresses = [storage.join(root, path) if path else "" for path in paths]
     has_label = needs_label or section.label in table.column_names
     labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
-    ids = [_below(prefix, path) for path in paths]
+    ids = [
+        _below(prefix, path) if path else f"{posixpath.basename(file)}:{line}"
+        for path, line in zip(paths, lines.tolist(), strict=True)
+    ]
     if section.id:  # a row without an id still needs one of its own
         ids = [value or path for value, path in zip(text(section.id, "catalog.id"), ids, strict=True)]
     groups = ids

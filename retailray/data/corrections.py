@@ -45,8 +45,8 @@ def read_corrections(uri: str) -> pa.Table:
     return pa.Table.from_pylist([row for _, row in found.values()], SCHEMA)
 
 
-def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> pa.Table:
-    """The rows of a catalog (``id, uri, label`` and more) with the labels that people gave.
+def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> tuple[pa.Table, int]:
+    """The rows of a catalog (``id, uri, label`` and more) with the labels that people gave; of how many rows they are.
 
     What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
     """
@@ -62,7 +62,19 @@ def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> pa
     for at in set(known) - outdated:
         labels[at] = said[ids[at]]["label"]
     progress.emit("corrections", read=corrections.num_rows, rows=len(known) - len(outdated), outdated=len(outdated))
-    return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string()))
+    return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string())), len(known)
+
+
+def warn_of_strangers(corrections: pa.Table, num_known: int) -> None:
+    """Say so where people's work would be lost without a word: not one correction is of a row that there is."""
+    if corrections.num_rows and not num_known:
+        item, file = corrections.column("item_id")[0].as_py(), corrections.column("file")[0].as_py()
+        progress.emit(
+            "warning",
+            corrections=file,
+            note=f"none of {corrections.num_rows} corrections names a row of the catalog (the first one: {item!r}); "
+            "item_id is compared with what catalog.id says, the image path by default",
+        )
 
 
 def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:

@@ -267,3 +267,12 @@ def free_bytes(root: str) -> int | None:
     while not os.path.exists(root):
         root = os.path.dirname(root)
     return shutil.disk_usage(root).free + stores
+
+
+def is_writable(root: str) -> bool:
+    """Whether this machine lets a local folder be made and written."""
+    try:
+        os.makedirs(root, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(root, os.W_OK)

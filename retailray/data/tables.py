@@ -217,7 +217,7 @@ def _stream_jsonl(address: str, encoding: str) -> Iterator[tuple[pa.Table, np.nd
     schemas: list[pa.Schema] = []
     only: tuple[pa.Table, np.ndarray] | None = None
     for rows, lines in _json_pieces(address, encoding):
-        only = _json_table(address, rows), lines
+        only = _json_table(address, rows, lines), lines
         schemas.append(only[0].schema)
         if len(schemas) > 1:
             try:
@@ -229,7 +229,7 @@ def _stream_jsonl(address: str, encoding: str) -> Iterator[tuple[pa.Table, np.nd
         yield only
         return
     for rows, lines in _json_pieces(address, encoding):
-        yield _json_table(address, rows, schemas[0]), lines
+        yield _json_table(address, rows, lines, schemas[0]), lines
 
 
 def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
@@ -255,15 +255,27 @@ def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, A
         yield rows, np.array(lines, dtype=np.int64)
 
 
-def _json_table(address: str, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
+def _json_table(
+    address: str, rows: list[dict[str, Any]], lines: np.ndarray, schema: pa.Schema | None = None
+) -> pa.Table:
     names = schema.names if schema else list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:
         try:
             columns[name] = pa.array([row.get(name) for row in rows], schema.field(name).type if schema else None)
         except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
-            raise CatalogError(f"{address}: column {name!r} mixes types or holds values of none ({error})") from error
+            why = f"{_odd_line([row.get(name) for row in rows], lines)}{error}"
+            raise CatalogError(f"{address}: column {name!r} mixes types or holds values of none ({why})") from error
     return pa.table(columns)
+
+
+def _odd_line(values: list[Any], lines: np.ndarray) -> str:
+    """The first line whose value is of another type than those before it."""
+    there = [(value, line) for value, line in zip(values, lines.tolist(), strict=True) if value is not None]
+    for value, line in there:
+        if type(value) is not type(there[0][0]):
+            return f"line {there[0][1]} holds {there[0][0]!r:.60}, line {line} {value!r:.60}; "
+    return ""
 
 
 def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:

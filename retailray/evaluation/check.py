@@ -68,6 +68,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
         rows=num_rows,
         ok=report["num_images_ok"],
         failed=failed,
+        errors_by_code=report["errors_by_code"],
         report=run.path("report.html"),
     )
     _gate(results, config.check.fail_on, run)

@@ -126,7 +126,10 @@ def _start(section: ClusterSection) -> None:
         with _silent_stderr():
             ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:
-        raise CapacityError(f"a local Ray could not be started: {' '.join(str(error).split())[:500]}") from error
+        raise CapacityError(
+            f"a local Ray could not be started: {' '.join(str(error).split())[:500]}; on a busy machine, run again, or "
+            "work without Ray where a command can: --cluster.engine inline"
+        ) from error
 
 
 @contextlib.contextmanager

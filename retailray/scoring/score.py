@@ -19,6 +19,7 @@ import numpy as np
 from retailray import progress, storage
 from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.catalog import corrections_of
+from retailray.data.corrections import warn_of_strangers
 from retailray.data.images import DECODER_VERSION
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
@@ -134,6 +135,8 @@ def _score(
         "images_per_s": plan.images / times["inference"] if plan.images else None,
     }  # fmt: skip
     facts |= _report(config, meta, run, ledger, facts, validation, before, watch)
+    if said is not None:
+        warn_of_strangers(said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
     ledger.close()
     lease.check()
     _publish(config, run, facts, watch)

@@ -37,12 +37,12 @@ def is_below(address: str, folder: str) -> bool:
 
 
 def place_of(address: str) -> str:
-    """Scheme and host (or bucket) of an address; '' for files of this machine."""
+    """Scheme and host (or bucket) of an address, without the user that it may name; '' for files of this machine."""
     address = canonical(address)
     if is_local(address):
         return ""
     scheme, _, rest = address.partition("://")
-    return f"{scheme}://{rest.split('/')[0]}"
+    return f"{scheme.lower()}://{rest.split('/')[0].rpartition('@')[2]}"
 
 
 def is_public(host: str) -> bool:

@@ -74,6 +74,10 @@ def describe(error: BaseException, address: str) -> str:
     s3 = address.startswith(("s3://", "s3a://"))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
     name, text = type(error).__name__, " ".join(str(error).split())[:300]
+    if isinstance(error, IsADirectoryError):
+        return f"{address}: a folder, and a file is expected"
+    if isinstance(error, NotADirectoryError):
+        return f"{address}: a part of its path is a file, and a folder is expected"
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
         return f"{address}: not found (no such file, object or bucket)"
     if isinstance(error, PermissionError) or "AccessDenied" in text or "Forbidden" in text:

@@ -99,7 +99,7 @@ async def _follow(
     for _ in range(REDIRECTS + 1):
         allowed = access.allows(str(url))
         if names_private_host(str(url)) and not allowed:
-            raise ImageError("not_allowed", f"{address}: leads to {url.host}, a private host; name it in catalog.allow")
+            raise ImageError("not_allowed", f"{address}: leads to a private host; name {url.origin()} in catalog.allow")
         session = any_host if allowed else public
         async with session.get(url, headers=headers, allow_redirects=False) as answer:
             target = answer.headers.get("Location")

@@ -73,7 +73,10 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
         if not is_local(address):
             patiently(lambda: fs.pipe_file(path, data))  # one PUT: atomic in every object store
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except FileNotFoundError as error:  # below /proc, say
+            raise StorageError(f"{address}: its folder cannot be made") from error
         partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
         with open(partial, "wb") as file:
             file.write(data)

@@ -126,6 +126,9 @@ def prepare(
         why = f"the store of {config.catalog.uri} does not tell versions of an image apart, so nothing can be kept"
         return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     free = store.free_bytes(root)
+    if not earlier and storage.is_local(root) and not store.is_writable(root):
+        why = f"nothing can be written to {root}, so nothing is kept; train.cache_uri names another folder"
+        return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     decided = earlier or plan_cache(
         config,
         stages,

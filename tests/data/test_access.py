@@ -24,6 +24,14 @@ from retailray.errors import ConfigError
         ("/shop/c.csv", "s3://any/1.png", ["s3://other"], False),
         ("/shop/c.csv", "s3://other/1.png", ["s3://other"], True),
         ("/shop/c.csv", "s3://other-private/1.png", ["s3://other"], False),
+        ("/shop/c.csv", "gs://any/1.png", [], True),
+        ("/shop/c.csv", "ftp://cdn.example.com/1.png", [], False),
+        ("/shop/c.csv", "ftp://127.0.0.1/1.png", [], False),
+        ("/shop/c.csv", "webhdfs://127.0.0.1:9870/1.png", [], False),
+        ("/shop/c.csv", "sftp://cdn.example.com/1.png", [], False),
+        ("/shop/c.csv", "FTP://cdn.example.com/1.png", [], False),
+        ("/shop/c.csv", "sftp://cdn.example.com/1.png", ["sftp://cdn.example.com"], True),
+        ("hdfs://a/c.csv", "hdfs://a/x/1.png", [], True),
         ("s3://shop/c.csv", "img/1.png", [], True),
         ("s3://shop/a/c.csv", "s3://shop/b/1.png", [], True),
         ("s3://shop/a/c.csv", "s3://shop/b/1.png", ["https://cdn.example.com"], True),
@@ -44,6 +52,24 @@ def test_where_images_may_lie(file, path, allow, allowed):
     why = refusal(path, storage.join(root, path), file, root, section)
     assert (why == "") is allowed, why
     assert allowed or "catalog.allow" in why
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9871/1.png", "ftp://cdn.example.com:21/1.png"])
+def test_what_is_refused_names_the_entry_that_would_allow_it(address):
+    """Kind of fault: people name a host in catalog.allow as they think of it, and are told to name it."""
+    why = refusal(address, address, "/shop/c.csv", "/shop", CatalogSection(uri="/shop/c.csv"))
+    entry = why.removesuffix(" in catalog.allow").rpartition(" name ")[2]
+    section = CatalogSection(uri="/shop/c.csv", allow=[entry])
+    assert refusal(address, address, "/shop/c.csv", "/shop", section) == ""
+
+
+@pytest.mark.parametrize("allow", [[], ["https://cdn.example.com"]])
+def test_a_password_in_an_address_is_not_repeated(allow):
+    section = CatalogSection(uri="/shop/c.csv", allow=allow)
+    address = "https://me:hush-hush@cdn.example.com/1.png"
+    why = refusal(address, address, "/shop/c.csv", "/shop", section)
+    assert "an address at https://cdn.example.com with a password" in why
+    assert "hush-hush" not in why
 
 
 def test_headers_take_secrets_from_the_environment(monkeypatch):

@@ -65,6 +65,15 @@ def test_labels_of_a_catalog_are_what_people_said(tmp_path):
     assert read_catalog(section).column("label").tolist() == ["cup", "mug"]
 
 
+def test_corrections_of_no_row_are_told(tmp_path, capsys):
+    """Kind of fault: a reviewer's day is lost without a word, since catalog.id is another column than it was."""
+    (tmp_path / "c.csv").write_text("image,label\na.jpg,cup\nb.jpg,cup\n")
+    (tmp_path / "said.csv").write_text("item_id,label\n1017,mug\n1018,mug\n")
+    read_catalog(CatalogSection(uri=str(tmp_path / "c.csv"), corrections=str(tmp_path / "said.csv")))
+    [warning] = [line for line in capsys.readouterr().out.splitlines() if '"warning"' in line]
+    assert "none of 2 corrections names a row of the catalog (the first one: '1017')" in warning
+
+
 def test_what_was_said_of_another_picture_does_not_hold(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"now")
     (tmp_path / "c.csv").write_text("image,label\na.jpg,cup\nb.jpg,cup\n")
