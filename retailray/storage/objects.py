@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from retailray.errors import StorageError
 from retailray.storage.addresses import is_local, is_uri
 from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, filesystem, guarded, patiently
 
