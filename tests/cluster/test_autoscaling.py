@@ -17,7 +17,7 @@ HEAD_ID = "f" * 51 + "00000"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 LAUNCHER = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 AUTOSCALING = {
-    "cluster_name": "fake", "max_workers": 3, "upscaling_speed": 100.0, "idle_timeout_minutes": 0.3,
+    "cluster_name": "fake", "max_workers": 3, "upscaling_speed": 100.0, "idle_timeout_minutes": 0.1,
     "provider": {
         "type": "external", "module": PROVIDER, "gcs_address": "{gcs}", "use_node_id_as_ip": True,
         "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
@@ -33,7 +33,7 @@ AUTOSCALING = {
     **{f"{name}_commands": [] for name in LAUNCHER},
     "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
 }  # fmt: skip
-ENV = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
+ENV = {"AUTOSCALER_UPDATE_INTERVAL_S": "0.5", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
        "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}  # fmt: skip
 
 

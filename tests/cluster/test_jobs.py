@@ -59,6 +59,7 @@ def test_a_broken_connection_loses_no_line_and_no_exit_code(nodes, shop):
     settings = shop | {"check.fail_on": "errors", "out": f"s3://{BUCKET}/wire", "submit.id": "over-a-bad-wire"}
     code, seen, err = Submitted(nodes, "check", address=wire.address, **settings).end()
     assert code == 4, err
+    assert "ended with exit code 4" in err, "the gate said no"
     assert wire.cuts > 10
     # followed again over a good wire: what was shown then is what there is, every line once
     code, again, _ = Submitted(nodes, "attach", "over-a-bad-wire").end()

@@ -18,8 +18,7 @@ from tests.cluster.nodes import BUCKET, SECRET, TOKEN, Submitted, wait_for
 from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "resnet18", "model.weights": "none",
-        "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
+TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "cnn1", "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
 
 
 def test_the_doctor_looks_at_every_machine(nodes, shop):
@@ -33,17 +32,6 @@ def test_the_doctor_looks_at_every_machine(nodes, shop):
     assert sum(check["name"].startswith("clock of") for check in checks) == 5, "four machines and the dashboard"
     assert sum(check["name"].startswith("read catalog.uri from") for check in checks) == 4
     assert not [name for name in s3fs.S3FileSystem(use_listings_cache=False).find(BUCKET) if "/doctor" in name]
-
-
-def test_a_gate_that_says_no_is_the_exit_code(nodes, shop):
-    code, seen, err = Submitted(
-        nodes, "check", **shop, **{"check.fail_on": "errors", "out": f"s3://{BUCKET}/check"}
-    ).end()
-    assert code == 4, err
-    assert seen[-1]["event"] == "done"
-    assert "ended with exit code 4" in err
-    found = read_json(f"{latest(f's3://{BUCKET}/check')}/check.json")
-    assert found["num_rows"] == seen[-1]["rows"]
 
 
 def test_training_survives_a_lost_machine(nodes, shop):

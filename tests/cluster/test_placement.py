@@ -4,34 +4,27 @@ import threading
 import time
 
 import pytest
+import s3fs
 
-from tests.cluster.nodes import Nodes, Submitted
+from tests.cluster.nodes import BUCKET, Submitted
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, s3_endpoint):
-    """A machine without a GPU, and one that says it has one (torch finds none, so nothing is asked to use it)."""
-    nodes = Nodes(tmp_path_factory.mktemp("mixed"))
-    nodes.add("cpu", num_cpus=4)
+def test_decoders_leave_the_cpus_beside_gpus_alone(nodes, shop, small_bundle):
+    """One machine says that it has a GPU; torch finds none, so nothing is asked to use it."""
     nodes.add("gpu", num_cpus=4, num_gpus=1)
-    yield nodes
-    nodes.stop()
-
-
-def test_decoders_leave_the_cpus_beside_gpus_alone(mixed, small_catalog, small_bundle, tmp_path):
+    out = f"s3://{BUCKET}/placed"
     job = Submitted(
-        mixed, "score", **{"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000,
-        "model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8, "cluster.use_gpu": "false",
-        "cluster.num_workers": 1, "out": tmp_path},
+        nodes, "score", **shop, **{"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8,
+        "cluster.use_gpu": "false", "cluster.num_workers": 1, "out": out},
     )  # fmt: skip
     seen: set[str] = set()
     over = threading.Event()
 
     def watch():
         while not over.is_set():
-            seen.update(mixed.busy("read_units"))
+            seen.update(nodes.busy("read_units"))
             time.sleep(0.05)
 
     watching = threading.Thread(target=watch)
@@ -39,6 +32,9 @@ def test_decoders_leave_the_cpus_beside_gpus_alone(mixed, small_catalog, small_b
     code, events, err = job.end()
     over.set()
     watching.join()
+    nodes.kill("gpu")
     assert code == 0, err
-    assert events[-1]["rows"] == small_catalog[1]["num_rows"]
-    assert seen == {"cpu"}
+    assert events[-1]["rows"] == events[-1]["scored"] + events[-1]["failed"] > 90
+    assert seen
+    assert "gpu" not in seen
+    assert s3fs.S3FileSystem(use_listings_cache=False).exists(f"{BUCKET}/placed/LATEST")

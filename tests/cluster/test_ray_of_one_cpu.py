@@ -55,15 +55,14 @@ def run_job(address, verb, *arguments, timeout=240):
 
 
 def test_every_command_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path):
+    """Tasks alone; tasks, workers that train together and what reports; tasks and predictors (evaluate has the same)."""
     catalog = ["--catalog.uri", small_catalog[0] / "catalog.csv", "--catalog.max_pixels", 20_000_000]
     code, out, err = run_job(one_cpu_ray, "check", *catalog, "--out", tmp_path / "check")
     assert code == 0, err
     assert events(out)[-1]["rows"] == small_catalog[1]["num_rows"]
     recipe = [
         "--model.arch",
-        "resnet18",
-        "--model.weights",
-        "none",
+        "cnn1",
         "--train.epochs",
         1,
         "--transform.image_size",
@@ -75,8 +74,6 @@ def test_every_command_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path):
     assert code == 0, err
     assert read_json(f"{latest(str(tmp_path / 'train'))}/run.json")["num_workers"] == 2
     bundle = events(out)[-1]["bundle"]
-    code, _, err = run_job(one_cpu_ray, "evaluate", *catalog, "--model.uri", bundle, "--out", tmp_path / "evaluate")
-    assert code == 0, err
     score = ["--model.uri", bundle, "--score.max_error_rate", 1, "--out", tmp_path / "score"]
     code, out, err = run_job(one_cpu_ray, "score", *catalog, *score)
     assert code == 0, err

@@ -17,7 +17,13 @@ from tests.commands.helpers import command, latest, start_command
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def training(started, small_catalog, out, engine):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Pixels are decoded by the first training of this module, and read by the others."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def training(started, small_catalog, out, engine, cache):
     settings = {
         "catalog.uri": small_catalog[0] / "catalog.csv",
         "catalog.max_pixels": 20_000_000,
@@ -26,7 +32,7 @@ def training(started, small_catalog, out, engine):
         "transform.image_size": 64,
         "train.epochs": 500,
         "train.max_failures": 0,
-        "train.cache_uri": out / "cache",
+        "train.cache_uri": cache,
         "cluster.engine": engine,
     }
     process = start_command("train", **settings, out=out)
@@ -51,8 +57,8 @@ def wait_for_epoch(process):
 
 
 @pytest.mark.parametrize("engine", ["inline", "ray"])
-def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine):
-    process = training(started, small_catalog, tmp_path, engine)
+def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine, cache):
+    process = training(started, small_catalog, tmp_path, engine, cache)
     wait_for_epoch(process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) > 3 or engine == "inline"
@@ -68,8 +74,8 @@ def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine):
 
 
 @pytest.mark.parametrize(("engine", "seconds"), [("inline", 0.3), ("ray", 3)])
-def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds):
-    process = training(started, small_catalog, tmp_path, engine)
+def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds, cache):
+    process = training(started, small_catalog, tmp_path, engine, cache)
     assert '"event": "start"' in process.stdout.readline()
     time.sleep(seconds)  # into the start of Ray, and somewhat further
     process.send_signal(signal.SIGINT)
@@ -131,8 +137,8 @@ def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
     assert len(once) == len(set(once)) > 50
 
 
-def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(started, small_catalog, tmp_path):
-    process = training(started, small_catalog, tmp_path, "ray")
+def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(started, small_catalog, tmp_path, cache):
+    process = training(started, small_catalog, tmp_path, "ray", cache)
     wait_for_epoch(process)
     workers = [
         child

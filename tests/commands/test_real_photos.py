@@ -1,4 +1,7 @@
-"""Acceptance on real shop photos and real weights, with S3 addresses only (RETAILRAY_REAL_DATA)."""
+"""Acceptance on real shop photos and real weights, with S3 addresses only (RETAILRAY_REAL_DATA).
+
+Of 21 classes that are hard to tell apart, to be done in a minute; ``benchmarks/quality.py`` trains on all 81.
+"""
 
 import shutil
 
@@ -14,7 +17,9 @@ from tests.commands.helpers import command, latest, read_json, rename_labels
 
 pytestmark = [pytest.mark.real, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
 SHOP = "s3://grocery"
-# logistic regression on the same weights gives 0.753 (the data set's README); benchmarks.quality gets further
+GROUPS = ["Apple", "Juice", "Milk"]
+NUM = {"train": 707, "val": 77, "test": 659}
+# logistic regression (scikit-learn's) on the same weights' features of the same photos gives 0.778
 FINE_TUNED_TOP1 = 0.82
 
 
@@ -23,15 +28,24 @@ def shop(real_data, s3_endpoint):
     photos, weights = real_data
     fs = s3fs.S3FileSystem()
     fs.mkdir("grocery")
-    for split in ("train", "val", "test"):
-        fs.put(f"{photos}/images/{split}/", f"grocery/images/{split}/", recursive=True)
-        fs.put(f"{photos}/{split}.csv", f"grocery/{split}.csv")
+    for split in NUM:
+        table = some(photos, split)
+        assert len(table) == NUM[split]
+        names = [f"images/{split}/{name}.jpg" for name in table.name]
+        fs.put([f"{photos}/{name}" for name in names], [f"grocery/{name}" for name in names])
+        fs.pipe_file(f"grocery/{split}.csv", table.to_csv(index=False).encode())
     fs.put(str(weights / "mobilenet_v2-imagenet.pth"), "grocery/weights/mobilenet_v2-imagenet.pth")
     return {
         "catalog.image": "name",
         "catalog.image_template": "images/{stem}/{name}.jpg",
         "catalog.label": "fine_name",
     }
+
+
+def some(photos, split):
+    """The rows of the classes of :data:`GROUPS`."""
+    table = pd.read_csv(photos / f"{split}.csv")
+    return table[table.coarse_name.isin(GROUPS)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +59,7 @@ def bundle(shop, tmp_path_factory):
         "model.arch": "mobilenet_v2",
         "model.weights": f"{SHOP}/weights/mobilenet_v2-imagenet.pth",
         "train.epochs": 7,
-        "train.views": 2,
+        "train.views": 1,
         "train.label_smoothing": 0.1,
         "train.cache_uri": tmp_path_factory.mktemp("cache"),
         "out": f"{SHOP}/train",
@@ -62,12 +76,12 @@ def test_check_finds_the_photos_and_invents_nothing(shop, retailray, real_data):
     }
     assert retailray("check", **shop, **uris, out=f"{SHOP}/check")[0] == 0
     report = read_json(f"{latest(f'{SHOP}/check')}/check.json")
-    assert report["num_rows"] == report["num_images_ok"] == 5421
+    assert report["num_rows"] == report["num_images_ok"] == sum(NUM.values())
     assert (report["num_missing"], report["num_orphans"], report["errors_by_code"]) == (0, 0, {})
-    assert len(report["labels"]) == 81
-    assert report["splits"] == {"train": 2640, "validation": 296, "test": 2485}
+    assert len(report["labels"]) == 21
+    assert report["splits"] == {"train": NUM["train"], "validation": NUM["val"], "test": NUM["test"]}
     assert report["num_exact_duplicates"] == 0
-    assert report["formats"] == {"JPEG": 5421}
+    assert report["formats"] == {"JPEG": sum(NUM.values())}
     assert report["width"]["median"] == 348
     audit_check(latest(f"{SHOP}/check"), real_data[0])
 
@@ -79,7 +93,7 @@ def audit_check(run, photos):
         images = pd.read_parquet(file)
     parts = []
     for split, stem in (("train", "train"), ("validation", "val"), ("test", "test")):
-        table = pd.read_csv(photos / f"{stem}.csv")
+        table = some(photos, stem)
         path = "images/" + stem + "/" + table.name + ".jpg"
         parts.append(pd.DataFrame({"image": path, "label": table.fine_name, "split": split}))
     expected = pd.concat(parts)
@@ -99,8 +113,8 @@ def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retail
     settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/evaluate"}
     assert retailray("evaluate", **settings)[0] == 0
     metrics = read_json(f"{latest(f'{SHOP}/evaluate')}/metrics.json")
-    assert metrics["num_rows"] == 2485
-    assert len(metrics["per_class"]) == 81
+    assert metrics["num_rows"] == NUM["test"]
+    assert len(metrics["per_class"]) == 21
     assert metrics["top1"] >= FINE_TUNED_TOP1, metrics["top1"]
     assert metrics["top5"] > 0.95
     assert metrics["ece"] < 0.06
@@ -130,13 +144,13 @@ def test_all_validation_photos_are_scored_once(shop, bundle, retailray, real_dat
 
 
 def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, real_data, tmp_path):
-    """``confusion.csv``, ``changes.parquet``, the review queue and ``trials.parquet`` of validation photos."""
-    photos, weights = real_data
+    """``confusion.csv``, ``changes.parquet`` and the review queue of validation photos."""
+    photos, _ = real_data
     local, other = tmp_path / "bundle", tmp_path / "other"
     s3fs.S3FileSystem(use_listings_cache=False).get(f"{bundle.removeprefix('s3://')}/", f"{local}/", recursive=True)
     shutil.copytree(local, other)
     rename_labels(other)
-    table = pd.read_csv(photos / "val.csv").sample(80, random_state=0)
+    table = some(photos, "val").sample(40, random_state=0)
     table.to_csv(tmp_path / "some.csv", index=False)
     settings = {**shop, "catalog.uri": tmp_path / "some.csv", "catalog.root": photos}
     settings |= {"catalog.image_template": "images/val/{name}.jpg"}
@@ -164,10 +178,3 @@ def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, 
     assert len(predictions) == len(table)
     assert oracles.audit_queue(run, predictions, str(photos), key="item") == []
     assert oracles.audit_thresholds(predictions, read_json(f"{run}/run.json")["thresholds"]) == []
-    search = {"model.arch": "mobilenet_v2", "model.weights": weights / "mobilenet_v2-imagenet.pth", "tune.trials": 2,
-              "model.trainable": "head", "train.epochs": 2, "train.views": 1, "split.validation": 0.4,
-              "tune.space": '{"train.head_lr": [0.003, 0.01]}', "train.cache_uri": tmp_path / "cache"}  # fmt: skip
-    assert retailray("tune", **settings, **search, out=tmp_path / "tune")[0] == 0
-    run = latest(str(tmp_path / "tune"))
-    trials, epochs = (pd.read_parquet(f"{run}/{name}.parquet") for name in ("trials", "epochs"))
-    assert oracles.audit_trials(trials, epochs) == []
