@@ -18,7 +18,8 @@ from tests.cluster.nodes import BUCKET, SECRET, TOKEN, Submitted, wait_for
 from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "cnn1", "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
+TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "cnn1",
+        "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
 
 
 def test_the_doctor_looks_at_every_machine(nodes, shop):

@@ -55,7 +55,7 @@ def run_job(address, verb, *arguments, timeout=240):
 
 
 def test_every_command_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path):
-    """Tasks alone; tasks, workers that train together and what reports; tasks and predictors (evaluate has the same)."""
+    """Tasks alone; tasks, workers that train together and what reports; tasks and predictors."""
     catalog = ["--catalog.uri", small_catalog[0] / "catalog.csv", "--catalog.max_pixels", 20_000_000]
     code, out, err = run_job(one_cpu_ray, "check", *catalog, "--out", tmp_path / "check")
     assert code == 0, err
