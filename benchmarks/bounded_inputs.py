@@ -6,7 +6,7 @@
 - slow: pictures of 20 MB (1,000 of them, or BOUNDED_LARGE) on a server that sends each in a second; score.
 - long: 20,000 rows, of which one has an id and one a label of 100,000 characters; check, train, score.
 - labels: 20,000 labels of two rows each; train, evaluate, score.
-- bucket: 50 pictures in a bucket beside 200,000 objects of others; check, score.
+- bucket: 50 pictures in a bucket beside 200,000 objects of others; check, score. Putting them there takes 10 to 30 min.
 - slowdown: a store that answers SlowDown to every write below a folder for 60 s; score.
 
 Prints a line a command: exit code, seconds, peak memory, and what was asserted.
