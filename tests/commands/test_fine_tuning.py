@@ -93,7 +93,8 @@ class TestWhatIsKept:
         """
         still = {"model.trainable": "head", "transform.augment": "none", "train.epochs": 2, "train.batch_size": 1000}
         uri = tmp_path / "cache"
-        code, _, _ = retailray("train", **shop | still | {"train.cache_uri": uri, "out": tmp_path / "kept"})
+        kept = {"cluster.engine": "inline", "train.cache_uri": uri, "out": tmp_path / "kept"}
+        code, _, _ = retailray("train", **shop | still | kept)
         assert code == 0
         streamed = {key: value for key, value in (shop | still).items() if key != "train.cache_uri"}
         streamed |= {"train.cache": "off", "cluster.num_workers": 2, "out": tmp_path / "streamed"}
@@ -314,10 +315,10 @@ class TestKills:
         self.assert_resumed(output, tmp_path)
 
     @pytest.mark.ray
-    def test_on_ray_a_killed_worker_is_replaced_and_then_a_killed_driver_resumed(
+    def test_on_ray_a_killed_worker_is_replaced_and_then_an_interrupted_driver_resumed(
         self, settings, uninterrupted, tmp_path
     ):
-        """The measure was made without Ray: both back ends train alike."""
+        """The measure was made without Ray: both back ends train alike. Ctrl-C leaves no process."""
         on_ray = settings | {"cluster.engine": "ray", "out": tmp_path}
         process = start_command("train", **on_ray)
         try:
@@ -325,9 +326,15 @@ class TestKills:
             family = psutil.Process(process.pid).children(recursive=True)
             [worker] = [child for child in family if any("RayTrainWorker" in part for part in child.cmdline())]
             worker.kill()
+            self.wait_for_epoch(process, 6)
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert len(family) > 3
         finally:
-            code, _ = self.interrupt(process, 7, signal.SIGKILL)
-        assert code == -signal.SIGKILL
+            code, err = self.interrupt(process, 7, signal.SIGINT)
+        assert code == 130
+        assert err.splitlines()[-1].startswith("retailray train: interrupted"), "after Ray's word on the killed one"
+        assert not (tmp_path / "LATEST").exists()
+        assert not psutil.wait_procs(family, timeout=30)[1]
         again = start_command("train", "--train.resume", **on_ray)
         output, err = again.communicate(timeout=300)
         assert again.returncode == 0, err

@@ -56,12 +56,10 @@ def wait_for_epoch(process):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray"])
-def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine, cache):
-    process = training(started, small_catalog, tmp_path, engine, cache)
+def test_ctrl_c_while_training(started, small_catalog, tmp_path, cache):
+    """On Ray: :mod:`tests.commands.test_fine_tuning`, where the run is resumed too."""
+    process = training(started, small_catalog, tmp_path, "inline", cache)
     wait_for_epoch(process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) > 3 or engine == "inline"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -69,8 +67,6 @@ def test_ctrl_c_while_training(started, small_catalog, tmp_path, engine, cache):
     assert "interrupted" in err
     assert not (tmp_path / "LATEST").exists()
     assert not list(tmp_path.glob("*/_SUCCESS"))
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
 
 
 @pytest.mark.parametrize(("engine", "seconds"), [("inline", 0.3), ("ray", 3)])

@@ -74,7 +74,7 @@ class TestSearches:
         assert page.count("data:image/png") == 4
         # the best config is train's, as it is, and makes the same model
         assert yaml.safe_load(read_text(f"{run}/best.yaml"))["model"]["trainable"] == best["model.trainable"]
-        again = {"config": f"{run}/best.yaml", "out": tmp_path / "again"}
+        again = {"config": f"{run}/best.yaml", "out": tmp_path / "again", "cluster.engine": "inline"}
         code, out, err = retailray("train", **again)
         assert code == 0, err
         assert said(out, "cache")[0]["reused"] > 0
@@ -82,13 +82,12 @@ class TestSearches:
         assert retrained["validation_top1"] == pytest.approx(best.validation_top1, abs=0.06), "one row of 17"
         # and the bundle is a bundle
         catalog = {key: shop[key] for key in ("catalog.uri", "catalog.group", "catalog.max_pixels")}
-        code, _, _ = retailray("score", **catalog, **{"model.uri": summary["bundle"], "out": tmp_path / "s"})
-        assert code in (0, 3)
+        scored = {"model.uri": summary["bundle"], "cluster.engine": "inline", "out": tmp_path / "s"}
+        assert retailray("score", **catalog, **scored)[0] == 3, "more is broken than score.max_error_rate allows"
 
     @pytest.mark.parametrize(
         ("searcher", "scheduler", "space", "count"),
         [
-            ("grid", "none", {"train.head_lr": [1e-3, 1e-2], "train.optimizer": ["adamw", "sgd"]}, 4),
             (
                 "optuna",
                 "median",
@@ -119,17 +118,13 @@ class TestSearches:
         assert (trials.epochs > 0).all()
         summary = read_json(f"{run}/run.json")
         assert summary["validation_loss"] == pytest.approx(trials.validation_loss.min(), abs=1e-4)
-        if searcher == "grid":
-            pairs = set(zip(trials["train.head_lr"], trials["train.optimizer"], strict=True))
-            assert pairs == {(1e-3, "adamw"), (1e-2, "adamw"), (1e-3, "sgd"), (1e-2, "sgd")}
-            assert set(trials.status) == {"finished"}
         if scheduler == "pbt":
             assert not Path(run, "exchange").exists()
             assert set(trials.epochs) == {4}
             assert trials["train.head_lr"].between(1e-4, 1e-1).all()
             assert set(trials["train.label_smoothing"]) <= {0.0, 0.1}
 
-    def test_two_backbones_and_two_augmentations_decode_once(self, shop, retailray, tmp_path):
+    def test_a_grid_of_two_backbones_and_two_augmentations_decodes_once(self, shop, retailray, tmp_path):
         space = {"model.arch": ["resnet18", "squeezenet1_1"], "transform.augment": ["none", "standard"]}
         settings = shop | {
             "model.trainable": "head",
@@ -149,6 +144,7 @@ class TestSearches:
         assert set(zip(trials["model.arch"], trials["transform.augment"], strict=True)) == {
             (arch, augment) for arch in space["model.arch"] for augment in space["transform.augment"]
         }
+        assert set(trials.status) == {"finished"}, "nothing is stopped early"
         assert "Which backbone" in read_text(f"{run}/report.html")
 
     def test_two_workers_a_trial_train_alike(self, shop, retailray, tmp_path):
