@@ -33,7 +33,7 @@ AUTOSCALING = {
     **{f"{name}_commands": [] for name in LAUNCHER},
     "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
 }  # fmt: skip
-ENV = {"AUTOSCALER_UPDATE_INTERVAL_S": "0.5", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
+ENV = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
        "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
 
 def test_a_search_survives_a_lost_machine(nodes, shop):
     job = Submitted(
-        nodes, "tune", **shop, **TINY, **{"train.epochs": 2, "tune.trials": 3, "tune.scheduler": "none",
+        nodes, "tune", **shop, **TINY, **{"train.epochs": 60, "tune.trials": 3, "tune.scheduler": "none",
         "tune.max_concurrent": 2, "out": f"s3://{BUCKET}/tune"},
     )  # fmt: skip
     job.until("trial")
