@@ -35,7 +35,10 @@ os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
 def pytest_collection_modifyitems(items):
-    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out."""
+    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out.
+
+    Of the two processes of `make test` one runs all that starts Rays, one after the other, and the other one the rest.
+    """
     for item in items:
         if "s3_endpoint" in item.fixturenames:
             item.add_marker("s3")
@@ -43,6 +46,8 @@ def pytest_collection_modifyitems(items):
             item.fixturenames.insert(0, "s3_endpoint")
         if "ray_session_cpus" in item.fixturenames:
             item.add_marker("ray")
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 _ports: set[int] = set()

@@ -17,7 +17,7 @@ HEAD_ID = "f" * 51 + "00000"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 LAUNCHER = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 AUTOSCALING = {
-    "cluster_name": "fake", "max_workers": 3, "upscaling_speed": 100.0, "idle_timeout_minutes": 0.1,
+    "cluster_name": "fake", "max_workers": 3, "upscaling_speed": 100.0, "idle_timeout_minutes": 0.3,
     "provider": {
         "type": "external", "module": PROVIDER, "gcs_address": "{gcs}", "use_node_id_as_ip": True,
         "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
