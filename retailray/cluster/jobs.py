@@ -24,6 +24,7 @@ T = TypeVar("T")
 ANSWER_S = 10.0  # for one look at the dashboard
 POLL_S = 0.5
 RETRY_S = 1.0
+TOLD_S = 15.0  # for what a head's agent tells the dashboard
 FIRST_TRIES = 3  # of the first word: an address that is wrong should be an answer, not a wait
 TAIL_S = 5.0  # for the last lines, once a job has ended
 CHATTY = (
@@ -97,14 +98,20 @@ class Cluster:
             return {}
 
     def python(self) -> str:
-        """The interpreter that the head's Ray runs its workers with, as its raylet was told; else what the path has."""
-        for node in self.ask("/nodes?view=summary").get("data", {}).get("summary", []):
-            if not node.get("raylet", {}).get("isHeadNode", True):
-                continue
-            for argument in node.get("cmdline", []):
+        """The interpreter that the head's Ray runs its workers with, as its raylet was told; else what the path has.
+
+        The dashboard knows a head that has just started some seconds before it knows how that was told.
+        """
+        deadline = time.monotonic() + TOLD_S
+        while True:
+            nodes = self.ask("/nodes?view=summary").get("data", {}).get("summary", [])
+            heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode", True)]
+            for argument in [argument for node in heads for argument in node.get("cmdline") or []]:
                 if argument.startswith("--python_worker_command="):
                     return argument.partition("=")[2].split()[0]
-        return "python"
+            if any(node.get("cmdline") for node in heads) or not heads or time.monotonic() > deadline:
+                return "python"
+            time.sleep(POLL_S)
 
     def submit(
         self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]

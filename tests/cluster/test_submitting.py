@@ -1,9 +1,11 @@
 """What is known before anything is sent: what is refused, what is packed, what is sealed."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from retailray import arguments
 from retailray.cli import main
+from retailray.cluster.jobs import Cluster
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import parse
@@ -166,6 +169,32 @@ def test_ray_is_not_imported_before_the_cluster_said_how_it_authenticates():
     """Ray reads RAY_AUTH_MODE when it is imported."""
     code = "import sys, retailray.cluster.submit, retailray.cluster.doctor; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ([{}, {"cmdline": []}, {"cmdline": ["raylet", "--python_worker_command=/v/bin/python x.py"]}], "/v/bin/python"),
+        ([{"cmdline": ["raylet"]}], "python"),
+    ],
+)
+def test_the_interpreter_of_a_cluster_that_has_just_started(answers, found):
+    """Kind of fault: submitted in a cluster's first seconds, a job runs with another Python than the cluster's."""
+    waiting = list(answers)
+
+    class Dashboard(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            head = (waiting.pop(0) if len(waiting) > 1 else waiting[0]) | {"raylet": {"isHeadNode": True}}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"summary": [head]}}).encode())
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster = Cluster.__new__(Cluster)
+        cluster.address, cluster.token = f"http://127.0.0.1:{server.server_port}", None
+        assert cluster.python() == found
+        server.shutdown()
 
 
 def test_a_dashboard_in_the_environment_stops_drivers_and_nobody_else(monkeypatch, capsys, tmp_path):
