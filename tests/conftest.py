@@ -34,6 +34,7 @@ if (
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
+@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(items):
     """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out.
 
