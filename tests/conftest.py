@@ -34,12 +34,8 @@ if (
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
-@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(items):
-    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out.
-
-    Of the two processes of `make test` one runs all that starts Rays, one after the other, and the other one the rest.
-    """
+    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out."""
     for item in items:
         if "s3_endpoint" in item.fixturenames:
             item.add_marker("s3")
@@ -47,8 +43,6 @@ def pytest_collection_modifyitems(items):
             item.fixturenames.insert(0, "s3_endpoint")
         if "ray_session_cpus" in item.fixturenames:
             item.add_marker("ray")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 _ports: set[int] = set()
