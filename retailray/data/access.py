@@ -8,8 +8,6 @@ from retailray.config import CatalogSection
 from retailray.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-# what a local catalog may name without a word: buckets and the web. Others (ftp, hdfs, smb, ...) ask any host they name
-STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 
 
 def access_of(section: CatalogSection) -> storage.Access:
@@ -61,6 +59,6 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
     if not storage.is_local(file):
         what = f"in {place}" if place else "a file of the machine that reads it"
         return f"{path!r} is {what}, and the catalog is in {storage.place_of(file)}; name it in catalog.allow"
-    if place and place.partition("://")[0] not in STORES:
+    if storage.is_of_another_kind(address):
         return f"{address} is neither in a bucket nor on the web; name {place} in catalog.allow"
     return ""

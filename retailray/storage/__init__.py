@@ -4,7 +4,7 @@ Endpoint and credentials of object stores come from the usual environment variab
 in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
 """
 
-from retailray.storage.access import MAX_BYTES, Access, is_below, names_private_host, place_of
+from retailray.storage.access import MAX_BYTES, Access, is_below, is_of_another_kind, names_private_host, place_of
 from retailray.storage.addresses import (
     PASSWORD,
     canonical,
@@ -58,6 +58,7 @@ __all__ = [
     "is_below",
     "is_exclusive",
     "is_local",
+    "is_of_another_kind",
     "is_uri",
     "join",
     "list_files",

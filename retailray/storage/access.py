@@ -5,9 +5,13 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
+import fsspec
+
 from retailray.storage.addresses import canonical, is_local, is_web
 
 MAX_BYTES = 64 << 20
+# what a local catalog may name without a word: buckets and the web
+STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,12 @@ def place_of(address: str) -> str:
         return ""
     scheme, _, rest = address.partition("://")
     return f"{scheme.lower()}://{rest.split('/')[0].rpartition('@')[2]}"
+
+
+def is_of_another_kind(address: str) -> bool:
+    """True for addresses that neither buckets nor the web answer, but hosts that fsspec would ask: ftp, hdfs, smb."""
+    scheme = place_of(address).partition("://")[0]
+    return scheme in fsspec.available_protocols() and scheme not in STORES
 
 
 def is_public(host: str) -> bool:
