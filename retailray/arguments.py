@@ -218,23 +218,30 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _load_yaml(data: bytes) -> Any:
-    loaded = yaml.load(data, _UniqueKeys)
-    if (number := _num_values(loaded, {})) > MOST_VALUES:
-        raise yaml.YAMLError(f"aliases (*name) make {number} values of it; write out what is meant")
-    return loaded
+    loader = _UniqueKeys(data)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (number := _num_values(node, {})) > MOST_VALUES:
+            raise yaml.YAMLError(f"{number} values, aliases (*name) written out; {MOST_VALUES} is the most")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def _num_values(value: Any, known: dict[int, int]) -> int:
-    """How many values a value holds when its aliases are written out. Raises YAMLError where it holds itself."""
-    if not isinstance(value, dict | list):
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds when its aliases are written out. Raises YAMLError where it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if known.get(id(value)) == 0:
+    if known.get(id(node)) == 0:
         raise yaml.YAMLError("an alias (*name) stands within what it is a name of")
-    if id(value) not in known:
-        known[id(value)] = 0  # until it is counted
-        inside = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(one, known) for one in inside)
-    return known[id(value)]
+    if id(node) not in known:
+        known[id(node)] = 0  # until it is counted
+        pairs = isinstance(node, yaml.MappingNode)
+        inside = itertools.chain.from_iterable(node.value) if pairs else node.value
+        known[id(node)] = 1 + sum(_num_values(one, known) for one in inside)
+    return known[id(node)]
 
 
 def _kind(value: Any) -> str:

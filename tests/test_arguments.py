@@ -10,6 +10,7 @@ from retailray.errors import ConfigError
 
 # six levels of ten aliases each
 ALIASES = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 7))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 7))
 CHECK = ["--catalog.uri", "/c.csv", "--out", "/o"]
 
 
@@ -186,7 +187,8 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
         ("catalog: {uri: a.csv, max_bytes: .inf}\n", "catalog.max_bytes"),
         ("score: {max_error_rate: .nan}\n", "score.max_error_rate"),
         ("catalog: &x\n  uri: *x\n", "an alias (*name) stands within what it is a name of"),
-        (ALIASES, "aliases (*name) make 2345679 values"),
+        (ALIASES, "values, aliases (*name) written out; 100000 is the most"),
+        (MERGES, "values, aliases (*name) written out; 100000 is the most"),
         (f"catalog: {{uri: a.csv, max_bytes: {'9' * 5000}x}}\n", "... (5003 characters)"),
         (
             "catalog: {uri: a.csv, allow: ['127.0.0.1:80']}\n",

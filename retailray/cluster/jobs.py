@@ -109,7 +109,7 @@ class Cluster:
             for argument in [argument for node in heads for argument in node.get("cmdline") or []]:
                 if argument.startswith("--python_worker_command="):
                     return argument.partition("=")[2].split()[0]
-            if any(node.get("cmdline") for node in heads) or not heads or time.monotonic() > deadline:
+            if any(node.get("cmdline") for node in heads) or time.monotonic() > deadline:
                 return "python"
             time.sleep(POLL_S)
 

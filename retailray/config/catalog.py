@@ -104,9 +104,7 @@ class CatalogSection(Section):
                 raise ValueError(f"{value!r}: a host or bucket is named in full; patterns mean nothing here")
             absolute = storage.is_uri(value) or value.startswith(("/", "~", "file:"))
             if not absolute and not os.path.exists(value):
-                raise ValueError(
-                    f"{value!r} is no folder here; a host is named as https://{value}, a bucket as s3://..."
-                )
+                raise ValueError(f"{value!r} is no folder here; a host is named as https://HOST, a bucket as s3://...")
         return [storage.normalize(value) for value in values]
 
 

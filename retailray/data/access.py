@@ -43,7 +43,8 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
         return ""
     place = storage.place_of(address)
     if storage.PASSWORD.search(address):
-        return f"an address at {place} with a password in it; catalog.http_headers can say who asks"
+        shown = storage.PASSWORD.sub("://...@", f"{place}/").rstrip("/")
+        return f"an address at {shown} with a password in it; catalog.http_headers can say who asks"
     if storage.names_private_host(address):
         return f"{address} is on a private host; name {place} in catalog.allow"
     own_place = place in (storage.place_of(root), storage.place_of(file))

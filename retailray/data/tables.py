@@ -272,8 +272,9 @@ def _json_table(
 def _odd_line(values: list[Any], lines: np.ndarray) -> str:
     """The first line whose value is of another type than those before it."""
     there = [(value, line) for value, line in zip(values, lines.tolist(), strict=True) if value is not None]
-    for value, line in there:
-        if type(value) is not type(there[0][0]):
+    kinds = [float if type(value) is int else type(value) for value, _ in there]
+    for (value, line), kind in zip(there, kinds, strict=True):
+        if kind is not kinds[0]:
             return f"line {there[0][1]} holds {there[0][0]!r:.60}, line {line} {value!r:.60}; "
     return ""
 

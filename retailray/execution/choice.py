@@ -55,8 +55,9 @@ def executor_of_passes(on_ray: Executor, section: ClusterSection, *, num_images:
 
     Processes that read, decode and run frozen blocks start more slowly than this one does all that for a few images.
     """
-    here = section.engine == "auto" and num_images <= INLINE_IMAGES and not named_address(section)
-    if not here or on_ray.capacity.num_gpus:  # memory of a GPU that this process holds would be missing in trials
+    little = section.engine == "auto" and num_images <= INLINE_IMAGES and not _asks_for_ray(section)
+    # other machines could not read what this one keeps, and memory of a GPU that it holds would be missing in trials
+    if not little or on_ray.num_nodes > 1 or on_ray.capacity.num_gpus:
         yield on_ray
         return
     from retailray.execution.inline_backend import inline_executor
@@ -67,6 +68,18 @@ def executor_of_passes(on_ray: Executor, section: ClusterSection, *, num_images:
 
 def _why_ray(section: ClusterSection) -> str | None:
     """What of the settings and of this process asks for Ray."""
+    if asked := _asks_for_ray(section):
+        return asked
+    if visible_gpus() > 1 and section.use_gpu is not False and not section.num_workers:
+        return f"this machine has {visible_gpus()} GPUs"
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and section.engine == "auto":
+        return "this process is connected to a Ray already"
+    return None
+
+
+def _asks_for_ray(section: ClusterSection) -> str | None:
+    """What of the settings asks for Ray."""
     address = section.address if section.engine == "inline" else named_address(section)
     if address and address != "local":
         return f"a cluster is named: {address}"
@@ -75,9 +88,4 @@ def _why_ray(section: ClusterSection) -> str | None:
     for name in ("ask_cpus", "ask_gpus"):
         if count := getattr(section, name):
             return f"cluster.{name} = {count}"
-    if visible_gpus() > 1 and section.use_gpu is not False and not section.num_workers:
-        return f"this machine has {visible_gpus()} GPUs"
-    ray = sys.modules.get("ray")
-    if ray and ray.is_initialized() and section.engine == "auto":
-        return "this process is connected to a Ray already"
     return None

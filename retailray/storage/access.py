@@ -5,13 +5,9 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-import fsspec
-
-from retailray.storage.addresses import canonical, is_local, is_web
+from retailray.storage.addresses import HOSTS, canonical, is_local, is_web
 
 MAX_BYTES = 64 << 20
-# what a local catalog may name without a word: buckets and the web
-STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +37,17 @@ def is_below(address: str, folder: str) -> bool:
 
 
 def place_of(address: str) -> str:
-    """Scheme and host (or bucket) of an address, without the user that it may name; '' for files of this machine."""
+    """Scheme and host (or bucket) of an address; '' for files of this machine."""
     address = canonical(address)
     if is_local(address):
         return ""
     scheme, _, rest = address.partition("://")
-    return f"{scheme.lower()}://{rest.split('/')[0].rpartition('@')[2]}"
+    return f"{scheme}://{rest.split('/')[0]}"
 
 
 def is_of_another_kind(address: str) -> bool:
-    """True for addresses that neither buckets nor the web answer, but hosts that fsspec would ask: ftp, hdfs, smb."""
-    scheme = place_of(address).partition("://")[0]
-    return scheme in fsspec.available_protocols() and scheme not in STORES
+    """True for addresses that neither buckets nor the web answer, but other hosts: ftp, hdfs, smb."""
+    return place_of(address).partition("://")[0] in HOSTS
 
 
 def is_public(host: str) -> bool:

@@ -6,6 +6,10 @@ import re
 import unicodedata
 import urllib.parse
 
+# what answers at an address: buckets and the web; and hosts that a catalog reaches only where it is allowed to
+STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "http", "https")
+HOSTS = ("hdfs", "webhdfs", "ftp", "sftp", "smb", "memory")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 _FILE_URI = re.compile(r"file:(?:(?://(?:localhost)?)(?=/)|(?=/(?!/)))", re.IGNORECASE)
 _EMBEDDED = re.compile(r"(?P<file>.+\.(?:parquet|pq))#(?P<column>[^/]+)/(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
@@ -62,12 +66,14 @@ def _without_dots(path: str) -> str:
 
 
 def canonical(address: str) -> str:
-    """Return the one spelling of an address: ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``, and
-    ``s3a://`` becomes ``s3://``.
+    """Return the one spelling of an address: ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``, ``s3a://``
+    becomes ``s3://``, and every scheme is in lower case.
 
     ``file:`` addresses are decoded as :rfc:`8089` says (``%20`` is a blank), since ``Path.as_uri()`` encodes them. One
     that names another host stays as it is, and cannot be opened.
     """
+    if scheme := _SCHEME.match(address):
+        address = scheme[0].lower() + address[scheme.end() :]
     if address.startswith("s3a://"):
         return "s3://" + address.removeprefix("s3a://")
     # to the end, or what a catalog may not read could be reached through one spelling within another

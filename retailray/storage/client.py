@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import canonical, is_uri
+from retailray.storage.addresses import HOSTS, STORES, canonical, is_uri
 
 T = TypeVar("T")
 
@@ -21,8 +21,7 @@ ROUNDS, BACK_OFF_S = 4, 0.5  # tries, each with the client's own retries, and th
 # for a store that answers, and asks for time: object stores divide a busy prefix within minutes
 SLOWED_DOWN_S, LONGEST_WAIT_S = 300.0, 20.0
 # schemes that open a store; fsspec's others read through other filesystems, archives and programs
-SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "hf", "hdfs", "webhdfs", "ftp",
-           "sftp", "smb", "oss", "memory")  # fmt: skip
+SCHEMES = ("file", *STORES, *HOSTS)
 # botocore's attempts and s3fs's own multiply: 3 × 2 keeps SlowDown survivable and a dead endpoint short
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {

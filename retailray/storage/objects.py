@@ -76,7 +76,7 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
             return
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-        except FileNotFoundError as error:  # below /proc, say
+        except (FileNotFoundError, FileExistsError) as error:  # below /proc, say, or the folder is a file
             raise StorageError(f"{address}: its folder cannot be made") from error
         partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
         with open(partial, "wb") as file:

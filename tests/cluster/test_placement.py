@@ -29,10 +29,12 @@ def test_decoders_leave_the_cpus_beside_gpus_alone(nodes, shop, small_bundle):
 
     watching = threading.Thread(target=watch)
     watching.start()
-    code, events, err = job.end()
-    over.set()
-    watching.join()
-    nodes.kill("gpu")
+    try:
+        code, events, err = job.end()
+    finally:
+        over.set()
+        watching.join()
+        nodes.kill("gpu")
     assert code == 0, err
     assert events[-1]["rows"] == events[-1]["scored"] + events[-1]["failed"] > 90
     assert seen

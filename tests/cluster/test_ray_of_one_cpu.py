@@ -54,7 +54,7 @@ def run_job(address, verb, *arguments, timeout=240):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_every_command_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path):
+def test_every_kind_of_work_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path):
     """Tasks alone; tasks, workers that train together and what reports; tasks and predictors."""
     catalog = ["--catalog.uri", small_catalog[0] / "catalog.csv", "--catalog.max_pixels", 20_000_000]
     code, out, err = run_job(one_cpu_ray, "check", *catalog, "--out", tmp_path / "check")

@@ -174,7 +174,10 @@ def test_ray_is_not_imported_before_the_cluster_said_how_it_authenticates():
 @pytest.mark.parametrize(
     ("answers", "found"),
     [
-        ([{}, {"cmdline": []}, {"cmdline": ["raylet", "--python_worker_command=/v/bin/python x.py"]}], "/v/bin/python"),
+        (
+            [None, {}, {"cmdline": []}, {"cmdline": ["raylet", "--python_worker_command=/v/bin/python x.py"]}],
+            "/v/bin/python",
+        ),
         ([{"cmdline": ["raylet"]}], "python"),
     ],
 )
@@ -184,10 +187,11 @@ def test_the_interpreter_of_a_cluster_that_has_just_started(answers, found):
 
     class Dashboard(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            head = (waiting.pop(0) if len(waiting) > 1 else waiting[0]) | {"raylet": {"isHeadNode": True}}
+            head = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            nodes = [] if head is None else [head | {"raylet": {"isHeadNode": True}}]
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"data": {"summary": [head]}}).encode())
+            self.wfile.write(json.dumps({"data": {"summary": nodes}}).encode())
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

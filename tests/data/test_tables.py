@@ -82,6 +82,7 @@ def test_jsonl_keeps_texts_that_look_like_something_else(tmp_path):
         ("a.jsonl", b'{"image": 1}\n{"image"\n', ["line 2", "not JSON"]),
         ("a.jsonl", b"[1]\n", ["line 1", "object"]),
         ("a.jsonl", b'{"a": 1}\n{"a": "x"}\n', ["'a'", "mixes types", "line 1 holds 1, line 2 'x'"]),
+        ("a.jsonl", b'{"a": 1}\n{"a": 2.5}\n{"a": "x"}\n', ["line 1 holds 1, line 3 'x'"]),
         ("a.jsonl", b'{"a": null}\n\n{"a": "x"}\n{"a": [1]}\n', ["line 3 holds 'x', line 4 [1]"]),
         ("a.csv.gz", b"nonsense", ["not .gz data"]),
         ("a.jsonl", b'{"n": 123456789012345678901234567890}\n', ["'n'"]),

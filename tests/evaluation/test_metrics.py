@@ -93,6 +93,7 @@ def test_many_labels_and_a_long_one_cost_their_own_size():
     code = """
 import resource
 import numpy as np
+import sklearn.metrics
 from retailray.evaluation.evaluate import _confusion_csv
 from retailray.evaluation.metrics import calibration_error, classification_metrics, confusion
 from retailray.reports.evaluation import _most_confused
