@@ -86,7 +86,7 @@ class Version:
     def first_image(self) -> float:
         with running_ray() as address:
             settings = {"catalog.uri": self.large, "model.uri": self.bundle, "score.max_error_rate": 1}
-            return self.run("score", until="part-*.parquet", **settings, **{"cluster.address": address})
+            return self.run("score", until="scored/part-*.parquet", **settings, **{"cluster.address": address})
 
     def demo(self) -> float:
         return self.run("demo")
