@@ -26,9 +26,8 @@ os.environ.update(S3_ENV)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="retailray-tests-")  # what runs keep, unless they say where
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line does, before torch is imported
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # of whoever runs the tests in the background; children inherit it
+# a shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # pytest's capture keeps stderr open anyway; Ray's own messages would hide the test that failed
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"

@@ -66,6 +66,14 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 
+def _make_folder(address: str, path: str) -> None:
+    """The folder of a local file. Raises StorageError."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except (FileNotFoundError, FileExistsError) as error:  # below /proc, say, or the folder is a file
+        raise StorageError(f"{address}: its folder cannot be made") from error
+
+
 def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, busy_s: float = SLOWED_DOWN_S) -> None:
     """Write an object so that readers see the old one or the whole new one, never a part. Raises StorageError."""
 
@@ -74,10 +82,7 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
         if not is_local(address):
             patiently(lambda: fs.pipe_file(path, data))  # one PUT: atomic in every object store
             return
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        except (FileNotFoundError, FileExistsError) as error:  # below /proc, say, or the folder is a file
-            raise StorageError(f"{address}: its folder cannot be made") from error
+        _make_folder(address, path)
         partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
         with open(partial, "wb") as file:
             file.write(data)
@@ -95,7 +100,7 @@ def create(address: str, data: bytes) -> bool:
     def write() -> bool:
         fs, path = filesystem(address)
         if is_local(address):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _make_folder(address, path)
             partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
             with open(partial, "wb") as file:
                 file.write(data)

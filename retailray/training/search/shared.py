@@ -208,7 +208,7 @@ def _variant(
     )
     if any(found.plan.reads(stage) is None for stage in stages):
         raise StorageError(
-            f"a search reads everything from what is kept, and not all of it is: {found.plan.why}; "
+            f"trials read cached images and activations only, and the cache cannot hold them: {found.plan.why}; "
             "raise train.cache_gb, or leave depths or augmentations out of tune.space"
         )
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
