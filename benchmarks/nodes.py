@@ -36,7 +36,7 @@ def work(address: str, folder: str, num_nodes: int, sleep_s: float) -> None:
     import time
 
     from retailray import cli
-    from retailray.scoring import predicting
+    from retailray.models import predicting
 
     real = predicting.PredictBatch
 

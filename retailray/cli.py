@@ -8,8 +8,8 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from retailray import arguments, progress, storage
-from retailray.config import VERBS
+from retailray import events, storage
+from retailray.config import VERBS, arguments
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.execution import names_dashboard, prepare_environment
 from retailray.execution.interrupts import importing
@@ -18,9 +18,9 @@ from retailray.provenance import version
 # verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
 ACTIONS = {
     "demo": ("retailray.demo", "run_demo"),
-    "check": ("retailray.evaluation.check", "check"),
-    "train": ("retailray.training", "train"),
-    "tune": ("retailray.training", "tune"),
+    "check": ("retailray.quality.check", "check"),
+    "train": ("retailray.training.train", "train"),
+    "tune": ("retailray.tuning.tune", "tune"),
     "evaluate": ("retailray.evaluation.evaluate", "evaluate"),
     "compare": ("retailray.evaluation.compare", "compare"),
     "promote": ("retailray.evaluation.promote", "promote"),
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (without_driver and names_dashboard(config.cluster)):
             prepare_environment(config.cluster)
         module, name = ACTIONS[verb]
-        with progress.own_stdout():
+        with events.own_stdout():
             with importing():
                 action = getattr(importlib.import_module(module), name)
             action(config)
@@ -108,7 +108,7 @@ def _leave_traceback() -> str:
     if os.environ.get("RETAILRAY_TRACEBACK"):
         traceback.print_exc()
     text = storage.PASSWORD.sub("://...@", traceback.format_exc()).encode()
-    if run := progress.last_run():
+    if run := events.last_run():
         with contextlib.suppress(StorageError):
             address = storage.join(run, "traceback.txt")
             storage.write_bytes(address, text, deadline_s=storage.DEADLINE_S)
@@ -122,7 +122,7 @@ def _submit(argv: Sequence[str]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from retailray.cluster.submit import submit
 
-    with progress.own_stdout():
+    with events.own_stdout():
         submit(argv)
 
 

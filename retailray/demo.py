@@ -5,12 +5,14 @@ from random weights. Their difference on held-out, correctly labelled pictures i
 """
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import (
     BundleSection,
     CatalogSection,
@@ -27,13 +29,13 @@ from retailray.config import (
     TransformSection,
 )
 from retailray.data.synthetic import write_catalog, write_pretraining_set
-from retailray.evaluation.check import check
 from retailray.evaluation.evaluate import evaluate
 from retailray.execution import start_executor
-from retailray.reports.demo import write_demo_report
+from retailray.quality.check import check
+from retailray.reports.page import render, thumbnails
 from retailray.runs import RunDirectory
 from retailray.scoring.score import score
-from retailray.training import train
+from retailray.training.train import train
 
 ARCH, IMAGE_PX, LABEL_NOISE = "resnet18", 64, 0.05
 PRETRAIN_IMAGES, EPOCHS = 1920, 6
@@ -50,11 +52,11 @@ def run_demo(config: DemoConfig) -> str:
     Raises:
         RetailrayError: ``out`` cannot be written, or a step failed.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     run = RunDirectory(config)
     planted = _generate(config, run)
     with (
-        progress.nested_run(),
+        events.nested_run(),
         start_executor(config.cluster, num_images=config.demo.num_images),
     ):  # one Ray for all, if any
         found = check(
@@ -78,10 +80,10 @@ def run_demo(config: DemoConfig) -> str:
     links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
-    write_demo_report(run, planted, found, ordered, summary, suspects, links, catalog=_catalog(run))
+    _write_report(run, planted, found, ordered, summary, suspects, links, catalog=_catalog(run))
     run.publish({"verb": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
-    progress.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
+    events.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
     watch.summary("demo", num_images=summary["counts"]["scored"], **summary["counts"], report=report)
     return report
 
@@ -92,7 +94,7 @@ def _generate(config: DemoConfig, run: RunDirectory) -> dict[str, Any]:
     planted = write_catalog(run.path("catalog"), num_images=size, label_noise=LABEL_NOISE, seed=seed)
     num_pretrain = max(240, min(PRETRAIN_IMAGES, round(PRETRAIN_IMAGES * size / 400)))
     write_pretraining_set(run.path("pretraining"), num_images=num_pretrain, seed=seed + 1)
-    progress.emit("generated", catalog=run.path("catalog"), **planted)
+    events.emit("generated", catalog=run.path("catalog"), **planted)
     return planted
 
 
@@ -160,3 +162,48 @@ def _label_suspects(scored: str, limit: int = 12) -> pd.DataFrame:
     doubted = table[table.label != table.pred_label].sort_values("pred_score", ascending=False)
     doubted.attrs["found_in_all"] = int(np.sum(doubted.is_wrong))
     return doubted.head(limit)
+
+
+def _write_report(
+    run: RunDirectory,
+    planted: Mapping[str, Any],
+    found: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    suspects: pd.DataFrame,
+    links: Mapping[str, str],
+    *,
+    catalog: CatalogSection,
+) -> None:
+    """Write ``report.html`` into the run directory. ``results``: metrics by where the weights came from."""
+    failed = found["num_rows"] - found["num_images_ok"]
+    rows = [
+        ("broken or missing files", planted["num_broken"], failed),
+        ("exact copies", planted["num_copies"], found["num_exact_duplicates"]),
+        ("images without a row", planted["num_orphans"], found["num_orphans"]),
+        ("wrong labels (the model disagrees)", planted["num_wrong_labels"], suspects.attrs["found_in_all"]),
+    ]
+    pictures = thumbnails([storage.join(storage.parent(catalog.uri), image) for image in suspects.image], catalog)
+    doubted = [
+        {"picture": picture, "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
+         f"{'label is wrong' if row.is_wrong else 'label is right'}"}
+        for picture, row in zip(pictures, suspects.itertuples(), strict=True)
+    ]  # fmt: skip
+    page = render(
+        "demo.html.j2",
+        title="retailray demo",
+        subtitle="A made-up catalog: checked, learned, measured, scored, published",
+        run_id=run.run_id,
+        found=found,
+        planted=rows,
+        results=results,
+        counts=summary["counts"],
+        decisions=summary["decisions"],
+        doubted=doubted,
+        links={name: _relative(link, run.address) for name, link in links.items()},
+    )
+    run.write("report.html", page)
+
+
+def _relative(link: str, base: str) -> str:
+    return link if storage.is_uri(link) else os.path.relpath(link, base)

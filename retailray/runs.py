@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import VerbConfig
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.provenance import made_by
@@ -34,7 +34,7 @@ class RunDirectory:
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
         self.address = address_of(config.out, self.run_id)
-        progress.bind(self.run_id, self.address)
+        events.bind(self.run_id, self.address)
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         storage.write_bytes(self.path("config.yaml"), resolved.encode(), deadline_s=storage.DEADLINE_S)
         self._pointer = storage.join(config.out, "LATEST")
@@ -48,9 +48,7 @@ class RunDirectory:
         run_id = unfinished(config, ignoring=(f"{section}.resume", "cluster"))
         if run_id:
             return cls(config, run_id=run_id)
-        progress.emit(
-            "warning", note=f"{section}.resume: no unfinished run of these settings in {config.out}; a new one"
-        )
+        events.emit("warning", note=f"{section}.resume: no unfinished run of these settings in {config.out}; a new one")
         return cls(config)
 
     def decisions(self, *, section: str, inputs: dict[str, str]) -> dict[str, Any]:
@@ -128,7 +126,7 @@ class RunDirectory:
         try:
             storage.remove_folder(self.path(name))
         except StorageError as error:  # all is published, and what is left there harms nobody
-            progress.emit("warning", note=f"what the run no longer needs is left: {error}")
+            events.emit("warning", note=f"what the run no longer needs is left: {error}")
 
 
 def address_of(out: str, run_id: str) -> str:

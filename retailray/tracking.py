@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import TrackSection, TrainConfig
 from retailray.errors import ConfigError, StorageError
 from retailray.runs import RunDirectory
@@ -60,9 +60,9 @@ def track(
         name = _track(config, run, summary, history, version, metrics)
     except Exception as error:
         why = " ".join(str(error).split())[:300]
-        progress.emit("warning", note=f"not copied to {config.track.uri}: {why}; the run is complete in {run.address}")
+        events.emit("warning", note=f"not copied to {config.track.uri}: {why}; the run is complete in {run.address}")
         return
-    progress.emit("tracked", mlflow=config.track.uri, experiment=config.track.experiment, run=name)
+    events.emit("tracked", mlflow=config.track.uri, experiment=config.track.experiment, run=name)
 
 
 def move_alias(section: TrackSection, name: str, alias: str, version: str) -> None:
@@ -77,7 +77,7 @@ def move_alias(section: TrackSection, name: str, alias: str, version: str) -> No
         client.set_registered_model_alias(name, alias, found[0].version)
     except Exception as error:
         note = f"{name}@{alias} was not moved in {section.uri}: {' '.join(str(error).split())[:300]}"
-        progress.emit("warning", note=note)
+        events.emit("warning", note=note)
 
 
 def _client(section: TrackSection) -> Any:

@@ -211,7 +211,7 @@ def import_all() -> None:
     """What the commands import, so that forks need not; no thread is started by it."""
     import importlib
 
-    for name in ("retailray.cli", "retailray.evaluation.check", "retailray.training", "retailray.scoring.score",
+    for name in ("retailray.cli", "retailray.quality.check", "retailray.training.train", "retailray.scoring.score",
                  "retailray.scoring.inference", "retailray.execution.inline_backend", "retailray.models.predictor",
                  "retailray.models.weights", "torchvision.models"):  # fmt: skip
         importlib.import_module(name)

@@ -12,19 +12,19 @@ import retailray
 PACKAGE = Path(retailray.__file__).parent
 # a room may import what stands above it in this list, and rooms in one line may import each other's surface
 LAYERS = [
-    {"errors", "provenance"},
+    {"errors", "events", "provenance"},
     {"storage"},
     {"config"},
-    {"progress"},
-    {"arguments", "lease", "runs"},
+    {"runs"},
     {"tracking"},
     {"data"},
     {"execution"},
     {"models"},
     {"reports", "cluster"},
-    {"scoring"},
+    {"scoring", "quality"},
     {"evaluation"},
     {"training"},
+    {"tuning"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -70,20 +70,20 @@ def test_models_are_torch_only_and_the_ground_floor_is_light():
         names = {name.split(".")[0] for name in imports(path)}
         if room == "models":
             assert "ray" not in names, path
-        if LEVEL.get(room, 99) <= LEVEL["arguments"]:
+        if LEVEL.get(room, 99) <= LEVEL["runs"]:
             assert not names & {"ray", "torch", "torchvision"}, path
 
 
-TASKS = ["scoring.tasks", "data.pipeline", "data.scan", "execution.entry"]
+TASKS = ["scoring.chunks", "training.cache.views", "quality.scan", "execution.entry"]
 
 
 @pytest.mark.parametrize(
     ("modules", "without"),
     [
         (TASKS, {"torch", "matplotlib", "sklearn", "scipy"}),  # each is a process; torch takes seconds and 300 MB
-        (["evaluation.check"], {"torch", "ray", "sklearn", "scipy.stats"}),
+        (["quality.check"], {"torch", "ray", "sklearn", "scipy.stats"}),
         (
-            ["training.search.trial", "training.loop", "models.predictor"],
+            ["tuning.trial", "training.worker", "models.predictor"],
             {"matplotlib", "sklearn", "scipy", "ray.data"},
         ),
         (["scoring.score"], {"ray", "sklearn", "scipy"}),

@@ -6,7 +6,7 @@ cluster; with none, or a Ray address, it asks that Ray's machines directly. Each
 
 from typing import Any
 
-from retailray import progress
+from retailray import events
 from retailray.cluster.health import INSTALL, Check, examine
 from retailray.cluster.request import Request, settings_of
 from retailray.cluster.submit import connect, send
@@ -26,7 +26,7 @@ def doctor(config: DoctorConfig) -> None:
     if names_dashboard(config.cluster):
         _ask_there(config)
         return
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     checks = examine(config)
     failed = [check.name for check in checks if not _say(check)]
     watch.summary("doctor", num_images=0, checks=len(checks), failed=len(failed))
@@ -57,5 +57,5 @@ def _gate(failed: list[str]) -> None:
 
 def _say(check: Check) -> bool:
     fix: dict[str, Any] = {} if check.ok else {"fix": check.fix}
-    progress.emit("check", name=check.name, ok=check.ok, found=check.found, **fix)
+    events.emit("check", name=check.name, ok=check.ok, found=check.found, **fix)
     return check.ok

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import requests
 
-from retailray import progress
+from retailray import events
 from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.environment import ray_token
@@ -189,7 +189,7 @@ class Cluster:
                         "that was submitted may go on without us: `retailray submit list` and `submit attach ID` tell"
                     ) from error
                 if not said:
-                    progress.emit("waiting", reason=f"{self.address} gives no answer", patience_s=self.patience_s)
+                    events.emit("waiting", reason=f"{self.address} gives no answer", patience_s=self.patience_s)
                     said = True
                 time.sleep(RETRY_S)
 
@@ -215,7 +215,7 @@ class Cluster:
         try:
             lines.take(self._client.get_job_logs(submission_id))
         except Exception as error:  # the job has ended, and its exit code is known, whatever its machine says
-            progress.emit("warning", note=f"the job's last lines may be missing: {_first_line(error)}")
+            events.emit("warning", note=f"the job's last lines may be missing: {_first_line(error)}")
         lines.close()
         return job
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retailray import arguments, storage
+from retailray import storage
 from retailray.cluster.package import CONFIG, HERE
-from retailray.config import VERBS, SubmitConfig, VerbConfig
+from retailray.config import VERBS, SubmitConfig, VerbConfig, arguments
 from retailray.errors import ConfigError
 from retailray.provenance import git_commit, version
 

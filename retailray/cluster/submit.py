@@ -18,14 +18,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from retailray import arguments, progress
+from retailray import events
 from retailray.cluster.health import CLIENT, versions
 from retailray.cluster.jobs import Cluster
 from retailray.cluster.kuberay import render
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import NIGHT, OF_JOBS, Request, jobs_folder, leaves, parse
-from retailray.config import SubmitConfig
+from retailray.config import SubmitConfig, arguments
 from retailray.errors import ConfigError, JobEnded, RetailrayError
 from retailray.execution.environment import SEALED, new_key, seal, storage_environment
 from retailray.provenance import version
@@ -51,7 +51,7 @@ def submit(argv: Sequence[str]) -> None:
         asked = parse(what, rest)
         if asked.submit.render:
             manifests = render(asked.verb, asked.command, asked.submit.kuberay, asked.settings)
-            print(manifests, end="", file=progress.stream())
+            print(manifests, end="", file=events.stream())
         else:
             send(asked, connect(asked.submit))
 
@@ -63,7 +63,7 @@ def connect(config: SubmitConfig) -> Cluster:
 
 def send(asked: Request, cluster: Cluster) -> None:
     """Submit and, unless told otherwise, follow. Raises JobEnded, where the job did not end well."""
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     options, key = asked.submit.submit, new_key()
     _tell_local_paths(asked)
     now = datetime.datetime.now(datetime.UTC)
@@ -77,16 +77,16 @@ def send(asked: Request, cluster: Cluster) -> None:
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": given}
         if options.requirements:
             runtime_env["pip"] = options.requirements
-        progress.emit("upload", kb=round(size_of(folder) / 1000), what="retailray and its settings", to=cluster.address)
+        events.emit("upload", kb=round(size_of(folder) / 1000), what="retailray and its settings", to=cluster.address)
         new = cluster.submit(submission_id, shlex.join([python, *asked.command]), runtime_env, metadata)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    progress.emit(
+    events.emit(
         "submitted" if new else "known", id=submission_id, address=cluster.address, seconds=watch.seconds,
         note="" if new else "a job of this id and these settings is there already; it is followed",
     )  # fmt: skip
     if asked.submit.detach:
-        progress.emit("detached", id=submission_id, follow=_advice("attach", submission_id, cluster))
+        events.emit("detached", id=submission_id, follow=_advice("attach", submission_id, cluster))
     else:
         _follow(cluster, submission_id)
 
@@ -97,7 +97,7 @@ def _sealed(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, 
         return {}
     if not cluster.token:
         sent = "go along with this job" if allow_insecure else "do not go along (--submit.allow_insecure sends them)"
-        progress.emit(
+        events.emit(
             "warning",
             note="the cluster has no token authentication: who reaches its dashboard may run code on it and read what "
             f"its jobs have. Storage credentials {sent}; see docs/cluster.md",
@@ -123,7 +123,7 @@ def _tell_local_paths(asked: Request) -> None:
     """Paths of this machine mean nothing to another."""
     local = [key for key, value in leaves(asked.settings) if _is_path(value)]
     if local:
-        progress.emit(
+        events.emit(
             "warning",
             note=f"{', '.join(local)}: paths, not addresses; every machine of the cluster must have the same there",
         )
@@ -156,7 +156,7 @@ def _of_jobs(what: str, argv: Sequence[str]) -> None:
 
 def _say_job(job: Any) -> None:
     started = datetime.datetime.fromtimestamp((job.start_time or 0) / 1000, datetime.UTC)
-    progress.emit(
+    events.emit(
         "job", id=job.submission_id, verb=(job.metadata or {}).get("verb"), status=job.status.value,
         exit_code=_exit_code(job), started_at=started.isoformat(timespec="seconds"),
     )  # fmt: skip
@@ -219,7 +219,7 @@ def _show(line: str) -> None:
     if not isinstance(event, dict) or "event" not in event:
         print(line, file=sys.stderr, flush=True)
     else:
-        progress.pass_on(line, event)
+        events.pass_on(line, event)
 
 
 def _advice(what: str, submission_id: str, cluster: Cluster) -> str:
@@ -227,6 +227,6 @@ def _advice(what: str, submission_id: str, cluster: Cluster) -> str:
 
 
 def _print_help() -> None:
-    with contextlib.redirect_stdout(progress.stream()), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(events.stream()), contextlib.suppress(SystemExit):
         print(__doc__)
         arguments.parse("submit", ["--help"])

@@ -13,10 +13,7 @@ from retailray.config.cluster import (
     KuberaySection,
     SubmitSection,
 )
-from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
-from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
-from retailray.config.training import BundleSection, ModelSection, Phase, TrackSection, TrainSection
-from retailray.config.verbs import (
+from retailray.config.commands import (
     VERBS,
     CheckConfig,
     CompareConfig,
@@ -31,6 +28,9 @@ from retailray.config.verbs import (
     TuneConfig,
     VerbConfig,
 )
+from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
+from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
+from retailray.config.training import BundleSection, ModelSection, Phase, TrackSection, TrainSection
 
 __all__ = [
     "PASSES",

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of, refusal
 from retailray.data.class_folders import class_folder_files, warn_of_equal_leaves
@@ -322,7 +322,7 @@ def _class_folders(uri: str, section: CatalogSection) -> Piece:
     if not found:
         raise CatalogError(f"{uri}: neither a table nor images in it")
     if len(found) < len(files):
-        progress.emit("warning", not_read=len(files) - len(found), note="files without the suffix of an image format")
+        events.emit("warning", not_read=len(files) - len(found), note="files without the suffix of an image format")
     relative = [name[len(uri) :].lstrip("/") for name in found]
     tops = [SPLIT_NAMES.get(name.split("/")[0].lower(), "") if name.count("/") > 1 else "" for name in relative]
     splits = tops if all(tops) else [""] * len(relative)

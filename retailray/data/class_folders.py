@@ -4,7 +4,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import CatalogSection
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.tables import table_files
@@ -63,7 +63,7 @@ def equal_leaves(folders: Sequence[str]) -> dict[str, list[str]]:
 def warn_of_equal_leaves(folders: Sequence[str]) -> None:
     """Emit a warning for each name of :func:`equal_leaves`, ten at most."""
     for name, members in list(equal_leaves(folders).items())[:10]:
-        progress.emit(
+        events.emit(
             "warning",
             label=name,
             folders=members[:10],

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.data.spreadsheets import without_apostrophe
 from retailray.data.tables import as_text, stream_lines, table_files, table_suffix
 from retailray.errors import CatalogError
@@ -34,7 +34,7 @@ def read_corrections(uri: str) -> pa.Table:
         storage.check_readable(uri)  # a folder may have nothing in it yet, a file that is named is meant to be there
     files = table_files(uri)
     if not files:
-        progress.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
+        events.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
     found: dict[str, tuple[pd.Timestamp, dict[str, str]]] = {}
     for file in files:
         for table, _ in stream_lines(file, encoding="utf-8"):
@@ -61,7 +61,7 @@ def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> tu
     }
     for at in set(known) - outdated:
         labels[at] = said[ids[at]]["label"]
-    progress.emit("corrections", read=corrections.num_rows, rows=len(known) - len(outdated), outdated=len(outdated))
+    events.emit("corrections", read=corrections.num_rows, rows=len(known) - len(outdated), outdated=len(outdated))
     return rows.set_column(rows.column_names.index("label"), "label", pa.array(labels, pa.string())), len(known)
 
 
@@ -69,7 +69,7 @@ def warn_of_strangers(corrections: pa.Table, num_known: int) -> None:
     """Say so where people's work would be lost without a word: not one correction is of a row that there is."""
     if corrections.num_rows and not num_known:
         item, file = corrections.column("item_id")[0].as_py(), corrections.column("file")[0].as_py()
-        progress.emit(
+        events.emit(
             "warning",
             corrections=file,
             note=f"none of {corrections.num_rows} corrections names a row of the catalog (the first one: {item!r}); "
@@ -84,7 +84,7 @@ def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:
     moments = pd.to_datetime(told.where(told.str[:1].str.isdigit()), format="ISO8601", utc=True, errors="coerce")
     unread = told[moments.isna() & (told != "")]
     if len(unread):
-        progress.emit(
+        events.emit(
             "warning",
             corrections=file,
             note=f"reviewed_at = {unread.iloc[0]!r} is no ISO 8601 time ({len(unread)} rows): others count as later",

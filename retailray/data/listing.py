@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.errors import StorageError
 
 RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images in a range, at least
@@ -66,7 +66,7 @@ def list_images(
             else:
                 covered.append(folder)
         except (StorageError, NotImplementedError) as error:
-            progress.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are asked one by one")
+            events.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are asked one by one")
             given_up.append({"folder": folder, "reason": str(error)[:300]})
 
 
@@ -83,7 +83,7 @@ class _Budget:
     def given_up(self, folder: str) -> dict[str, Any]:
         facts = {"folder": folder, "objects": self.told, "images": self.num_images}
         note = "the folder holds much more than the catalog's images: they are asked for one by one"
-        progress.emit("warning", not_listed=folder, objects=self.told, images=self.num_images, note=note)
+        events.emit("warning", not_listed=folder, objects=self.told, images=self.num_images, note=note)
         return facts
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from retailray import progress
+from retailray import events
 from retailray.config import CatalogSection, ClusterSection, CompareConfig
 from retailray.data.catalog import Catalog
-from retailray.data.pipeline import OURS
+from retailray.data.decoding import OURS
 from retailray.data.splits import rows_of_split
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
-from retailray.evaluation.metrics import resampled_rows
+from retailray.evaluation.comparison_report import write_comparison_report
 from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
-from retailray.reports.comparison import write_comparison_report
+from retailray.models.metrics import resampled_rows
 from retailray.runs import RunDirectory
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -33,13 +33,13 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Raises:
         RetailrayError: see :mod:`retailray.errors`.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.against)}
     catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
     names = {name: f"{side.meta.name}/{side.meta.version}" for name, side in sides.items()}
-    progress.emit("start", verb="compare", run=run.address, rows=len(catalog), **names)
+    events.emit("start", verb="compare", run=run.address, rows=len(catalog), **names)
     both = predict_both(config.catalog, catalog, sides, config.cluster, batch_size=config.compare.batch_size)
     found = {"rows": len(catalog), "both": len(both), **measure(both, bootstrap=config.compare.bootstrap)}
     found |= {name: {"uri": side.uri, "version": side.meta.version} for name, side in sides.items()}

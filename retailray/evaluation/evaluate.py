@@ -8,21 +8,21 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse
 
-from retailray import progress
+from retailray import events
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels
-from retailray.data.pipeline import OURS, error_rows
+from retailray.data.decoding import OURS, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
-from retailray.evaluation.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.evaluation.predictions import predict_catalog
+from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
+from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.registry import pinned
-from retailray.reports.evaluation import write_evaluation_report
 from retailray.runs import RunDirectory
 
 MATRIX_LABELS = 1000  # of confusion.csv as a matrix
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         RetailrayError: see :mod:`retailray.errors`.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     config = pinned(config)
     side = side_of(config.model.uri)
     meta = side.meta
@@ -48,14 +48,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     known = set(meta.labels)
     unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
     if unknown:
-        progress.emit(
+        events.emit(
             "warning",
             labels_unknown_to_the_model=list(unknown)[:10],
             rows=sum(unknown.values()),
             note="reported, and left out of the measures; rename with catalog.label_map",
         )
     run = RunDirectory(config)
-    progress.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
+    events.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(OURS))
@@ -109,7 +109,7 @@ def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
     ours = config.catalog.uri, config.catalog.group, config.split.model_dump(exclude={"folds"})
     theirs = meta.config["catalog"]["uri"], meta.config["catalog"]["group"], split
     if ours[0] == theirs[0] and ours != theirs:
-        progress.emit(
+        events.emit(
             "warning", split=ours[2], trained_with=theirs[2], note="not the split that the model was trained with"
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import PromoteConfig, RollbackConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import rows_of_split
@@ -27,7 +27,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         GateFailed: the gate said no; nothing moved.
         RetailrayError: see :mod:`retailray.errors`.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     check_tracking(config.track)
     address = resolve(config.model.uri)
     folder, version = storage.parent(address), address.rsplit("/", 1)[-1]
@@ -48,7 +48,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
     catalog, num_trained = _without_trained_rows(config, catalog, sides)
     run = RunDirectory(config)
-    progress.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
+    events.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
                   champion=moves[-1].version if moves else None)  # fmt: skip
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
@@ -97,7 +97,7 @@ def _without_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[s
             warn_of_trained_rows(catalog, {name: side})
     if known.any():
         note = "pictures that a model was trained on are left out of the decision"
-        progress.emit("warning", rows=len(catalog), trained_on=int(known.sum()), note=note)
+        events.emit("warning", rows=len(catalog), trained_on=int(known.sum()), note=note)
     return catalog.select(~known), int(known.sum())
 
 
@@ -127,7 +127,7 @@ def rollback(config: RollbackConfig) -> str:
         ModelError: there is no version before.
         ConfigError: ``model.uri`` is no alias.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     check_tracking(config.track)
     parsed = parse_alias(config.model.uri)
     if parsed is None:

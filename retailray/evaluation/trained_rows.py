@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from retailray import progress
+from retailray import events
 from retailray.data.catalog import Catalog
 from retailray.data.fingerprints import fingerprints
 from retailray.models.meta import BundleMeta, load_meta, load_training_fingerprints
@@ -40,7 +40,7 @@ def warn_of_trained_rows(catalog: Catalog, sides: Mapping[str, Side]) -> None:
     for name, side in sides.items():
         known = int(trained_rows(catalog, side).sum())
         if known:
-            progress.emit(
+            events.emit(
                 "warning",
                 model=name,
                 rows=len(catalog),
@@ -48,4 +48,4 @@ def warn_of_trained_rows(catalog: Catalog, sides: Mapping[str, Side]) -> None:
                 note="the model was trained on these rows: its measures are too good",
             )
         elif side.trained_on is None:
-            progress.emit("warning", model=name, note="an old bundle: it does not say which rows it was trained on")
+            events.emit("warning", model=name, note="an old bundle: it does not say which rows it was trained on")

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from retailray import progress
+from retailray import events
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError
 from retailray.execution.executor import Executor
@@ -35,7 +35,7 @@ def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str |
         why = "cluster.engine says so"
     elif not why and num_images > INLINE_IMAGES and section.engine == "auto":
         why = f"there are {num_images} images"
-    progress.emit("engine", engine="ray" if why else "inline", why=why or "little is to do, and no cluster is named")
+    events.emit("engine", engine="ray" if why else "inline", why=why or "little is to do, and no cluster is named")
     # each back end is imported where it is used: Ray alone takes a second
     if why:
         from retailray.execution.ray_backend import ray_executor

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from retailray.events import Reporter
 from retailray.execution.resources import Capacity, Plan
-from retailray.progress import Reporter
 
 T = TypeVar("T")
 Function = Callable[..., pa.Table | Iterator[pa.Table]]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from retailray import progress
+from retailray import events
 
 POLL_S = 0.3
 EVERY_S = 10.0  # between two progress lines off a terminal
@@ -70,8 +70,8 @@ class Counter:
         if self._meter:
             self._meter.tick()
         with self._lock:
-            events, self._events = self._events, []
-            return self._steps, self._note, events
+            emitted, self._events = self._events, []
+            return self._steps, self._note, emitted
 
 
 @contextlib.contextmanager
@@ -89,19 +89,19 @@ def shown(take: Callable[[], Taken], label: str, total: int) -> Iterator[None]:
 
 def _follow(take: Callable[[], Taken], stop: threading.Event, label: str, total: int) -> None:
     said = time.monotonic()
-    with progress.bar(label, total) as update:
+    with events.bar(label, total) as update:
         finished = False
         while not finished:
             finished = stop.wait(POLL_S)
             try:
-                steps, note, events = take()
+                steps, note, emitted = take()
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                progress.emit("warning", note=f"the run goes on, its progress is told no more: {reason}")
+                events.emit("warning", note=f"the run goes on, its progress is told no more: {reason}")
                 return
             update(steps, note)
-            for name, fields in events:
-                progress.emit(name, **fields)
-            if not finished and not progress.on_terminal() and time.monotonic() - said > EVERY_S:
+            for name, fields in emitted:
+                events.emit(name, **fields)
+            if not finished and not events.on_terminal() and time.monotonic() - said > EVERY_S:
                 said = time.monotonic()
-                progress.emit("progress", done=steps, total=total, unit=label)
+                events.emit("progress", done=steps, total=total, unit=label)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
-from retailray import progress
+from retailray import events
 from retailray.config import ClusterSection, TuneSection
 from retailray.errors import CapacityError
 
@@ -66,7 +66,7 @@ def plan_training(capacity: Capacity, section: ClusterSection, *, most: int | No
     """
     plan = _plan(capacity, section, default_on_cpu=1, packed=section.placement == "pack", useful=most)
     if not section.num_workers and plan.actor_gpus and plan.num_actors < int(capacity.num_gpus):
-        progress.emit(
+        events.emit(
             "warning",
             workers=plan.num_actors,
             gpus=int(capacity.num_gpus),
@@ -210,7 +210,7 @@ def asked_for(section: ClusterSection) -> Iterator[None]:
                 )
             if passed >= said:
                 request_resources(bundles=bundles)
-                progress.emit("waiting", reason="machines were asked for", have_of_wanted=short, seconds=passed)
+                events.emit("waiting", reason="machines were asked for", have_of_wanted=short, seconds=passed)
                 said = passed + RENEW_S
             time.sleep(0.5)
     finally:
@@ -243,6 +243,6 @@ def wait_until_free(plan: Plan, *, deadline_s: float) -> None:
                 "others hold it"
             )
         if not said:
-            progress.emit("waiting", reason="others hold what this command needs", free_of_needed=short)
+            events.emit("waiting", reason="others hold what this command needs", free_of_needed=short)
             said = True
         time.sleep(0.5)

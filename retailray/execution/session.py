@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from retailray import progress
+from retailray import events
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.environment import setup_hook, take_sealed
@@ -223,7 +223,7 @@ def _capacity() -> Capacity:
 
     total, free = ray.cluster_resources(), ray.available_resources()
     if free.get("CPU", 0) < total.get("CPU", 0) / 2:
-        progress.emit(
+        events.emit(
             "waiting",
             reason="most CPUs of the cluster are taken by others",
             free=free.get("CPU", 0),

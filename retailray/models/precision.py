@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from retailray.data.store import caches_root
+from retailray import storage
 
 ROUNDS = 4
 CLEARLY = (
@@ -88,7 +88,7 @@ def _remembered(arch: str, size_px: int, device: torch.device) -> Path:
     """The file with the measured precision of a model, for this kind of machine and this number of threads."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), arch, size_px]
-    return Path(caches_root(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
+    return Path(storage.cache_folder(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
 
 
 @torch.inference_mode()

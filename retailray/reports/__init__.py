@@ -1,1 +1,1 @@
-"""Self-contained HTML reports with plots and pictures. Plain data in, one page out: a module a report."""
+"""What all reports share: the page, its plots and templates. Each capability has a report module of its own."""

@@ -2,7 +2,7 @@
 
 import base64
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -12,7 +12,7 @@ from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.images import decode, limits_of, to_jpeg, whole
-from retailray.errors import ImageError
+from retailray.errors import ERROR_CODES, ImageError
 
 THUMBNAIL_PX = 128
 
@@ -56,3 +56,15 @@ def _shown(uris: Sequence[str], section: CatalogSection, read: Callable[[bytes],
             if isinstance(data, bytes):
                 shown[at] = data_uri(to_jpeg(read(data)))
     return shown
+
+
+def error_summary(
+    codes: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, str]]]
+) -> list[dict[str, Any]]:
+    """Rows for the error table: most frequent code first, with one example where there is one."""
+    summary = []
+    for code, count in sorted(codes.items(), key=lambda item: -item[1]):
+        first = examples.get(code) or [{}]
+        example = f"{first[0]['id']}: {first[0]['message']}" if first[0] else ""
+        summary.append({"code": code, "count": count, "meaning": ERROR_CODES[code][1], "example": example})
+    return summary

@@ -5,17 +5,8 @@ A module of its own, beside nothing heavy: every task and every predictor reads 
 
 import pyarrow as pa
 
-from retailray.models.meta import EMBEDDING
+from retailray.models.predicting import EMBEDDING_FIELD, PREDICTION_SCHEMA
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("pred_label", pa.string()),
-        ("pred_score", pa.float32()),
-        ("topk_labels", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),
-    ]
-)
-EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 LEDGER_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -31,6 +22,5 @@ LEDGER_SCHEMA = pa.schema(
         ("device", pa.string()),  # cpu or cuda
     ]
 )
-SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
 PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as of the night before
 SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score

@@ -1,7 +1,7 @@
 """From images to ledger rows, committed part by part: fetch, hash and decode in CPU tasks, predict in a pool, write.
 
 The driver holds no rows: tasks read their share of the plan from the run directory and leave parts of ledger rows in
-it (:mod:`retailray.scoring.tasks`).
+it (:mod:`retailray.scoring.chunks`).
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import ScoreConfig
 from retailray.data.access import access_of
+from retailray.data.decoding import CHUNK_ROWS, DecodeSpec
 from retailray.data.images import limits_of
-from retailray.data.pipeline import CHUNK_ROWS, DecodeSpec
-from retailray.data.seen import SEEN_IMAGES, Seen
 from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
+from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, predict_stream
 from retailray.runs import RunDirectory
-from retailray.scoring.formats import EMBEDDING_FIELD, PRECISION, SCORED, SCORED_AT, TODO
-from retailray.scoring.predicting import PREDICT, predict_stream
-from retailray.scoring.tasks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
+from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
+from retailray.scoring.duplicates import SEEN_IMAGES, Seen
+from retailray.scoring.formats import PRECISION, SCORED, TODO
 
 PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
 PART_ROWS = (64, 20_000)  # and so few and so many images has a part
@@ -95,7 +95,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 unknown = seen.unknown() if seen else 0
                 if unknown:
                     note = f"score.dedupe remembers {SEEN_IMAGES} images; copies among the others are inferred too"
-                    progress.emit("warning", not_deduplicated=unknown, note=note)
+                    events.emit("warning", not_deduplicated=unknown, note=note)
                 busy = {stage: spent.get(stage, 0.0) for stage in STAGES}
                 tasks = max(1, int((capacity.num_cpus - plan.num_actors * plan.actor_cpus) / plan.task_cpus))
                 slots = {stage: plan.num_actors if stage == PREDICT else tasks for stage in STAGES}

@@ -15,9 +15,10 @@ from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
+from retailray.models.predicting import PREDICTION_SCHEMA
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import BINS, binned
-from retailray.scoring.formats import LEDGER_SCHEMA, PREDICTION_SCHEMA
+from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.staging import StagedCatalog
 

@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
 from retailray.data.images import DECODER_VERSION
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
-from retailray.lease import Lease, hold, holder
 from retailray.models.meta import EMBEDDING, THRESHOLDS, BundleMeta, load_meta, load_validation
 from retailray.models.registry import pinned
 from retailray.models.thresholds import Promise, Validation, acceptance_curve, fit_promise
 from retailray.provenance import inference_environment
-from retailray.reports.review import write_review_page
-from retailray.reports.score import write_score_report
 from retailray.runs import RunDirectory, address_of
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
 from retailray.scoring.past import PLAN, Published, interrupted, last_published, read_part, read_parts, remove_old
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
+from retailray.scoring.report import write_score_report
 from retailray.scoring.review import make_queue, write_queue
+from retailray.scoring.review_page import write_review_page
 from retailray.scoring.staging import StagedCatalog, stage_catalog
+from retailray.storage.lease import Lease, hold, holder
 
 if TYPE_CHECKING:
     from retailray.scoring.inference import Inferred
@@ -55,7 +55,7 @@ def score(config: ScoreConfig) -> str:
         TooManyRowErrors: done, but more rows failed than ``score.max_error_rate``.
         RetailrayError: nothing was published; see :mod:`retailray.errors`.
     """
-    watch = progress.Stopwatch()
+    watch = events.Stopwatch()
     config = pinned(config)
     meta, digest = load_meta(config.model.uri)
     key = scoring_key(meta, digest, config)
@@ -67,7 +67,7 @@ def score(config: ScoreConfig) -> str:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
-            progress.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
+            events.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
             return _score(config, meta, key, run, lease, folder, watch)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,14 +99,14 @@ def _score(
     run: RunDirectory,
     lease: Lease,
     folder: Path,
-    watch: progress.Stopwatch,
+    watch: events.Stopwatch,
 ) -> str:
     validation = _validation(config)
     said = corrections_of(config.catalog)
     before = last_published(config.out)
     catalog, ledger, plan = _plan(config, key, folder, resumed=run.run_id if run.resumed else None, before=before)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
-    progress.emit("plan", **_told(plan))
+    events.emit("plan", **_told(plan))
     _keep_precision(config, run, key, before)
     times = {"planning": watch.seconds}
     inferred: Inferred | None = None
@@ -151,7 +151,7 @@ def _report(
     facts: dict[str, Any],
     validation: Validation | None,
     before: Published | None,
-    watch: progress.Stopwatch,
+    watch: events.Stopwatch,
 ) -> dict[str, Any]:
     """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
     held_out = validation.of_role(THRESHOLDS) if validation else None
@@ -181,7 +181,7 @@ def _report(
     }
 
 
-def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watch: progress.Stopwatch) -> None:
+def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watch: events.Stopwatch) -> None:
     """Mark the run complete, move the pointer, clear away. Raises TooManyRowErrors or GateFailed, afterwards."""
     counts = facts["counts"]
     rate = counts["failed"] / counts["rows"]
@@ -193,7 +193,7 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
         try:
             remove_old(config, run)
         except StorageError as error:  # the night is published, and the next one tries again
-            progress.emit("warning", note=f"old runs are left, score.keep_runs = {config.score.keep_runs}: {error}")
+            events.emit("warning", note=f"old runs are left, score.keep_runs = {config.score.keep_runs}: {error}")
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
     if too_many:
         where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"
@@ -237,10 +237,10 @@ def _expected_device(section: ClusterSection) -> str:
     return "cuda" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
 
 
-def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: progress.Stopwatch) -> str:
+def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and holder(config.out):
-        progress.emit("warning", run_id=resumed, note="it is at work now: what it has committed is not counted")
+        events.emit("warning", run_id=resumed, note="it is at work now: what it has committed is not counted")
         resumed = None
     _, ledger, plan = _plan(config, key, folder, resumed=resumed, before=before)
     ledger.close()
@@ -279,9 +279,9 @@ def _promise(config: ScoreConfig, validation: Validation | None) -> Promise | No
         return None
     promise = fit_promise(validation, target_precision=target)
     found = promise.summary()
-    progress.emit("promise", **found)
+    events.emit("promise", **found)
     if not found["promised"]:
-        progress.emit(
+        events.emit(
             "warning",
             note=f"score.target_precision = {target}: no class can promise it, so nothing is accepted; it takes "
             f"{promise.needed} products of a class or more, all right, among the validation rows held back for it",

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from retailray.config import CatalogSection
 from retailray.data.catalog import Piece, meaningful_columns, stream_catalog
-from retailray.data.pipeline import OURS, ROW_ID
+from retailray.data.decoding import OURS, ROW_ID
 from retailray.data.tables import LosslessTypes, to_schema, unify_schemas
 from retailray.errors import CatalogError
 

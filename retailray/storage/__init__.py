@@ -7,6 +7,7 @@ in every process. Retries happen in the client; they are bounded so that a dead 
 from retailray.storage.access import MAX_BYTES, Access, is_below, is_of_another_kind, names_private_host, place_of
 from retailray.storage.addresses import (
     PASSWORD,
+    cache_folder,
     canonical,
     embedded_address,
     folder_of,
@@ -43,6 +44,7 @@ __all__ = [
     "WORKER_ENV",
     "Access",
     "arrow_filesystem",
+    "cache_folder",
     "canonical",
     "check_readable",
     "create",

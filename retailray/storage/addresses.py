@@ -130,3 +130,8 @@ def parse_embedded(address: str) -> tuple[str, str, int] | None:
     """Return file, column and row of an :func:`embedded_address`; None for every other address."""
     found = _EMBEDDED.fullmatch(address)
     return (found["file"], urllib.parse.unquote(found["column"]), int(found["row"])) if found else None
+
+
+def cache_folder() -> str:
+    """The folder of this user for what can be computed again."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "retailray")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.fingerprints import fingerprints
@@ -97,4 +97,4 @@ def register(config: TrainConfig, bundle: str, meta: BundleMeta) -> None:
     if config.model.registry:
         registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
         copy_bundle(bundle, registered)
-        progress.emit("registered", bundle=registered)
+        events.emit("registered", bundle=registered)

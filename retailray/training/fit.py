@@ -11,8 +11,7 @@ import torch
 from retailray.config import TrainConfig
 from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
-from retailray.data.images import limits_of
-from retailray.data.pipeline import (
+from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
     PADDING,
@@ -22,16 +21,17 @@ from retailray.data.pipeline import (
     decode_rows,
     transport_table,
 )
+from retailray.data.images import limits_of
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
-from retailray.training.loop import FitConfig, work
-from retailray.training.precompute import Backbone
+from retailray.training.cache.fill import Backbone
 from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.recipe import Stage, min_rows
 from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.sources import TARGET, StoredRows, StreamedRows
+from retailray.training.worker import FitConfig, work
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
-from retailray.evaluation.metrics import classification_metrics
 from retailray.execution import Executor, Plan
+from retailray.models.metrics import classification_metrics
 from retailray.runs import RunDirectory
+from retailray.training.cache.fill import Backbone
 from retailray.training.fit import FitResult, fit
-from retailray.training.precompute import Backbone
 from retailray.training.prepare import Images, Prepared
 from retailray.training.recipe import Stage
 
@@ -109,7 +109,7 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
         measured = _measure(fitted, fitter.labels) | {"fold": number, "best_epoch": fitted.best_epoch}
         run.write_json(name, measured)
         storage.remove_folder(run.path("checkpoints", f"fold-{number}"))
-        progress.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
+        events.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
         results.append(measured)
     summary: dict[str, Any] = {"num_folds": len(folds)}
     for measure in MEASURES:

@@ -1,149 +1,397 @@
-"""What every worker of a fit runs: an engine, fed by its sources, checkpointed to the run's storage."""
+"""The training loop of one worker, in torch alone. The same global batch, whatever the number of workers.
 
+Losses are summed, divided by the global weight of the batch and reduced, so that no sample is dropped, repeated or
+counted differently. An epoch depends on the state before it, the seed and its number alone, so that a run that went on
+from a checkpoint ends where an uninterrupted one ends.
+"""
+
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
-import safetensors.torch
+import numpy as np
 import torch
+import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.transforms import v2
 
 from retailray.config import TrainSection
-from retailray.data import store
-from retailray.execution import Reporter, Worker
-from retailray.execution.process import prepare_process
 from retailray.execution.world import World
-from retailray.models.backbones import build_model, load_state
+from retailray.models.blocks import batch_norms, freeze, split, train_mode
+from retailray.models.calibration import Calibration, calibrate
+from retailray.models.embedding import SIZE, sketch
+from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
-from retailray.training.engine import Engine
-from retailray.training.precompute import Backbone
-from retailray.training.recipe import Stage
-from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
+from retailray.training.best_epoch import best_epoch, epochs_since_better
+from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
+from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
+from retailray.training.rows import SPLIT_OF_ROLE
 
-TOUCH_S = 600.0  # between two marks that a store is in use
-LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """All a worker needs to know. ``sources``: by split and stage, where rows are and the blocks they went through."""
-
-    backbone: Backbone
-    stages: list[Stage]
-    train: TrainSection
-    augmentation: Augmentation
-    class_weights: list[float] | None
-    sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]]
-    min_rows: int  # of a worker in one step
-    threads: int
-    reporter: Reporter
-    tags: dict[str, Any]  # said with every epoch
+CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
+TOP_K = 5
+LOGITS_BYTES = 256 << 20  # and the logits of all roles, of which many classes make many, and their copies more
 
 
-def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
-    """Fit; return the history, the calibration, and the logits of the test split if there is one."""
-    prepare_process(config.threads)
-    device = torch.device(worker.device)
-    world = World(worker.rank, worker.size, device)
-    backbone = config.backbone
-    model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
-    load_state(model, safetensors.torch.load(backbone.state_ref.get()))
-    sources = _Sources(config, world, worker)
-    engine = Engine(
-        model,
-        num_classes=backbone.num_classes,
-        normalize=Normalize(backbone.mean, backbone.std),
-        stages=config.stages,
-        train=config.train,
-        precision=backbone.precision,
-        world=world,
-        open_batches=sources.open,
-        class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
-        loader_workers=min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0,
-    )
-    for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
-        for stage in config.stages:
-            sources.open(split, stage)
-    report, start = _Report(config, worker), worker.last_state()
-    codes: dict[str, int] = (start or {}).get("codes", {})
-    for metrics in engine.epochs(start):
-        codes = sources.failed(world)
-        report(engine, metrics, codes)
-    found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    calibration = engine.calibration(config.sources)
-    found |= {"calibration": calibration, "codes": codes}
-    if "test" in config.sources:
-        temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
-        found["test"] = tuple(part.numpy() for part in engine.guesses("test", temperature))
-    return found
+@dataclasses.dataclass
+class Progress:
+    """Where a fit stands: what a checkpoint holds besides weights and optimizer."""
+
+    stage: int = 0
+    stage_epochs: int = 0  # done in this stage
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-class _Sources:
-    """Opens the batches of a split for a stage; a store is mapped and a stream begun once."""
+Open = Callable[[str, Stage], tuple[Any, int]]  # split, stage → batches and the number of blocks they went through
 
-    def __init__(self, config: FitConfig, world: World, worker: Worker) -> None:
-        self.config, self.world, self.worker = config, world, worker
-        self.opened: dict[Any, Any] = {}
 
-    def open(self, split: str, stage: Stage) -> tuple[Any, int]:
-        source, reads = self.config.sources[split][self.config.stages.index(stage)]
-        key = (split, source.spec.key if isinstance(source, StoredRows) else source.name)
-        if key not in self.opened:
-            self.opened[key] = self._make(split, source, reads)
-        return self.opened[key], reads
+class Engine:
+    """Fits one model through its stages.
 
-    def _make(self, split: str, source: StoredRows | StreamedRows, reads: int) -> Any:
-        config = self.config
-        shared: dict[str, Any] = {
-            "batch_size": config.train.batch_size,
-            "seed": config.train.seed,
-            "rank": self.world.rank,
-            "world": self.world.size,
-            "min_rows": config.min_rows if split == "train" else 0,
+    Args:
+        model: its weights are the starting point; trained in place.
+        open_batches: gives the batches of ``train``, ``validation`` or ``test`` for a stage.
+        class_weights: float ``(C,)``, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        normalize: Normalize,
+        stages: list[Stage],
+        train: TrainSection,
+        precision: str,
+        world: World,
+        open_batches: Open,
+        class_weights: torch.Tensor | None = None,
+        loader_workers: int = 0,
+    ) -> None:
+        self.world, self.device, self.train, self.stages = world, world.device, train, stages
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.chain = split(self.model)
+        spare_slow_gradients(self.chain.suffix(stages[-1].reads), device=self.device, precision=precision)
+        self.normalize, self.num_classes = normalize.to(self.device), num_classes
+        self.precision, self.open_batches, self.loader_workers = precision, open_batches, loader_workers
+        self.class_weights = class_weights.to(self.device) if class_weights is not None else None
+        self.progress = Progress()
+        self.best: dict[str, torch.Tensor] = {}
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """Run all stages, from the state of a checkpoint if there is one; the best weights are in the model then.
+
+        Yields:
+            The measures of every epoch when it is over; the state is then :meth:`state`.
+        """
+        self.best = self._named(self.chain.suffix(self.stages[-1].reads))
+        if start:
+            self.progress = Progress(**start["progress"])
+            self.best = start["best"]
+            self._load(self.best)
+            self._load(start["weights"])
+        while self.progress.stage < len(self.stages):
+            self._enter(self.stages[self.progress.stage])
+            if start and self.progress.stage_epochs:
+                self._restore(start)
+            start = None
+            while not self.stage_is_over():
+                yield self._epoch()
+            self._load(self.best)
+            if self.progress.stage + 1 == len(self.stages):
+                return
+            self.progress.stage += 1
+            self.progress.stage_epochs = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`fit` needs to go on from here, for ``torch.save``."""
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "best": self.best,
+            "weights": self._named(self.suffix),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
         }
-        plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
-        mine = config.augmentation if split == "train" else plain
-        if isinstance(source, StreamedRows):
-            return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
-        # kept activations are of augmented views already
-        return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
 
-    def failed(self, world: World) -> dict[str, int]:
-        """Error codes of the training rows that the last epoch streamed; stores know theirs."""
-        total: dict[str, int] = {}
-        streams = [batches for (split, _), batches in self.opened.items() if split == "train"]
-        mine = [batches.codes for batches in streams if isinstance(batches, StreamedBatches)]
-        for codes in world.gather(mine[0] if mine else {}):
-            for code, count in codes.items():
-                total[code] = total.get(code, 0) + count
-        return total
+    @torch.no_grad()
+    def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, ...]:
+        """Logits ``(N, C)``, targets ``(N,)``, embeddings ``(N, SIZE)`` and row ids ``(N,)`` of a split.
 
+        On rank 0 of all ranks, elsewhere of its own.
 
-class _Report:
-    """Tells the driver of every epoch, and leaves a checkpoint when one is due."""
+        ``limit``: about so many of the rows, evenly spread.
+        """
+        self.model.eval()
+        batches, reads = self.open_batches(name, self.stages[-1])
+        every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
+        none = torch.zeros(0, dtype=torch.int64)
+        kept, seen = _Rows(torch.zeros(0, self.num_classes), none, torch.zeros(0, SIZE), none), 0
+        for _, (values, target, weight, row_ids) in self._moved(batches, None):
+            found = torch.nonzero(weight > 0).flatten()
+            usable = found[-seen % every :: every]
+            seen += len(found)
+            features, logits = self._forward(values, reads)
+            kept.add(logits[usable], target[usable], sketch(features[usable]), row_ids[usable])
+        gathered = self.world.gather_to_first(kept.all())
+        return tuple(map(torch.cat, zip(*gathered, strict=True)))
 
-    def __init__(self, config: FitConfig, worker: Worker) -> None:
-        self.config, self.worker = config, worker
-        self.saved_at = self.touched_at = time.monotonic()
+    @torch.no_grad()
+    def guesses(self, name: str, temperature: float) -> tuple[torch.Tensor, ...]:
+        """Targets ``(N,)``, the best five classes ``(N, 5)`` and their calibrated scores, of a split, on rank 0.
 
-    def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
-        config, world = self.config, engine.world
-        if world.rank == 0:
-            total = sum(stage.epochs for stage in config.stages)
-            config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
-            config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
-        due = time.monotonic() - self.saved_at >= config.train.checkpoint_s
-        # one clock decides, or workers would wait for each other in different places
-        agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
-        if not agreed and not engine.stage_is_over():
+        The size of the result does not depend on the number of classes.
+        """
+        self.model.eval()
+        batches, reads = self.open_batches(name, self.stages[-1])
+        num = min(TOP_K, self.num_classes)
+        none = torch.zeros(0, dtype=torch.int64)
+        kept = _Rows(none, none.reshape(0, num), torch.zeros(0, num))
+        for _, (values, target, weight, _) in self._moved(batches, None):
+            usable = weight > 0
+            scores, classes = (self._forward(values, reads)[1][usable] / temperature).softmax(1).topk(num)
+            kept.add(target[usable], classes, scores)
+        gathered = self.world.gather_to_first(kept.all())
+        return tuple(map(torch.cat, zip(*gathered, strict=True)))
+
+    def calibration(self, splits: Container[str]) -> Calibration | None:
+        """Calibrate on the validation rows of each role, on rank 0; None elsewhere.
+
+        ``splits``: those that there are batches of.
+        """
+        found, roles = [], []
+        limit = min(CALIBRATION_ROWS, LOGITS_BYTES // (4 * self.num_classes * len(SPLIT_OF_ROLE)))
+        for role, name in SPLIT_OF_ROLE.items():
+            if name in splits:
+                found.append(self.outputs(name, limit=limit))
+                roles += [role] * len(found[-1][1])
+        if self.world.rank:
+            return None
+        logits, targets, embeddings, row_ids = map(torch.cat, zip(*found, strict=True))
+        return calibrate(logits, targets, embeddings, row_ids, np.array(roles, dtype=object))
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        freeze(self.chain, stage.cut)
+        self.train_batches, self.reads = self.open_batches("train", stage)
+        self.validation_batches, self.validation_reads = self.open_batches("validation", stage)
+        self.suffix = self.chain.suffix(stage.cut)
+        self.frozen = self.chain.run(self.reads, stage.cut)
+        self.norms = batch_norms(self.chain, stage.cut)
+        self.average = make_average(self.suffix, self.train.ema)
+        self.optimizer = make_optimizer(self.chain, stage, self.train)
+        steps = self.train_batches.num_steps * stage.epochs
+        self.schedule = make_schedule(self.optimizer, steps, self.train.warmup)
+        stepped: nn.Module = torch.compile(self.suffix) if self.train.compile else self.suffix  # type: ignore[assignment]
+        if self.world.size > 1:
+            stepped = DistributedDataParallel(stepped, device_ids=[self.device] if self.device.type == "cuda" else None)
+        self.stepped = stepped
+        self.mixers = self._make_mixers()
+
+    def _restore(self, start: dict[str, Any]) -> None:
+        load_optimizer(self.optimizer, self.schedule, start)
+        if self.average and start["average"]:
+            self.average.load_state_dict(start["average"])
+
+    def stage_is_over(self) -> bool:
+        progress, patience = self.progress, self.train.patience
+        without = min(progress.stage_epochs, epochs_since_better(progress.history, self.train.metric))
+        return progress.stage_epochs >= self.stage.epochs or (patience is not None and without >= patience)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch of the last stage is done."""
+        return self.progress.stage + 1 == len(self.stages) and self.stage_is_over()
+
+    def load_progress(self, state: dict[str, Any]) -> None:
+        """Take the history and the best weights of a :meth:`state`, to look at and not to go on from."""
+        self.progress, self.best = Progress(**state["progress"]), state["best"]
+        self._load(self.best)
+
+    def _named(self, part: nn.Module) -> dict[str, torch.Tensor]:
+        """Copies of the tensors of a part of the model, on the CPU, under the model's own names."""
+        names = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        return {names[id(tensor)]: tensor.detach().cpu().clone() for tensor in part.state_dict(keep_vars=True).values()}
+
+    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
+        target = self.model.state_dict()
+        with torch.no_grad():
+            for name, value in tensors.items():
+                target[name].copy_(value)
+
+    # -- an epoch -----------------------------------------------------------------------------------------------------
+
+    def _epoch(self) -> dict[str, Any]:
+        started = time.monotonic()
+        progress = self.progress
+        epoch = len(progress.history) + 1
+        metrics: dict[str, Any] = {"epoch": epoch, "phase": progress.stage + 1, "trainable": self.stage.trainable}
+        metrics |= self._train_epoch(epoch)
+        trained = time.monotonic() - started
+        with self._averaged():
+            metrics |= self._validate()
+            metrics |= {"precision": self.precision, "train_seconds": trained, "seconds": time.monotonic() - started}
+            progress.history.append(metrics)
+            if best_epoch(progress.history, self.train.metric) is metrics:
+                progress.best_epoch = epoch
+                self.best |= self._named(self.suffix)
+        progress.stage_epochs += 1
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
+        self.model.eval()
+        train_mode(self.chain, self.stage.cut)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for num_rows, (values, target, weight, _) in self._moved(self.train_batches, epoch):
+            with self._norms_of_few(num_rows):
+                sums += self._step(values, target, weight)
+        loss_sum, correct, count = self.world.sum(sums).tolist()
+        return {
+            "train_loss": loss_sum / max(count, 1),
+            "train_top1": correct / max(count, 1),
+            "train_rows": int(count),
+        }
+
+    @contextlib.contextmanager
+    def _norms_of_few(self, num_rows: int) -> Iterator[None]:
+        """Let BatchNorm keep its running statistics in a step of too few rows, where rows of a stream have failed."""
+        few = num_rows < MIN_BATCHNORM_ROWS
+        for norm in self.norms if few else []:
+            norm.eval()
+        yield
+        for norm in self.norms if few else []:
+            norm.train()
+
+    def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows)."""
+        soft = nn.functional.one_hot(target, self.num_classes).float()
+        mixed = "cutmix" in self.mixers and ("mixup" not in self.mixers or bool(torch.rand(()) < 0.5))
+        if mixed:
+            values, soft = self.mixers["cutmix"](values, target)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            inputs = self.frozen(self._enter_blocks(values, self.reads))
+        if "mixup" in self.mixers and not mixed:
+            inputs, soft = _mix(self.mixers["mixup"], inputs, target)
+        with autocast(self.device, self.precision):
+            logits = self.stepped(inputs).float()
+        losses = nn.functional.cross_entropy(logits, soft, reduction="none", label_smoothing=self.train.label_smoothing)
+        share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
+        # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
+        total = self.world.sum(share.sum()).clamp(min=1e-12)
+        loss = (losses * share).sum() * self.world.size / total
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.suffix)
+        correct = (logits.argmax(1) == target) * weight
+        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).detach().double()
+
+    def _make_mixers(self) -> dict[str, Any]:
+        """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
+        mixers: dict[str, Any] = {}
+        if self.train.mixup:
+            mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.num_classes)
+        if self.train.cutmix:
+            assert self.reads == 0, "cutmix mixes pixels"
+            mixers["cutmix"] = v2.CutMix(alpha=self.train.cutmix, num_classes=self.num_classes)
+        return mixers
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With averaged weights in the model's place, where there are any."""
+        if not self.average:
+            yield
             return
-        self.saved_at = time.monotonic()
-        if world.rank == 0 and self.saved_at - self.touched_at > TOUCH_S:
-            self.touched_at = self.saved_at
-            for spec in {
-                source.spec
-                for by_stage in config.sources.values()
-                for source, _ in by_stage
-                if isinstance(source, StoredRows)
-            }:
-                store.touch(spec)  # a worker that replaces this one must find it
-        self.worker.report(metrics["epoch"], engine.state() | {"codes": codes} if world.rank == 0 else None)
+        kept = {name: value.clone() for name, value in self.suffix.state_dict().items()}
+        self.suffix.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.suffix.load_state_dict(kept)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Any]:
+        self.model.eval()
+        if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
+            for buffer in self.suffix.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
+        for _, (values, target, weight, _) in self._moved(self.validation_batches, None):
+            _, logits = self._forward(values, self.validation_reads)
+            losses = nn.functional.cross_entropy(logits, target, reduction="none")
+            guess = logits.argmax(1)
+            correct = (guess == target) * weight
+            sums += torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).double()
+            for row, (labels, amount) in enumerate(((target, correct), (guess, weight), (target, weight))):
+                counts[row].index_add_(0, labels, amount.double())
+        loss_sum, right, count = self.world.sum(sums).tolist()
+        hits, guessed, support = self.world.sum(counts)
+        f1 = 2 * hits / (guessed + support).clamp(min=1)
+        return {
+            "validation_loss": loss_sum / max(count, 1),
+            "validation_top1": right / max(count, 1),
+            "validation_macro_f1": float(f1[support > 0].mean()) if count else 0.0,
+            "validation_rows": int(count),
+        }
+
+    # -- tensors ------------------------------------------------------------------------------------------------------
+
+    def _moved(self, batches: Any, epoch: int | None) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        """How many rows of weight, counted where it costs no wait for a GPU, and the batch on the device."""
+        pin = self.device.type == "cuda"
+        for batch in batches.epoch(epoch, num_workers=self.loader_workers, pin=pin):
+            yield int((batch[2] > 0).sum()), tuple(part.to(self.device, non_blocking=True) for part in batch)
+
+    def _enter_blocks(self, values: torch.Tensor, reads: int) -> torch.Tensor:
+        """Pixels are normalised; kept activations are taken as they are, in the precision of the pass."""
+        if reads == 0:
+            return self.normalize(values)
+        values = values.float() if self.precision == "float32" else values
+        return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+
+    def _forward(self, values: torch.Tensor, reads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the head, and logits, float ``(B, C)``."""
+        with autocast(self.device, self.precision):
+            features = self.chain.run(reads, len(self.chain.blocks))(self._enter_blocks(values, reads))
+            return features, self.chain.head(features).float()
+
+
+class _Rows:
+    """Rows of several tensors on the CPU, in a block each that doubles where it is full.
+
+    Small tensors that are kept between the large ones of every batch would split the heap, which then cannot be used
+    again.
+    """
+
+    def __init__(self, *empty: torch.Tensor) -> None:
+        self._blocks, self._size = list(empty), 0
+
+    def add(self, *values: torch.Tensor) -> None:
+        end = self._size + len(values[0])
+        for number, (block, value) in enumerate(zip(self._blocks, values, strict=True)):
+            if end > len(block):
+                larger = torch.empty(2 * end, *block.shape[1:], dtype=block.dtype)
+                larger[: self._size] = block[: self._size]
+                self._blocks[number] = block = larger
+            block[self._size : end] = value
+        self._size = end
+
+    def all(self) -> tuple[torch.Tensor, ...]:
+        return tuple(block[: self._size] for block in self._blocks)
+
+
+def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """torchvision mixes images ``(B, C, H, W)``; features and tokens take that form for it."""
+    mixed, soft = mixer(inputs.reshape(len(inputs), -1, 1, 1) if inputs.ndim != 4 else inputs, target)
+    return mixed.reshape(inputs.shape), soft

@@ -6,20 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from retailray import progress, storage
+from retailray import events, storage
 from retailray.config import TrainConfig
-from retailray.data import store
 from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
+from retailray.data.decoding import DecodeSpec
 from retailray.data.images import limits_of
-from retailray.data.pipeline import DecodeSpec, ViewSpec
-from retailray.data.store import StoreSpec
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
 from retailray.models.blocks import Chain
-from retailray.training.caching import CachePlan, describe, plan_cache
+from retailray.training.cache import store
+from retailray.training.cache.fill import Backbone, Job, fill, fingerprint, make_spec
+from retailray.training.cache.plan import CachePlan, describe, plan_cache
+from retailray.training.cache.store import StoreSpec
+from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
-from retailray.training.precompute import Backbone, Job, fill, fingerprint, make_spec
 from retailray.training.recipe import Stage
 from retailray.training.sources import Augmentation, StoredRows
 
@@ -144,7 +145,7 @@ def prepare(
         jobs = [_from_pixels(job, decoded.stores[job.name][0], budget) for job in jobs]
     missing = [job for job in (job.missing() for job in jobs) if job.specs]
     absent = sum(len(job.specs) for job in missing)
-    progress.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
+    events.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
     if missing:
         if not _make_room(root, jobs, missing, budget):
             if earlier:
@@ -153,7 +154,7 @@ def prepare(
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
         kept = all(job.decoded for job in missing)
-        progress.emit("pass", reads="kept pixels" if kept else "images", **views)
+        events.emit("pass", reads="kept pixels" if kept else "images", **views)
         fill(missing, backbone, plan, executor, access_of(config.catalog))
     return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 
@@ -239,10 +240,10 @@ def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> b
     try:
         evicted = store.make_room(root, sum(absent.values()), budget, keep=keep, writing=set(absent))
     except StorageError as error:
-        progress.emit("warning", note=str(error))
+        events.emit("warning", note=str(error))
         return False
     if evicted:
-        progress.emit("evicted", stores=evicted, reason=f"train.cache_gb = {budget / 1e9:g}")
+        events.emit("evicted", stores=evicted, reason=f"train.cache_gb = {budget / 1e9:g}")
     return True
 
 
@@ -250,9 +251,9 @@ def _root(config: TrainConfig, num_nodes: int) -> str:
     """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
     if config.train.cache_uri:
         return config.train.cache_uri
-    return storage.join(config.out, "cache") if num_nodes > 1 else store.caches_root()
+    return storage.join(config.out, "cache") if num_nodes > 1 else storage.cache_folder()
 
 
 def _said(prepared: Prepared) -> Prepared:
-    progress.emit("cache", **describe(prepared.plan))
+    events.emit("cache", **describe(prepared.plan))
     return prepared

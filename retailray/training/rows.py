@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from retailray import progress
+from retailray import events
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.labels import labels_in_several_spellings
@@ -23,7 +23,7 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     for name, part in splits.items():
         labelled = part.column("label") != ""
         if not labelled.all():
-            progress.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
+            events.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
         splits[name] = part.select(labelled)
     for name, advice in (
         ("train", "catalog.label names the column"),
@@ -33,7 +33,7 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
             raise CatalogError(f"{config.catalog.uri}: no labelled {name} rows; {advice}")
     known = set(splits["train"].column("label"))
     for group in labels_in_several_spellings(known):
-        progress.emit(
+        events.emit(
             "warning",
             similar_labels=group,
             note="trained as different labels; they differ only in case, blanks or Unicode form: set "
@@ -45,7 +45,7 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     if not known & set(splits["validation"].column("label")):
         raise CatalogError(f"{config.catalog.uri}: no label of the validation rows occurs in training: {strange[:5]}")
     if strange:
-        progress.emit("warning", labels_only_in_validation=strange[:10], note="their rows are left out of its metrics")
+        events.emit("warning", labels_only_in_validation=strange[:10], note="their rows are left out of its metrics")
     return {name: splits[name] for name in ("train", "validation")}
 
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from retailray.data.pipeline import CODE, PADDING, PIXELS, pixels_to_numpy
+from retailray.data.decoding import CODE, PADDING, PIXELS, pixels_to_numpy
 from retailray.data.row_ids import OURS, ROW_ID
-from retailray.data.store import StoreReader, StoreSpec
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.errors import ERROR_CODES
 from retailray.execution import Shard
+from retailray.training.cache.store import StoreReader, StoreSpec
 
 TARGET = OURS + "target"
 # values ``(B, ...)``, targets int64 ``(B,)``, weights float ``(B,)`` (0: the row only fills up), row ids int64 ``(B,)``

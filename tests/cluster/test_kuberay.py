@@ -5,8 +5,8 @@ import shlex
 import pytest
 import yaml
 
-from retailray import arguments
 from retailray.cli import main
+from retailray.config import arguments
 from tests.cluster.kuberay_fields import KINDS, METADATA, REQUIRED, unknown
 
 MODEL = "s3://shop/models/products@champion"

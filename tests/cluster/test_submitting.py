@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retailray import arguments
 from retailray.cli import main
 from retailray.cluster.jobs import Cluster
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import parse
+from retailray.config import arguments
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import environment
 

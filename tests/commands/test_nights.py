@@ -12,10 +12,10 @@ import pytest
 from retailray import storage
 from retailray.data.synthetic import write_catalog
 from retailray.errors import StorageError
-from retailray.lease import hold
 from retailray.models.bundle import load_bundle, save_bundle
 from retailray.models.meta import Thresholds
 from retailray.runs import RunDirectory
+from retailray.storage.lease import hold
 from tests.commands.helpers import events, latest, read_json
 
 pytestmark = pytest.mark.slow
@@ -233,10 +233,10 @@ def test_images_without_identity_are_read_and_told_by_their_bytes(night, tmp_pat
 
 def test_copies_beyond_what_is_remembered_are_counted(night, monkeypatch, capfd):
     """Kind of fault: a promise (copies are inferred once) ends at a limit that nobody is told of."""
-    monkeypatch.setattr("retailray.data.seen.SEEN_IMAGES", 10)
+    monkeypatch.setattr("retailray.scoring.duplicates.SEEN_IMAGES", 10)
     _, summary, predictions, _ = night()
     good = len(predictions)
     assert summary["not_deduplicated"] > good / 2
-    monkeypatch.setattr("retailray.data.seen.SEEN_IMAGES", 1000)
+    monkeypatch.setattr("retailray.scoring.duplicates.SEEN_IMAGES", 1000)
     _, summary, _, _ = night(**{"score.rescore": "all"})
     assert summary["not_deduplicated"] == 0

@@ -54,7 +54,7 @@ def test_an_unforeseen_error_leaves_its_traceback(retailray, small_catalog, smal
     assert "ZeroDivisionError" in file.read_text()
     assert "score.py" in file.read_text()
     with monkeypatch.context() as patch:
-        patch.setattr("retailray.scoring.tasks.decode", lambda *_, **__: 1 / 0)
+        patch.setattr("retailray.scoring.chunks.decode", lambda *_, **__: 1 / 0)
         code, _, err = retailray("score", **settings | {"out": tmp_path / "b"})
     assert code == 1
     assert "scoring stopped: division by zero" in err

@@ -171,13 +171,13 @@ def test_one_long_id_costs_its_own_length_and_not_that_of_all_rows(tmp_path):
     code = f"""
 import resource
 from retailray.config import CatalogSection, CheckSection, SplitSection
-from retailray.data.pipeline import transport_table
+from retailray.data.decoding import transport_table
 from retailray.data.splits import read_splits
 import numpy as np, pyarrow as pa
-from retailray.data.quality import find_problems
+from retailray.quality.findings import find_problems
 from retailray.data.catalog import count_labels
-from retailray.evaluation.check import _frame
-from retailray.data.scan import FACTS
+from retailray.quality.check import _frame
+from retailray.quality.scan import FACTS
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 splits = read_splits(CatalogSection(uri={str(tmp_path / "c.csv")!r}), SplitSection(test=0.2))
 table = pa.concat_tables([transport_table(part) for part in splits.values()])

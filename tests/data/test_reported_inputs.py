@@ -241,7 +241,7 @@ def test_equal_paths_of_several_folders_and_keys_with_empty_segments_have_ids_of
 
 
 def test_findings_about_labels():
-    from retailray.data.quality import similar_labels, untrained_labels
+    from retailray.quality.findings import similar_labels, untrained_labels
 
     catalog = pd.DataFrame(
         {"label": ["hat", "mug", "lamp", "mug", ""], "split": ["validation", "train", "test", "test", "test"]}

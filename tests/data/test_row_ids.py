@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailray.config import CatalogSection, SplitSection
-from retailray.data.pipeline import CODE, MESSAGE, transport_table
+from retailray.data.decoding import CODE, MESSAGE, transport_table
 from retailray.data.row_ids import ROW_ID, in_order_of
-from retailray.data.scan import FACTS
 from retailray.data.splits import read_splits
 from retailray.errors import RetailrayError
-from retailray.evaluation.check import _frame
+from retailray.quality.check import _frame
+from retailray.quality.scan import FACTS
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,13 +9,13 @@ import pytest
 import ray
 
 from retailray import storage
+from retailray.data.decoding import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.images import Limits
-from retailray.data.pipeline import CODE, PIXELS, URI, DecodeSpec
-from retailray.data.seen import Seen
 from retailray.data.synthetic import write_catalog
 from retailray.execution.ray_backend import RayShared
 from retailray.execution.session import why
-from retailray.scoring.tasks import REUSED, SHA, Todo, read_units
+from retailray.scoring.chunks import REUSED, SHA, Todo, read_units
+from retailray.scoring.duplicates import Seen
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]
 SPEC = DecodeSpec(36, 32, Limits(20_000_000, 20.0))

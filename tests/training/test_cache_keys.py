@@ -8,13 +8,14 @@ import torch
 
 from retailray.config import CatalogSection, Phase, TrainConfig
 from retailray.data.catalog import read_catalog
+from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Limits
-from retailray.data.pipeline import DecodeSpec, ViewSpec
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
-from retailray.training.caching import plan_cache
+from retailray.training.cache.fill import Backbone, fingerprint, make_spec
+from retailray.training.cache.plan import plan_cache
+from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
-from retailray.training.precompute import Backbone, fingerprint, make_spec
 from retailray.training.recipe import resolve
 
 VIEWS = ViewSpec(DecodeSpec(36, 36, Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailray.data import store
-from retailray.data.pipeline import CODE, PIXELS, pixels_to_arrow
+from retailray.data.decoding import CODE, PIXELS, pixels_to_arrow
 from retailray.data.row_ids import ROW_ID
-from retailray.data.store import StoreSpec
 from retailray.errors import ConfigError
+from retailray.training.cache import store
+from retailray.training.cache.store import StoreSpec
 from retailray.training.recipe import Stage, check_batch_size
 from retailray.training.sources import (
     TARGET,

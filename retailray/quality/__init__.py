@@ -1,0 +1,1 @@
+"""``check``: what is in a catalog and what is wrong with it."""

@@ -1,0 +1,114 @@
+"""The report of a scoring run: counts, confidence, doubtful pictures, errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retailray.config import CatalogSection, ScoreConfig
+from retailray.models.meta import BundleMeta, Thresholds
+from retailray.models.thresholds import NEVER, AcceptanceCurve
+from retailray.reports import plots
+from retailray.reports.page import data_uri, error_summary, render, thumbnails
+from retailray.runs import RunDirectory
+
+NUM_QUEUED, NUM_CLASSES = 24, 40
+
+
+def write_score_report(
+    run: RunDirectory,
+    meta: BundleMeta,
+    config: ScoreConfig,
+    facts: Mapping[str, Any],
+    *,
+    curve: AcceptanceCurve | None,
+    drift: Sequence[Any],
+    changed: Mapping[str, Any],
+    queue: Sequence[Mapping[str, Any]],
+    labels_before: Mapping[str, int] | None,
+) -> None:
+    """Write ``report.html`` into the run directory.
+
+    ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`. ``drift``:
+    :class:`retailray.scoring.drift.Drift`. ``labels_before``: rows a label on the night before.
+    """
+    thresholds, stages = Thresholds(**facts["thresholds"]), facts["stages"]
+    page = render(
+        "score.html.j2",
+        title="Scored catalog",
+        subtitle=config.catalog.uri,
+        run_id=run.run_id,
+        counts=facts["counts"],
+        decisions=facts["decisions"],
+        agreement=facts["label_agreement"],
+        thresholds=thresholds,
+        target=config.score.target_precision,
+        promise=facts["promise"],
+        used_for=meta.data.get("validation_rows_used_for"),
+        acceptance=data_uri(plots.acceptance(curve, config.score.target_precision), "image/png") if curve else None,
+        acceptable=_acceptable(curve),
+        meta=meta,
+        model_uri=config.model.uri,
+        times=facts["times"],
+        drift=drift,
+        changed=changed,
+        changed_pictures=_with_pictures(changed["examples"], config.catalog),
+        histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), _lines(thresholds)), "image/png"),
+        classes=_classes(facts["labels"], labels_before, meta.data.get("labels")),
+        num_classes=len(facts["labels"]),
+        stages=stages,
+        bottleneck=max(stages, key=lambda row: (row["utilisation"], row["seconds"]), default=None),
+        cost=facts["cost"],
+        corrected=facts["corrected"],
+        outdated=facts["outdated"],
+        queue=queue,
+        queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]], config.catalog),
+        errors=error_summary(facts["errors_by_code"], facts["examples"]),
+    )
+    run.write("report.html", page)
+
+
+def _lines(thresholds: Thresholds) -> dict[str, float]:
+    """Where a histogram of confidences gets a line."""
+    lines = {"abstain": thresholds.abstain}
+    return lines | ({"accept": thresholds.accept} if thresholds.accept < NEVER and not thresholds.per_class else {})
+
+
+def _acceptable(curve: AcceptanceCurve | None) -> list[dict[str, float]]:
+    """The largest share that could be accepted at some precisions, where the validation rows show it."""
+    rows: list[dict[str, float]] = []
+    for wanted in (0.9, 0.95, 0.98, 0.99) if curve else ():
+        assert curve is not None
+        good = np.flatnonzero(curve.precision >= wanted)
+        if len(good):
+            at = good[curve.share[good].argmax()]
+            names = ("confidence", "share", "precision", "low", "high")
+            rows.append({"wanted": wanted, **{name: float(getattr(curve, name)[at]) for name in names}})
+    return rows
+
+
+def _classes(
+    tonight: Mapping[str, int], before: Mapping[str, int] | None, training: Mapping[str, int] | None
+) -> list[dict[str, Any]]:
+    """Rows a class against last night and shares against training, None where unknown; the largest shifts first."""
+    total, trained = max(1, sum(tonight.values())), sum((training or {}).values())
+
+    def rank(name: str) -> tuple[int, int, str]:
+        now = tonight.get(name, 0)
+        return -abs(now - before.get(name, 0) if before else 0), -now, name
+
+    return [
+        {
+            "label": name,
+            "rows": tonight.get(name, 0),
+            "before": before.get(name, 0) if before else None,
+            "share": tonight.get(name, 0) / total,
+            "training": training.get(name, 0) / trained if training and trained else None,
+        }
+        for name in sorted({*tonight, *(before or {})}, key=rank)[:NUM_CLASSES]
+    ]
+
+
+def _with_pictures(rows: Sequence[dict[str, Any]], section: CatalogSection) -> list[dict[str, Any]]:
+    pictures = thumbnails([row["uri"] for row in rows], section)
+    return [row | {"picture": picture} for row, picture in zip(rows, pictures, strict=True)]

@@ -1,0 +1,275 @@
+"""Filling stores: images are fetched, decoded and augmented once, and frozen blocks run on them once."""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from retailray import storage
+from retailray.data import decoding, image_files, images, listing, transforms
+from retailray.data.catalog import Catalog
+from retailray.data.decoding import (
+    CHUNK_ROWS,
+    CODE,
+    MESSAGE,
+    OURS,
+    PIXELS,
+    SLOT,
+    VIEW,
+    blocks_of,
+    pixels_to_numpy,
+    transport_table,
+    with_errors,
+)
+from retailray.data.row_ids import in_order_of
+from retailray.data.tables import gathered
+from retailray.errors import CatalogError, RetailrayError
+from retailray.execution import Executor, Plan, Reference, Reporter, Stream
+from retailray.execution.process import prepare_process
+from retailray.models import blocks, predictor
+from retailray.models.backbones import build_model, load_state
+from retailray.models.blocks import Chain, split
+from retailray.models.precision import autocast
+from retailray.models.predictor import Normalize
+from retailray.provenance import version
+from retailray.training.cache import store, views
+from retailray.training.cache.store import StoreSpec
+from retailray.training.cache.views import ViewSpec, decode_views
+
+JOB = OURS + "job"  # which job a row belongs to
+FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
+MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What a filling actor builds its model from. ``state_ref``: weights as safetensors bytes."""
+
+    arch: str
+    num_classes: int
+    image_size: int
+    state_ref: Reference
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+
+
+def fingerprint(catalog: Catalog) -> str | None:
+    """A digest of which images, in which order, with which content; None where a store cannot tell contents apart."""
+    identities = listing.identities(catalog.column("uri").tolist())
+    if None in identities:
+        return None
+    digest = hashlib.sha256()
+    table = transport_table(catalog)
+    for uri, identity, code in zip(catalog.column("uri"), identities, table.column(CODE).to_pylist(), strict=True):
+        digest.update(f"{uri}\0{identity}\0{code}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_digest(chain: Chain, cut: int) -> str:
+    """A digest of the tensors of the first ``cut`` blocks."""
+    digest = hashlib.sha256()
+    for name, tensor in chain.run(0, cut).state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """A digest of our own code between an image's bytes and the numbers that are kept."""
+    digest = hashlib.sha256()
+    for module in (image_files, images, decoding, views, transforms, blocks, predictor):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+def make_spec(
+    *,
+    root: str,
+    rows: str,
+    num_rows: int,
+    views: ViewSpec,
+    cut: int,
+    backbone: Backbone | None,
+    chain: Chain | None,
+    shape: tuple[int, ...],
+) -> StoreSpec:
+    """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
+    pixels = cut == 0
+    dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
+    drawn = views.augment != "none" or views.erasing > 0
+    content: dict[str, Any] = {
+        "code": _code_digest(),
+        "rows": rows,
+        "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
+        "pillow": [version("pillow"), version("pillow-heif")],
+        "torchvision": version("torchvision") if drawn or not pixels else None,
+    }
+    if not pixels:
+        assert backbone
+        assert chain
+        content |= {
+            "arch": backbone.arch,
+            "image_size": backbone.image_size,
+            "cut": cut,
+            "weights": weights_digest(chain, cut),
+            "normalization": (backbone.mean, backbone.std),
+            "precision": backbone.precision,
+            "torch": torch.__version__,
+        }
+    return StoreSpec(root, store.content_key(content), num_rows, views.num_views, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels).
+
+    ``decoded``: a store of its pixels, read in place of the images; ``budget``: of the machines' copies of it [bytes].
+    """
+
+    name: str
+    catalog: Catalog
+    rows: str
+    views: ViewSpec
+    specs: dict[int, StoreSpec]
+    decoded: StoreSpec | None = None
+    budget: int = 0
+
+    def missing(self) -> "Job":
+        absent = {cut: spec for cut, spec in self.specs.items() if not store.is_whole(spec)}
+        return dataclasses.replace(self, specs=absent)
+
+
+def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor, access: storage.Access) -> None:
+    """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
+
+    Raises:
+        CatalogError: images changed while they were read.
+        RetailrayError: a task or an actor failed.
+    """
+    for job in jobs:
+        for spec in job.specs.values():
+            store.create(spec)
+    total = sum(len(job.catalog) * job.views.num_views for job in jobs)
+    try:
+        with executor.reporter("views", total) as reporter:
+            for group in (
+                [job for job in jobs if set(job.specs) != {0}],
+                [job for job in jobs if set(job.specs) == {0}],
+            ):
+                if group:
+                    outcome = gathered(_filled(group, backbone, plan, executor, access, reporter).tables())
+                    for number, job in enumerate(group):
+                        _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
+    except RetailrayError:
+        raise
+    except Exception as error:
+        raise RetailrayError(f"reading the images stopped: {executor.why(error)}") from error
+
+
+def _filled(
+    jobs: list[Job],
+    backbone: Backbone | None,
+    plan: Plan,
+    executor: Executor,
+    access: storage.Access,
+    reporter: Reporter,
+) -> Stream:
+    streams = []
+    for number, job in enumerate(jobs):
+        table = transport_table(job.catalog)
+        if job.decoded:
+            codes = store.read_codes(job.decoded)
+            table = with_errors(table, *(codes.column(name).to_pylist() for name in ("error_code", "message")))
+        table = table.append_column(JOB, pa.array([number] * table.num_rows))
+        table = table.append_column(SLOT, pa.array(np.arange(table.num_rows)))
+        num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
+        arguments: dict[str, Any] = {"spec": job.views, "keep": [JOB], "access": access}
+        arguments |= {"decoded": job.decoded, "budget": job.budget}
+        blocks = executor.stream(blocks_of(table, num_blocks), plan)
+        streams.append(blocks.map(decode_views, arguments, rows=CHUNK_ROWS))
+    views = executor.union(streams)
+    if set(jobs[0].specs) == {0}:
+        specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
+        return views.map(_write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
+    slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
+    return views.map_with(FillStores, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
+
+
+def _finish(job: Job, outcome: pa.Table) -> None:
+    if fingerprint(job.catalog) != job.rows:
+        raise CatalogError(f"{job.catalog.uri}: images changed while they were read; run again when they are settled")
+    outcome = in_order_of(np.arange(len(job.catalog)), outcome, key=SLOT)
+    codes = outcome.select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
+    for spec in job.specs.values():
+        store.finish(spec, codes)
+
+
+def _positions(table: pa.Table, num_views: int) -> np.ndarray:
+    return table.column(SLOT).to_numpy() * num_views + table.column(VIEW).to_numpy()
+
+
+def _outcome(table: pa.Table, reporter: Reporter) -> pa.Table:
+    reporter.step(table.num_rows)
+    return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, SLOT, CODE, MESSAGE])
+
+
+def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], reporter: Reporter) -> pa.Table:
+    number = table.column(JOB)[0].as_py()
+    values = pixels_to_numpy(table.column(PIXELS), sizes[number])
+    store.write_rows(specs[number], _positions(table, specs[number].num_views), values)
+    return _outcome(table, reporter)
+
+
+class FillStores:
+    """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
+
+    def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
+        import safetensors.torch
+
+        prepare_process(plan.torch_threads)
+        self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
+        self.jobs, self.reporter, self.precision = jobs, reporter, backbone.precision
+        model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
+        load_state(model, safetensors.torch.load(backbone.state_ref.get()))
+        chain = split(model.to(self.device).to(memory_format=torch.channels_last).eval())
+        self.parts = []
+        for job in jobs:
+            cuts = sorted(cut for cut in job.specs if cut)
+            self.parts.append({cut: chain.run(start, cut) for start, cut in zip([0, *cuts], cuts, strict=False)})
+        self.normalize = Normalize(backbone.mean, backbone.std).to(self.device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        number = table.column(JOB)[0].as_py()
+        job, parts = self.jobs[number], self.parts[number]
+        positions = _positions(table, job.views.num_views)
+        pixels = pixels_to_numpy(table.column(PIXELS), job.views.crop_size)
+        if 0 in job.specs:
+            store.write_rows(job.specs[0], positions, pixels)
+        found: dict[int, list[np.ndarray]] = {cut: [] for cut in parts}
+        step = FORWARD_ROWS[self.device.type]
+        for start in range(0, len(pixels), step):
+            for cut, values in self._forward(pixels[start : start + step], parts):
+                found[cut].append(values)
+        for cut, values_of in found.items():
+            store.write_rows(job.specs[cut], positions, np.concatenate(values_of))
+        return _outcome(table, self.reporter)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:
+        results = []
+        with autocast(self.device, self.precision):
+            values = self.normalize(torch.from_numpy(np.array(pixels)))
+            for cut, part in parts.items():
+                values = part(values)
+                kept = values.to(torch.bfloat16 if self.precision == "bfloat16" else torch.float32)
+                # NCHW in the file, whatever the layout in memory
+                kept = kept.contiguous(memory_format=torch.contiguous_format).cpu()
+                results.append((cut, (kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy()))
+        return results

@@ -1,0 +1,48 @@
+"""The report of a training run: curves, epochs, what it was trained on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retailray.config import TrainConfig
+from retailray.models.meta import BundleMeta
+from retailray.reports import plots
+from retailray.reports.page import data_uri, error_summary, render
+from retailray.runs import RunDirectory
+
+
+def write_training_report(
+    run: RunDirectory,
+    meta: BundleMeta,
+    config: TrainConfig,
+    history: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    failed: Mapping[str, int],
+    folds: Mapping[str, Any] | None,
+) -> None:
+    """Write ``curves.png`` and ``report.html`` into the run directory."""
+    curves = plots.curves(history, best["epoch"])
+    run.write("curves.png", curves)
+    page = render(
+        "training.html.j2",
+        title=f"Training {config.model.arch}",
+        subtitle=f"{config.catalog.uri} · weights {config.model.weights} · {_phases(history)} · "
+        f"{config.transform.image_size} px · augment {config.transform.augment}",
+        run_id=run.run_id,
+        best=best,
+        history=history,
+        folds=folds,
+        num_labels=len(meta.labels),
+        used_for=meta.data["validation_rows_used_for"],
+        curves=data_uri(curves, "image/png"),
+        labels=data_uri(plots.label_bars(meta.data["labels"], "training rows"), "image/png"),
+        errors=error_summary(failed, {}),
+    )
+    run.write("report.html", page)
+
+
+def _phases(history: Sequence[Mapping[str, Any]]) -> str:
+    """``2 epochs of head, 8 of last2``."""
+    depths: dict[int, list[str]] = {}
+    for row in history:
+        depths.setdefault(row["phase"], []).append(row["trainable"])
+    return "epochs: " + ", ".join(f"{len(names)} of {names[0]}" for names in depths.values())

@@ -1,0 +1,149 @@
+"""What every worker of a fit runs: an engine, fed by its sources, checkpointed to the run's storage."""
+
+import dataclasses
+import time
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from retailray.config import TrainSection
+from retailray.execution import Reporter, Worker
+from retailray.execution.process import prepare_process
+from retailray.execution.world import World
+from retailray.models.backbones import build_model, load_state
+from retailray.models.predictor import Normalize
+from retailray.training.cache import store
+from retailray.training.cache.fill import Backbone
+from retailray.training.loop import Engine
+from retailray.training.recipe import Stage
+from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
+
+TOUCH_S = 600.0  # between two marks that a store is in use
+LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """All a worker needs to know. ``sources``: by split and stage, where rows are and the blocks they went through."""
+
+    backbone: Backbone
+    stages: list[Stage]
+    train: TrainSection
+    augmentation: Augmentation
+    class_weights: list[float] | None
+    sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]]
+    min_rows: int  # of a worker in one step
+    threads: int
+    reporter: Reporter
+    tags: dict[str, Any]  # said with every epoch
+
+
+def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
+    """Fit; return the history, the calibration, and the logits of the test split if there is one."""
+    prepare_process(config.threads)
+    device = torch.device(worker.device)
+    world = World(worker.rank, worker.size, device)
+    backbone = config.backbone
+    model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
+    load_state(model, safetensors.torch.load(backbone.state_ref.get()))
+    sources = _Sources(config, world, worker)
+    engine = Engine(
+        model,
+        num_classes=backbone.num_classes,
+        normalize=Normalize(backbone.mean, backbone.std),
+        stages=config.stages,
+        train=config.train,
+        precision=backbone.precision,
+        world=world,
+        open_batches=sources.open,
+        class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
+        loader_workers=min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0,
+    )
+    for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
+        for stage in config.stages:
+            sources.open(split, stage)
+    report, start = _Report(config, worker), worker.last_state()
+    codes: dict[str, int] = (start or {}).get("codes", {})
+    for metrics in engine.epochs(start):
+        codes = sources.failed(world)
+        report(engine, metrics, codes)
+    found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
+    calibration = engine.calibration(config.sources)
+    found |= {"calibration": calibration, "codes": codes}
+    if "test" in config.sources:
+        temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
+        found["test"] = tuple(part.numpy() for part in engine.guesses("test", temperature))
+    return found
+
+
+class _Sources:
+    """Opens the batches of a split for a stage; a store is mapped and a stream begun once."""
+
+    def __init__(self, config: FitConfig, world: World, worker: Worker) -> None:
+        self.config, self.world, self.worker = config, world, worker
+        self.opened: dict[Any, Any] = {}
+
+    def open(self, split: str, stage: Stage) -> tuple[Any, int]:
+        source, reads = self.config.sources[split][self.config.stages.index(stage)]
+        key = (split, source.spec.key if isinstance(source, StoredRows) else source.name)
+        if key not in self.opened:
+            self.opened[key] = self._make(split, source, reads)
+        return self.opened[key], reads
+
+    def _make(self, split: str, source: StoredRows | StreamedRows, reads: int) -> Any:
+        config = self.config
+        shared: dict[str, Any] = {
+            "batch_size": config.train.batch_size,
+            "seed": config.train.seed,
+            "rank": self.world.rank,
+            "world": self.world.size,
+            "min_rows": config.min_rows if split == "train" else 0,
+        }
+        plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
+        mine = config.augmentation if split == "train" else plain
+        if isinstance(source, StreamedRows):
+            return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
+        # kept activations are of augmented views already
+        return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
+
+    def failed(self, world: World) -> dict[str, int]:
+        """Error codes of the training rows that the last epoch streamed; stores know theirs."""
+        total: dict[str, int] = {}
+        streams = [batches for (split, _), batches in self.opened.items() if split == "train"]
+        mine = [batches.codes for batches in streams if isinstance(batches, StreamedBatches)]
+        for codes in world.gather(mine[0] if mine else {}):
+            for code, count in codes.items():
+                total[code] = total.get(code, 0) + count
+        return total
+
+
+class _Report:
+    """Tells the driver of every epoch, and leaves a checkpoint when one is due."""
+
+    def __init__(self, config: FitConfig, worker: Worker) -> None:
+        self.config, self.worker = config, worker
+        self.saved_at = self.touched_at = time.monotonic()
+
+    def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
+        config, world = self.config, engine.world
+        if world.rank == 0:
+            total = sum(stage.epochs for stage in config.stages)
+            config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
+            config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
+        due = time.monotonic() - self.saved_at >= config.train.checkpoint_s
+        # one clock decides, or workers would wait for each other in different places
+        agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
+        if not agreed and not engine.stage_is_over():
+            return
+        self.saved_at = time.monotonic()
+        if world.rank == 0 and self.saved_at - self.touched_at > TOUCH_S:
+            self.touched_at = self.saved_at
+            for spec in {
+                source.spec
+                for by_stage in config.sources.values()
+                for source, _ in by_stage
+                if isinstance(source, StoredRows)
+            }:
+                store.touch(spec)  # a worker that replaces this one must find it
+        self.worker.report(metrics["epoch"], engine.state() | {"codes": codes} if world.rank == 0 else None)

@@ -1,0 +1,193 @@
+"""One trial: an epoch a step, on what is kept. Its record and its state lie where a later try finds them."""
+
+import copy
+import functools
+import hashlib
+import json
+import time
+from collections import deque
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from retailray import storage
+from retailray.config import TrainConfig
+from retailray.execution import Reference
+from retailray.execution.peers import Peers, device_of
+from retailray.execution.state import read_state, write_state
+from retailray.execution.world import World
+from retailray.models.backbones import build_model, load_state
+from retailray.models.blocks import split
+from retailray.models.predictor import Normalize
+from retailray.training.best_epoch import score_of
+from retailray.training.loop import Engine
+from retailray.training.prepare import augmentation
+from retailray.training.recipe import min_rows, resolve
+from retailray.training.sources import Augmentation, StoredBatches
+from retailray.training.worker import LOADER_WORKERS
+from retailray.tuning.shared_inputs import Shared, variant_key
+
+RECORD, MEMBER = "record.json", "member.json"
+
+
+class Trial:
+    """Its steps are pure functions of the settings and their number: what was recorded is told again, not run again.
+
+    A record that is there ends the trial where it ended; without one the trial goes on from its state if that is there.
+    ``member``: its name where settings change on the way (population-based training); nothing is told again then, and
+    what it says is the whole lineage that it goes on from.
+    """
+
+    def __init__(self, shared: Shared, drawn: dict[str, Any], *, member: str | None = None) -> None:
+        self.shared, self.drawn, self.member = shared, drawn, member
+        self.config = shared.trial(drawn)
+        self.key = member or trial_key(shared, drawn)
+        self.folder = storage.join(shared.records, self.key)
+        self.record = None if member else read_json(storage.join(self.folder, RECORD))
+        self.start = None if self.record else read_state(self.folder)
+        self.engine: Engine | None = None
+        self.peers: Peers | None = None
+        self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else [])
+        self.rows: list[dict[str, Any]] = []
+        self.saved_at = time.monotonic()
+        if member:  # for a resumed search, which begins with the settings that members had come to
+            storage.write_bytes(storage.join(self.folder, MEMBER), json.dumps(drawn).encode())
+        if self.start:
+            self._take_up(self.start)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """What there is to tell of a state: all of it again, or by a member only its end, where it is over."""
+        history = list(state["progress"]["history"])
+        if not self.member:
+            self.told = deque(history)
+        else:
+            self.rows = history
+            self.told = deque(history[-1:] if state["over"] else [])
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch: its measures, the best ``score`` so far (more is better), and whether it was the last."""
+        if self.told:
+            row = self.told.popleft()
+            over = not self.told and bool(self.record or (self.start and self.start["over"]))
+        else:
+            row = next(self._epochs())
+            assert self.engine
+            over = self.engine.is_over
+            if over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_s:
+                self.save()
+        if not self.rows or self.rows[-1]["epoch"] < row["epoch"]:
+            self.rows.append(row)
+        finished = over and (not self.record or self.record["finished"])
+        if finished and not self.record and not self.member:
+            write_record(self.folder, drawn=self.drawn, finished=True, history=self.rows)
+        return {
+            "epoch": row["epoch"],
+            "score": max(score_of(row, self.config.train.metric) for row in self.rows),
+            "rows": self.rows if self.member else [row],
+            "key": self.key,
+            "finished": finished,
+            "recorded": self.record is not None,
+            "done": over,
+        }
+
+    def _epochs(self) -> Any:
+        """The running epochs; a model is built only where something is left to run."""
+        if self.engine is None:
+            if self.shared.plan.num_workers > 1:
+                work = functools.partial(_run_rank, self.shared, self.drawn, self.start)
+                self.peers = Peers(work, self.shared.plan)
+            world = self.peers.join() if self.peers else World(0, 1, device_of(self.shared.plan))
+            self.engine = make_engine(self.shared, self.config, world)
+            self.running = self.engine.epochs(self.start)
+        return self.running
+
+    def state(self) -> dict[str, Any] | None:
+        """What :meth:`load` goes on from: the engine's state, and whether it is over."""
+        if not self.engine:  # nothing has run since it was loaded, if it was
+            return self.start
+        return self.engine.state() | {"over": self.engine.is_over}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from another trial's state with one's own settings."""
+        self.leave()
+        self.start, self.engine, self.told, self.rows = state, None, deque(), []
+        if state:
+            self._take_up(state)
+
+    def leave(self) -> None:
+        """End the other ranks. Who ended the trial, and what for, is not known here: nothing is written."""
+        if self.peers:
+            self.peers.leave()
+            self.peers = None
+
+    def save(self) -> None:
+        write_state(self.folder, self.state())
+        self.saved_at = time.monotonic()
+
+
+def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: World) -> None:
+    """The epochs of a trial on another rank's rows, until rank 0 ends it."""
+    for _ in make_engine(shared, shared.trial(drawn), world).epochs(start):
+        pass
+
+
+def write_record(folder: str, *, drawn: dict[str, Any], finished: bool, history: list[dict[str, Any]]) -> None:
+    """From here on a trial has ended; ``finished``: by itself."""
+    record = {"drawn": drawn, "finished": finished, "at": time.time(), "history": history}
+    storage.write_bytes(storage.join(folder, RECORD), json.dumps(record).encode())
+
+
+def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
+    """A digest of what of the drawn settings means something: equal trials are one trial."""
+    values = shared.config.effective(drawn)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
+    """The engine of one trial over kept rows; this process keeps one pristine model a backbone."""
+    variant = shared.variants[variant_key(config)]
+    backbone = variant.backbone
+    pristine = _pristine(backbone.arch, backbone.num_classes, backbone.image_size, backbone.state_ref)
+    model = copy.deepcopy(pristine)
+    plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
+
+    def open_batches(name: str, stage: Any) -> tuple[StoredBatches, int]:
+        source, reads = shared.source(variant, name, stage)
+        mine = augmentation(config) if name == "train" else plain
+        batches = StoredBatches(
+            source,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            rank=world.rank,
+            world=world.size,
+            augmentation=mine if reads == 0 else None,
+            min_rows=min_rows(stages) if name == "train" else 0,
+        )
+        return batches, reads
+
+    stages = resolve(config, split(model))
+    return Engine(
+        model,
+        num_classes=backbone.num_classes,
+        normalize=Normalize(backbone.mean, backbone.std),
+        stages=stages,
+        train=config.train,
+        precision=backbone.precision,
+        world=world,
+        open_batches=open_batches,
+        class_weights=torch.tensor(shared.class_weights) if config.train.balance else None,
+        loader_workers=min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _pristine(arch: str, num_classes: int, image_size: int, weights: Reference) -> nn.Module:
+    model = build_model(arch, num_classes, image_size=image_size)
+    load_state(model, safetensors.torch.load(weights.get()))
+    return model
+
+
+def read_json(address: str) -> dict[str, Any] | None:
+    return json.loads(storage.read_bytes(address)) if storage.exists(address) else None

@@ -1,0 +1,274 @@
+"""The driver's side of ``tune``: share, search, and leave the winner as a bundle, as a config and as a table."""
+
+import json
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+import yaml
+
+from retailray import events, storage
+from retailray.config import BundleSection, EvaluateConfig, EvaluateSection, TuneConfig
+from retailray.data.catalog import Catalog, count_labels
+from retailray.data.spreadsheets import csv_text
+from retailray.data.tables import parquet_bytes
+from retailray.errors import RetailrayError
+from retailray.evaluation.evaluate import evaluate
+from retailray.execution import Executor, executor_of_passes, plan_training, plan_trials, start_executor
+from retailray.execution.peers import device_of
+from retailray.execution.process import prepare_process
+from retailray.execution.state import read_state
+from retailray.execution.world import World
+from retailray.models.calibration import Calibration
+from retailray.models.meta import EPOCH, BundleMeta
+from retailray.runs import RunDirectory
+from retailray.tracking import check_tracking, track
+from retailray.training.bundles import describe, leave_bundle, register
+from retailray.training.rows import labelled_splits, rows_digest
+from retailray.tuning.report import write_search_report
+from retailray.tuning.shared_inputs import Shared, share, variant_key
+from retailray.tuning.trial import MEMBER, RECORD, make_engine
+from retailray.tuning.trials_table import Ledger, epochs_of, seconds_of
+from retailray.tuning.tuner import run_search
+
+SAME = 0.02  # top-1 with and without what is kept may differ so much: bfloat16 rounds, and a row or two may tip
+SAME_ROWS = 2
+
+
+def tune(config: TuneConfig) -> str:
+    """Search the settings of ``train`` and write a run directory with all trials and the winner's bundle.
+
+    Returns:
+        The address of the bundle.
+
+    Raises:
+        RetailrayError: no trial ended well; or catalog, weights, storage or cluster; see :mod:`retailray.errors`.
+    """
+    watch = events.Stopwatch()
+    check_tracking(config.track)
+    splits = labelled_splits(config)
+    labels = sorted(count_labels(splits["train"].column("label")))
+    run = RunDirectory.resumed_or_new(config, section="tune", resume=config.tune.resume)
+    num_epochs = sum(phase.epochs for phase in config.train.phases) or config.train.epochs
+    events.emit(
+        "start",
+        verb="tune",
+        run=run.address,
+        resumed=run.resumed,
+        labels=len(labels),
+        space={key: domain.dump() for key, domain in config.space.items()},
+        **{name: len(part) for name, part in splits.items()},
+    )
+    num_images = sum(len(part) for part in splits.values())
+    with (
+        start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as on_ray,
+        executor_of_passes(on_ray, config.cluster, num_images=num_images) as executor,
+    ):
+        plan = plan_training(executor.capacity, config.cluster)
+        trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
+        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        inputs = {"the catalog's rows": rows_digest(splits)}
+        earlier = run.decisions(section="tune", inputs=inputs)
+        shared = share(
+            config, splits, labels, plan, trial_plan, executor, run.path("trials"), earlier.get("variants", {})
+        )
+        run.decide(inputs=inputs, variants=shared.decisions())
+        prepared_s = watch.seconds
+        events.emit("search", concurrent=trial_plan.num_concurrent, cpus=trial_plan.cpus, gpus=trial_plan.gpus)
+        drawn = _drawn_before(config, run) if run.resumed else []
+        for _ in range(1 + config.train.max_failures):
+            ledger = Ledger(shared)
+            with ledger.shown():
+                run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
+            if not ledger.lost:
+                break
+            events.emit("warning", note=f"{ledger.lost} trials lost their process; the search goes on from its records")
+            drawn = _drawn_before(config, run)
+        search_s = watch.seconds - prepared_s
+        winner = _winner(ledger)
+        weights, calibration, best = _restored(shared, winner, executor)
+        meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
+        bundle = leave_bundle(run, meta, weights, calibration, splits)
+        verified = _verify(config, run, bundle, calibration, best["validation_top1"], executor.engine)
+        register(config, bundle, meta)
+    ledger.prune(again=True)
+    table = _tables(run, ledger)
+    write_search_report(run, config, table, _curves(ledger), _backbones(shared), verified)
+    counts = {str(status): int(count) for status, count in table.status.value_counts().items()}
+    measured = {"best_trial": winner["trial"], ledger.metric: best[ledger.metric], "verified_top1": verified["top1"]}
+    times = {"shared_seconds": prepared_s, "search_seconds": search_s}
+    summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **measured}
+    record = {
+        "verb": "tune",
+        **summary,
+        "bundle": bundle,
+        "best_config": run.path("best.yaml"),
+        "settings": ledger.settings(winner),
+        **times,
+        "seconds": watch.seconds,
+        "resumed": run.resumed,
+    }
+    run.publish(record, clear=["exchange"])
+    track(config, run, record, winner["history"], version=meta.version, metrics=best)
+    seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
+    watch.summary("tune", num_images=seen, **summary, **times, bundle=bundle, report=run.path("report.html"))
+    return bundle
+
+
+def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, Any]]:
+    """Settings of trials before the interruption, where what is drawn next depends on results; else nothing.
+
+    Random draws and grids repeat themselves; a population's members go on with the settings they had come to.
+    """
+    if config.tune.scheduler == "pbt":  # by the names that Tune gives its members in order
+        return [json.loads(storage.read_bytes(name)) for name in _files(run, MEMBER)]
+    if config.tune.searcher != "optuna":
+        return []
+    records = [json.loads(storage.read_bytes(name)) for name in _files(run, RECORD)]
+    return [record["drawn"] for record in sorted(records, key=lambda record: record["at"])]
+
+
+def _files(run: RunDirectory, name: str) -> list[str]:
+    return sorted(found for found in storage.list_files(run.path("trials")) if found.endswith(f"/{name}"))
+
+
+def _winner(ledger: Ledger) -> dict[str, Any]:
+    """The best trial. Raises RetailrayError where no trial ended well."""
+    for row in ledger.ranked():
+        return row
+    messages = [row["message"] for row in ledger.rows.values() if row["message"]]
+    why = f"the first failure: {messages[0]}" if messages else "all diverged; search lower learning rates"
+    raise RetailrayError(f"none of {len(ledger.rows)} trials ended well; {why}")
+
+
+def _restored(
+    shared: Shared, winner: dict[str, Any], executor: Executor
+) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+    """The winner's whole state dict as of its best epoch, its calibration and that epoch: computed where trials run.
+
+    Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
+    """
+
+    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+        prepare_process(shared.plan.torch_threads)
+        state = read_state(storage.join(shared.records, winner["key"]))
+        engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, device_of(shared.plan)))
+        known = len(state["progress"]["history"]) if state else 0
+        if state and known >= epochs_of(winner):
+            engine.load_progress(state)
+        else:
+            running = engine.epochs(state)
+            for _ in range(epochs_of(winner) - known):
+                next(running)
+            engine.load_progress(engine.state())
+        best = engine.progress.history[engine.progress.best_epoch - 1]
+        calibration = engine.calibration(shared.rows)
+        assert calibration, "this is rank 0"
+        return (
+            {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
+            calibration,
+            best,
+        )
+
+    return executor.call(restore, shared, cpus=shared.plan.cpus, gpus=shared.plan.gpus)
+
+
+def _describe(
+    config: TuneConfig,
+    run: RunDirectory,
+    shared: Shared,
+    winner: dict[str, Any],
+    splits: dict[str, Catalog],
+    weights: dict[str, torch.Tensor],
+    calibration: Calibration,
+    best: dict[str, Any],
+) -> BundleMeta:
+    """What the bundle says of itself; and ``best.yaml``, by which ``train --config`` trains it again."""
+    settings = shared.trial(winner["drawn"])
+    variant = shared.variants[variant_key(settings)]
+    if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
+        settings = config.trial(
+            winner["drawn"],
+            **{"train.precision": variant.backbone.precision, "train.views": variant.prepared.plan.views},
+        )
+    run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    normalization = variant.backbone.mean, variant.backbone.std
+    return describe(settings, shared.labels, normalization, best, splits, weights, calibration, None)
+
+
+def _verify(
+    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
+) -> dict[str, Any]:
+    """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
+
+    Args:
+        calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
+            measured on those of them that choose the epoch. engine: where the images are read.
+
+    Raises:
+        RetailrayError: these differ.
+    """
+    right = calibration.predicted == calibration.targets
+    expected, chose = float(right.mean()), right[calibration.roles == EPOCH]
+    if abs(chose.mean() - best_top1) > max(SAME, SAME_ROWS / len(chose)):
+        raise RetailrayError(
+            f"the winner's top-1 is {chose.mean():.4f} on the rows that chose its epoch, and its trial had measured "
+            f"{best_top1:.4f}; please report this ({bundle})"
+        )
+    with events.nested_run():
+        metrics = evaluate(
+            EvaluateConfig(
+                catalog=config.catalog,
+                split=config.split,
+                model=BundleSection(uri=bundle),
+                evaluate=EvaluateSection(split="validation"),
+                cluster=config.cluster.model_copy(update={"engine": engine}),
+                out=run.path("verification"),
+            )
+        )
+    if abs(metrics["top1"] - expected) > max(SAME, SAME_ROWS / max(1, metrics["num_rows"])):
+        raise RetailrayError(
+            f"the winner's top-1 is {metrics['top1']:.4f} on the validation images, and its trial had measured "
+            f"{expected:.4f} on what is kept; please report this ({bundle})"
+        )
+    return {name: metrics[name] for name in ("top1", "top5", "macro_f1", "ece", "num_rows")} | {"trial_top1": expected}
+
+
+def _tables(run: RunDirectory, ledger: Ledger) -> pd.DataFrame:
+    """Write ``trials.parquet``, ``trials.csv`` (a row a trial, the best one first) and ``epochs.parquet``."""
+    ranked = ledger.ranked()
+    rows = []
+    for row in [*ranked, *[row for row in ledger.rows.values() if row not in ranked]]:
+        best = ledger.best_epoch(row)
+        rows.append(
+            {
+                "trial": row["trial"],
+                "status": row["status"],
+                ledger.metric: best[ledger.metric] if best else None,
+                "best_epoch": best["epoch"] if best else None,
+                "epochs": epochs_of(row),
+                "seconds": seconds_of(row),
+                **ledger.settings(row),
+                "key": row["key"],
+                "message": row["message"],
+            }
+        )
+    table = pd.DataFrame(rows).convert_dtypes(dtype_backend="numpy_nullable")
+    for name, frame in (("trials", table), ("epochs", pd.DataFrame(_curves(ledger)))):
+        run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False)))
+    run.write("trials.csv", csv_text(table))
+    return table
+
+
+def _curves(ledger: Ledger) -> list[dict[str, Any]]:
+    """A row an epoch of every trial."""
+    return [{"trial": row["trial"], **epoch} for row in ledger.rows.values() for epoch in row["history"]]
+
+
+def _backbones(shared: Shared) -> dict[str, dict[str, float]]:
+    """Speed and size of every backbone that was tried."""
+    return {
+        key[0]: {"images_per_s": one.images_per_s, "parameters": one.num_parameters}
+        for key, one in shared.variants.items()
+    }

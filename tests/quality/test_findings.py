@@ -1,0 +1,47 @@
+import io
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+from retailray.data.synthetic import PRODUCTS, encode, render
+from retailray.quality.findings import near_content, same_content, similar_labels
+
+
+def brute_force(hashes, distance):
+    pairs = set()
+    for a in range(len(hashes)):
+        for b in range(a + 1, len(hashes)):
+            if int(hashes[a] ^ hashes[b]).bit_count() <= distance:
+                pairs.add((a, b))
+    return pairs
+
+
+def test_near_content_finds_what_brute_force_finds():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, 300, dtype=np.uint64)
+    for number in range(60):  # near copies, 0 to 5 bits away
+        flips = rng.choice(64, number % 6, replace=False)
+        hashes[number + 200] = hashes[number] ^ np.uint64(sum(1 << int(bit) for bit in flips))
+    for distance in (0, 3, 5, 7):
+        groups = near_content(hashes, np.arange(300), max_distance=distance)
+        linked = {(a, b) for group in groups for a in group for b in group if a < b}
+        pairs = brute_force(hashes, distance)
+        assert pairs <= linked
+        assert {row for pair in pairs for row in pair} == {row for group in groups for row in group}
+
+
+def test_a_resaved_picture_is_near_and_another_is_not():
+    rng = np.random.default_rng(1)
+    first, other = render(PRODUCTS["mug"], rng), render(PRODUCTS["shoe"], rng)
+    again = Image.open(io.BytesIO(encode(first, "jpg")))
+    hashes = np.array([int(str(imagehash.phash(image)), 16) for image in (first, again, other)], np.uint64)
+    assert near_content(hashes, np.array([10, 11, 12]), max_distance=3) == [[10, 11]]
+
+
+def test_same_content_ignores_rows_that_failed():
+    assert same_content(["a", None, "b", float("nan"), "a", None]) == [[0, 4]]
+
+
+def test_similar_labels():
+    assert similar_labels(["T-Shirt", "t shirt", "mug", "lamp "]) == [["T-Shirt", "t shirt"]]

@@ -1,0 +1,335 @@
+"""The engine without Ray: what a phase trains, and every option's effect, on a small model and made-up rows."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from retailray.config import TrainSection
+from retailray.execution.world import World
+from retailray.models.backbones import build_model
+from retailray.models.blocks import split
+from retailray.models.predictor import Normalize
+from retailray.training.loop import Engine
+from retailray.training.optim import make_average, make_optimizer, make_schedule
+from retailray.training.recipe import Stage
+from tests import oracles
+
+SIZE, CLASSES = 16, 3
+
+
+ROWS = ("validation", "temperature")
+
+
+class MadeUpRows:
+    """Pixels whose brightness tells the class, in batches like a source's."""
+
+    def __init__(self, num_rows=48, batch_size=16, seed=0, labels=None):
+        generator = np.random.default_rng(seed)
+        self.targets = np.arange(num_rows) % CLASSES if labels is None else labels
+        noise = generator.integers(0, 60, (num_rows, 3, SIZE, SIZE))
+        self.images = (noise + 90 * self.targets[:, None, None, None]).clip(0, 255).astype(np.uint8)
+        self.batch_size = batch_size
+        self.num_steps = -(-num_rows // batch_size)
+
+    def epoch(self, epoch, *, num_workers, pin):
+        order = np.arange(len(self.targets))
+        if epoch is not None:
+            order = np.random.default_rng(epoch).permutation(order)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            images, targets = torch.from_numpy(self.images[rows]), torch.from_numpy(self.targets[rows])
+            yield images, targets, torch.ones(len(rows)), torch.from_numpy(rows)
+
+
+def stage(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
+    chain = split(build_model("cnn2", CLASSES, image_size=SIZE))
+    cut = chain.cut(trainable)
+    return Stage(epochs, trainable, cut, cut, head_lr, backbone_lr)
+
+
+def make_engine(stages, train=None, rows=None, **settings):
+    torch.manual_seed(0)
+    model = build_model("cnn2", CLASSES, image_size=SIZE)
+    rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
+    return Engine(
+        model,
+        num_classes=CLASSES,
+        normalize=Normalize((0.5,) * 3, (0.2,) * 3),
+        stages=[dataclasses.replace(one, reads=0) for one in stages],
+        train=train or TrainSection(),
+        precision="float32",
+        world=World(),
+        open_batches=lambda split, _: (rows[split], 0),
+        **settings,
+    )
+
+
+def run(engine, start=None):
+    """The state after every epoch, as files."""
+    files = []
+
+    for _ in engine.epochs(start):
+        files.append(io.BytesIO())
+        torch.save(engine.state(), files[-1])
+        files[-1].seek(0)
+    return files
+
+
+def weights(engine):
+    return {name: value.clone() for name, value in engine.model.state_dict().items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
+    engine = make_engine([stage(2, "head"), stage(8, "last1", head_lr=3e-2, backbone_lr=3e-3)])
+    before = weights(engine)
+    run(engine)
+    history = engine.progress.history
+    assert [row["epoch"] for row in history] == list(range(1, 11))
+    assert [row["trainable"] for row in history] == ["head"] * 2 + ["last1"] * 8
+    best = oracles.best_epoch(history)
+    assert engine.progress.best_epoch == best["epoch"]
+    assert best["validation_top1"] > 0.9
+    after = weights(engine)
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"dense", "head"}, "the convolutions were frozen"
+    with torch.no_grad():
+        logits, targets, _, _ = engine.outputs("validation")
+    assert (logits.argmax(1) == targets).float().mean().item() == pytest.approx(best["validation_top1"])
+
+
+def test_a_later_phase_that_is_worse_leaves_no_trace():
+    engine = make_engine([stage(2, "head", head_lr=0.05), stage(1, "all", head_lr=50.0, backbone_lr=50.0)])
+    before = weights(engine)
+    run(engine)
+    assert engine.progress.best_epoch in (1, 2)
+    after = weights(engine)
+    assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == {"head"}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "sgd", "ema": 0.9},
+        {"mixup": 0.3, "patience": 2, "metric": "loss"},
+    ],
+)
+def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settings):
+    train = TrainSection(**settings)
+    stages = [stage(2, "head"), stage(2, "all")]
+    whole = make_engine(stages, train)
+    files = run(whole)
+    again = make_engine(stages, train)
+    run(again, torch.load(files[stop - 1], weights_only=True))
+    times = {"seconds", "train_seconds"}
+    strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
+    assert strip(again.progress.history) == strip(whole.progress.history)
+    assert same(weights(again), weights(whole))
+    assert again.calibration(ROWS).temperature == whole.calibration(ROWS).temperature
+
+
+def test_kept_activations_train_like_pixels():
+    """The same head, from pixels through frozen blocks and from what those blocks gave."""
+    direct = make_engine([stage(3, "head")])
+    chain, normalize = direct.chain, direct.normalize
+    direct.model.eval()
+    rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1)}
+    kept = {}
+    for name, source in rows.items():
+        with torch.no_grad():
+            values = chain.run(0, len(chain.blocks))(normalize(torch.from_numpy(source.images)))
+        kept[name] = MadeUpRows(seed=0 if name == "train" else 1)
+        kept[name].images = values.numpy()
+    cached = make_engine([stage(3, "head")])
+    cached.open_batches = lambda split, _: (kept[split], len(chain.blocks))
+    run(direct)
+    run(cached)
+    for left, right in zip(direct.progress.history, cached.progress.history, strict=True):
+        assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-4)
+        assert left["validation_loss"] == pytest.approx(right["validation_loss"], rel=1e-4)
+    assert torch.allclose(direct.outputs("validation")[0], cached.outputs("validation")[0], atol=1e-3)
+
+
+def test_patience_ends_a_phase_and_the_best_weights_return():
+    engine = make_engine(
+        [stage(30, "all", head_lr=1.0, backbone_lr=1.0)], TrainSection(patience=2, metric="loss", optimizer="sgd")
+    )
+    run(engine)
+    history = engine.progress.history
+    assert len(history) == engine.progress.best_epoch + 2 < 30
+    logits, targets, _, _ = engine.outputs("validation")
+    loss = torch.nn.functional.cross_entropy(logits, targets).item()
+    assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-4)
+
+
+def test_the_kept_weights_are_the_averaged_ones():
+    engine = make_engine([stage(2, "all")], TrainSection(ema=0.9))
+    run(engine)
+    average = engine.average.module.state_dict()
+    last = engine.progress.history[-1]
+    assert engine.progress.best_epoch == last["epoch"]
+    own = dict(engine.suffix.state_dict())
+    assert all(torch.allclose(average[name], own[name]) for name in own)
+
+
+def test_averages_leave_indices_alone():
+    holder = torch.nn.Linear(2, 2)
+    holder.register_buffer("index", torch.arange(169))
+    average = make_average(holder, 0.9)
+    for _ in range(3):
+        average.update_parameters(holder)
+    assert torch.equal(average.module.index, torch.arange(169))
+
+
+def test_what_diverged_is_never_the_best():
+    engine = make_engine([stage(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
+    before = weights(engine)
+    run(engine)
+    assert engine.progress.best_epoch == 0
+    assert same(weights(engine), before)
+
+
+def test_guesses_are_what_the_logits_say():
+    """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
+    engine = make_engine([stage(2, "head")])
+    run(engine)
+    logits, targets, _, _ = engine.outputs("validation")
+    told, classes, scores = engine.guesses("validation", 1.7)
+    assert torch.equal(told, targets)
+    assert classes.shape == (len(targets), CLASSES)
+    order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1))
+    assert torch.equal(classes, order)
+    assert torch.allclose(scores, (logits / 1.7).softmax(1).gather(1, order), atol=1e-6)
+
+
+def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
+    """48 rows in batches of 16: at most 5 of them, from whichever batches, and not one of every batch at least."""
+    engine = make_engine([stage(1, "head")], TrainSection(batch_size=16))
+    run(engine)
+    everything = engine.outputs("validation")
+    for limit, every in ((5, 10), (1, 48), (48, 1)):
+        for all_, some in zip(everything, engine.outputs("validation", limit=limit), strict=True):
+            assert torch.allclose(some, all_[::every])
+
+
+def test_a_split_without_rows_has_no_logits():
+    rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
+    engine = make_engine([stage(1, "head")], rows=rows)
+    run(engine)
+    assert engine.outputs("validation")[0].shape == (0, CLASSES)
+    assert engine.calibration(ROWS).temperature == 1.0
+
+
+def test_balance_weighs_classes_not_rows():
+    labels = np.array([0] * 40 + [1] * 4 + [2] * 4)
+    rows = {"train": MadeUpRows(labels=labels), "validation": MadeUpRows(seed=1)}
+    share = torch.tensor([48 / (3 * n) for n in (40, 4, 4)])
+    plain = make_engine([stage(4, "head")], rows=rows)
+    weighed = make_engine([stage(4, "head")], rows=rows, class_weights=share)
+    run(plain)
+    run(weighed)
+    recall = []
+    for engine in (plain, weighed):
+        logits, targets, _, _ = engine.outputs("validation")
+        recall.append((logits.argmax(1) == targets)[targets > 0].float().mean().item())
+    assert recall[1] > recall[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mixup": 0.4}, {"cutmix": 0.4}, {"mixup": 0.4, "cutmix": 0.4}, {"label_smoothing": 0.2}]
+)
+def test_soft_targets_keep_the_model_from_certainty(settings):
+    sure, soft = make_engine([stage(6, "all")]), make_engine([stage(6, "all")], TrainSection(**settings))
+    run(sure)
+    run(soft)
+    score = [engine.outputs("train")[0].softmax(1).amax(1).mean().item() for engine in (sure, soft)]
+    assert score[1] < score[0]
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training():
+    plain, compiled = make_engine([stage(1, "last1")]), make_engine([stage(1, "last1")], TrainSection(compile=True))
+    run(plain)
+    run(compiled)
+    left, right = (engine.progress.history[0]["train_loss"] for engine in (plain, compiled))
+    assert left == pytest.approx(right, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_rates_fall_from_block_to_block_and_norms_are_spared(optimizer):
+    chain = split(build_model("resnet18", 4))
+    cut = chain.cut("last3")
+    train = TrainSection(optimizer=optimizer, lr_decay=0.5, weight_decay=0.1)
+    groups = make_optimizer(chain, Stage(1, "last3", cut, cut, 0.08, 0.04), train).param_groups
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for expected, module in zip(
+        (0.08, 0.04, 0.02, 0.01), (chain.head, *[b for _, b in chain.blocks[:-4:-1]]), strict=True
+    ):
+        for parameter in module.parameters():
+            assert rate[id(parameter)] == pytest.approx(expected)
+            assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+    assert len(rate) == sum(1 for _ in chain.suffix(cut).parameters())
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 30])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_every_number_of_steps_warms_up_and_falls(num_steps, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = make_schedule(optimizer, num_steps, warmup)
+    rates = []
+    for _ in range(num_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert all(0 < rate <= 0.1 for rate in rates)
+    if num_steps >= 7:
+        assert max(rates) == pytest.approx(0.1)
+        assert rates[-1] < 0.05
+        assert (rates[0] < 0.1) == (warmup > 0)
+
+
+class SteppedRows(MadeUpRows):
+    """Training batches of the given numbers of rows, the rest of 8 being of weight 0."""
+
+    def __init__(self, sizes):
+        super().__init__(num_rows=8)
+        self.sizes, self.num_steps = sizes, len(sizes)
+
+    def epoch(self, epoch, *, num_workers, pin):
+        for size in self.sizes:
+            weight = torch.cat([torch.ones(size), torch.zeros(8 - size)])
+            yield torch.from_numpy(self.images), torch.from_numpy(self.targets), weight, torch.arange(8)
+
+
+@pytest.mark.parametrize(("sizes", "learns"), [([8, 8], True), ([7, 3], False), ([0], False)])
+def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns):
+    """Kind of fault: statistics that a model serves with are made of a worker's last few rows, or of rows that only
+    fill up."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", CLASSES, image_size=32)
+    before = model.bn1.running_mean.clone()
+    rows = {"train": SteppedRows(sizes), "validation": MadeUpRows(seed=1)}
+    engine = Engine(
+        model,
+        num_classes=CLASSES,
+        normalize=Normalize((0.5,) * 3, (0.2,) * 3),
+        stages=[Stage(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
+        train=TrainSection(),
+        precision="float32",
+        world=World(),
+        open_batches=lambda split, _: (rows[split], 0),
+    )
+    next(engine.epochs(None))
+    assert torch.equal(model.bn1.running_mean, before) != learns
+    assert (engine.model.fc.weight != 0).any()
+    engine.model.train()
+    assert all(norm.training for norm in engine.norms), "later steps learn again"
