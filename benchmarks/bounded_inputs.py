@@ -43,12 +43,12 @@ def picture(side: int = 32, format: str = "PNG", seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def run(verb: str, **settings: object) -> Path | str:
+def run(command: str, **settings: object) -> Path | str:
     """Run a command in a process of its own and print what it cost; its run directory."""
     started = time.monotonic()
     arguments = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "retailray", verb, "--cluster.engine", "inline", *arguments],
+        [sys.executable, "-m", "retailray", command, "--cluster.engine", "inline", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     errors: list[str] = []
@@ -59,7 +59,7 @@ def run(verb: str, **settings: object) -> Path | str:
     _, status, used = os.wait4(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
     seconds, peak = time.monotonic() - started, used.ru_maxrss / 2**20
-    print(f"  {verb}: exit {code}, {seconds:.0f} s, peak {peak:.2f} GiB", flush=True)
+    print(f"  {command}: exit {code}, {seconds:.0f} s, peak {peak:.2f} GiB", flush=True)
     assert code in (0, 3), errors[0][-2000:]
     out = str(settings["out"])
     last = json.loads(output.splitlines()[-1])

@@ -24,11 +24,13 @@ SIZES = (330, 2640)
 ROLES = {"driver": "-m retailray", "predictor": "FillStores", "worker": "RayTrainWorker", "task": "ray::Map"}
 
 
-def peak(verb: str, values: dict[str, Any], roles: dict[str, str] = ROLES) -> tuple[dict[str, float], dict[str, Any]]:
+def peak(
+    command: str, values: dict[str, Any], roles: dict[str, str] = ROLES
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Megabytes of anonymous memory by role, and the last event of the command."""
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     found: dict[str, float] = {}
-    command = [sys.executable, "-m", "retailray", verb, *arguments]
+    command = [sys.executable, "-m", "retailray", command, *arguments]
     with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, text=True) as process:
         while process.poll() is None:
             for role, megabytes in _sample(process.pid, roles):

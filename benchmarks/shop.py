@@ -50,17 +50,17 @@ def settings(**changes: Any) -> dict[str, Any]:
     }
 
 
-def run(verb: str, **values: Any) -> list[dict[str, Any]]:
+def run(command: str, **values: Any) -> list[dict[str, Any]]:
     """The events of one command, each with ``at``: seconds since the command began."""
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     started, events = time.monotonic(), []
-    command = [sys.executable, "-m", "retailray", verb, *arguments]
+    command = [sys.executable, "-m", "retailray", command, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             events.append(json.loads(line) | {"at": time.monotonic() - started})
     if process.returncode:
-        sys.exit(f"{verb} ended with {process.returncode}: {events[-1:]}")
+        sys.exit(f"{command} ended with {process.returncode}: {events[-1:]}")
     return events
 
 

@@ -49,23 +49,23 @@ class Version:
         self.number = 0
         work.mkdir()
 
-    def run(self, verb: str, *, until: str | None = None, **settings: object) -> float:
+    def run(self, command: str, *, until: str | None = None, **settings: object) -> float:
         """Seconds to the end of a command, or to the first file of a pattern below its ``out``."""
         self.number += 1
-        out = self.work / f"{verb}-{self.number}"
+        out = self.work / f"{command}-{self.number}"
         values = {"out": out} | settings
-        command = [sys.executable, "-m", "retailray", verb, *(f"--{key}={value}" for key, value in values.items())]
+        words = [sys.executable, "-m", "retailray", command, *(f"--{key}={value}" for key, value in values.items())]
         started, seen = time.monotonic(), None
         environment = os.environ | {"PYTHONPATH": str(self.checkout), "XDG_CACHE_HOME": str(self.work / "cache")}
         with open(f"{out}.log", "wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self.work)
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, cwd=self.work)
             while until and not seen and process.poll() is None:
                 if next(out.rglob(until), None):
                     seen = time.monotonic() - started
                 time.sleep(0.02)
             if process.wait():
                 sys.exit(
-                    f"{verb} of {self.checkout} ended with {process.returncode}: {Path(log.name).read_text()[-2000:]}"
+                    f"{command} of {self.checkout}: exit code {process.returncode}: {Path(log.name).read_text()[-999:]}"
                 )
         return seen or time.monotonic() - started
 

@@ -1,4 +1,4 @@
-"""Run any verb as a job of a running cluster: `python jobs/submit.py --help`."""
+"""Run any command as a job of a running cluster: `python jobs/submit.py --help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``retailray VERB``: parse, call one function, set the exit code."""
+"""``retailray COMMAND``: parse, call one function, set the exit code."""
 
 import contextlib
 import importlib
@@ -9,48 +9,15 @@ import traceback
 from collections.abc import Sequence
 
 from retailray import events, storage
-from retailray.config import VERBS, arguments
+from retailray.config import COMMANDS, arguments
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.execution import names_dashboard, prepare_environment
 from retailray.execution.interrupts import importing
 from retailray.provenance import version
 
-# verb → the one function it calls; modules are imported when called, so that --help and bad input answer at once
-ACTIONS = {
-    "demo": ("retailray.demo", "run_demo"),
-    "check": ("retailray.quality.check", "check"),
-    "train": ("retailray.training.train", "train"),
-    "tune": ("retailray.tuning.tune", "tune"),
-    "evaluate": ("retailray.evaluation.evaluate", "evaluate"),
-    "compare": ("retailray.evaluation.compare", "compare"),
-    "promote": ("retailray.evaluation.promote", "promote"),
-    "rollback": ("retailray.evaluation.promote", "rollback"),
-    "score": ("retailray.scoring.score", "score"),
-    "doctor": ("retailray.cluster.doctor", "doctor"),
-}
-SUMMARIES = {
-    "demo": "the whole story on a made-up catalog, in a few minutes",
-    "check": "what is in a catalog and what is wrong with it",
-    "train": "fine-tune a pretrained torchvision model on a labelled catalog",
-    "tune": "search freeze depth, learning rates and more for train",
-    "evaluate": "measure a bundle on a labelled catalog",
-    "compare": "two bundles on the same rows: who is better, what would change",
-    "promote": "let @champion name a version, if it is not worse",
-    "rollback": "let @champion name the version before",
-    "score": "classify a whole catalog and publish the result",
-    "submit": "run any verb as a job of a running cluster; attach, stop, list",
-    "doctor": "is the cluster fit for work: versions, storage, GPUs, disks, clocks",
-}
-
-AFTER_INTERRUPT = {
-    "train": "the same command with --train.resume goes on from the last checkpoint",
-    "tune": "the same command with --tune.resume goes on: finished trials are kept",
-    "score": "the same command goes on: images that are scored are not scored again",
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code (see DESIGN: 0, 1, 2, 3, 4, 130)."""
+    """Run one command and return its exit code (see DESIGN: 0, 1, 2, 3, 4, 130)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         _print_usage()
@@ -58,31 +25,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"retailray {version('retailray')}")
         return 0
-    verb = argv[0]
+    command = argv[0]
     try:
-        if verb not in VERBS:
-            raise ConfigError([f"unknown verb {verb!r}; one of: {', '.join(VERBS)}"])
-        if verb == "submit":  # its arguments are another verb's and its own
+        if command not in COMMANDS:
+            raise ConfigError([f"unknown command {command!r}; one of: {', '.join(COMMANDS)}"])
+        if command == "submit":  # its arguments are another command's and its own
             _submit(argv[1:])
             return 0
-        config = arguments.parse(verb, argv[1:])
-        without_driver = verb == "doctor" or "cluster.address" in config.unused
+        config = arguments.parse(command, argv[1:])
+        without_driver = command == "doctor" or "cluster.address" in config.unused
         if not (without_driver and names_dashboard(config.cluster)):
             prepare_environment(config.cluster)
-        module, name = ACTIONS[verb]
+        module, name = COMMANDS[command].function.split(":")
         with events.own_stdout():
             with importing():
                 action = getattr(importlib.import_module(module), name)
             action(config)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"retailray {verb}: {problem}", file=sys.stderr)
+            print(f"retailray {command}: {problem}", file=sys.stderr)
         return error.exit_code
     except RetailrayError as error:
         # the others say all there is; this one is what a task or an actor raised
         unforeseen = type(error) is RetailrayError and error.__cause__ is not None
         where = f" (traceback: {_leave_traceback()})" if unforeseen else ""
-        print(f"retailray {verb}: {error}{where}", file=sys.stderr)
+        print(f"retailray {command}: {error}{where}", file=sys.stderr)
         return error.exit_code
     except SystemExit as asked_for_help:
         return int(asked_for_help.code or 0)
@@ -91,13 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())[-400:]
         where = _leave_traceback()
         print(
-            f"retailray {verb}: unexpected {type(error).__name__}: {text} (traceback: {where}; please report it)",
+            f"retailray {command}: unexpected {type(error).__name__}: {text} (traceback: {where}; please report it)",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        advice = AFTER_INTERRUPT.get(verb, "results are only what is marked complete by _SUCCESS")
-        print(f"retailray {verb}: interrupted; {advice}", file=sys.stderr)
+        print(f"retailray {command}: interrupted; {COMMANDS[command].after_interrupt}", file=sys.stderr)
         return 130
     return 0
 
@@ -139,7 +105,7 @@ def leave(code: int) -> None:
 
 
 def _print_usage() -> None:
-    print("usage: retailray VERB [--config FILE]... [--section.key VALUE]...\n")
-    for verb in VERBS:
-        print(f"  {verb:<10}{SUMMARIES[verb]}")
-    print("\nretailray VERB --help lists a verb's settings")
+    print("usage: retailray COMMAND [--config FILE]... [--section.key VALUE]...\n")
+    for command in COMMANDS.values():
+        print(f"  {command.name:<10}{command.summary}")
+    print("\nretailray COMMAND --help lists a command's settings")

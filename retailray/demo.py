@@ -81,7 +81,7 @@ def run_demo(config: DemoConfig) -> str:
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
     _write_report(run, planted, found, ordered, summary, suspects, links, catalog=_catalog(run))
-    run.publish({"verb": "demo", "planted": planted, "seconds": watch.seconds})
+    run.publish({"command": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     events.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
     watch.summary("demo", num_images=summary["counts"]["scored"], **summary["counts"], report=report)

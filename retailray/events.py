@@ -161,7 +161,7 @@ class Stopwatch:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def summary(self, verb: str, *, num_images: int, **counts: Any) -> None:
+    def summary(self, command: str, *, num_images: int, **counts: Any) -> None:
         """The last line of every command."""
         seconds = self.seconds
-        emit("done", verb=verb, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))
+        emit("done", command=command, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))

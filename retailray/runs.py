@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from retailray import events, storage
-from retailray.config import VerbConfig
+from retailray.config import CommandConfig
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.provenance import made_by
 
@@ -24,7 +24,7 @@ class RunDirectory:
     That first write is also the test that ``out`` can be written at all, before any work is done.
     """
 
-    def __init__(self, config: VerbConfig, *, run_id: str | None = None) -> None:
+    def __init__(self, config: CommandConfig, *, run_id: str | None = None) -> None:
         """``run_id``: of an unfinished run that is gone on with."""
         started = datetime.datetime.now(datetime.UTC)
         self.resumed = run_id is not None
@@ -41,7 +41,7 @@ class RunDirectory:
         self._before = storage.read_bytes(self._pointer) if storage.exists(self._pointer) else None
 
     @classmethod
-    def resumed_or_new(cls, config: VerbConfig, *, section: str, resume: bool) -> "RunDirectory":
+    def resumed_or_new(cls, config: CommandConfig, *, section: str, resume: bool) -> "RunDirectory":
         """The unfinished run of these settings if ``<section>.resume`` asks for it and there is one, else a new one."""
         if not resume:
             return cls(config)
@@ -134,7 +134,7 @@ def address_of(out: str, run_id: str) -> str:
     return storage.join(out, f"run_id={run_id}")
 
 
-def unfinished(config: VerbConfig, *, ignoring: Sequence[str]) -> str | None:
+def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
     """The run id of the newest run of these settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
     wanted = _without(config.model_dump(mode="json"), ignoring)
     for name, files in list_runs(config.out).items():

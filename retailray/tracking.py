@@ -130,7 +130,7 @@ def _track(
 
 
 def _tags(run: RunDirectory, summary: dict[str, Any], version: str) -> dict[str, str]:
-    return {"retailray.run": run.address, "retailray.run_id": run.run_id, "retailray.verb": summary["verb"],
+    return {"retailray.run": run.address, "retailray.run_id": run.run_id, "retailray.command": summary["command"],
             "retailray.bundle": summary["bundle"], VERSION_TAG: version}  # fmt: skip
 
 

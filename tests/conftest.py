@@ -136,13 +136,13 @@ def retailray(capfd, request):
     On the session's Ray where a test asks for it, else without Ray.
     """
     from retailray.cli import main
-    from tests.commands.helpers import command
+    from tests.commands.helpers import words_of
 
     inline = "ray_session_cpus" not in request.fixturenames
 
-    def run(verb: str, **settings: object) -> tuple[int, str, str]:
+    def run(command: str, **settings: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = main(command(verb, settings, inline=inline))
+        code = main(words_of(command, settings, inline=inline))
         out, err = capfd.readouterr()
         return code, out, err
 

@@ -145,21 +145,21 @@ def problems_of(case: Case, bundle: str) -> list[str]:
     """Run ``check``, ``train`` and ``score`` on a case, each in a fork of this process; what went wrong with them."""
     found = []
     rows: dict[str, int] = {}
-    for verb in ("check", "train", "score"):
-        out = case.folder / "out" / verb
-        code, seconds, size, error = _run(verb, case, str(out), bundle)
+    for command in ("check", "train", "score"):
+        out = case.folder / "out" / command
+        code, seconds, size, error = _run(command, case, str(out), bundle)
         if os.environ.get("MUTATIONS_TELL"):
-            print(verb, code, f"{seconds:.1f} s", f"{size >> 20} MiB", error.strip()[-150:], flush=True)
+            print(command, code, f"{seconds:.1f} s", f"{size >> 20} MiB", error.strip()[-150:], flush=True)
         if code not in (0, 1, 2, 3) or "Traceback" in error or "unexpected" in error:
-            found.append(f"{verb}: exit {code}: {error[-500:]}")
+            found.append(f"{command}: exit {code}: {error[-500:]}")
         if code in (1, 2) and not error.strip():
-            found.append(f"{verb}: exit {code} without a word")
-        if code in (0, 3) and verb != "train":
-            rows[verb] = _rows_of(verb, out)
+            found.append(f"{command}: exit {code} without a word")
+        if code in (0, 3) and command != "train":
+            rows[command] = _rows_of(command, out)
         if seconds > MAX_SECONDS:
-            found.append(f"{verb}: {seconds:.0f} s")
+            found.append(f"{command}: {seconds:.0f} s")
         if size > MAX_BYTES:
-            found.append(f"{verb}: {size / 2**30:.1f} GiB")
+            found.append(f"{command}: {size / 2**30:.1f} GiB")
     if len(set(rows.values()) - {-1}) > 1:
         found.append(f"rows differ: {rows}")
     if case.rows is not None and any(count not in (case.rows, -1) for count in rows.values()):
@@ -167,14 +167,14 @@ def problems_of(case: Case, bundle: str) -> list[str]:
     return found
 
 
-def _rows_of(verb: str, out: Path) -> int:
+def _rows_of(command: str, out: Path) -> int:
     run = out / (out / "LATEST").read_text()
-    if verb == "check":
+    if command == "check":
         return json.loads((run / "check.json").read_text())["num_rows"]
     return sum(len(pd.read_parquet(run / table)) for table in ("predictions", "errors"))
 
 
-def _run(verb: str, case: Case, out: str, bundle: str) -> tuple[int, float, int, str]:
+def _run(command: str, case: Case, out: str, bundle: str) -> tuple[int, float, int, str]:
     """(exit code, seconds, peak bytes, standard error) of a command in a fork."""
     settings = {"catalog.uri": case.uri, "catalog.group": "sku", "cluster.engine": "inline", "out": out}
     settings |= {
@@ -182,8 +182,8 @@ def _run(verb: str, case: Case, out: str, bundle: str) -> tuple[int, float, int,
         "train": {"model.arch": "cnn1", "train.epochs": 1, "transform.image_size": 16, "split.validation": 0.4,
                   "train.cache_uri": f"{case.folder}/cache"},
         "score": {"model.uri": bundle, "score.max_error_rate": 1},
-    }[verb]  # fmt: skip
-    errors = case.folder / f"{verb}.err"
+    }[command]  # fmt: skip
+    errors = case.folder / f"{command}.err"
     started = time.monotonic()
     child = os.fork()
     if not child:
@@ -195,7 +195,7 @@ def _run(verb: str, case: Case, out: str, bundle: str) -> tuple[int, float, int,
             try:
                 from retailray.cli import main
 
-                code = main([verb, *[str(part) for key, value in settings.items() for part in (f"--{key}", value)]])
+                code = main([command, *[str(part) for key, value in settings.items() for part in (f"--{key}", value)]])
             finally:
                 sys.stderr.flush()
                 os._exit(code)

@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"tuning"},
-    {"demo"},
+    {"demo", "nightly"},
     {"cli"},
     {"__main__"},
 ]
@@ -97,10 +97,10 @@ def test_a_process_imports_what_it_uses(modules, without):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_every_job_is_thin_and_every_verb_has_one():
-    from retailray.config import VERBS
+def test_every_job_is_thin_and_every_command_has_one():
+    from retailray.config import COMMANDS
 
     jobs = PACKAGE.parent / "jobs"
-    assert {path.stem for path in jobs.glob("*.py")} == {*VERBS, "nightly"}
-    for path in (jobs / f"{verb}.py" for verb in VERBS):
+    assert {path.stem for path in jobs.glob("*.py")} == set(COMMANDS)
+    for path in (jobs / f"{command}.py" for command in COMMANDS):
         assert len(path.read_text().splitlines()) < 15

@@ -85,7 +85,7 @@ def test_a_copy_that_fails_is_a_warning(capfd, tmp_path):
 
     gone = TrackSection(uri=f"http://127.0.0.1:{free_port()}")
     config = TrainConfig(out=str(tmp_path), catalog=CatalogSection(uri="c.csv"), track=gone)
-    track(config, RunDirectory(config), {"verb": "train", "bundle": "b"}, [], version="1", metrics={})
+    track(config, RunDirectory(config), {"command": "train", "bundle": "b"}, [], version="1", metrics={})
     [said] = events(capfd.readouterr().out)
     assert said["event"] == "warning"
     assert "the run is complete in" in said["note"]

@@ -34,7 +34,7 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def _ask_there(config: DoctorConfig) -> None:
-    """What can be seen of the cluster from here; then this verb as a job there, whose exit code is ours."""
+    """What can be seen of the cluster from here; then this command as a job there, whose exit code is ours."""
     submission = SubmitConfig(cluster=config.cluster)
     cluster = connect(submission)
     theirs, ours = cluster.ask("/api/version").get("ray_version", "unknown"), version("ray")

@@ -12,14 +12,13 @@ from typing import Any
 import yaml
 
 from retailray.cluster.package import CONFIG
-from retailray.config import KuberaySection
+from retailray.config import COMMANDS, KuberaySection
 
 DASHBOARD_PORT = 8265
 CONFIG_FOLDER = "/etc/retailray"
-ON_GPUS = ("train", "tune", "evaluate", "compare", "promote", "score", "nightly")  # what a GPU is used for
 IDLE_S = 600  # a machine that has nothing to do for so long is given back
 HEAD = """\
-# retailray on Kubernetes, made by `retailray submit {verb} --render kuberay`. Needs the KubeRay operator.
+# retailray on Kubernetes, made by `retailray submit {command} --render kuberay`. Needs the KubeRay operator.
 #   kubectl create secret generic {token} --from-literal=auth_token="$(openssl rand -hex 32)"   # once
 #   kubectl apply -f this-file    # or only the objects you want:
 # ConfigMap   the settings
@@ -30,38 +29,38 @@ HEAD = """\
 """
 
 
-def render(verb: str, command: list[str], section: KuberaySection, settings: dict[str, Any]) -> str:
-    """YAML of all objects. ``command``: what runs after ``python``, the file of ``settings`` named without a folder."""
+def render(command: str, arguments: list[str], section: KuberaySection, settings: dict[str, Any]) -> str:
+    """YAML of all objects. ``arguments``: what runs after ``python``; the file of ``settings`` has no folder there."""
     # the cluster starts from nothing, and Ray plans with what is there
     chosen = {key: value for key, value in settings.get("cluster", {}).items() if value is not None}
-    wants_gpus = verb in ON_GPUS and section.gpu_workers and chosen.get("use_gpu", True)
+    wants_gpus = COMMANDS[command].uses_gpus and section.gpu_workers and chosen.get("use_gpu", True)
     cluster_settings = {"ask_cpus": section.cpus} | ({"ask_gpus": 1} if wants_gpus else {}) | chosen
     text = yaml.safe_dump(settings | {"cluster": cluster_settings}, sort_keys=False, allow_unicode=True)
-    entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part == CONFIG else part for part in command)])
+    entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part == CONFIG else part for part in arguments)])
     cluster = _cluster(section)
     job = _job(section, cluster, entrypoint)
     name, labels = section.name, {"app.kubernetes.io/name": "retailray", "app.kubernetes.io/instance": section.name}
     objects = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-config"}, "data": {CONFIG: text}},
         {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": name}, "spec": cluster},
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": f"{name}-{verb}"}, "spec": job},
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": f"{name}-{command}"}, "spec": job},
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayCronJob",
-            "metadata": {"name": f"{name}-{verb}"},
+            "metadata": {"name": f"{name}-{command}"},
             "spec": {"schedule": section.schedule, "jobTemplate": job},
         },
         {
             "apiVersion": "batch/v1",
             "kind": "CronJob",
-            "metadata": {"name": f"{name}-{verb}-submit"},
-            "spec": _cron_job(section, verb),
+            "metadata": {"name": f"{name}-{command}-submit"},
+            "spec": _cron_job(section, command),
         },
     ]
     for entry in objects:
         entry["metadata"]["labels"] = labels  # type: ignore[index]
     documents = [yaml.dump(entry, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=1000) for entry in objects]
-    return HEAD.format(verb=verb, token=section.token_secret) + "---\n" + "---\n".join(documents)
+    return HEAD.format(command=command, token=section.token_secret) + "---\n" + "---\n".join(documents)
 
 
 class _Plain(yaml.SafeDumper):
@@ -142,14 +141,14 @@ def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> d
     }
 
 
-def _cron_job(section: KuberaySection, verb: str) -> dict[str, Any]:
+def _cron_job(section: KuberaySection, command: str) -> dict[str, Any]:
     address = f"http://{section.name}-head-svc:{DASHBOARD_PORT}"
     pod = _pod(section, "submit", cpus=1, memory_gb=2)["spec"]
     [container] = pod["containers"]
     container["command"] = [
         "retailray",
         "submit",
-        verb,
+        command,
         "--config",
         f"{CONFIG_FOLDER}/{CONFIG}",
         "--cluster.address",

@@ -17,15 +17,13 @@ CONFIG = "job.yaml"
 LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
-def make_package(settings: dict[str, Any], key: bytes, *, jobs: Path | None = None) -> Path:
-    """A new folder with the package, the settings and the key of the credentials; ``jobs``: a folder to take along."""
+def make_package(settings: dict[str, Any], key: bytes) -> Path:
+    """A new folder with the package, the settings and the key of the credentials."""
     folder = Path(tempfile.mkdtemp(prefix="retailray-job-"))
     shutil.copytree(HERE, folder / HERE.name, ignore=LEFT)
     taken = {"version": version("retailray"), "git_commit": git_commit()}
     (folder / HERE.name / TAKEN_ALONG.name).write_text(json.dumps(taken))
     (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    if jobs:
-        shutil.copytree(jobs, folder / "jobs", ignore=LEFT)
     (folder / KEY_FILE).write_bytes(key)
     return folder
 

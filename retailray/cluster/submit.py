@@ -1,10 +1,10 @@
-"""``submit``: any verb as a job of a running cluster, and the jobs that were submitted.
+"""``submit``: any command as a job of a running cluster, and the jobs that were submitted.
 
-    retailray submit VERB [the verb's own arguments] [--cluster.address http://host:8265] [--detach] [--submit.id ID]
+    retailray submit COMMAND [its own arguments] [--cluster.address http://host:8265] [--detach] [--submit.id ID]
     retailray submit attach|stop ID, retailray submit list
-    retailray submit VERB ... --render kuberay
+    retailray submit COMMAND ... --render kuberay
 
-Everything about the verb is checked here, before anything is uploaded; the process ends with the job's exit code.
+Everything about the command is checked here, before anything is uploaded; the process ends with the job's exit code.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from retailray.cluster.jobs import Cluster
 from retailray.cluster.kuberay import render
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
-from retailray.cluster.request import NIGHT, OF_JOBS, Request, jobs_folder, leaves, parse
+from retailray.cluster.request import OF_JOBS, Request, leaves, parse
 from retailray.config import SubmitConfig, arguments
 from retailray.errors import ConfigError, JobEnded, RetailrayError
 from retailray.execution.environment import SEALED, new_key, seal, storage_environment
@@ -36,7 +36,7 @@ STOP_ENV = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30", "
 
 
 def submit(argv: Sequence[str]) -> None:
-    """The whole verb.
+    """The whole command.
 
     Raises:
         JobEnded: with the job's own exit code, where that is not 0.
@@ -50,7 +50,7 @@ def submit(argv: Sequence[str]) -> None:
     else:
         asked = parse(what, rest)
         if asked.submit.render:
-            manifests = render(asked.verb, asked.command, asked.submit.kuberay, asked.settings)
+            manifests = render(asked.command, asked.entrypoint, asked.submit.kuberay, asked.settings)
             print(manifests, end="", file=events.stream())
         else:
             send(asked, connect(asked.submit))
@@ -67,18 +67,18 @@ def send(asked: Request, cluster: Cluster) -> None:
     options, key = asked.submit.submit, new_key()
     _tell_local_paths(asked)
     now = datetime.datetime.now(datetime.UTC)
-    submission_id = options.id or f"{asked.verb}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    submission_id = options.id or f"{asked.command}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     # a virtual environment of the job's own comes first on its path
     python = options.python or ("python" if options.requirements else cluster.python())
     given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key, allow_insecure=options.allow_insecure)
-    metadata = {"retailray": version("retailray"), "verb": asked.verb, "digest": asked.digest}
-    folder = make_package(asked.settings, key, jobs=jobs_folder() if asked.verb == NIGHT else None)
+    metadata = {"retailray": version("retailray"), "command": asked.command, "digest": asked.digest}
+    folder = make_package(asked.settings, key)
     try:
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": given}
         if options.requirements:
             runtime_env["pip"] = options.requirements
         events.emit("upload", kb=round(size_of(folder) / 1000), what="retailray and its settings", to=cluster.address)
-        new = cluster.submit(submission_id, shlex.join([python, *asked.command]), runtime_env, metadata)
+        new = cluster.submit(submission_id, shlex.join([python, *asked.entrypoint]), runtime_env, metadata)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     events.emit(
@@ -157,7 +157,7 @@ def _of_jobs(what: str, argv: Sequence[str]) -> None:
 def _say_job(job: Any) -> None:
     started = datetime.datetime.fromtimestamp((job.start_time or 0) / 1000, datetime.UTC)
     events.emit(
-        "job", id=job.submission_id, verb=(job.metadata or {}).get("verb"), status=job.status.value,
+        "job", id=job.submission_id, command=(job.metadata or {}).get("command"), status=job.status.value,
         exit_code=_exit_code(job), started_at=started.isoformat(timespec="seconds"),
     )  # fmt: skip
 

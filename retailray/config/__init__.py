@@ -1,6 +1,6 @@
 """Every setting: its type, default, unit and one line of help.
 
-Sections are frozen pydantic models; a verb's config is the set of sections it reads. ``arguments.py`` fills them.
+Sections are frozen pydantic models; a command's config is the set of sections it reads. ``arguments.py`` fills them.
 """
 
 from retailray.config.base import Section
@@ -14,33 +14,37 @@ from retailray.config.cluster import (
     SubmitSection,
 )
 from retailray.config.commands import (
-    VERBS,
+    COMMANDS,
     CheckConfig,
+    Command,
+    CommandConfig,
     CompareConfig,
     DemoConfig,
     DoctorConfig,
     EvaluateConfig,
+    NightlyConfig,
     PromoteConfig,
     RollbackConfig,
     ScoreConfig,
     SubmitConfig,
     TrainConfig,
     TuneConfig,
-    VerbConfig,
 )
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
 from retailray.config.training import BundleSection, ModelSection, Phase, TrackSection, TrainSection
 
 __all__ = [
+    "COMMANDS",
     "PASSES",
     "TUNABLE",
-    "VERBS",
     "BundleSection",
     "CatalogSection",
     "CheckConfig",
     "CheckSection",
     "ClusterSection",
+    "Command",
+    "CommandConfig",
     "CompareConfig",
     "CompareSection",
     "DemoConfig",
@@ -54,6 +58,7 @@ __all__ = [
     "EvaluateSection",
     "KuberaySection",
     "ModelSection",
+    "NightlyConfig",
     "Phase",
     "PromoteConfig",
     "PromoteSection",
@@ -71,5 +76,4 @@ __all__ = [
     "TransformSection",
     "TuneConfig",
     "TuneSection",
-    "VerbConfig",
 ]

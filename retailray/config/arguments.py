@@ -17,15 +17,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp
 
 from retailray import storage
-from retailray.config import VERBS, VerbConfig
+from retailray.config import COMMANDS, CommandConfig
 from retailray.errors import ConfigError, StorageError
 
+EXIT_CODES = (
+    "\nExit codes: 0 done; 1 failed; 2 the command line or a config file is wrong; 3 done, but more rows failed than\n"
+    "score.max_error_rate; 4 a gate refused; 130 interrupted"
+)
 MOST_VALUES = 100_000  # of a config file
 MOST_SHOWN = 200  # characters of a value in an error
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:
-    """Dotted names of all settings that a verb reads, in order."""
+    """Dotted names of all settings that a command reads, in order."""
     unused: frozenset[str] = getattr(model, "unused", frozenset())
     return [key for key in _all_keys(model) if key not in unused]
 
@@ -54,19 +58,19 @@ def _annotation(model: Any, key: str) -> Any:
     return annotation
 
 
-def parse(verb: str, argv: Sequence[str]) -> VerbConfig:
-    """The config of one verb; ``--help`` prints and raises SystemExit(0).
+def parse(command: str, argv: Sequence[str]) -> CommandConfig:
+    """The config of one command; ``--help`` prints and raises SystemExit(0).
 
     Raises:
         ConfigError: with every problem found in the files and on the command line.
     """
-    model = VERBS[verb]
+    model = COMMANDS[command].config
     if "--help" in argv or "-h" in argv:
-        _print_help(verb, model)
+        _print_help(command, model)
         raise SystemExit(0)
     problems: list[str] = []
-    files, arguments = _split_arguments(verb, argv, problems)
-    values, sources, incomplete = _read_files(verb, files, problems)
+    files, arguments = _split_arguments(command, argv, problems)
+    values, sources, incomplete = _read_files(command, files, problems)
     sources |= dict.fromkeys((key for key, _ in arguments), "command line")
     tokens = list(itertools.chain.from_iterable((f"--{key}", value) for key, value in arguments))
     try:
@@ -110,15 +114,6 @@ def join(pairs: Sequence[Pair]) -> list[str]:
     return [f"--{key}" if value is None else f"--{key}={value}" for key, value in pairs]
 
 
-def given(files: Sequence[str]) -> dict[str, Any]:
-    """Dotted keys and values of YAML files, later over earlier; what no verb knows is left out."""
-    everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
-    merged: dict[str, Any] = {}
-    for file in files:
-        merged |= dict(_flatten(_load_yaml(storage.read_bytes(storage.normalize(file))) or {}, everyone))
-    return {key: value for key, value in merged.items() if key in everyone}
-
-
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
     """Sections again."""
     nested: dict[str, Any] = {}
@@ -131,10 +126,10 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def _split_arguments(command: str, argv: Sequence[str], problems: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Config files and (key, value) pairs; what does not belong is noted in ``problems`` and left out."""
-    keys = set(known_keys(VERBS[verb]))
-    flags = {key for key in keys if _annotation(VERBS[verb], key) is bool}
+    keys = set(known_keys(COMMANDS[command].config))
+    flags = {key for key in keys if _annotation(COMMANDS[command].config, key) is bool}
     files: list[str] = []
     pairs: list[tuple[str, str]] = []
     tokens = list(argv)
@@ -150,7 +145,7 @@ def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tup
                 continue
             if not tokens or tokens[0].startswith("--"):
                 known = key in keys or key == "config"
-                problems.append(f"--{key} needs a value" if known else _unknown(verb, key, "command line"))
+                problems.append(f"--{key} needs a value" if known else _unknown(command, key, "command line"))
                 continue
             value = tokens.pop(0)
         if key == "config":
@@ -158,28 +153,28 @@ def _split_arguments(verb: str, argv: Sequence[str], problems: list[str]) -> tup
         elif key in keys:
             pairs.append((key, value))
         else:
-            problems.append(_unknown(verb, key, "command line"))
+            problems.append(_unknown(command, key, "command line"))
     return files, pairs
 
 
-def _unknown(verb: str, key: str, source: str) -> str:
-    readers = [other for other, model in VERBS.items() if key in known_keys(model)]
+def _unknown(command: str, key: str, source: str) -> str:
+    readers = [other for other, one in COMMANDS.items() if key in known_keys(one.config)]
     if readers:
-        return f"{key} ({source}): {verb} does not read it and would ignore it; it belongs to {', '.join(readers)}"
-    near = difflib.get_close_matches(key, known_keys(VERBS[verb]), n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"retailray {verb} --help lists the keys"
+        return f"{key} ({source}): {command} does not read it and would ignore it; it belongs to {', '.join(readers)}"
+    near = difflib.get_close_matches(key, known_keys(COMMANDS[command].config), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"retailray {command} --help lists the keys"
     return f"{key} ({source}): unknown key; {hint}"
 
 
-def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, str], bool]:
-    """Merge YAML files, later over earlier. One file may serve several verbs: what only others read is left.
+def _read_files(command: str, files: list[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Merge YAML files, later over earlier. One file may serve several commands: what only others read is left.
 
     Returns:
         The values by section, the file of each key, and whether some of what is missing may stand in what could not be
         read.
     """
-    keys, merged, sources, incomplete = set(known_keys(VERBS[verb])), {}, {}, False
-    everyone = set(itertools.chain.from_iterable(known_keys(model) for model in VERBS.values()))
+    keys, merged, sources, incomplete = set(known_keys(COMMANDS[command].config)), {}, {}, False
+    everyone = set(itertools.chain.from_iterable(known_keys(one.config) for one in COMMANDS.values()))
     for file in files:
         try:
             loaded = _load_yaml(storage.read_bytes(storage.normalize(file))) or {}
@@ -199,7 +194,7 @@ def _read_files(verb: str, files: list[str], problems: list[str]) -> tuple[dict[
                 incomplete = True
                 problems.append(f"{key} ({file}): a section with settings is expected, found {_kind(value)}")
             elif key not in everyone:
-                problems.append(_unknown(verb, key, file))
+                problems.append(_unknown(command, key, file))
     return nest(merged), sources, incomplete
 
 
@@ -259,7 +254,7 @@ def _flatten(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iter
             yield key, value
 
 
-def _explain(model: type[VerbConfig], detail: Any, sources: dict[str, str]) -> list[str]:
+def _explain(model: type[CommandConfig], detail: Any, sources: dict[str, str]) -> list[str]:
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
@@ -276,14 +271,16 @@ def _explain(model: type[VerbConfig], detail: Any, sources: dict[str, str]) -> l
     return [f"{key} = {value} ({owner}): {message}"]
 
 
-def _print_help(verb: str, model: type[VerbConfig]) -> None:
-    """Print the verb's settings by section: name, type, default, help. Wide terminals get one line a setting."""
+def _print_help(command: str, model: type[CommandConfig]) -> None:
+    """Print the command's settings by section: name, type, default, help. Wide terminals get one line a setting."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     console.width = max(console.width, 110)  # narrower columns break every line; pagers and pipes have no width
-    console.print(f"[bold]retailray {verb}[/] [--config FILE]... [--section.key VALUE]...\n")
+    record = COMMANDS[command]
+    console.print(f"[bold]retailray {command}[/] [--config FILE]... [--section.key VALUE]...\n")
+    console.print(f"  {record.summary[0].upper()}{record.summary[1:]}.\n")
     console.print("  --config FILE   YAML with these sections; may be given several times, later files win\n")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -300,9 +297,9 @@ def _print_help(verb: str, model: type[VerbConfig]) -> None:
         elif name not in model.unused:
             table.add_row(*_help_row(name, field))
     console.print(table)
-    console.print(
-        "\nExit: 0 done, 1 failed, 2 usage or config, 3 too many failed rows, 4 a gate said no, 130 interrupted"
-    )
+    console.print(EXIT_CODES)
+    if record.example:
+        console.print(f"\nExample:\n  retailray {command} {record.example}", soft_wrap=True)
 
 
 def _help_row(key: str, field: Any) -> tuple[str, str, str]:

@@ -53,7 +53,7 @@ class ClusterSection(Section):
 
 
 class SubmitSection(Section):
-    """A job of a running cluster. The verb, its files and its settings are given as if it ran here."""
+    """A job of a running cluster. The command, its files and its settings are given as if it ran here."""
 
     id: str | None = Field(
         None,

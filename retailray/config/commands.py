@@ -1,5 +1,10 @@
-"""What each verb reads: the sections of its config, and what must agree between them."""
+"""The commands: one record each, and the sections of settings that each reads.
 
+To add one: a config class and a record here, and a thin file in ``jobs/``. The command line, its help, ``submit`` and
+tests are derived from the records.
+"""
+
+import dataclasses
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +18,7 @@ from retailray.config.cluster import (
     KuberaySection,
     SubmitSection,
 )
-from retailray.config.common import OF_PREDICTORS, VerbConfig, ignored_splits
+from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
 from retailray.config.fine_tuning import TrainConfig, TuneConfig
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.training import BundleSection, TrackSection
@@ -21,8 +26,8 @@ from retailray.config.training import BundleSection, TrackSection
 SCALING = frozenset({"cluster.ask_cpus", "cluster.ask_gpus", "cluster.wait_s"})
 
 
-class CheckConfig(VerbConfig):
-    unused = VerbConfig.unused | OF_PREDICTORS | {"split.folds"}
+class CheckConfig(CommandConfig):
+    unused = CommandConfig.unused | OF_PREDICTORS | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
@@ -34,8 +39,8 @@ class CheckConfig(VerbConfig):
         return self
 
 
-class EvaluateConfig(VerbConfig):
-    unused = VerbConfig.unused | {"split.folds"}
+class EvaluateConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     model: BundleSection
@@ -59,16 +64,16 @@ class EvaluateConfig(VerbConfig):
         return self
 
 
-class CompareConfig(VerbConfig):
-    unused = VerbConfig.unused | {"split.folds"}
+class CompareConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     model: BundleSection
     compare: CompareSection
 
 
-class PromoteConfig(VerbConfig):
-    unused = VerbConfig.unused | {"split.folds"}
+class PromoteConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     model: BundleSection
@@ -76,7 +81,7 @@ class PromoteConfig(VerbConfig):
     track: TrackSection = TrackSection()
 
 
-class RollbackConfig(VerbConfig):
+class RollbackConfig(CommandConfig):
     unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields)})
     out: str = Field(".", description="not used")
     model: BundleSection
@@ -84,21 +89,21 @@ class RollbackConfig(VerbConfig):
     track: TrackSection = TrackSection()
 
 
-class ScoreConfig(VerbConfig):
-    unused = VerbConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
+class ScoreConfig(CommandConfig):
+    unused = CommandConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
     catalog: CatalogSection
     model: BundleSection
     score: ScoreSection = ScoreSection()
 
 
-class DemoConfig(VerbConfig):
+class DemoConfig(CommandConfig):
     out: str = Field("demo-run", description="folder for the catalog, the models and the reports")
     demo: DemoSection = DemoSection()
 
 
-class SubmitConfig(VerbConfig):
+class SubmitConfig(CommandConfig):
     unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields if name != "address")})
-    out: str = Field(".", description="the verb's")
+    out: str = Field(".", description="the command's")
     detach: bool = Field(False, description="submit, say the id, and leave")
     render: Literal["kuberay"] | None = Field(None, description="print manifests in place of submitting")
     submit: SubmitSection = SubmitSection()
@@ -113,7 +118,23 @@ class SubmitConfig(VerbConfig):
         return self
 
 
-class DoctorConfig(VerbConfig):
+class NightlyConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds", "score.plan_only"}
+    out: str = Field(description="where results go: run directories in its folders checks and scores")
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    check: CheckSection = CheckSection()
+    model: BundleSection
+    score: ScoreSection = ScoreSection()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "NightlyConfig":
+        if problems := ignored_splits(self.catalog, self.split):
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class DoctorConfig(CommandConfig):
     unused = frozenset({f"cluster.{name}" for name in ClusterSection.model_fields} - SCALING - {"cluster.address"})
     out: str = Field("", description="where workers must be able to write; default: that is not tried")
     catalog: DoctorCatalog = DoctorCatalog()
@@ -121,16 +142,128 @@ class DoctorConfig(VerbConfig):
     doctor: DoctorSection = DoctorSection()
 
 
-VERBS: dict[str, type[VerbConfig]] = {
-    "demo": DemoConfig,
-    "check": CheckConfig,
-    "train": TrainConfig,
-    "tune": TuneConfig,
-    "evaluate": EvaluateConfig,
-    "compare": CompareConfig,
-    "promote": PromoteConfig,
-    "rollback": RollbackConfig,
-    "score": ScoreConfig,
-    "submit": SubmitConfig,
-    "doctor": DoctorConfig,
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: the word on the command line.
+        summary: one line for the list of commands.
+        config: what it reads; its function takes an instance (``submit``: the arguments).
+        function: ``module:function``, imported when the command runs, so that ``--help`` and bad input answer at once.
+        example: arguments for the end of ``--help``.
+        after_interrupt: what the user can do after Ctrl-C.
+        uses_gpus: whether a cluster that scales itself is asked for a GPU.
+    """
+
+    name: str
+    summary: str
+    config: type[CommandConfig]
+    function: str
+    example: str = ""
+    after_interrupt: str = "only run directories with a _SUCCESS file are complete"
+    uses_gpus: bool = False
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "demo",
+            "run the whole pipeline on a generated catalog, in a few minutes",
+            DemoConfig,
+            "retailray.demo:run_demo",
+            example="--out demo-run",
+        ),
+        Command(
+            "check",
+            "find what is wrong with a catalog: broken images, duplicates, leakage, bad labels",
+            CheckConfig,
+            "retailray.quality.check:check",
+            example="--catalog.uri s3://shop/catalog.csv --out s3://shop/checks",
+        ),
+        Command(
+            "train",
+            "fine-tune a pretrained torchvision model on a labelled catalog",
+            TrainConfig,
+            "retailray.training.train:train",
+            example="--catalog.uri catalog.csv --model.arch resnet50 --model.weights weights.pth --out runs",
+            after_interrupt="the same command with --train.resume continues from the last checkpoint",
+            uses_gpus=True,
+        ),
+        Command(
+            "tune",
+            "search freeze depth, learning rates and other settings of train",
+            TuneConfig,
+            "retailray.tuning.tune:tune",
+            example="--catalog.uri catalog.csv --model.arch resnet50 --model.weights weights.pth --tune.trials 20 "
+            "--out searches",
+            after_interrupt="the same command with --tune.resume continues; finished trials are kept",
+            uses_gpus=True,
+        ),
+        Command(
+            "evaluate",
+            "measure the accuracy of a bundle on a labelled catalog",
+            EvaluateConfig,
+            "retailray.evaluation.evaluate:evaluate",
+            example="--catalog.uri catalog.csv --model.uri models/shop@champion --evaluate.split test --out reports",
+            uses_gpus=True,
+        ),
+        Command(
+            "compare",
+            "compare two bundles on the same rows: which is better, which predictions change",
+            CompareConfig,
+            "retailray.evaluation.compare:compare",
+            example="--catalog.uri catalog.csv --model.uri models/shop/v2 --compare.against models/shop@champion "
+            "--out comparisons",
+            uses_gpus=True,
+        ),
+        Command(
+            "promote",
+            "make a model version @champion if it is not worse than the present one",
+            PromoteConfig,
+            "retailray.evaluation.promote:promote",
+            example="--catalog.uri catalog.csv --model.uri models/shop/v2 --out promotions",
+            uses_gpus=True,
+        ),
+        Command(
+            "rollback",
+            "make the version before @champion again",
+            RollbackConfig,
+            "retailray.evaluation.promote:rollback",
+            example="--model.uri models/shop@champion",
+        ),
+        Command(
+            "score",
+            "classify a whole catalog and publish the tables",
+            ScoreConfig,
+            "retailray.scoring.score:score",
+            example="--catalog.uri s3://shop/catalog.csv --model.uri s3://shop/models/shop@champion "
+            "--out s3://shop/scores",
+            after_interrupt="the same command continues; images that are scored are not scored again",
+            uses_gpus=True,
+        ),
+        Command(
+            "nightly",
+            "check (if configured), plan and score a catalog, with one exit code",
+            NightlyConfig,
+            "retailray.nightly:nightly",
+            example="--config night.yaml",
+            after_interrupt="the same command continues; images that are scored are not scored again",
+            uses_gpus=True,
+        ),
+        Command(
+            "submit",
+            "run any command as a job of a running cluster; attach to, stop and list jobs",
+            SubmitConfig,
+            "retailray.cluster.submit:submit",
+        ),
+        Command(
+            "doctor",
+            "test whether a cluster is ready: versions, storage, GPUs, disks, clocks",
+            DoctorConfig,
+            "retailray.cluster.doctor:doctor",
+            example="--cluster.address http://head:8265 --catalog.uri s3://shop/catalog.csv --out s3://shop/runs",
+        ),
+    )
 }

@@ -1,4 +1,4 @@
-"""What the configs of all verbs share."""
+"""What the configs of all commands share."""
 
 from typing import ClassVar
 
@@ -16,13 +16,13 @@ OF_PREDICTORS, OF_WORKERS = (
 )
 
 
-class VerbConfig(BaseSettings):
-    """What every verb reads. A subclass adds the sections of one verb."""
+class CommandConfig(BaseSettings):
+    """What every command reads. A subclass adds the sections of one command."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
     )
-    # keys of shared sections that a verb has no use for: refused on the command line, left alone in shared files
+    # keys of shared sections that a command has no use for: refused on the command line, left alone in shared files
     unused: ClassVar[frozenset[str]] = OF_WORKERS
     out: str = Field(description="where results go; a run directory is made in it")
     cluster: ClusterSection = ClusterSection()

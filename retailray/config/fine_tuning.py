@@ -5,12 +5,12 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
-from retailray.config.common import OF_PREDICTORS, OF_WORKERS, VerbConfig, ignored_splits
+from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
 from retailray.config.search import PASSES, Domain, TuneSection
 from retailray.config.training import ModelSection, TrackSection, TrainSection
 
 
-class TrainConfig(VerbConfig):
+class TrainConfig(CommandConfig):
     unused = OF_PREDICTORS
     catalog: CatalogSection
     split: SplitSection = SplitSection()

@@ -39,7 +39,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
     names = {name: f"{side.meta.name}/{side.meta.version}" for name, side in sides.items()}
-    events.emit("start", verb="compare", run=run.address, rows=len(catalog), **names)
+    events.emit("start", command="compare", run=run.address, rows=len(catalog), **names)
     both = predict_both(config.catalog, catalog, sides, config.cluster, batch_size=config.compare.batch_size)
     found = {"rows": len(catalog), "both": len(both), **measure(both, bootstrap=config.compare.bootstrap)}
     found |= {name: {"uri": side.uri, "version": side.meta.version} for name, side in sides.items()}
@@ -49,7 +49,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     write_comparison_report(run, config.catalog, names, found, changed)
     told = {key: found[key] for key in ("rows", "both", "changed", "labelled")}
     told |= {key: value for key, value in found.get("top1", {}).items() if not isinstance(value, list)}
-    run.publish({"verb": "compare", **told, "seconds": watch.seconds})
+    run.publish({"command": "compare", **told, "seconds": watch.seconds})
     watch.summary("compare", num_images=2 * len(both), **told, report=run.path("report.html"))
     return found
 

@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             note="reported, and left out of the measures; rename with catalog.label_map",
         )
     run = RunDirectory(config)
-    events.emit("start", verb="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
+    events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(OURS))
@@ -82,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     _write(run, config, meta, used, errors, metrics)
     run.publish(
         {
-            "verb": "evaluate",
+            "command": "evaluate",
             "model_uri": config.model.uri,
             "seconds": watch.seconds,
             **{name: value for name, value in metrics.items() if name != "per_class"},

@@ -48,7 +48,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
     catalog, num_trained = _without_trained_rows(config, catalog, sides)
     run = RunDirectory(config)
-    events.emit("start", verb="promote", run=run.address, rows=len(catalog), model=address,
+    events.emit("start", command="promote", run=run.address, rows=len(catalog), model=address,
                   champion=moves[-1].version if moves else None)  # fmt: skip
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
@@ -59,7 +59,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
                 "problems": problems, "labelled": found["labelled"], "trained_on": num_trained,
                 "top1": found.get("top1")}  # fmt: skip
     run.write_json("decision.json", decision)
-    run.publish({"verb": "promote", **decision, "seconds": watch.seconds})
+    run.publish({"command": "promote", **decision, "seconds": watch.seconds})
     if problems:
         raise GateFailed(
             f"{folder}@champion stays {moves[-1].version if moves else 'unset'}: {'; '.join(problems)}; "

@@ -51,7 +51,7 @@ def prepare_environment(section: ClusterSection) -> None:
     if names_dashboard(section):
         raise ConfigError(
             [
-                f"cluster.address = {address!r} is a cluster's dashboard, which takes jobs: `retailray submit VERB` "
+                f"cluster.address = {address!r} is a cluster's dashboard, which takes jobs: `retailray submit COMMAND` "
                 "runs the same command there; a driver on one of the cluster's machines connects to host:6379"
             ]
         )

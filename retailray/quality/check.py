@@ -42,7 +42,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.given())
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
-    events.emit("start", verb="check", run=run.address, rows=num_rows)
+    events.emit("start", command="check", run=run.address, rows=num_rows)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
     scanned = _scan(config, table)
     orphans, not_listed = find_orphans(table.column(URI).to_pylist())
@@ -60,7 +60,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     ):
         run.write(name, parquet_bytes(rows))
     write_check_report(run, config, scan, report, results)
-    run.publish({"verb": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
+    run.publish({"command": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
     failed = num_rows - report["num_images_ok"]
     watch.summary(
         "check",

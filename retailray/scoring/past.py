@@ -57,7 +57,7 @@ def _summary(out: str, name: str) -> Published | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None  # somebody removed it
         raise  # a store that is away for a moment would cost the inference of a whole catalog
-    return (address, summary) if summary.get("verb") == "score" else None
+    return (address, summary) if "score" in (summary.get("command"), summary.get("verb")) else None  # 0.2.0: verb
 
 
 def read_parts(address: str) -> Iterator[pa.Table]:

@@ -67,7 +67,7 @@ def score(config: ScoreConfig) -> str:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
-            events.emit("start", verb="score", run=run.address, model=name, resumed=run.resumed)
+            events.emit("start", command="score", run=run.address, model=name, resumed=run.resumed)
             return _score(config, meta, key, run, lease, folder, watch)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,7 +125,7 @@ def _score(
     schema = output_schema(config.catalog)
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
     facts = {
-        "verb": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
+        "command": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
         "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
         "not_listed": ledger.not_listed,
         "not_deduplicated": inferred.not_deduplicated if inferred else 0,

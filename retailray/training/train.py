@@ -48,7 +48,7 @@ def train(config: TrainConfig) -> str:
     run = RunDirectory.resumed_or_new(config, section="train", resume=config.train.resume)
     events.emit(
         "start",
-        verb="train",
+        command="train",
         run=run.address,
         resumed=run.resumed,
         labels=len(labels),
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> str:
     write_training_report(run, meta, config, result.history, best, result.errors_by_code, folds)
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
     summary = {
-        "verb": "train",
+        "command": "train",
         "bundle": bundle,
         "model_name": meta.name,
         "model_version": meta.version,

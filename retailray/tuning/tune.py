@@ -53,7 +53,7 @@ def tune(config: TuneConfig) -> str:
     num_epochs = sum(phase.epochs for phase in config.train.phases) or config.train.epochs
     events.emit(
         "start",
-        verb="tune",
+        command="tune",
         run=run.address,
         resumed=run.resumed,
         labels=len(labels),
@@ -100,7 +100,7 @@ def tune(config: TuneConfig) -> str:
     times = {"shared_seconds": prepared_s, "search_seconds": search_s}
     summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **measured}
     record = {
-        "verb": "tune",
+        "command": "tune",
         **summary,
         "bundle": bundle,
         "best_config": run.path("best.yaml"),

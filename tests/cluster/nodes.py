@@ -198,15 +198,15 @@ class Terminal:
 
 
 class Submitted:
-    """`retailray submit VERB`, as its user starts it: the token's file and the storage environment, nothing else."""
+    """`retailray submit COMMAND`, as its user starts it: the token's file and the storage environment, nothing else."""
 
-    def __init__(self, nodes, verb, *flags, address=None, **settings):
+    def __init__(self, nodes, command, *flags, address=None, **settings):
         env = users_environment(nodes)
         arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        words = [verb] if verb == "doctor" else ["submit", verb]  # the doctor submits itself
-        command = [sys.executable, "-m", "retailray", *words, *flags, *arguments]
-        command += ["--cluster.address", address or nodes.dashboard]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        words = [command] if command == "doctor" else ["submit", command]  # the doctor submits itself
+        line = [sys.executable, "-m", "retailray", *words, *flags, *arguments]
+        line += ["--cluster.address", address or nodes.dashboard]
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         self.events: list[dict] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._errors: list[str] = []

@@ -94,7 +94,6 @@ def test_a_night_asks_for_machines_too(capfd, tmp_path):
     assert main(["submit", "nightly", "--config", str(tmp_path / "night.yaml"), "--render", "kuberay"]) == 0
     objects = {entry["kind"]: entry for entry in yaml.safe_load_all(capfd.readouterr().out)}
     settings = yaml.safe_load(objects["ConfigMap"]["data"]["job.yaml"])
-    assert settings == yaml.safe_load((tmp_path / "night.yaml").read_text()) | {
-        "cluster": {"ask_cpus": 8, "ask_gpus": 1}
-    }
-    assert objects["RayJob"]["spec"]["entrypoint"] == "python jobs/nightly.py --config /etc/retailray/job.yaml"
+    assert (settings["cluster"]["ask_cpus"], settings["cluster"]["ask_gpus"]) == (8, 1)
+    assert (settings["out"], settings["model"]["uri"]) == ("s3://shop/night", "s3://shop/m")
+    assert objects["RayJob"]["spec"]["entrypoint"] == "python -m retailray nightly --config /etc/retailray/job.yaml"

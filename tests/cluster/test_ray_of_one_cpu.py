@@ -41,11 +41,11 @@ def one_cpu_ray(tmp_path_factory):
     process.wait(10)
 
 
-def run_job(address, verb, *arguments, timeout=240):
-    """jobs/VERB.py, as `ray job submit` runs it."""
+def run_job(address, command, *arguments, timeout=240):
+    """jobs/COMMAND.py, as `ray job submit` runs it."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(root / "jobs" / f"{verb}.py"), *map(str, arguments)],
+        [sys.executable, str(root / "jobs" / f"{command}.py"), *map(str, arguments)],
         env={**os.environ, "RAY_ADDRESS": address},
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,13 +34,13 @@ def test_all_that_is_wrong_is_said_before_anything_is_sent():
     assert "model.uri: required" in text
 
 
-@pytest.mark.parametrize("verb", ["submit", "scoer", "attach"])
-def test_what_is_no_verb_is_not_submitted(verb):
+@pytest.mark.parametrize("command", ["submit", "scoer", "attach"])
+def test_what_is_no_command_is_not_submitted(command):
     with pytest.raises(ConfigError, match="one of: demo, check"):
-        parse(verb, [])
+        parse(command, [])
 
 
-def test_one_file_serves_the_verb_and_its_submission(tmp_path):
+def test_one_file_serves_the_command_and_its_submission(tmp_path):
     file = tmp_path / "night.yaml"
     file.write_text(
         "catalog: {uri: s3://shop/c.csv}\nmodel: {uri: s3://shop/m}\nout: s3://shop/o\n"
@@ -120,20 +121,28 @@ def test_a_setting_without_a_value_is_not_the_text_true():
         parse("score", ["--model.uri", "--out=s3://b/o", "--catalog.uri=s3://b/c.csv"])
 
 
-def test_a_night_is_checked_and_resolved_here(tmp_path, monkeypatch):
+def test_the_nightly_job_is_checked_and_resolved_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "night.yaml").write_text(
         "out: scores\ncatalog: {uri: c.csv, label_map: {0: PC}}\nmodel: {uri: m}\ncheck: {fail_on: [errors]}\n"
         "cluster: {address: 'http://head:8265', ask_cpus: 4}\nsubmit: {id: tonight}\n"
     )
     asked = parse("nightly", ["--config", "night.yaml"])
-    assert asked.settings == {
+    assert asked.entrypoint == ["-m", "retailray", "nightly", "--config", "job.yaml"]
+    asked_for = {
         "out": str(tmp_path / "scores"),
         "catalog": {"uri": str(tmp_path / "c.csv"), "label_map": {"0": "PC"}},
         "model": {"uri": str(tmp_path / "m")},
         "check": {"fail_on": ["errors"]},
         "cluster": {"ask_cpus": 4},
     }
+    assert asked.settings["out"] == asked_for.pop("out")
+    for section, values in asked_for.items():
+        assert asked.settings[section] | values == asked.settings[section]
+    assert "address" not in asked.settings["cluster"]
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(asked.settings))
+    assert parse("nightly", ["--config", str(again)]).settings == asked.settings, "as the job reads it"
     (tmp_path / "night.yaml").write_text("out: scores\ncatalog: {uri: c.csv}\nscore: {top_k: 0}\n")
     with pytest.raises(ConfigError) as refused:
         parse("nightly", ["--config", "night.yaml"])
@@ -204,7 +213,7 @@ def test_the_interpreter_of_a_cluster_that_has_just_started(answers, found):
 def test_a_dashboard_in_the_environment_stops_drivers_and_nobody_else(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     assert main(["check", "--catalog.uri", str(tmp_path / "c.csv"), "--out", str(tmp_path / "out")]) == 2
-    assert "`retailray submit VERB`" in capsys.readouterr().err
+    assert "`retailray submit COMMAND`" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["rollback", "--model.uri", f"{tmp_path}/products@champion"]) == 1
     assert "names nothing" in capsys.readouterr().err

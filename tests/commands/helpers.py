@@ -34,19 +34,24 @@ def events(stdout: str) -> list[dict]:
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-def command(verb: str, settings: dict[str, object], *, inline: bool = True) -> list[str]:
+def words_of(command: str, settings: dict[str, object], *, inline: bool = True) -> list[str]:
     """The words of a command; in this process where the settings do not ask for more."""
-    if inline and verb in INLINE and "cluster.engine" not in settings and settings.get("cluster.num_workers", 1) == 1:
+    if (
+        inline
+        and command in INLINE
+        and "cluster.engine" not in settings
+        and settings.get("cluster.num_workers", 1) == 1
+    ):
         settings = settings | {"cluster.engine": "inline"}
-    return [verb, *[part for key, value in settings.items() for part in (f"--{key}", str(value))]]
+    return [command, *[part for key, value in settings.items() for part in (f"--{key}", str(value))]]
 
 
-def start_command(verb: str, *flags: str, **settings: object) -> subprocess.Popen:
+def start_command(command: str, *flags: str, **settings: object) -> subprocess.Popen:
     """A command in a process of its own, with a Ray of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "retailray", verb, *arguments, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    words = [sys.executable, "-m", "retailray", command, *arguments, *flags]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def rename_labels(bundle):

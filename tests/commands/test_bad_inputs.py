@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands.helpers import command, latest, read_json, read_text
+from tests.commands.helpers import latest, read_json, read_text, words_of
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def scored(corpus, small_bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     settings = {"catalog.uri": corpus[0] / "catalog.csv", "model.uri": small_bundle[0], "score.max_error_rate": 1}
     settings |= {"out": out, "score.dedupe": "false"}
-    assert main(command("score", settings)) == 0
+    assert main(words_of("score", settings)) == 0
     return latest(str(out))
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from tests.commands.helpers import command, events, latest, read_json, read_text
+from tests.commands.helpers import events, latest, read_json, read_text, words_of
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def checked(small_catalog, tmp_path_factory):
     folder, planted = small_catalog
     out = str(tmp_path_factory.mktemp("check"))
     settings = {"catalog.uri": f"{folder}/catalog.csv", "catalog.group": "sku", "split.test": 0.3, "out": out}
-    assert main(command("check", settings | {"catalog.max_pixels": 20_000_000})) == 0
+    assert main(words_of("check", settings | {"catalog.max_pixels": 20_000_000})) == 0
     return latest(out), planted
 
 

@@ -19,7 +19,7 @@ from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from tests import oracles
-from tests.commands.helpers import command, events, latest, read_json, read_text, start_command
+from tests.commands.helpers import events, latest, read_json, read_text, start_command, words_of
 
 pytestmark = pytest.mark.slow
 ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.views": 2}
@@ -33,7 +33,7 @@ def one_worker(shop, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("one")
     settings = shop | ONE | {"out": out}
-    assert main(command("train", settings)) == 0
+    assert main(words_of("train", settings)) == 0
     return history_of(latest(str(out)))
 
 
@@ -265,7 +265,7 @@ class TestKills:
         from retailray.cli import main
 
         out = tmp_path_factory.mktemp("whole")
-        assert main(command("train", settings | {"out": out})) == 0
+        assert main(words_of("train", settings | {"out": out})) == 0
         return history_of(latest(str(out))), state_of(latest(str(out)))
 
     def wait_for_epoch(self, process, epoch):

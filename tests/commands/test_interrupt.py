@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.commands.helpers import command, latest, start_command
+from tests.commands.helpers import latest, start_command, words_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -118,7 +118,7 @@ def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
     """Three runs in one process, the first of them interrupted: no thread and no process outlives them."""
     settings = {"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000}
     settings |= {"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8}
-    words = command("score", settings | {"cluster.engine": engine, "out": tmp_path / "out"})
+    words = words_of("score", settings | {"cluster.engine": engine, "out": tmp_path / "out"})
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     done = subprocess.run([sys.executable, "-c", NOTEBOOK, json.dumps(words), tmp_path / "out"],
                           capture_output=True, text=True, timeout=500, env=environment)  # fmt: skip

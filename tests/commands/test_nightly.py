@@ -1,4 +1,4 @@
-"""jobs/nightly.py: one file, all steps, one exit code; in processes of their own."""
+"""nightly: one file, all steps, one exit code; in a process of its own."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def nightly(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_night_and_one_that_is_stopped_at_the_door(small_bundle, tmp_path):
+def test_a_nightly_run_and_one_that_its_check_stops(small_bundle, tmp_path):
     write_catalog(str(tmp_path / "shop"), num_images=40, label_noise=0.0, seed=2)
     settings = {
         "catalog": {"uri": str(tmp_path / "shop/catalog.csv"), "max_pixels": 20_000_000},
@@ -40,6 +40,9 @@ def test_a_night_and_one_that_is_stopped_at_the_door(small_bundle, tmp_path):
     code, out, err = nightly("--config", tmp_path / "night.yaml", "--config", tmp_path / "strict.yaml")
     assert (code, "check.fail_on: found missing" in err) == (4, True)
     assert len(list((tmp_path / "out/scores").glob("run_id=*"))) == 1, "a bad catalog is not scored"
+    code, out, err = nightly("--config", tmp_path / "night.yaml", "--score.max_error_rate", 0.01)
+    assert code == 3, err
+    assert events(out)[-1]["reused"] == done[1]["scored"], "the command line wins over the file"
 
 
 def test_usage():
@@ -56,4 +59,4 @@ def test_a_file_that_says_nothing_sound_is_a_usage_error(text, tmp_path):
     code, out, err = nightly("--config", tmp_path / "night.yaml")
     assert (code, out, "Traceback" in err) == (2, "", False)
     assert "secret" not in err
-    assert "retailray score: " in err
+    assert "retailray nightly: " in err

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import command, read_json, read_text, rename_labels
+from tests.commands.helpers import read_json, read_text, rename_labels, words_of
 from tests.oracles import latest, read
 
 pytestmark = pytest.mark.slow
@@ -70,11 +70,11 @@ def run(shop, tmp_path_factory):
     folder, _ = shop
     root = tmp_path_factory.mktemp("out")
 
-    def start(verb, *, code=0, split=True, **settings):
-        out = root / f"{verb}-{len(list(root.iterdir()))}"
+    def start(command, *, code=0, split=True, **settings):
+        out = root / f"{command}-{len(list(root.iterdir()))}"
         given = {"catalog.uri": folder / "catalog.csv", "catalog.group": "sku", "out": out}
         given |= ({"catalog.split": "set"} if split else {}) | settings
-        assert main(command(verb, given)) == code
+        assert main(words_of(command, given)) == code
         return latest(str(out))
 
     return start
@@ -215,7 +215,7 @@ def test_promote_refuses_rows_that_a_model_was_trained_on(shop, run, bundle, tmp
     def promote(**changes):
         given = {"catalog.uri": shop[0] / "catalog.csv", "catalog.group": "sku", "out": tmp_path / "gate"}
         given |= settings | changes
-        code = main(command("promote", {key: value for key, value in given.items() if value is not None}))
+        code = main(words_of("promote", {key: value for key, value in given.items() if value is not None}))
         return code, capfd.readouterr().err
 
     for split in ("train", "all"):

@@ -8,7 +8,7 @@ from retailray.data.synthetic import write_catalog
 from retailray.models.bundle import load_bundle, save_bundle
 from retailray.models.registry import history, resolve
 from retailray.models.weights import pretrained_model
-from tests.commands.helpers import command, events, latest, read_json, read_text
+from tests.commands.helpers import events, latest, read_json, read_text, words_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def registry(small_bundle, tmp_path_factory):
     write_catalog(str(folder / "shop"), num_images=60, label_noise=0.0, seed=11)
     settings = {"catalog.uri": folder / "shop/catalog.csv", "model.uri": folder / "models/products/v1"}
     settings |= {"out": folder / "scores", "score.max_error_rate": 1}
-    assert main(command("score", settings)) == 0
+    assert main(words_of("score", settings)) == 0
     predictions = duckdb.sql(f"from '{latest(str(folder / 'scores'))}/predictions/*.parquet' order by image").df()
     labels = predictions.pred_label.to_list()
     labels[::3] = ["lamp" if label == "mug" else "mug" for label in labels[::3]]

@@ -13,7 +13,7 @@ import s3fs
 from PIL import Image
 
 from tests import oracles
-from tests.commands.helpers import command, latest, read_json, rename_labels
+from tests.commands.helpers import latest, read_json, rename_labels, words_of
 
 pytestmark = [pytest.mark.real, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1500)]
 SHOP = "s3://grocery"
@@ -64,7 +64,7 @@ def bundle(shop, tmp_path_factory):
         "train.cache_uri": tmp_path_factory.mktemp("cache"),
         "out": f"{SHOP}/train",
     }
-    assert main(command("train", arguments)) == 0
+    assert main(words_of("train", arguments)) == 0
     return f"{latest(f'{SHOP}/train')}/bundle"
 
 

@@ -13,7 +13,7 @@ import torch
 
 from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.models.backbones import build_model
-from tests.commands.helpers import command, events, latest, read_json, read_text
+from tests.commands.helpers import events, latest, read_json, read_text, words_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SMALL = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "resnet18"}
@@ -44,7 +44,7 @@ def shop(s3_endpoint):
         "train.batch_size": 16,
         "out": "s3://shop/train",
     }
-    assert main(command("train", arguments)) == 0
+    assert main(words_of("train", arguments)) == 0
     return {"planted": planted, "weights": weights, "run": latest("s3://shop/train")}
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests import oracles
-from tests.commands.helpers import command, events, latest, read_json, read_text, start_command
+from tests.commands.helpers import events, latest, read_json, read_text, start_command, words_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SPACE = {
@@ -197,7 +197,7 @@ class TestKills:
         from retailray.cli import main
 
         out = tmp_path_factory.mktemp("whole")
-        assert main(command("tune", settings | {"out": out})) == 0
+        assert main(words_of("tune", settings | {"out": out})) == 0
         trials = trials_of(latest(str(out)))
         assert set(trials.status) == {"finished", "stopped"}
         return trials

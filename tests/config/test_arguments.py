@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from retailray.cli import main
-from retailray.config import VERBS, arguments
+from retailray.config import COMMANDS, arguments
 from retailray.errors import ConfigError
 
 # six levels of ten aliases each
@@ -13,9 +13,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
 CHECK = ["--catalog.uri", "/c.csv", "--out", "/o"]
 
 
-def problems(verb, *argv):
+def problems(command, *argv):
     with pytest.raises(ConfigError) as caught:
-        arguments.parse(verb, argv)
+        arguments.parse(command, argv)
     return caught.value.problems
 
 
@@ -47,28 +47,28 @@ def test_all_problems_are_reported_together(tmp_path):
     assert "catalog.uri: required" in found
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"demo", "submit", "doctor"}))  # which need nothing
-def test_what_is_required_is_named_as_it_is_called(verb, capsys):
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo", "submit", "doctor"}))  # which need nothing
+def test_what_is_required_is_named_as_it_is_called(command, capsys):
     """And what the errors ask for is all there is to give."""
-    asked = [problem.removesuffix(": required and not given") for problem in problems(verb)]
+    asked = [problem.removesuffix(": required and not given") for problem in problems(command)]
     with pytest.raises(SystemExit):
-        arguments.parse(verb, ["--help"])
+        arguments.parse(command, ["--help"])
     shown = capsys.readouterr().out
     for key in asked:
         assert f"--{key} " in shown
     given = [part for key in asked for part in (f"--{key}", "/x")]
-    assert arguments.parse(verb, given)
+    assert arguments.parse(command, given)
 
 
 @pytest.mark.parametrize(
-    ("verb", "key", "value", "missing"),
+    ("command", "key", "value", "missing"),
     [
         ("train", "train.phases", '[{"epochs": 3}]', "train.phases.0.trainable"),
         ("tune", "tune.space", '{"train.head_lr": {"loguniform": [0.001]}}', "tune.space.train.head_lr.loguniform"),
     ],
 )
-def test_what_is_missing_inside_of_a_value_is_named_beside_all_else(verb, key, value, missing):
-    found = problems(verb, f"--{key}", value, "--out", "/o")
+def test_what_is_missing_inside_of_a_value_is_named_beside_all_else(command, key, value, missing):
+    found = problems(command, f"--{key}", value, "--out", "/o")
     assert "catalog.uri: required and not given" in found
     assert any(missing in problem for problem in found), found
 
@@ -79,7 +79,7 @@ def test_exit_code_is_2_and_nothing_is_written(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_verb(capsys):
+def test_unknown_command(capsys):
     assert main(["chek"]) == 2
     assert "check" in capsys.readouterr().err
 
@@ -120,7 +120,7 @@ def test_files_merge_in_order_and_the_command_line_wins(tmp_path):
         "out: /a\ncatalog: {uri: /c.csv, label: kind, split: part, label_map: {0: PC, 1: bag}}\n"
         "train: {epochs: 3, seed: 1}\ncheck:"
     )
-    second.write_text("train: {epochs: 4}\nscore: {top_k: 2}  # another verb's; one file may serve the whole night")
+    second.write_text("train: {epochs: 4}\nscore: {top_k: 2}  # another command's; one file may serve the whole night")
     config = arguments.parse("train", ["--config", str(first), "--config", str(second), "--train.seed", "9"])
     assert (config.out, config.train.epochs, config.train.seed) == ("/a", 4, 9)
     assert config.catalog.label_map == {"0": "PC", "1": "bag"}
@@ -147,13 +147,13 @@ def test_the_environment_does_not_leak_in(monkeypatch):
     assert len(problems("check")) == 2
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_names_every_key_with_help(verb, capsys):
-    assert main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_key_with_help(command, capsys):
+    assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    for key in arguments.known_keys(VERBS[verb]):
+    for key in arguments.known_keys(COMMANDS[command].config):
         assert f"--{key}" in text
-    for field in VERBS[verb].model_fields.values():
+    for field in COMMANDS[command].config.model_fields.values():
         for inner in getattr(field.annotation, "model_fields", {"": field}).values():
             assert inner.description
 

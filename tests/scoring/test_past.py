@@ -10,7 +10,11 @@ from retailray.scoring.past import last_published
 
 def write_run(out, name, *, scored=False, **summary):
     (out / name / ("scored" if scored else ".")).mkdir(parents=True)
-    for file, text in (("config.yaml", ""), ("run.json", json.dumps({"verb": "score", **summary})), ("_SUCCESS", "")):
+    for file, text in (
+        ("config.yaml", ""),
+        ("run.json", json.dumps({"command": "score", **summary})),
+        ("_SUCCESS", ""),
+    ):
         (out / name / file).write_text(text)
 
 

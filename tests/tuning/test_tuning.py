@@ -94,7 +94,7 @@ class TestSpace:
         saved = TuneConfig(**line.model_dump(mode="json"))
         assert saved == line, "a saved config reads back"
 
-    def test_settings_of_other_verbs_are_refused_on_the_command_line(self):
+    def test_settings_of_other_commands_are_refused_on_the_command_line(self):
         with pytest.raises(ConfigError, match=r"train\.resume \(command line\): tune does not read it"):
             arguments.parse("tune", ["--catalog.uri", "c.csv", "--out", "o", "--train.resume"])
 
