@@ -26,7 +26,7 @@ def ours(recipe: str, epochs: int) -> dict[str, Any]:
     head_lr, backbone_lr = RATES[recipe]
     folder = Path(tempfile.mkdtemp())
     phase = f'[{{"epochs": {epochs}, "trainable": "{recipe}", "head_lr": {head_lr}, "backbone_lr": {backbone_lr}}}]'
-    still = {"transform.augment": "none"} if recipe == "head" else {"train.views": VIEWS[recipe]}
+    still = {"transform.augment": "none"} if recipe == "head" else {"train.num_views": VIEWS[recipe]}
     cold = {"train.phases": phase, "train.cache_uri": folder / "cache", "out": folder / "out"}
     events = run("train", **settings(**still, **cold))
     shutil.rmtree(folder)

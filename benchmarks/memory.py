@@ -67,11 +67,11 @@ def main() -> None:
             pd.read_csv(photos()[0] / "train.csv").sample(size, random_state=0).to_csv(where / "train.csv", index=False)
             depth = "last1" if kind == "activations kept" else "all"
             values = settings(**{"catalog.uri": where / "train.csv", "catalog.root": photos()[0]})
-            values |= {"transform.image_size": 64, "train.epochs": 4, "model.trainable": depth, "train.views": 2}
+            values |= {"transform.image_size": 64, "train.epochs": 4, "model.trainable": depth, "train.num_views": 2}
             if depth == "all":
                 phases = '[{"epochs": 2, "trainable": "all"}]'
                 values = {
-                    k: v for k, v in values.items() if k not in ("train.epochs", "model.trainable", "train.views")
+                    k: v for k, v in values.items() if k not in ("train.epochs", "model.trainable", "train.num_views")
                 }
                 values["train.phases"] = phases
             peaks[size], _ = peak("train", values | {"train.cache_uri": where / kind, "out": where / "out"})

@@ -47,7 +47,7 @@ def ours(catalog: Path, folder: Path, epochs: int) -> list[float]:
             "train.phases": f'[{{"epochs": {epochs}, "trainable": "all"}}]',
             "train.cache": "off",
             "transform.augment": "none",
-            "train.checkpoint_s": 1e6,
+            "train.checkpoint_interval_s": 1e6,
             "out": folder / "out",
         }
     )

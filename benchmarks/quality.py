@@ -22,7 +22,7 @@ from benchmarks.shop import photos, run, settings, table
 RECIPE = {
     "train.phases": [{"epochs": 8, "trainable": "last5", "head_lr": 3e-3, "backbone_lr": 1e-3}],
     "train.label_smoothing": 0.1,
-    "train.views": 8,
+    "train.num_views": 8,
     "train.precision": "auto",  # bfloat16 takes twenty times as long on machines that emulate it
 }
 PUBLISHED = {"fine": 0.8604, "coarse": 0.9199}
@@ -35,11 +35,11 @@ def phases(depth: str, *, alone: int = 0, epochs: int = 8) -> list[dict[str, Any
 
 ABLATION: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "one view": {"train.views": 1},
-    "four views": {"train.views": 4},
-    "no augmentation": {"transform.augment": "none", "train.views": 1},
+    "one view": {"train.num_views": 1},
+    "four views": {"train.num_views": 4},
+    "no augmentation": {"transform.augment": "none", "train.num_views": 1},
     "no label smoothing": {"train.label_smoothing": 0.0},
-    "averaged weights (0.99)": {"train.ema": 0.99},
+    "averaged weights (0.99)": {"train.ema_decay": 0.99},
     "an epoch for the head alone first": {"train.phases": phases("last5", alone=1)},
     "sixteen epochs": {"train.phases": phases("last5", epochs=16)},
     "last two blocks": {"train.phases": phases("last2")},

@@ -132,7 +132,7 @@ def killed(kills: int, seed: int) -> list[dict[str, Any]]:
         "asha, one at a time": {"tune.max_concurrent": 1},
     }.items():
         folder = Path(tempfile.mkdtemp())
-        shared = {"tune.trials": 40, "train.checkpoint_s": 0, "train.epochs": 9, **changes}
+        shared = {"tune.trials": 40, "train.checkpoint_interval_s": 0, "train.epochs": 9, **changes}
         catalog = subset(folder, PHOTOS)
         command = probe(catalog, folder, **shared, out=folder / "whole")
         started = time.monotonic()

@@ -62,7 +62,7 @@ def examine(config: DoctorConfig) -> list[Check]:
 
     with ray_session(config.cluster) as capacity:
         seen = f"{capacity.num_cpus:g} CPUs, {capacity.num_gpus:g} GPUs"
-        fix = "start workers, or ask for them: --cluster.ask_cpus"
+        fix = "start workers, or ask for them: --cluster.request_cpus"
         checks = [Check("cluster", capacity.num_cpus > 0, seen, fix)]
         if CLIENT in os.environ:
             checks.append(compare_versions(json.loads(os.environ[CLIENT]), versions(), "the cluster's head"))

@@ -43,8 +43,8 @@ class Cluster:
         CapacityError: nobody answers there, or it asks for a token that this machine does not have.
     """
 
-    def __init__(self, address: str, *, patience_s: float) -> None:
-        self.address, self.patience_s = address, patience_s
+    def __init__(self, address: str, *, unreachable_timeout_s: float) -> None:
+        self.address, self.unreachable_timeout_s = address, unreachable_timeout_s
         self.skew_s = 0.0  # its clock less ours, to the second
         self.token = self._token_it_asks_for()
         os.environ["RAY_AUTH_MODE"] = "token" if self.token else "disabled"
@@ -173,10 +173,10 @@ class Cluster:
         self.patiently(lambda: self._client.stop_job(submission_id))
 
     def patiently(self, action: Callable[[], T]) -> T:
-        """Again after a while where the cluster did not answer. Raises CapacityError after ``patience_s``."""
+        """Retry while the cluster does not answer. Raises CapacityError after ``unreachable_timeout_s``."""
         from ray.exceptions import RayError  # not before RAY_AUTH_MODE is set: Ray reads it when it is imported
 
-        deadline, said = time.monotonic() + self.patience_s, False
+        deadline, said = time.monotonic() + self.unreachable_timeout_s, False
         while True:
             try:
                 return action()
@@ -185,11 +185,16 @@ class Cluster:
                     raise CapacityError(f"{self.address} refuses: {_first_line(error)}") from error
                 if time.monotonic() > deadline:
                     raise CapacityError(
-                        f"{self.address} gave no answer for {self.patience_s:.0f} s ({type(error).__name__}); a job "
-                        "that was submitted may go on without us: `retailray submit list` and `submit attach ID` tell"
+                        f"{self.address} gave no answer for {self.unreachable_timeout_s:.0f} s "
+                        f"({type(error).__name__}); a submitted job may still run: `retailray submit list` and "
+                        "`submit attach ID` tell"
                     ) from error
                 if not said:
-                    events.emit("waiting", reason=f"{self.address} gives no answer", patience_s=self.patience_s)
+                    events.emit(
+                        "waiting",
+                        reason=f"{self.address} gives no answer",
+                        unreachable_timeout_s=self.unreachable_timeout_s,
+                    )
                     said = True
                 time.sleep(RETRY_S)
 

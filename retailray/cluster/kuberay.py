@@ -34,7 +34,7 @@ def render(command: str, arguments: list[str], section: KuberaySection, settings
     # the cluster starts from nothing, and Ray plans with what is there
     chosen = {key: value for key, value in settings.get("cluster", {}).items() if value is not None}
     wants_gpus = COMMANDS[command].uses_gpus and section.gpu_workers and chosen.get("use_gpu", True)
-    cluster_settings = {"ask_cpus": section.cpus} | ({"ask_gpus": 1} if wants_gpus else {}) | chosen
+    cluster_settings = {"request_cpus": section.cpus} | ({"request_gpus": 1} if wants_gpus else {}) | chosen
     text = yaml.safe_dump(settings | {"cluster": cluster_settings}, sort_keys=False, allow_unicode=True)
     entrypoint = shlex.join(["python", *(f"{CONFIG_FOLDER}/{part}" if part == CONFIG else part for part in arguments)])
     cluster = _cluster(section)

@@ -58,7 +58,7 @@ def submit(argv: Sequence[str]) -> None:
 
 def connect(config: SubmitConfig) -> Cluster:
     """Raises ConfigError: no address, or one that is no dashboard's. CapacityError: nobody answers."""
-    return Cluster(_address(config), patience_s=config.submit.patience_s)
+    return Cluster(_address(config), unreachable_timeout_s=config.submit.unreachable_timeout_s)
 
 
 def send(asked: Request, cluster: Cluster) -> None:

@@ -24,6 +24,22 @@ EXIT_CODES = (
     "\nExit codes: 0 done; 1 failed; 2 the command line or a config file is wrong; 3 done, but more rows failed than\n"
     "score.max_error_rate; 4 a gate refused; 130 interrupted"
 )
+# keys of 0.2.0 → what they are called now
+RENAMED = {
+    "transform.erasing": "transform.random_erasing_prob",
+    "train.lr_decay": "train.layer_decay",
+    "train.warmup": "train.warmup_ratio",
+    "train.ema": "train.ema_decay",
+    "train.balance": "train.class_weights",
+    "train.views": "train.num_views",
+    "train.checkpoint_s": "train.checkpoint_interval_s",
+    "tune.keep": "tune.keep_top_trials",
+    "compare.against": "compare.baseline",
+    "cluster.ask_cpus": "cluster.request_cpus",
+    "cluster.ask_gpus": "cluster.request_gpus",
+    "cluster.wait_s": "cluster.resource_timeout_s",
+    "submit.patience_s": "submit.unreachable_timeout_s",
+}
 MOST_VALUES = 100_000  # of a config file
 MOST_SHOWN = 200  # characters of a value in an error
 
@@ -161,6 +177,8 @@ def _unknown(command: str, key: str, source: str) -> str:
     readers = [other for other, one in COMMANDS.items() if key in known_keys(one.config)]
     if readers:
         return f"{key} ({source}): {command} does not read it and would ignore it; it belongs to {', '.join(readers)}"
+    if key in RENAMED:
+        return f"{key} ({source}): renamed to {RENAMED[key]}; retailray {command} --help describes it"
     near = difflib.get_close_matches(key, known_keys(COMMANDS[command].config), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"retailray {command} --help lists the keys"
     return f"{key} ({source}): unknown key; {hint}"

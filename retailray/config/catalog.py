@@ -133,7 +133,7 @@ class TransformSection(Section):
         "standard",
         description="none | article (rotation, shift, shear, flip) | standard (random resized crop, flip, colour)",
     )
-    erasing: float = Field(0.0, ge=0, le=1, description="random erasing of training images [probability]")
+    random_erasing_prob: float = Field(0.0, ge=0, le=1, description="random erasing of training images [probability]")
 
     @property
     def resolved_resize_size(self) -> int:

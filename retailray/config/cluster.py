@@ -34,11 +34,13 @@ class ClusterSection(Section):
     placement: Literal["pack", "spread"] = Field(
         "pack", description="training workers on as few machines as carry them, or on as many as there are"
     )
-    ask_cpus: int | None = Field(
+    request_cpus: int | None = Field(
         None, ge=1, description="ask a cluster that scales itself for so many at once, and wait for them [CPUs]"
     )
-    ask_gpus: int | None = Field(None, ge=1, description="likewise [GPUs]")
-    wait_s: float = Field(600.0, gt=0, description="how long to wait for what was asked for, or is held by others [s]")
+    request_gpus: int | None = Field(None, ge=1, description="likewise [GPUs]")
+    resource_timeout_s: float = Field(
+        600.0, gt=0, description="how long to wait for what was asked for, or is held by others [s]"
+    )
 
     @field_validator("address")
     @classmethod
@@ -72,7 +74,7 @@ class SubmitSection(Section):
         description="send storage credentials to a cluster without token authentication too, where everybody who "
         "reaches its dashboard can read them",
     )
-    patience_s: float = Field(
+    unreachable_timeout_s: float = Field(
         120.0, gt=0, description="how long the cluster may give no answer before following the job is given up [s]"
     )
 

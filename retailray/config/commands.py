@@ -23,7 +23,7 @@ from retailray.config.fine_tuning import TrainConfig, TuneConfig
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.training import BundleSection, TrackSection
 
-SCALING = frozenset({"cluster.ask_cpus", "cluster.ask_gpus", "cluster.wait_s"})
+SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
 
 
 class CheckConfig(CommandConfig):
@@ -214,7 +214,7 @@ COMMANDS = {
             "compare two bundles on the same rows: which is better, which predictions change",
             CompareConfig,
             "retailray.evaluation.compare:compare",
-            example="--catalog.uri catalog.csv --model.uri models/shop/v2 --compare.against models/shop@champion "
+            example="--catalog.uri catalog.csv --model.uri models/shop/v2 --compare.baseline models/shop@champion "
             "--out comparisons",
             uses_gpus=True,
         ),

@@ -40,21 +40,21 @@ class TrainConfig(CommandConfig):
         if train.phases and self.model.trainable not in (ModelSection.model_fields["trainable"].default, "all"):
             problems.append("model.trainable would be ignored: train.phases has its own")
         if set(depths) == {"head"}:
-            ignored = sorted({"backbone_lr", "lr_decay"} & given)
+            ignored = sorted({"backbone_lr", "layer_decay"} & given)
             problems += [f"train.{name} would be ignored: only the head is trained" for name in ignored]
         for name in ("head_lr", "backbone_lr"):
             if name in given and train.phases and all(getattr(phase, name) for phase in train.phases):
                 problems.append(f"train.{name} would be ignored: every phase has its own")
-        if "views" in given and (train.cutmix or set(depths) == {"all"}):
+        if "num_views" in given and (train.cutmix or set(depths) == {"all"}):
             why = "train.cutmix mixes pixels" if train.cutmix else "nothing is frozen"
-            problems.append(f"train.views would be ignored: {why}, and pixels are augmented anew in every epoch")
+            problems.append(f"train.num_views would be ignored: {why}, and pixels are augmented anew in every epoch")
         if train.optimizer != "sgd" and "momentum" in given:
             problems.append(f"train.momentum would be ignored: train.optimizer is {train.optimizer}")
         if train.cache == "off":
-            ignored = sorted({"cache_uri", "cache_gb", "views"} & given)
+            ignored = sorted({"cache_uri", "cache_gb", "num_views"} & given)
             problems += [f"train.{name} would be ignored: train.cache is off" for name in ignored]
-        if (train.views or 1) > 1 and self.transform.augment == "none" and not self.transform.erasing:
-            problems.append(f"train.views = {train.views} would all be the same: transform.augment is none")
+        if (train.num_views or 1) > 1 and self.transform.augment == "none" and not self.transform.random_erasing_prob:
+            problems.append(f"train.num_views = {train.num_views} would all be the same: transform.augment is none")
         return problems
 
 
@@ -107,10 +107,10 @@ class TuneConfig(TrainConfig):
         """Settings of train that others of these values overrule."""
         train, transform = values["train"], values["transform"]
         depths = {phase["trainable"] for phase in train["phases"]} or {values["model"]["trainable"]}
-        idle = ["backbone_lr", "lr_decay"] if depths == {"head"} else []
+        idle = ["backbone_lr", "layer_decay"] if depths == {"head"} else []
         idle += [] if train["optimizer"] == "sgd" else ["momentum"]
-        still = transform["augment"] == "none" and not transform["erasing"]
-        return idle + (["views"] if still or depths == {"all"} or train["cutmix"] else [])
+        still = transform["augment"] == "none" and not transform["random_erasing_prob"]
+        return idle + (["num_views"] if still or depths == {"all"} or train["cutmix"] else [])
 
     @model_validator(mode="after")
     def _every_corner_of_the_space_is_allowed(self) -> "TuneConfig":

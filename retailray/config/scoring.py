@@ -18,12 +18,14 @@ class EvaluateSection(Section):
 class CompareSection(Section):
     """A challenger (model.uri) against another bundle on the same rows."""
 
-    against: str = Field(description="the bundle it is compared with: directory, version or <registry>/<name>@champion")
+    baseline: str = Field(
+        description="the bundle it is compared with: directory, version or <registry>/<name>@champion"
+    )
     split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
     bootstrap: int = Field(2000, ge=100, description="resamples of products behind the 95 % interval of the difference")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
 
-    _same = field_validator("against")(normalized)
+    _same = field_validator("baseline")(normalized)
 
 
 class PromoteSection(Section):

@@ -11,12 +11,18 @@ TUNABLE = (
     "model.arch",
     "model.trainable",
     "transform.augment",
-    "transform.erasing",
-    *(f"train.{name}" for name in ("batch_size", "optimizer", "momentum", "head_lr", "backbone_lr", "lr_decay")),
-    *(f"train.{name}" for name in ("warmup", "weight_decay", "label_smoothing", "mixup", "ema", "balance", "patience")),
+    "transform.random_erasing_prob",
+    *(f"train.{name}" for name in ("batch_size", "optimizer", "momentum", "head_lr", "backbone_lr", "layer_decay")),
+    *(f"train.{name}" for name in ("warmup_ratio", "weight_decay", "label_smoothing", "mixup", "ema_decay")),
+    *(f"train.{name}" for name in ("class_weights", "patience")),
 )
 
-PASSES = ("model.arch", "model.trainable", "transform.augment", "transform.erasing")  # each asks for a pass of its own
+PASSES = (
+    "model.arch",
+    "model.trainable",
+    "transform.augment",
+    "transform.random_erasing_prob",
+)  # each asks for a pass of its own
 
 
 class Domain(Section):
@@ -82,7 +88,7 @@ class TuneSection(Section):
     gpus_per_worker: float | None = Field(None, gt=0, le=1, description="fractions share a GPU; default: 1 with GPUs")
     max_epochs: int | None = Field(None, ge=1, description="of all trials together; then the search ends")
     time_budget_s: float | None = Field(None, gt=0, description="then the search ends [s]")
-    keep: int = Field(3, ge=1, description="the best trials whose weights stay under trials/")
+    keep_top_trials: int = Field(3, ge=1, description="the best trials whose weights stay under trials/")
     resume: bool = Field(False, description="go on with the unfinished search of the same settings under out, if any")
     seed: int = Field(0, ge=0, description="of what is drawn; all trials share train.seed")
 

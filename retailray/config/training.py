@@ -80,14 +80,18 @@ class TrainSection(Section):
         description="peak learning rate of the head; default: 0.01 where nothing else is trained, else 0.003",
     )
     backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the last block")
-    lr_decay: float = Field(1.0, gt=0, le=1, description="rate of a block / rate of the next one towards the head")
-    warmup: float = Field(0.1, ge=0, lt=1, description="rising part of a phase, before the cosine [fraction of steps]")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of a block / rate of the next one towards the head")
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="rising part of a phase, before the cosine [fraction of steps]"
+    )
     weight_decay: float = Field(1e-2, ge=0, description="spares biases and normalisation layers")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
     mixup: float = Field(0.0, ge=0, description="alpha; mixes what enters the trained blocks; 0: off")
     cutmix: float = Field(0.0, ge=0, description="alpha; mixes pixels, so that frozen blocks run every time; 0: off")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0: off")
-    balance: bool = Field(False, description="weigh classes by 1 / their number of training rows")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0: off")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: weight each class by 1 / its number of training rows"
+    )
     patience: int | None = Field(None, ge=1, description="epochs without a better train.metric that end a phase")
     metric: Literal["top1", "macro_f1", "loss"] = Field(
         "top1", description="of validation; the last epoch within one standard error of the best one is kept"
@@ -103,12 +107,14 @@ class TrainSection(Section):
         None, description="where that is kept; default: ~/.cache/retailray, on a cluster of machines <out>/cache"
     )
     cache_gb: float = Field(20.0, gt=0, description="budget of that place; the least recently used goes first [GB]")
-    views: int | None = Field(
+    num_views: int | None = Field(
         None,
         ge=1,
         description="fixed augmented views of an image under frozen blocks; default: 8, less to fit the budget",
     )
-    checkpoint_s: float = Field(10.0, ge=0, description="seconds between two checkpoints at least; 0: every epoch [s]")
+    checkpoint_interval_s: float = Field(
+        10.0, ge=0, description="seconds between two checkpoints at least; 0: every epoch [s]"
+    )
     max_failures: int = Field(3, ge=0, description="lost workers a run survives, each time from its last checkpoint")
     resume: bool = Field(False, description="go on with the unfinished run of the same settings under out, if any")
     seed: int = Field(0, ge=0, description="head initialisation, order, augmentation")

@@ -33,15 +33,15 @@ def _standard(size_px: int) -> list[Callable]:
 AUGMENTS: dict[str, Callable[[int], list[Callable]]] = {"article": _article, "standard": _standard}
 
 
-def make_augment(name: str, size_px: int, *, erasing: float = 0.0) -> Augment | None:
+def make_augment(name: str, size_px: int, *, random_erasing_prob: float = 0.0) -> Augment | None:
     """uint8 ``(B, 3, R, R)`` and B seeds to ``(B, 3, size_px, size_px)``; None where nothing would change.
 
     What happens to an image depends on its seed alone: not on its neighbours, the worker or the epoch's order.
-    ``erasing``: probability that a rectangle of an image is blanked (Zhong et al. 2017, arXiv 1708.04896).
+    ``random_erasing_prob``: probability that a rectangle of an image is blanked (Zhong et al. 2017, arXiv 1708.04896).
     """
     steps = AUGMENTS[name](size_px) if name != "none" else []
-    if erasing:
-        steps.append(v2.RandomErasing(p=erasing, scale=(0.02, 0.2), value=GREY))
+    if random_erasing_prob:
+        steps.append(v2.RandomErasing(p=random_erasing_prob, scale=(0.02, 0.2), value=GREY))
     if not steps:
         return None
     one = v2.Compose(steps)

@@ -34,7 +34,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = events.Stopwatch()
-    sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.against)}
+    sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.baseline)}
     catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
@@ -62,7 +62,7 @@ def predict_both(
     frames = []
     with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
-        executor.wait_until_free(plan, deadline_s=cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
         for name, side in sides.items():
             table = predict_catalog(section, catalog, side.uri, side.meta, plan, executor, batch_size=batch_size)
             frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row_id")

@@ -118,7 +118,7 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
     with start_executor(config.cluster, num_images=len(catalog)) as executor:
         batch_size = config.evaluate.batch_size
         plan = plan_scoring(executor.capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
-        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, executor, batch_size=batch_size)
 
 

@@ -85,7 +85,7 @@ def _asks_for_ray(section: ClusterSection) -> str | None:
         return f"a cluster is named: {address}"
     if (section.num_workers or 1) > 1:
         return f"cluster.num_workers = {section.num_workers}"
-    for name in ("ask_cpus", "ask_gpus"):
+    for name in ("request_cpus", "request_gpus"):
         if count := getattr(section, name):
             return f"cluster.{name} = {count}"
     return None

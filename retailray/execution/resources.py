@@ -148,7 +148,7 @@ def _plan(
     if cpus <= 0:
         raise CapacityError(
             "the Ray cluster has no CPUs: nothing can be read or decoded; start it with --num-cpus, or where it scales "
-            "itself from nothing, say how many to ask for with --cluster.ask_cpus and --cluster.ask_gpus"
+            "itself from nothing, say how many to ask for with --cluster.request_cpus and --cluster.request_gpus"
         )
     use_gpu = section.use_gpu if section.use_gpu is not None else gpus >= 1
     if use_gpu and gpus < 1:
@@ -183,15 +183,15 @@ def _plan(
 
 @contextlib.contextmanager
 def asked_for(section: ClusterSection) -> Iterator[None]:
-    """Ask a cluster that scales itself for ``ask_cpus`` and ``ask_gpus`` at once, and wait until it has them.
+    """Ask a cluster that scales itself for ``request_cpus`` and ``request_gpus`` at once, and wait until it has them.
 
     The request is let go when they are there: work keeps machines from then on, and a job that is killed leaves nothing
     standing. There is one request for all of a cluster, so it is renewed: another job may have let go of its own.
 
     Raises:
-        CapacityError: it did not come in ``wait_s``.
+        CapacityError: it did not come in ``resource_timeout_s``.
     """
-    wanted = {"CPU": section.ask_cpus or 0, "GPU": section.ask_gpus or 0}
+    wanted = {"CPU": section.request_cpus or 0, "GPU": section.request_gpus or 0}
     if not any(wanted.values()):
         yield
         return
@@ -203,9 +203,10 @@ def asked_for(section: ClusterSection) -> Iterator[None]:
         started, said = time.monotonic(), 0.0
         while short := _short(ray.cluster_resources(), wanted):
             passed = time.monotonic() - started
-            if passed > section.wait_s:
+            if passed > section.resource_timeout_s:
                 raise CapacityError(
-                    f"after cluster.wait_s = {section.wait_s:.0f} s the cluster has {short} of what was asked for; it "
+                    f"after cluster.resource_timeout_s = {section.resource_timeout_s:.0f} s the cluster has {short} of "
+                    "what was asked for; it "
                     "does not scale itself, or not so far (max_workers), or the provider has no such machines now"
                 )
             if passed >= said:
@@ -239,8 +240,8 @@ def wait_until_free(plan: Plan, *, deadline_s: float) -> None:
             return
         if time.monotonic() - started > deadline_s:
             raise CapacityError(
-                f"after cluster.wait_s = {deadline_s:.0f} s the cluster still has too little free: {short}; "
-                "others hold it"
+                f"after cluster.resource_timeout_s = {deadline_s:.0f} s the cluster still has too little "
+                f"free: {short}; others hold it"
             )
         if not said:
             events.emit("waiting", reason="others hold what this command needs", free_of_needed=short)

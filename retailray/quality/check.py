@@ -79,7 +79,7 @@ def _scan(config: CheckConfig, table: pa.Table) -> pa.Table:
     """What is found at every row's address, in the order of the rows."""
     with start_executor(config.cluster, num_images=table.num_rows) as executor:
         plan = plan_reading(executor.capacity)
-        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         with executor.reporter("images", table.num_rows) as reporter:
             arguments = {"limits": limits_of(config.catalog), "access": access_of(config.catalog), "reporter": reporter}
             blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)

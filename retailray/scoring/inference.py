@@ -82,7 +82,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     with start_executor(config.cluster, num_images=num) as executor:
         capacity = executor.capacity
         plan = plan_scoring(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
-        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         todo = write_todo(run, batches, num_images=num, executor=executor)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
         seen = executor.shared(Seen) if config.score.dedupe else None

@@ -96,7 +96,7 @@ def fit(
                 train=config.train,
                 augmentation=augmentation(config),
                 class_weights=class_weights(images.train.column("label")[rows["train"]], labels)
-                if config.train.balance
+                if config.train.class_weights == "balanced"
                 else None,
                 sources=sources,
                 min_rows=min_rows(stages),

@@ -185,10 +185,10 @@ class Engine:
         self.suffix = self.chain.suffix(stage.cut)
         self.frozen = self.chain.run(self.reads, stage.cut)
         self.norms = batch_norms(self.chain, stage.cut)
-        self.average = make_average(self.suffix, self.train.ema)
+        self.average = make_average(self.suffix, self.train.ema_decay)
         self.optimizer = make_optimizer(self.chain, stage, self.train)
         steps = self.train_batches.num_steps * stage.epochs
-        self.schedule = make_schedule(self.optimizer, steps, self.train.warmup)
+        self.schedule = make_schedule(self.optimizer, steps, self.train.warmup_ratio)
         stepped: nn.Module = torch.compile(self.suffix) if self.train.compile else self.suffix  # type: ignore[assignment]
         if self.world.size > 1:
             stepped = DistributedDataParallel(stepped, device_ids=[self.device] if self.device.type == "cuda" else None)

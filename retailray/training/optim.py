@@ -15,7 +15,7 @@ from retailray.training.recipe import Stage
 def make_optimizer(chain: Chain, stage: Stage, train: TrainSection) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, fused, over what the stage trains.
 
-    Rates: the head's own; the backbone's in the last block and ``lr_decay`` of it from block to block downwards
+    Rates: the head's own; the backbone's in the last block and ``layer_decay`` of it from block to block downwards
     (ULMFiT's discriminative rates, arXiv 1801.06146). Biases and normalisation layers are not decayed.
     """
     groups = list(_groups(chain, stage, train))
@@ -27,7 +27,7 @@ def make_optimizer(chain: Chain, stage: Stage, train: TrainSection) -> torch.opt
 def _groups(chain: Chain, stage: Stage, train: TrainSection) -> Iterator[dict[str, Any]]:
     trained = [module for _, module in chain.blocks[stage.cut :]]
     parts = [(stage.head_lr, chain.head)]
-    parts += [(stage.backbone_lr * train.lr_decay**below, block) for below, block in enumerate(reversed(trained))]
+    parts += [(stage.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]
     for rate, module in parts:
         decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
         spared = [parameter for parameter in module.parameters() if parameter.ndim <= 1]

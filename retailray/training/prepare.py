@@ -63,7 +63,7 @@ def augmentation(config: TrainConfig) -> Augmentation:
     transform = config.transform
     still = transform.augment == "none"
     source = transform.image_size if still else transform.resolved_resize_size
-    return Augmentation(transform.augment, transform.erasing, source, transform.image_size)
+    return Augmentation(transform.augment, transform.random_erasing_prob, source, transform.image_size)
 
 
 def measure_here(
@@ -218,7 +218,7 @@ def _wanted(config: TrainConfig, decided: CachePlan) -> dict[str, dict[ViewSpec,
         return ViewSpec(
             decode=DecodeSpec(transform.resolved_resize_size, side, limits_of(config.catalog)),
             augment=transform.augment if augmented else "none",
-            erasing=transform.erasing if augmented else 0.0,
+            random_erasing_prob=transform.random_erasing_prob if augmented else 0.0,
             crop_size=crop if augmented else side,
             num_views=decided.views if augmented else 1,
             seed=config.train.seed,

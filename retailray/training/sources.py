@@ -46,7 +46,7 @@ class Augmentation:
     """What the worker itself does to pixels in training; ``source_px`` is the side they arrive with."""
 
     name: str
-    erasing: float
+    random_erasing_prob: float
     source_px: int
     crop_px: int
 
@@ -81,7 +81,9 @@ class StoredBatches(Dataset):
         self.reader = StoreReader(source.spec, budget=source.budget)
         self.augment = None
         if augmentation:
-            self.augment = make_augment(augmentation.name, augmentation.crop_px, erasing=augmentation.erasing)
+            self.augment = make_augment(
+                augmentation.name, augmentation.crop_px, random_erasing_prob=augmentation.random_erasing_prob
+            )
         self.first_view = np.random.default_rng(seed).integers(source.spec.num_views, size=len(source.rows))
 
     @property
@@ -154,7 +156,9 @@ class StreamedBatches:
         self.local_batch = max(1, -(-batch_size // world))
         self.num_steps = num_steps(self.local_rows, self.local_batch, 1, min_rows)
         self.size = augmentation.source_px
-        self.augment = make_augment(augmentation.name, augmentation.crop_px, erasing=augmentation.erasing)
+        self.augment = make_augment(
+            augmentation.name, augmentation.crop_px, random_erasing_prob=augmentation.random_erasing_prob
+        )
         self.codes: dict[str, int] = {}
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[Batch]:

@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> str:
             num_workers=plan.num_actors,
             num_rows=len(splits["train"]),
         )
-        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, executor)
         prepared_s = watch.seconds
         folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None

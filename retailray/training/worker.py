@@ -131,7 +131,7 @@ class _Report:
             total = sum(stage.epochs for stage in config.stages)
             config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
             config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
-        due = time.monotonic() - self.saved_at >= config.train.checkpoint_s
+        due = time.monotonic() - self.saved_at >= config.train.checkpoint_interval_s
         # one clock decides, or workers would wait for each other in different places
         agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
         if not agreed and not engine.stage_is_over():

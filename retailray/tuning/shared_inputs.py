@@ -23,7 +23,7 @@ from retailray.training.recipe import Stage, check_batch_size, resolve
 from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.sources import StoredRows
 
-VARYING = ("model.arch", "transform.augment", "transform.erasing")  # what asks for a pass of its own
+VARYING = ("model.arch", "transform.augment", "transform.random_erasing_prob")  # what asks for a pass of its own
 Key = tuple[Any, ...]
 
 
@@ -89,7 +89,7 @@ class Shared:
 
 
 def variant_key(config: TrainConfig) -> Key:
-    return (config.model.arch, config.transform.augment, config.transform.erasing)
+    return (config.model.arch, config.transform.augment, config.transform.random_erasing_prob)
 
 
 def _text(key: Key) -> str:
@@ -140,7 +140,10 @@ def share(
 def _combinations(config: TuneConfig) -> list[tuple[Any, ...]]:
     """Every backbone with every augmentation of the space."""
     own: dict[str, Any] = {"model.arch": config.model.arch}
-    own |= {"transform.augment": config.transform.augment, "transform.erasing": config.transform.erasing}
+    own |= {
+        "transform.augment": config.transform.augment,
+        "transform.random_erasing_prob": config.transform.random_erasing_prob,
+    }
     choices = []
     for key in VARYING:
         domain = config.space.get(key)

@@ -75,7 +75,7 @@ class Trial:
             row = next(self._epochs())
             assert self.engine
             over = self.engine.is_over
-            if over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_s:
+            if over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_interval_s:
                 self.save()
         if not self.rows or self.rows[-1]["epoch"] < row["epoch"]:
             self.rows.append(row)
@@ -177,7 +177,7 @@ def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
         precision=backbone.precision,
         world=world,
         open_batches=open_batches,
-        class_weights=torch.tensor(shared.class_weights) if config.train.balance else None,
+        class_weights=torch.tensor(shared.class_weights) if config.train.class_weights == "balanced" else None,
         loader_workers=min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0,
     )
 

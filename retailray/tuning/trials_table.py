@@ -137,11 +137,11 @@ class Ledger(tune.Callback):
         return [row for row, _ in found]
 
     def prune(self, *, again: bool = False) -> None:
-        """Keep the weights of ``tune.keep`` trials, and of those that still run.
+        """Keep the weights of ``tune.keep_top_trials`` trials, and of those that still run.
 
         ``again``: a trial that a budget stopped may have saved them after they were removed.
         """
-        kept = {row["key"] for row in self.ranked()[: self.shared.config.tune.keep]}
+        kept = {row["key"] for row in self.ranked()[: self.shared.config.tune.keep_top_trials]}
         kept |= {row["key"] for row in self.rows.values() if row["status"] == "running"}
         for row in self.rows.values():
             if row["key"] and row["key"] not in kept and (again or not row.get("pruned")):

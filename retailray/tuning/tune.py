@@ -67,7 +67,7 @@ def tune(config: TuneConfig) -> str:
     ):
         plan = plan_training(executor.capacity, config.cluster)
         trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
-        executor.wait_until_free(plan, deadline_s=config.cluster.wait_s)
+        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         inputs = {"the catalog's rows": rows_digest(splits)}
         earlier = run.decisions(section="tune", inputs=inputs)
         shared = share(
@@ -190,7 +190,7 @@ def _describe(
     if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
         settings = config.trial(
             winner["drawn"],
-            **{"train.precision": variant.backbone.precision, "train.views": variant.prepared.plan.views},
+            **{"train.precision": variant.backbone.precision, "train.num_views": variant.prepared.plan.views},
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     normalization = variant.backbone.mean, variant.backbone.std

@@ -58,9 +58,9 @@ def test_from_no_machine_up_and_back(scaling, small_bundle, bucket):
 
     code, _, err = Submitted(scaling, "score", **settings).end()
     assert code == 1
-    assert "--cluster.ask_cpus" in err, "nothing is there, and nothing was asked for"
+    assert "--cluster.request_cpus" in err, "nothing is there, and nothing was asked for"
 
-    job = Submitted(scaling, "score", **settings, **{"cluster.ask_cpus": 4})
+    job = Submitted(scaling, "score", **settings, **{"cluster.request_cpus": 4})
     waiting = job.until("waiting")
     assert waiting["have_of_wanted"] == {"CPU": "0 of 4"}
     wait_for(lambda: scaling.count() == 3, "two machines of two CPUs")
@@ -73,8 +73,8 @@ def test_from_no_machine_up_and_back(scaling, small_bundle, bucket):
     wait_for(lambda: scaling.count() == 1, "machines given back", seconds=120)
     assert time.monotonic() - started < 120
 
-    code, _, err = Submitted(scaling, "score", **settings, **{"cluster.ask_cpus": 40, "cluster.wait_s": 3,
-                             "score.top_k": 2}).end()  # fmt: skip
+    code, _, err = Submitted(scaling, "score", **settings, **{"cluster.request_cpus": 40,
+                             "cluster.resource_timeout_s": 3, "score.top_k": 2}).end()  # fmt: skip
     assert code == 1
     assert "of 40" in err
     assert "max_workers" in err

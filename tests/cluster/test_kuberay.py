@@ -53,12 +53,12 @@ def test_the_settings_are_the_commands_own(rendered, tmp_path):
     (tmp_path / name).write_text(objects["ConfigMap"]["data"][name])
     config = arguments.parse("score", ["--config", str(tmp_path / name)])
     assert (config.score.top_k, config.catalog.uri) == (3, SETTINGS["catalog.uri"])
-    assert (config.cluster.ask_cpus, config.cluster.ask_gpus) == (8, 1), (
+    assert (config.cluster.request_cpus, config.cluster.request_gpus) == (8, 1), (
         "it starts from no workers, and must ask for some"
     )
     for changes in ({"kuberay.gpu_workers": 0}, {"cluster.use_gpu": "false"}):
         text = next(iter(rendered(**changes)["ConfigMap"]["data"].values()))
-        assert "ask_gpus" not in yaml.safe_load(text)["cluster"]
+        assert "request_gpus" not in yaml.safe_load(text)["cluster"]
     assert objects["RayCronJob"]["spec"]["jobTemplate"] == job
 
 
@@ -94,6 +94,6 @@ def test_a_night_asks_for_machines_too(capfd, tmp_path):
     assert main(["submit", "nightly", "--config", str(tmp_path / "night.yaml"), "--render", "kuberay"]) == 0
     objects = {entry["kind"]: entry for entry in yaml.safe_load_all(capfd.readouterr().out)}
     settings = yaml.safe_load(objects["ConfigMap"]["data"]["job.yaml"])
-    assert (settings["cluster"]["ask_cpus"], settings["cluster"]["ask_gpus"]) == (8, 1)
+    assert (settings["cluster"]["request_cpus"], settings["cluster"]["request_gpus"]) == (8, 1)
     assert (settings["out"], settings["model"]["uri"]) == ("s3://shop/night", "s3://shop/m")
     assert objects["RayJob"]["spec"]["entrypoint"] == "python -m retailray nightly --config /etc/retailray/job.yaml"

@@ -39,7 +39,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
     """Two workers on two machines; one machine is killed after the second epoch, a third one takes its place."""
     job = Submitted(
         nodes, "train", **shop, **TINY, **{"cluster.num_workers": 2, "cluster.placement": "spread", "train.epochs": 20,
-        "train.checkpoint_s": 0, "out": f"s3://{BUCKET}/train"},
+        "train.checkpoint_interval_s": 0, "out": f"s3://{BUCKET}/train"},
     )  # fmt: skip
     job.until("epoch", 2)
     at_work = nodes.busy("RayTrainWorker")

@@ -125,7 +125,7 @@ def test_the_nightly_job_is_checked_and_resolved_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "night.yaml").write_text(
         "out: scores\ncatalog: {uri: c.csv, label_map: {0: PC}}\nmodel: {uri: m}\ncheck: {fail_on: [errors]}\n"
-        "cluster: {address: 'http://head:8265', ask_cpus: 4}\nsubmit: {id: tonight}\n"
+        "cluster: {address: 'http://head:8265', request_cpus: 4}\nsubmit: {id: tonight}\n"
     )
     asked = parse("nightly", ["--config", "night.yaml"])
     assert asked.entrypoint == ["-m", "retailray", "nightly", "--config", "job.yaml"]
@@ -134,7 +134,7 @@ def test_the_nightly_job_is_checked_and_resolved_here(tmp_path, monkeypatch):
         "catalog": {"uri": str(tmp_path / "c.csv"), "label_map": {"0": "PC"}},
         "model": {"uri": str(tmp_path / "m")},
         "check": {"fail_on": ["errors"]},
-        "cluster": {"ask_cpus": 4},
+        "cluster": {"request_cpus": 4},
     }
     assert asked.settings["out"] == asked_for.pop("out")
     for section, values in asked_for.items():

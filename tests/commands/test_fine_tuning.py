@@ -22,7 +22,7 @@ from tests import oracles
 from tests.commands.helpers import events, latest, read_json, read_text, start_command, words_of
 
 pytestmark = pytest.mark.slow
-ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.views": 2}
+ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.num_views": 2}
 TIMES = ["seconds", "train_seconds"]
 
 
@@ -63,7 +63,7 @@ def assert_same_training(left, right, *, rtol=1e-5):
 
 class TestWhatIsKept:
     def test_two_phases_read_one_pass_and_the_next_run_reads_it_too(self, shop, retailray, tmp_path):
-        settings = shop | {"model.trainable": "last2", "train.epochs": 16, "train.views": 2, "out": tmp_path / "o"}
+        settings = shop | {"model.trainable": "last2", "train.epochs": 16, "train.num_views": 2, "out": tmp_path / "o"}
         code, out, _ = retailray("train", **settings)
         assert code == 0
         [decision] = said(out, "cache")
@@ -189,17 +189,17 @@ def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):
         "train.phases": json.dumps(phases),
         "train.optimizer": "sgd",
         "train.momentum": 0.8,
-        "train.lr_decay": 0.7,
-        "train.warmup": 0.2,
+        "train.layer_decay": 0.7,
+        "train.warmup_ratio": 0.2,
         "train.label_smoothing": 0.1,
         "train.mixup": 0.2,
         "train.cutmix": 0.5,
-        "train.ema": 0.9,
-        "train.balance": "true",
+        "train.ema_decay": 0.9,
+        "train.class_weights": "balanced",
         "train.patience": 2,
         "train.metric": "macro_f1",
-        "train.checkpoint_s": 0,
-        "transform.erasing": 0.2,
+        "train.checkpoint_interval_s": 0,
+        "transform.random_erasing_prob": 0.2,
         "out": tmp_path,
     }
     code, out, err = retailray("train", **settings)
@@ -255,9 +255,9 @@ class TestKills:
     def settings(self, shop):
         return shop | {
             "train.phases": '[{"epochs": 2, "trainable": "head"}, {"epochs": 8, "trainable": "last2"}]',
-            "train.views": 2,
-            "train.ema": 0.9,
-            "train.checkpoint_s": 0,
+            "train.num_views": 2,
+            "train.ema_decay": 0.9,
+            "train.checkpoint_interval_s": 0,
         }
 
     @pytest.fixture(scope="class")

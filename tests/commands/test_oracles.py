@@ -189,7 +189,7 @@ def test_evaluate_and_compare(shop, run, bundle, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(f"{bundle}/bundle", other)
     rename_labels(other)
-    found = run("compare", **{"model.uri": f"{bundle}/bundle", "compare.against": other, "compare.split": "test"})
+    found = run("compare", **{"model.uri": f"{bundle}/bundle", "compare.baseline": other, "compare.split": "test"})
     changes = pd.read_parquet(f"{found}/changes.parquet")
     second, _ = oracles.predict(other, [folder / name for name in test.image])
     moved = {name: (old, new) for name, new, (old, _) in zip(test.image, guess, second, strict=True) if old != new}

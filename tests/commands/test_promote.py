@@ -86,7 +86,7 @@ def test_the_gate_lets_the_better_one_through_and_back(registry, retailray, tmp_
 def test_a_comparison_counts_what_pandas_counts(registry, retailray, tmp_path):
     models = registry / "models/products"
     settings = {"catalog.uri": registry / "shop/labelled.csv", "model.uri": models / "v1"}
-    settings |= {"compare.against": models / "v2", "out": tmp_path}
+    settings |= {"compare.baseline": models / "v2", "out": tmp_path}
     code, _, err = retailray("compare", **settings)
     assert code == 0, err
     run = latest(str(tmp_path))

@@ -59,7 +59,7 @@ def bundle(shop, tmp_path_factory):
         "model.arch": "mobilenet_v2",
         "model.weights": f"{SHOP}/weights/mobilenet_v2-imagenet.pth",
         "train.epochs": 7,
-        "train.views": 1,
+        "train.num_views": 1,
         "train.label_smoothing": 0.1,
         "train.cache_uri": tmp_path_factory.mktemp("cache"),
         "out": f"{SHOP}/train",
@@ -164,7 +164,7 @@ def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, 
     expected = expected.reindex(index=confusion.index, columns=confusion.columns, fill_value=0)
     assert np.abs(confusion.to_numpy() - expected.to_numpy()).sum() <= 2 * tossed_up
     assert confusion.sum(axis=1)[lambda rows: rows > 0].to_dict() == table.fine_name.value_counts().to_dict()
-    changed = {"model.uri": local, "compare.against": other, "out": tmp_path / "compare"}
+    changed = {"model.uri": local, "compare.baseline": other, "out": tmp_path / "compare"}
     assert retailray("compare", **settings, **changed)[0] == 0
     changes = pd.read_parquet(f"{latest(str(tmp_path / 'compare'))}/changes.parquet")
     assert len(changes) == len(table), "every label is another one's"

@@ -23,7 +23,7 @@ SPACE = {
     "train.backbone_lr": {"loguniform": [1e-4, 3e-3]},
 }
 # one process runs one trial after another: what a process costs to start is most of a small search
-SEARCH = {"train.epochs": 3, "train.views": 2, "tune.space": json.dumps(SPACE), "tune.max_concurrent": 1}
+SEARCH = {"train.epochs": 3, "train.num_views": 2, "tune.space": json.dumps(SPACE), "tune.max_concurrent": 1}
 TIMES = ["seconds"]
 
 
@@ -101,7 +101,7 @@ class TestSearches:
         settings = shop | {
             "model.trainable": "head",
             "train.epochs": 4,
-            "train.views": 2,
+            "train.num_views": 2,
             "tune.searcher": searcher,
             "tune.scheduler": scheduler,
             "tune.trials": 4,
@@ -151,7 +151,7 @@ class TestSearches:
         shared = {
             "model.trainable": "head",
             "train.epochs": 2,
-            "train.views": 1,
+            "train.num_views": 1,
             "transform.augment": "none",
             "train.batch_size": 14,
             "tune.space": '{"train.head_lr": [0.01]}',
@@ -190,7 +190,7 @@ class TestKills:
 
     @pytest.fixture(scope="class")
     def settings(self, shop):
-        return shop | SEARCH | {"tune.trials": 10, "train.epochs": 4, "train.checkpoint_s": 0}
+        return shop | SEARCH | {"tune.trials": 10, "train.epochs": 4, "train.checkpoint_interval_s": 0}
 
     @pytest.fixture(scope="class")
     def uninterrupted(self, settings, ray_session_cpus, tmp_path_factory):

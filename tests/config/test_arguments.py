@@ -84,6 +84,18 @@ def test_unknown_command(capsys):
     assert "check" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("old", "new"), arguments.RENAMED.items())
+def test_a_key_of_an_older_version_names_the_new_one(old, new, tmp_path):
+    """On the command line and in a file; the new name is a key of the same command."""
+    readers = [name for name, command in COMMANDS.items() if new in arguments.known_keys(command.config)]
+    assert readers
+    path = tmp_path / "old.yaml"
+    section, _, name = old.partition(".")
+    path.write_text(f"{section}: {{{name}: 1}}\n")
+    for given in ([f"--{old}=1"], ["--config", str(path)]):
+        assert any(problem.startswith(old) and new in problem for problem in problems(readers[0], *given))
+
+
 def test_settings_that_would_be_ignored_are_refused():
     base = ["--catalog.uri", "/c.csv", "--out", "/o"]
     assert (
@@ -96,8 +108,8 @@ def test_settings_that_would_be_ignored_are_refused():
     assert "train.epochs would be" in problems("train", *base, *phases, "--train.epochs", "3")[0]
     assert "model.trainable would be" in problems("train", *base, *phases, "--model.trainable", "last2")[0]
     assert "train.momentum would be" in problems("train", *base, "--train.momentum", "0.5")[0]
-    assert "train.views would be" in problems("train", *base, "--train.cache", "off", "--train.views", "2")[0]
-    still = ["--transform.augment", "none", "--train.views", "2"]
+    assert "train.num_views would be" in problems("train", *base, "--train.cache", "off", "--train.num_views", "2")[0]
+    still = ["--transform.augment", "none", "--train.num_views", "2"]
     assert "would all be the same" in problems("train", *base, *still)[0]
     assert "model.trainable" in problems("train", *base, "--model.trainable", "last0")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]

@@ -21,7 +21,7 @@ def test_what_happens_to_an_image_depends_on_its_seed_alone(name):
 
 def test_erasing_blanks_a_rectangle():
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
-    erased = make_augment("none", 32, erasing=0.5)(images, list(range(8)))
+    erased = make_augment("none", 32, random_erasing_prob=0.5)(images, list(range(8)))
     touched = (erased == GREY).flatten(1).any(1)
     assert 0 < touched.sum() < 8
     assert set(erased.unique().tolist()) == {0, GREY}

@@ -136,7 +136,7 @@ def test_what_a_function_raises_ends_the_stream_and_leaves_no_thread():
         ({"engine": "inline"}, 20_000, "inline"),
         ({"num_workers": 1}, 10, "inline"),
         ({"num_workers": 2}, 10, "ray"),
-        ({"ask_cpus": 2}, 10, "ray"),
+        ({"request_cpus": 2}, 10, "ray"),
         ({"engine": "ray"}, 10, "ray"),
         ({"address": "10.0.0.1:6379"}, 10, "ray"),
         ({"address": "local"}, 10, "inline"),
@@ -161,7 +161,7 @@ def test_which_back_end_a_command_gets(settings, num_images, engine, monkeypatch
     assert said["why"]
 
 
-@pytest.mark.parametrize("settings", [{"num_workers": 2}, {"ask_gpus": 1}, {"address": "10.0.0.1:6379"}])
+@pytest.mark.parametrize("settings", [{"num_workers": 2}, {"request_gpus": 1}, {"address": "10.0.0.1:6379"}])
 def test_inline_refuses_what_it_cannot_do(settings):
     section = ClusterSection(engine="inline", **settings)
     with pytest.raises(CapacityError, match=r"cluster.engine = inline, and .* leave"):

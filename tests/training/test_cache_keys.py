@@ -84,7 +84,7 @@ def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
             {"views": dataclasses.replace(VIEWS, **change)}
             for change in (
                 {"augment": "article"},
-                {"erasing": 0.1},
+                {"random_erasing_prob": 0.1},
                 {"crop_size": 30},
                 {"num_views": 3},
                 {"seed": 1},
@@ -136,7 +136,7 @@ def test_every_frozen_depth_is_kept_in_one_pass():
 def test_views_are_no_more_than_epochs_and_one_without_augmentation():
     assert decide(epochs=3, depths=("head",))[0].views == 3
     assert decide(transform={"augment": "none"})[0].views == 1
-    assert decide(views=2)[0].views == 2
+    assert decide(num_views=2)[0].views == 2
 
 
 def test_a_small_budget_takes_views_first_then_depths():
@@ -177,7 +177,7 @@ def test_a_phase_after_a_deeper_one_reads_what_is_still_frozen():
 
 def test_a_short_phase_at_the_head_reads_what_a_deeper_cut_keeps():
     """Two views of the head's input would cost more than one epoch through five blocks."""
-    config = {"seconds": {19: 0.010, 17: 0.008}, "views": 4}
+    config = {"seconds": {19: 0.010, 17: 0.008}, "num_views": 4}
     plan, stages = decide(epochs=1, **config)
     assert plan.cuts == (), "one epoch each is less than four views"
     phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 9, "trainable": "last2"}]

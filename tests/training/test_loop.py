@@ -118,7 +118,7 @@ def test_a_later_phase_that_is_worse_leaves_no_trace():
     "settings",
     [
         {},
-        {"optimizer": "sgd", "ema": 0.9},
+        {"optimizer": "sgd", "ema_decay": 0.9},
         {"mixup": 0.3, "patience": 2, "metric": "loss"},
     ],
 )
@@ -171,7 +171,7 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
 
 
 def test_the_kept_weights_are_the_averaged_ones():
-    engine = make_engine([stage(2, "all")], TrainSection(ema=0.9))
+    engine = make_engine([stage(2, "all")], TrainSection(ema_decay=0.9))
     run(engine)
     average = engine.average.module.state_dict()
     last = engine.progress.history[-1]
@@ -267,7 +267,7 @@ def test_compiled_training_is_the_same_training():
 def test_rates_fall_from_block_to_block_and_norms_are_spared(optimizer):
     chain = split(build_model("resnet18", 4))
     cut = chain.cut("last3")
-    train = TrainSection(optimizer=optimizer, lr_decay=0.5, weight_decay=0.1)
+    train = TrainSection(optimizer=optimizer, layer_decay=0.5, weight_decay=0.1)
     groups = make_optimizer(chain, Stage(1, "last3", cut, cut, 0.08, 0.04), train).param_groups
     rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}

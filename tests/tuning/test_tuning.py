@@ -46,10 +46,10 @@ def make_config(space, **sections):
 
 class TestSpace:
     def test_a_trial_has_the_drawn_settings_and_what_means_nothing_beside_them_is_left_out(self):
-        config = make_config({"model.trainable": ["head", "last2"]}, train={"backbone_lr": 0.005, "views": 4})
+        config = make_config({"model.trainable": ["head", "last2"]}, train={"backbone_lr": 0.005, "num_views": 4})
         drawn = {"model.trainable": "head", "train.backbone_lr": 0.002, "train.head_lr": 0.01}
         trial = config.trial(drawn)
-        assert (trial.model.trainable, trial.train.head_lr, trial.train.views) == ("head", 0.01, 4)
+        assert (trial.model.trainable, trial.train.head_lr, trial.train.num_views) == ("head", 0.01, 4)
         assert config.effective(drawn) == {"model.trainable": "head", "train.backbone_lr": None, "train.head_lr": 0.01}
         assert config.effective({"train.head_lr": "1e-3"}) == {"train.head_lr": 0.001}, "YAML reads 1e-3 as text"
         deeper = config.trial(drawn | {"model.trainable": "last2"})
@@ -70,7 +70,7 @@ class TestSpace:
             ({"train.head_lr": {"normal": [0, 1]}}, "Extra inputs"),
             ({"train.head_lr": {}}, "give one of choice, uniform, loguniform, int"),
             ({"model.trainable": ["lasty"]}, "model.trainable = 'lasty'"),
-            ({"transform.erasing": {"uniform": [0, 1]}}, "transform.erasing needs a choice"),
+            ({"transform.random_erasing_prob": {"uniform": [0, 1]}}, "transform.random_erasing_prob needs a choice"),
         ],
     )
     def test_what_cannot_be_drawn_is_named(self, space, said):
@@ -192,7 +192,7 @@ class TestPlots:
             "model.trainable": ["last10", "head", "last2"],
             "train.head_lr": [1e-2, 1e-4, 1e-2],
             "train.backbone_lr": [1e-3, None, 2e-3],
-            "train.balance": [True, False, True],
+            "train.class_weights": ["balanced", "none", "balanced"],
             "model.arch": ["a$b", "b", "b"],
         }
     )
@@ -200,7 +200,7 @@ class TestPlots:
 
     def pictures(self, trials):
         metric = "validation_top1"
-        names = ["model.trainable", "train.head_lr", "train.backbone_lr", "train.balance", "model.arch"]
+        names = ["model.trainable", "train.head_lr", "train.backbone_lr", "train.class_weights", "model.arch"]
         yield plots.parallel_coordinates(trials, names, metric)
         yield plots.depth_by_rate(trials, "model.trainable", "train.head_lr", metric)
         yield plots.learning_curves(self.epochs, trials, metric)
@@ -228,7 +228,7 @@ class TestRecords:
     @pytest.fixture
     def shared(self, tmp_path):
         config = make_config({"train.head_lr": [0.1, 0.2, 0.3]}, model={"trainable": "head"})
-        config = config.model_copy(update={"tune": config.tune.model_copy(update={"keep": 1})})
+        config = config.model_copy(update={"tune": config.tune.model_copy(update={"keep_top_trials": 1})})
         return SimpleNamespace(
             config=config,
             records=str(tmp_path),
@@ -301,6 +301,6 @@ class TestRecords:
 
 
 def test_a_population_stays_in_its_ranges():
-    space = {"train.lr_decay": Domain(uniform=(0.5, 1.0)), "train.label_smoothing": Domain(choice=[0.0, 0.1])}
-    wandered = {"train.lr_decay": 1.2, "train.label_smoothing": 0.1, "train.head_lr": 5.0}
-    assert _within(space, wandered) == {"train.lr_decay": 1.0, "train.label_smoothing": 0.1, "train.head_lr": 5.0}
+    space = {"train.layer_decay": Domain(uniform=(0.5, 1.0)), "train.label_smoothing": Domain(choice=[0.0, 0.1])}
+    wandered = {"train.layer_decay": 1.2, "train.label_smoothing": 0.1, "train.head_lr": 5.0}
+    assert _within(space, wandered) == {"train.layer_decay": 1.0, "train.label_smoothing": 0.1, "train.head_lr": 5.0}

@@ -103,7 +103,7 @@ def make_spec(
     """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
     pixels = cut == 0
     dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
-    drawn = views.augment != "none" or views.erasing > 0
+    drawn = views.augment != "none" or views.random_erasing_prob > 0
     content: dict[str, Any] = {
         "code": _code_digest(),
         "rows": rows,

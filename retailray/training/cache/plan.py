@@ -86,10 +86,10 @@ class _Costs:
 
     def views(self, cuts: tuple[int, ...]) -> int:
         """As asked; else no more than epochs that read them, halved until they fit the budget."""
-        if self.config.transform.augment == "none" and not self.config.transform.erasing:
+        if self.config.transform.augment == "none" and not self.config.transform.random_erasing_prob:
             return 1
-        if self.config.train.views:
-            return self.config.train.views
+        if self.config.train.num_views:
+            return self.config.train.num_views
         epochs = sum(stage.epochs for stage in self.stages if any(cut <= stage.reads for cut in cuts))
         views = min(DEFAULT_VIEWS, max(1, epochs))
         while views > 1 and self._size(cuts, views) > self.budget:

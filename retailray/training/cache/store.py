@@ -237,7 +237,7 @@ def _assemble(spec: StoreSpec, budget: int) -> str:
         except OSError as error:
             raise StorageError(
                 f"{here.address}: {spec.num_bytes / 1e9:.1f} GB for a copy of {spec.address} cannot be reserved "
-                f"({error}); lower train.views or train.cache_gb, or set XDG_CACHE_HOME to a larger disk"
+                f"({error}); lower train.num_views or train.cache_gb, or set XDG_CACHE_HOME to a larger disk"
             ) from error
         copied = np.zeros(spec.num_rows * spec.num_views, dtype=bool)
         parts = storage.list_files(storage.join(spec.address, "parts"))

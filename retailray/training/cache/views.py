@@ -27,7 +27,7 @@ class ViewSpec:
 
     decode: DecodeSpec
     augment: str
-    erasing: float
+    random_erasing_prob: float
     crop_size: int
     num_views: int
     seed: int
@@ -56,7 +56,7 @@ def decode_views(
     rows = np.repeat(np.arange(table.num_rows), spec.num_views)
     views = np.tile(np.arange(spec.num_views), table.num_rows)
     repeated = pixels[rows]
-    if spec.augment != "none" or spec.erasing:
+    if spec.augment != "none" or spec.random_erasing_prob:
         repeated = _augmented(repeated, table.column(URI).take(rows).to_pylist(), views, spec)
     table = table.select([SLOT, CODE, MESSAGE, *keep]).take(rows)
     return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
@@ -74,7 +74,7 @@ def _augmented(pixels: np.ndarray, uris: list[str], views: np.ndarray, spec: Vie
 
     from retailray.data.transforms import draw_seed, make_augment
 
-    augment = make_augment(spec.augment, spec.crop_size, erasing=spec.erasing)
+    augment = make_augment(spec.augment, spec.crop_size, random_erasing_prob=spec.random_erasing_prob)
     assert augment is not None
     seeds = [draw_seed(spec.seed, uri, view) for uri, view in zip(uris, views, strict=True)]
     return augment(torch.from_numpy(pixels), seeds).numpy()
