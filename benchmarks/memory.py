@@ -21,7 +21,7 @@ import psutil
 from benchmarks.shop import photos, settings, table
 
 SIZES = (330, 2640)
-ROLES = {"driver": "-m retailray", "predictor": "FillStores", "worker": "RayTrainWorker", "task": "ray::Map"}
+ROLES = {"driver": "-m retailray", "predictor": "FillCaches", "worker": "RayTrainWorker", "task": "ray::Map"}
 
 
 def peak(
@@ -38,7 +38,7 @@ def peak(
             time.sleep(0.2)
         said.seek(0)
         last = json.loads(said.read().splitlines()[-1])
-    assert last["event"] == "done", last
+    assert last["event"] == "summary", last
     return found, last
 
 

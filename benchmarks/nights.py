@@ -94,7 +94,7 @@ def second(images: int) -> None:
     for night, last in nights:
         beyond = last["at"] - (start if last["scored"] else 0.0)
         rows.append({"night": night, "seconds": last["at"], "beyond Ray's start": beyond, "scored": last["scored"]})
-        rows[-1] |= {"carried over": last["carried_over"], "of the first [%]": 100 * beyond / first}
+        rows[-1] |= {"reused": last["reused"], "of the first [%]": 100 * beyond / first}
     print(f"{images} images; starting and ending Ray: {start:.1f} s (median of {len(starts)})\n")
     print(table(rows))
     for night in ("nothing changed", "1 % changed"):
@@ -124,7 +124,7 @@ def many_rows(sizes: list[int], images: int, memory_gb: float) -> None:
             found, last = peak("score", settings | {"out": folder / f"out-{size}"}, ROLES)
             peaks.append(found)
             rows.append({"rows": size, "night": night, "seconds": last["seconds"], "scored": last["scored"]})
-            rows[-1] |= {"carried over": last["carried_over"], **{f"{role} [MB]": mb for role, mb in found.items()}}
+            rows[-1] |= {"reused": last["reused"], **{f"{role} [MB]": mb for role, mb in found.items()}}
     shutil.rmtree(folder)
     print(table(rows))
 

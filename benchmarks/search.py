@@ -50,7 +50,7 @@ def ours(catalog: Path, folder: Path, trials: int, epochs: int) -> dict[str, Any
     kept = ("catalog.uri", "catalog.image", "catalog.image_template", "catalog.label", "model.uri", "out")
     top1 = run("evaluate", **{name: test[name] for name in kept}, **{"evaluate.bootstrap": 0})[-1]["top1"]
     return {
-        "seconds": next(event["at"] for event in events if event["event"] == "done" and event["command"] == "tune"),
+        "seconds": next(event["at"] for event in events if event["event"] == "summary" and event["command"] == "tune"),
         "shared": last["shared_seconds"],
         "searching": last["search_seconds"],
         "epochs": last["epochs"],

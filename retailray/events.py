@@ -164,4 +164,4 @@ class Stopwatch:
     def summary(self, command: str, *, num_images: int, **counts: Any) -> None:
         """The last line of every command."""
         seconds = self.seconds
-        emit("done", command=command, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))
+        emit("summary", command=command, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))

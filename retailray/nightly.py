@@ -22,7 +22,7 @@ def nightly(config: NightlyConfig) -> str:
         RetailrayError: see :mod:`retailray.errors`.
     """
     catalog, cluster = config.catalog, config.cluster
-    if config.check.given():  # it reads every image, so it runs only on request
+    if config.check.non_default_fields():  # it reads every image, so it runs only on request
         out = storage.join(config.out, "checks")
         check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=config.check, out=out))
     out = storage.join(config.out, "scores")

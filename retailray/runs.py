@@ -116,7 +116,7 @@ class RunDirectory:
         name = f"run_id={self.run_id}".encode()
         if not alone:
             storage.write_bytes(self._pointer, name)
-        elif not storage.swap(self._pointer, name, before=self._before):
+        elif not storage.compare_and_swap(self._pointer, name, before=self._before):
             raise RetailrayError(
                 f"{self._pointer} was moved by another run while this one was at work, and is left as it is; this "
                 f"run's results are complete in {self.address}"
@@ -162,11 +162,11 @@ def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
             return set()
 
     fs, path = storage.filesystem(out)
-    found = storage.guarded(out, lambda: entries(path))
+    found = storage.with_deadline(out, lambda: entries(path))
     names = sorted((name for name in found if name.startswith("run_id=") and name > after), reverse=True)
     pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nights, a request each
     try:
-        listed = pool.map(lambda name: storage.guarded(out, lambda: entries(f"{path}/{name}")), names)
+        listed = pool.map(lambda name: storage.with_deadline(out, lambda: entries(f"{path}/{name}")), names)
         runs = dict(zip(names, listed, strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not for a store that does not answer

@@ -162,7 +162,7 @@ def _read(address: str) -> None:
 def _write(out: str) -> None:
     """Something small is written, read back and removed."""
     address, content = storage.join(out, f".doctor-{uuid.uuid4().hex[:8]}"), b"written by retailray doctor"
-    storage.create(address, content)
+    storage.put_if_absent(address, content)
     try:
         if not storage.is_exclusive(address, content):
             raise RetailrayError(f"{out}: ignores If-None-Match: two runs would not see each other; update the store")

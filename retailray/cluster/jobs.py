@@ -53,7 +53,7 @@ class Cluster:
 
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)  # what it uploads is told by us
-        self._client = self.patiently(lambda: JobSubmissionClient(address))
+        self._client = self.with_retries(lambda: JobSubmissionClient(address))
         request = self._client._do_request
         self._client._do_request = functools.partial(request, timeout=REQUEST_S)
 
@@ -135,7 +135,7 @@ class Cluster:
                 if not self.known(submission_id, metadata):
                     raise
 
-        self.patiently(send)
+        self.with_retries(send)
         return True
 
     def known(self, submission_id: str, metadata: dict[str, str]) -> bool:
@@ -161,18 +161,18 @@ class Cluster:
                     return None
                 raise
 
-        return self.patiently(look)
+        return self.with_retries(look)
 
     def jobs(self) -> list[Any]:
         """Our jobs, the newest first."""
-        found = self.patiently(self._client.list_jobs)
+        found = self.with_retries(self._client.list_jobs)
         ours = [job for job in found if "retailray" in (job.metadata or {})]
         return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
 
     def stop(self, submission_id: str) -> None:
-        self.patiently(lambda: self._client.stop_job(submission_id))
+        self.with_retries(lambda: self._client.stop_job(submission_id))
 
-    def patiently(self, action: Callable[[], T]) -> T:
+    def with_retries(self, action: Callable[[], T]) -> T:
         """Retry while the cluster does not answer. Raises CapacityError after ``unreachable_timeout_s``."""
         from ray.exceptions import RayError  # not before RAY_AUTH_MODE is set: Ray reads it when it is imported
 

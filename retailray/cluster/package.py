@@ -11,7 +11,7 @@ import yaml
 from retailray.execution.environment import KEY_FILE
 from retailray.provenance import TAKEN_ALONG, git_commit, version
 
-HERE = Path(__file__).parents[1]  # the package
+PACKAGE = Path(__file__).parents[1]  # the package
 CONFIG = "job.yaml"
 # what is no part of the package stays here: checkouts, data, virtual environments; inside it, what Python leaves behind
 LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -20,9 +20,9 @@ LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 def make_package(settings: dict[str, Any], key: bytes) -> Path:
     """A new folder with the package, the settings and the key of the credentials."""
     folder = Path(tempfile.mkdtemp(prefix="retailray-job-"))
-    shutil.copytree(HERE, folder / HERE.name, ignore=LEFT)
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=LEFT)
     taken = {"version": version("retailray"), "git_commit": git_commit()}
-    (folder / HERE.name / TAKEN_ALONG.name).write_text(json.dumps(taken))
+    (folder / PACKAGE.name / TAKEN_ALONG.name).write_text(json.dumps(taken))
     (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     (folder / KEY_FILE).write_bytes(key)
     return folder

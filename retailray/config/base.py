@@ -13,7 +13,7 @@ def normalized(value: str | None) -> str | None:
 class Section(BaseModel):
     model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
-    def given(self) -> set[str]:
+    def non_default_fields(self) -> set[str]:
         """The settings that are not their defaults.
 
         Not pydantic's ``model_fields_set``: a config that was saved resolved sets all of them, and means the same.

@@ -44,7 +44,7 @@ class CommandConfig(BaseSettings):
 def ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
     """Settings about splits that others overrule."""
     problems = []
-    given = split.given() - {"folds"}
+    given = split.non_default_fields() - {"folds"}
     for name in ("validation", "test"):
         if getattr(catalog, f"{name}_uri") and name in given:
             problems.append(f"split.{name} would be ignored: catalog.{name}_uri names the {name} rows")

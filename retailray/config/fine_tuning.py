@@ -32,7 +32,7 @@ class TrainConfig(CommandConfig):
 
     def _ignored_training(self) -> list[str]:
         train = self.train
-        given = train.given()
+        given = train.non_default_fields()
         depths = train.depths or [self.model.trainable]
         problems = []
         if train.phases and "epochs" in given:

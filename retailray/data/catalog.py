@@ -40,8 +40,8 @@ class Catalog:
     """What every row of a catalog means.
 
     Columns of ``rows``: ``row_id`` (int64, unique within all that one command reads; results are joined on it), then
-    text: ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row names none), ``refused`` (why
-    it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not
+    text: ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row names none),
+    ``denied_reason`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not
     say), ``file``; and ``line`` (int64, where the row begins, counted from 1 with the header; for Parquet the row) and
     ``repeated`` (bool: an earlier row has the id).
     """
@@ -123,7 +123,7 @@ def stream_catalog(
         yield _numbered(_class_folders(uri, section), first_row_id)
         return
     if not any(table_suffix(file) in (".csv", ".tsv") for file in files):
-        ignored = section.given() & {"columns", "delimiter", "quoting"}
+        ignored = section.non_default_fields() & {"columns", "delimiter", "quoting"}
         if ignored:
             names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
             raise CatalogError(f"{uri}: {names} would be ignored: no file of it is CSV or TSV")
@@ -156,7 +156,7 @@ def _numbered(piece: Piece, first: int) -> Piece:
 def meaningful_columns(section: CatalogSection) -> set[str]:
     """Columns that are names to us, and so stay text whatever is in them."""
     named = {section.image, section.id, section.label, section.group, section.split}
-    images = set() if "image" in section.given() else {"file_name"}
+    images = set() if "image" in section.non_default_fields() else {"file_name"}
     return {name for name in named if name} | images
 
 
@@ -189,7 +189,7 @@ def visible_images(folder: str, files: Iterable[str]) -> list[str]:
 
 def _image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
     chosen = section.image
-    if chosen not in table.column_names and "image" not in section.given():
+    if chosen not in table.column_names and "image" not in section.non_default_fields():
         chosen = "file_name" if "file_name" in table.column_names else chosen  # Hugging Face's imagefolder
     _require(table, chosen, "catalog.image", file)
     return chosen
@@ -251,7 +251,7 @@ def _meaning(
         "id": ids,
         "image": images,
         "uri": addresses,
-        "refused": [
+        "denied_reason": [
             refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)
         ],
         "label": [_label(label, section) for label in labels],
@@ -311,7 +311,7 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
 def _class_folders(uri: str, section: CatalogSection) -> Piece:
     """Folders as labels: ``uri/<label>/<image>``, at any depth, below folders of splits or not (train/mug/1.jpg)."""
     read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "max_bytes", "encoding"}
-    ignored = section.given() - read - {"corrections", "folder_labels", "normalize_labels", "allow"}
+    ignored = section.non_default_fields() - read - {"corrections", "folder_labels", "normalize_labels", "allow"}
     if ignored:
         names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
         raise CatalogError(

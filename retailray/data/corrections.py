@@ -51,9 +51,11 @@ def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> tu
     What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
     """
     said = {row["item_id"]: row for row in corrections.to_pylist()}
-    ids, uris, refused, labels = (rows.column(name).to_pylist() for name in ("id", "uri", "refused", "label"))
+    ids, uris, denied_reasons, labels = (
+        rows.column(name).to_pylist() for name in ("id", "uri", "denied_reason", "label")
+    )
     known = [at for at, item in enumerate(ids) if item in said]
-    asked = [at for at in known if said[ids[at]]["sha256"] and uris[at] and not refused[at]]
+    asked = [at for at in known if said[ids[at]]["sha256"] and uris[at] and not denied_reasons[at]]
     outdated = {
         asked[number]
         for number, data in storage.fetch_in_turn([uris[at] for at in asked], access)

@@ -1,7 +1,7 @@
 """From catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
 
-Rows travel as Arrow tables. Our own columns begin with :data:`OURS`; pixels are fixed-size binary, so that a block
-is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
+Rows travel as Arrow tables. Our own columns begin with :data:`COLUMN_PREFIX`; pixels are fixed-size binary, so that
+a block is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from retailray import storage
 from retailray.data.images import Limits, decode
-from retailray.data.row_ids import OURS, ROW_ID
+from retailray.data.row_ids import COLUMN_PREFIX, ROW_ID
 from retailray.errors import ERROR_CODES, ImageError
 
 if TYPE_CHECKING:
     from retailray.data.catalog import Catalog
 
-ID, IMAGE, URI, LABEL = (OURS + name for name in ("id", "image", "uri", "label"))
-SLOT = OURS + "slot"  # where a row lies in a cache, from 0
-CODE, MESSAGE, PIXELS, VIEW = (OURS + name for name in ("error_code", "message", "pixels", "view"))
+ID, IMAGE, URI, LABEL = (COLUMN_PREFIX + name for name in ("id", "image", "uri", "label"))
+SLOT = COLUMN_PREFIX + "slot"  # where a row lies in a cache, from 0
+CODE, MESSAGE, PIXELS, VIEW = (COLUMN_PREFIX + name for name in ("error_code", "message", "pixels", "view"))
 PADDING = "padding"  # the code of rows that only fill up the last batch
 CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, about 10 MB of pixels
 
@@ -43,10 +43,10 @@ def transport_table(catalog: "Catalog") -> pa.Table:
     """The columns that travel: :data:`ROW_ID` and what tasks need. Rows that cannot be fetched have their code."""
     rows = catalog.rows
     repeated = catalog.column("repeated")
-    empty, refused = catalog.column("uri") == "", catalog.column("refused")
-    faults = [empty, refused != "", repeated]
+    empty, denied_reason = catalog.column("uri") == "", catalog.column("denied_reason")
+    faults = [empty, denied_reason != "", repeated]
     code = np.select(faults, ["empty_path", "not_allowed", "duplicate_id"], "")
-    message = np.select(faults, ["the image column is empty", refused, "an earlier row has this id"], "")
+    message = np.select(faults, ["the image column is empty", denied_reason, "an earlier row has this id"], "")
     at = [
         f" ({file} line {line})" if text else ""
         for file, line, text in zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)

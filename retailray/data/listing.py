@@ -201,7 +201,7 @@ def iterate(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[tuple[s
         return
     fs, path = storage.filesystem(folder)
     fs.invalidate_cache()
-    found = storage.guarded(folder, lambda: fs.find(path, detail=True))
+    found = storage.with_deadline(folder, lambda: fs.find(path, detail=True))
     yield [
         (fs.unstrip_protocol(name), storage.remote_identity(info), info.get("size") or 0)
         for name, info in found.items()
@@ -255,8 +255,8 @@ def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[li
     last = up_to.removeprefix(f"s3://{bucket}/").encode()  # keys are in the order of their bytes
     while request:
         # page by page and not by botocore's paginator, which cannot ask for a page again
-        page = storage.guarded(
-            folder, functools.partial(storage.patiently, functools.partial(client.list_objects_v2, **request))
+        page = storage.with_deadline(
+            folder, functools.partial(storage.with_retries, functools.partial(client.list_objects_v2, **request))
         )
         found = page[_OBJECTS]
         within = [item for item in found if item[0].encode() <= last] if last else found

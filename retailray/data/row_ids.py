@@ -6,8 +6,8 @@ import pyarrow.compute as pc
 
 from retailray.errors import RetailrayError
 
-OURS = "__rr_"  # how our own columns begin
-ROW_ID = OURS + "row_id"
+COLUMN_PREFIX = "__rr_"  # how our own columns begin
+ROW_ID = COLUMN_PREFIX + "row_id"
 
 
 def in_order_of(row_ids: pa.ChunkedArray | pa.Array | np.ndarray, table: pa.Table, *, key: str = ROW_ID) -> pa.Table:

@@ -42,7 +42,7 @@ def rows_of_split(
         CatalogError: the split has no rows; which there are, and what to set.
     """
     if wanted == "all":
-        return read_catalog(catalog, needs_label=needs_label or "label" in catalog.given())
+        return read_catalog(catalog, needs_label=needs_label or "label" in catalog.non_default_fields())
     splits = read_splits(catalog, split)
     if wanted not in splits:
         there = ", ".join(f"{name} ({len(part)})" for name, part in splits.items())
@@ -65,7 +65,7 @@ def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bo
     """
     main = read_catalog(catalog, needs_label=needs_label)
     if (main.column("split") != "").any():
-        if split.given() - {"folds"}:
+        if split.non_default_fields() - {"folds"}:
             raise CatalogError(f"{catalog.uri}: split.* would be ignored: its folders are named like splits")
         names = main.column("split")
     else:

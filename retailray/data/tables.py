@@ -61,12 +61,12 @@ def table_files(uri: str) -> list[str]:
     """
     fs, path = storage.filesystem(uri)
     if fsspec.core.has_magic(path) and not storage.exists(uri):
-        names = sorted(storage.guarded(uri, lambda: fs.glob(path)))
+        names = sorted(storage.with_deadline(uri, lambda: fs.glob(path)))
         found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
         if not any(map(table_suffix, found)):
             raise CatalogError(f"{uri}: the pattern matches no table")
         return [name for name in found if table_suffix(name)]
-    if storage.guarded(uri, lambda: fs.isfile(path)):
+    if storage.with_deadline(uri, lambda: fs.isfile(path)):
         return [uri]
     return sorted(name for name in visible_files(uri) if table_suffix(name))
 

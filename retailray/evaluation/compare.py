@@ -9,7 +9,7 @@ import pyarrow as pa
 from retailray import events
 from retailray.config import CatalogSection, ClusterSection, CompareConfig
 from retailray.data.catalog import Catalog
-from retailray.data.decoding import OURS
+from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import rows_of_split
 from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
@@ -65,7 +65,9 @@ def predict_both(
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
         for name, side in sides.items():
             table = predict_catalog(section, catalog, side.uri, side.meta, plan, executor, batch_size=batch_size)
-            frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(OURS)).set_index("row_id")
+            frame = (
+                table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX)).set_index("row_id")
+            )
             good = frame[frame.error_code == ""]
             frames.append(good[["pred_label", "pred_score"]].add_prefix(f"{name}_"))
             frames[-1].columns = [f"{name}_label", f"{name}_score"]

@@ -11,7 +11,7 @@ import scipy.sparse
 from retailray import events
 from retailray.config import EvaluateConfig
 from retailray.data.catalog import Catalog, count_labels
-from retailray.data.decoding import OURS, error_rows
+from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
@@ -22,7 +22,7 @@ from retailray.evaluation.trained_rows import side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
-from retailray.models.registry import pinned
+from retailray.models.registry import resolve_alias
 from retailray.runs import RunDirectory
 
 MATRIX_LABELS = 1000  # of confusion.csv as a matrix
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = events.Stopwatch()
-    config = pinned(config)
+    config = resolve_alias(config)
     side = side_of(config.model.uri)
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
-    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(OURS))
+    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
     frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
     used = frame[(frame.error_code == "") & frame.label.isin(known)].reset_index(drop=True)
     if used.empty:

@@ -12,9 +12,9 @@ import ray
 import torch
 import torch.distributed
 
+from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
 from retailray.execution.resources import TrialPlan
-from retailray.execution.world import World
 
 PATIENCE = datetime.timedelta(minutes=5)  # of ranks with each other: one that failed must not hold the others for long
 
@@ -22,7 +22,7 @@ PATIENCE = datetime.timedelta(minutes=5)  # of ranks with each other: one that f
 class Peers:
     """Runs ``work(world)`` as ranks 1 and up, in lockstep with this process through their gradients."""
 
-    def __init__(self, work: Callable[[World], None], plan: TrialPlan) -> None:
+    def __init__(self, work: Callable[[DistributedContext], None], plan: TrialPlan) -> None:
         self.size, self.device = plan.num_workers, device_of(plan)
         host = ray.util.get_node_ip_address()
         self.store = torch.distributed.TCPStore(
@@ -34,7 +34,7 @@ class Peers:
         for rank, one in enumerate(self.actors, 1):
             one.run.remote(reference, plan, rank, host, self.store.port)
 
-    def join(self) -> World:
+    def join(self) -> DistributedContext:
         """Wait for all ranks; the process group that they make is this process's default one."""
         return _join(self.store, 0, self.size, self.device)
 
@@ -51,10 +51,10 @@ def device_of(plan: TrialPlan) -> torch.device:
     return torch.device("cuda" if plan.gpus else "cpu")
 
 
-def _join(store: torch.distributed.Store, rank: int, size: int, device: torch.device) -> World:
+def _join(store: torch.distributed.Store, rank: int, size: int, device: torch.device) -> DistributedContext:
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    return World(rank, size, device)
+    return DistributedContext(rank, size, device)
 
 
 def _free_port(host: str) -> int:
@@ -66,7 +66,7 @@ def _free_port(host: str) -> int:
 class _Rank:
     """An actor that is one rank until rank 0 ends it."""
 
-    def run(self, work: Callable[[World], None], plan: TrialPlan, rank: int, host: str, port: int) -> None:
+    def run(self, work: Callable[[DistributedContext], None], plan: TrialPlan, rank: int, host: str, port: int) -> None:
         prepare_process(plan.torch_threads)
         store = torch.distributed.TCPStore(host, port, is_master=False)
         work(_join(store, rank, plan.num_workers, device_of(plan)))

@@ -66,12 +66,12 @@ class RayExecutor:
 
     @contextlib.contextmanager
     def reporter(self, label: str, total: int, *, num_predictors: int = 0) -> "Iterator[RayReporter]":
-        actor = beside_driver(Relay).remote(label, num_predictors)
+        actor = pin_to_driver_node(ProgressActor).remote(label, num_predictors)
         with shown(lambda: ray.get(actor.take.remote()), label, total):
             yield RayReporter(actor)
 
     def shared(self, make: Callable[[], Any]) -> Any:
-        return RayShared(beside_driver(make).remote())
+        return RayShared(pin_to_driver_node(make).remote())
 
     def fit(
         self,
@@ -141,7 +141,7 @@ class RayReference:
         return isinstance(other, RayReference) and self._reference == other._reference
 
 
-class Relay(Counter):
+class ProgressActor(Counter):
     """The actor behind :class:`RayReporter`; Prometheus reads its process."""
 
     def __init__(self, label: str, num_predictors: int) -> None:
@@ -190,7 +190,7 @@ class RayShared:
         return lambda *arguments: ray.get(method.remote(*arguments))
 
 
-def beside_driver(actor: Callable[..., Any]) -> Any:
+def pin_to_driver_node(actor: Callable[..., Any]) -> Any:
     """``ray.remote(actor)`` on the driver's machine, without a CPU of its own: it is lost only when all is lost."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

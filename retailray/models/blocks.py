@@ -23,7 +23,7 @@ Named = tuple[str, nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class BlockSequence:
     """``blocks`` from the pixels up, each with its name; then ``head``: ``(B, ...)`` to logits ``(B, num_classes)``."""
 
     blocks: list[Named]
@@ -55,26 +55,26 @@ class Chain:
         return nn.Sequential(*[module for _, module in self.blocks[start:]], self.head)
 
 
-def freeze(chain: Chain, cut: int) -> None:
+def freeze(chain: BlockSequence, cut: int) -> None:
     """Only the head and the blocks from ``cut`` on take gradients. Pair with :func:`train_mode`."""
     for index, (_, block) in enumerate(chain.blocks):
         block.requires_grad_(index >= cut)
     chain.head.requires_grad_(True)
 
 
-def train_mode(chain: Chain, cut: int) -> None:
+def train_mode(chain: BlockSequence, cut: int) -> None:
     """Training mode for what is trained; what is frozen stays as it serves, its BatchNorm and dropout in eval."""
     for index, (_, block) in enumerate(chain.blocks):
         block.train(index >= cut)
     chain.head.train()
 
 
-def batch_norms(chain: Chain, cut: int) -> list[nn.Module]:
+def batch_norms(chain: BlockSequence, cut: int) -> list[nn.Module]:
     """The BatchNorm layers of the blocks from ``cut`` on and of the head, which learn from the rows of a batch."""
     return [module for module in chain.suffix(cut).modules() if isinstance(module, _BatchNorm)]
 
 
-def split(model: nn.Module) -> Chain:
+def split(model: nn.Module) -> BlockSequence:
     """The blocks and the head of a model of :func:`retailray.models.backbones.build_model`."""
     for family, blocks_of in FAMILIES.items():
         if isinstance(model, family):
@@ -107,10 +107,10 @@ class _Tokens(nn.Module):
         return self.dropout(tokens + self.pos_embedding)
 
 
-def _chain(blocks: Iterable[Named], end: list[nn.Module], head: list[nn.Module]) -> Chain:
+def _chain(blocks: Iterable[Named], end: list[nn.Module], head: list[nn.Module]) -> BlockSequence:
     """``end`` closes the last block."""
     *before, (name, last) = blocks
-    return Chain([*before, (name, nn.Sequential(last, *end))], nn.Sequential(*head))
+    return BlockSequence([*before, (name, nn.Sequential(last, *end))], nn.Sequential(*head))
 
 
 def _children(name: str, module: nn.Module) -> list[Named]:
@@ -139,7 +139,7 @@ def _by_layers(name: str, layers: nn.Sequential, kinds: tuple[type[nn.Module], .
         yield f"{name}.{start}", nn.Sequential(*group)
 
 
-def _resnet(model: tv.ResNet) -> Chain:
+def _resnet(model: tv.ResNet) -> BlockSequence:
     stem = ("stem", nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool))
     stages = [
         named for name in ("layer1", "layer2", "layer3", "layer4") for named in _children(name, getattr(model, name))
@@ -147,16 +147,16 @@ def _resnet(model: tv.ResNet) -> Chain:
     return _chain([stem, *stages], [model.avgpool, nn.Flatten()], [model.fc])
 
 
-def _features_and_classifier(model: Any) -> Chain:
+def _features_and_classifier(model: Any) -> BlockSequence:
     """MobileNet V2 and V3, EfficientNet: the classifier's own hidden layer, where there is one, is a block."""
     *hidden, dropout, linear = model.classifier
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     chain = _chain(_flat("features", model.features), pooled, [dropout, linear])
     blocks = [*chain.blocks, ("classifier.0", nn.Sequential(*hidden))] if hidden else chain.blocks
-    return Chain(blocks, chain.head)
+    return BlockSequence(blocks, chain.head)
 
 
-def _convnext(model: tv.ConvNeXt) -> Chain:
+def _convnext(model: tv.ConvNeXt) -> BlockSequence:
     norm, flatten, linear = model.classifier
     stages: list[Named] = []
     for name, stage in _children("features", model.features):
@@ -165,26 +165,26 @@ def _convnext(model: tv.ConvNeXt) -> Chain:
     return _chain(stages, [model.avgpool, norm, flatten], [linear])
 
 
-def _regnet(model: tv.RegNet) -> Chain:
+def _regnet(model: tv.RegNet) -> BlockSequence:
     stages = [
         named for name, stage in _children("trunk_output", model.trunk_output) for named in _children(name, stage)
     ]
     return _chain([("stem", model.stem), *stages], [model.avgpool, nn.Flatten()], [model.fc])
 
 
-def _shufflenet(model: tv.ShuffleNetV2) -> Chain:
+def _shufflenet(model: tv.ShuffleNetV2) -> BlockSequence:
     stem = ("stem", nn.Sequential(model.conv1, model.maxpool))
     stages = [named for name in ("stage2", "stage3", "stage4") for named in _children(name, getattr(model, name))]
     return _chain([stem, *stages, ("conv5", model.conv5)], [_Apply(_mean)], [model.fc])
 
 
-def _squeezenet(model: tv.SqueezeNet) -> Chain:
+def _squeezenet(model: tv.SqueezeNet) -> BlockSequence:
     # each Fire with the pooling after it; the head is a convolution, pooled after it
     groups = list(_by_layers("features", model.features, (nn.Conv2d, tv.squeezenet.Fire)))
-    return Chain(groups, nn.Sequential(model.classifier, nn.Flatten()))
+    return BlockSequence(groups, nn.Sequential(model.classifier, nn.Flatten()))
 
 
-def _densenet(model: tv.DenseNet) -> Chain:
+def _densenet(model: tv.DenseNet) -> BlockSequence:
     features = dict(model.features.named_children())
     stem = [("stem", nn.Sequential(*[features.pop(name) for name in ("conv0", "norm0", "relu0", "pool0")]))]
     norm = features.pop("norm5")
@@ -192,14 +192,14 @@ def _densenet(model: tv.DenseNet) -> Chain:
     return _chain([*stem, *((f"features.{name}", block) for name, block in features.items())], end, [model.classifier])
 
 
-def _vgg(model: tv.VGG | tv.AlexNet) -> Chain:
+def _vgg(model: tv.VGG | tv.AlexNet) -> BlockSequence:
     chain = _chain(_by_layers("features", model.features, (nn.Conv2d,)), [model.avgpool, nn.Flatten()], [])
     *hidden, last = model.classifier
     dense = list(_by_layers("classifier", nn.Sequential(*hidden), (nn.Linear,)))
-    return Chain([*chain.blocks, *dense], nn.Sequential(last))
+    return BlockSequence([*chain.blocks, *dense], nn.Sequential(last))
 
 
-def _mnasnet(model: tv.MNASNet) -> Chain:
+def _mnasnet(model: tv.MNASNet) -> BlockSequence:
     stem = ("stem", nn.Sequential(*model.layers[:8]))
     stacks = [named for index in range(8, 14) for named in _children(f"layers.{index}", model.layers[index])]
     return _chain(
@@ -207,7 +207,7 @@ def _mnasnet(model: tv.MNASNet) -> Chain:
     )
 
 
-def _inception(model: tv.GoogLeNet | tv.Inception3) -> Chain:
+def _inception(model: tv.GoogLeNet | tv.Inception3) -> BlockSequence:
     """GoogLeNet and Inception v3, without their auxiliary heads."""
     blocks: list[Named] = []
     for name, child in model.named_children():
@@ -223,13 +223,13 @@ def _inception(model: tv.GoogLeNet | tv.Inception3) -> Chain:
     return _chain(blocks, [model.avgpool, nn.Flatten()], [model.dropout, model.fc])
 
 
-def _vit(model: tv.VisionTransformer) -> Chain:
+def _vit(model: tv.VisionTransformer) -> BlockSequence:
     end = [model.encoder.ln, _Apply(_first)]
     layers = _children("encoder.layers", model.encoder.layers)
     return _chain([("tokens", _Tokens(model)), *layers], end, [model.heads])
 
 
-def _swin(model: tv.SwinTransformer) -> Chain:
+def _swin(model: tv.SwinTransformer) -> BlockSequence:
     first, *stages = _children("features", model.features)
     blocks = [
         named
@@ -239,7 +239,7 @@ def _swin(model: tv.SwinTransformer) -> Chain:
     return _chain([first, *blocks], [model.norm, model.permute, model.avgpool, model.flatten], [model.head])
 
 
-def _maxvit(model: tv.MaxVit) -> Chain:
+def _maxvit(model: tv.MaxVit) -> BlockSequence:
     layers: list[Named] = []
     for name, block in _children("blocks", model.blocks):
         assert isinstance(block.layers, nn.Module)
@@ -248,8 +248,10 @@ def _maxvit(model: tv.MaxVit) -> Chain:
     return _chain([("stem", model.stem), *layers], hidden, [last])
 
 
-def _cnn(model: SmallCNN) -> Chain:
-    return Chain([*_children("convolutions", model.convolutions), ("dense", model.dense)], nn.Sequential(model.head))
+def _cnn(model: SmallCNN) -> BlockSequence:
+    return BlockSequence(
+        [*_children("convolutions", model.convolutions), ("dense", model.dense)], nn.Sequential(model.head)
+    )
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:
@@ -260,7 +262,7 @@ def _first(x: torch.Tensor) -> torch.Tensor:
     return x[:, 0]
 
 
-FAMILIES: dict[type[nn.Module], Callable[..., Chain]] = {
+FAMILIES: dict[type[nn.Module], Callable[..., BlockSequence]] = {
     tv.ResNet: _resnet,  # ResNeXt and Wide ResNet too
     tv.MobileNetV2: _features_and_classifier,
     tv.MobileNetV3: _features_and_classifier,

@@ -69,7 +69,7 @@ def _agreed(precision: str, address: str | None, make: Callable[[str], Any]) -> 
     if address and storage.exists(address):
         return make(storage.read_bytes(address).decode())
     predictor = make(precision)
-    if address and not storage.create(address, predictor.precision.encode()):
+    if address and not storage.put_if_absent(address, predictor.precision.encode()):
         predictor.precision = storage.read_bytes(address).decode()
     return predictor
 

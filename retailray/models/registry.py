@@ -63,7 +63,7 @@ def resolve(address: str) -> str:
     return storage.join(folder, moves[-1].version)
 
 
-def pinned(config: C) -> C:
+def resolve_alias(config: C) -> C:
     """The same config with ``model.uri`` as it is meant now: an alias may move while a command runs."""
     model = config.model.model_copy(update={"uri": resolve(config.model.uri)})
     return config.model_copy(update={"model": model})
@@ -94,7 +94,7 @@ def move(folder: str, alias: str, version: str, *, reason: str, evidence: dict[s
     )
     address = storage.join(folder, FOLDER, alias, f"{made.number:08d}.json")
     data = json.dumps(made.model_dump(), indent=2, default=str).encode()
-    if (last.number if last else 0) != seen or not storage.create(address, data):
+    if (last.number if last else 0) != seen or not storage.put_if_absent(address, data):
         now = history(folder, alias)[-1]
         raise ModelError(
             f"{folder}@{alias}: {now.by} moved it to {now.version} at {now.moved_at}, meanwhile; look at that first"

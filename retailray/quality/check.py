@@ -39,7 +39,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     """
     watch = events.Stopwatch()
     # without a word about labels, a catalog that has none is fine: it is there to be scored
-    splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.given())
+    splits = read_splits(config.catalog, config.split, needs_label="label" in config.catalog.non_default_fields())
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
     events.emit("start", command="check", run=run.address, rows=num_rows)

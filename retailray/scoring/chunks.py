@@ -20,8 +20,8 @@ from retailray import storage
 from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
+    COLUMN_PREFIX,
     MESSAGE,
-    OURS,
     PIXELS,
     URI,
     DecodeSpec,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from retailray.scoring.duplicates import Seen
 
 UNITS_PER_FILE = 64
-IDENTITY, SHA = (OURS + name for name in ("identity", "sha256"))
+IDENTITY, SHA = (COLUMN_PREFIX + name for name in ("identity", "sha256"))
 FETCH, DECODE, COMMIT = "fetch", "decode", "commit"  # stages
 REUSED = "reused"  # stands in the error column of an image whose prediction is known by its bytes
 

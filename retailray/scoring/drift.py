@@ -81,7 +81,7 @@ def _noise(reference: np.ndarray, current: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Usual:
+class OutlierModel:
     """What embeddings of the usual kind are like. The oddity of one is its mean squared distance from ``mean``
     ``(D,)``, in units of ``scale`` ``(D,)``; over ``limit`` it is unusual."""
 
@@ -90,7 +90,7 @@ class Usual:
     limit: float
 
     @classmethod
-    def of(cls, embeddings: np.ndarray) -> "Usual":
+    def of(cls, embeddings: np.ndarray) -> "OutlierModel":
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
         oddity = (((embeddings - mean) / scale) ** 2).mean(1)
         return cls(mean, scale, float(np.quantile(oddity, UNUSUAL)))
@@ -105,7 +105,7 @@ class Usual:
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class PredictionSummary:
     """Predictions of one night, or of validation rows: ``labels`` and ``confidence`` (by bin) in counts, ``embeddings``
     a sample ``(N, D)``, None where there are none."""
 
@@ -118,30 +118,30 @@ class Night:
         return sum(self.labels.values())
 
 
-def references(ledger: Ledger, validation: Validation | None) -> dict[str, Night]:
+def references(ledger: Ledger, validation: Validation | None) -> dict[str, PredictionSummary]:
     """What tonight can be compared with: last night, and the rows that the bundle was validated on."""
     before = _night(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
     found = {LAST_NIGHT: before}
     if validation:
         bins = np.minimum((validation.scores * BINS).astype(int), BINS - 1)
-        found[VALIDATION] = Night(_tally(validation.predicted), _tally(bins), validation.embeddings)
+        found[VALIDATION] = PredictionSummary(_tally(validation.predicted), _tally(bins), validation.embeddings)
     return {name: night for name, night in found.items() if night.num_rows}
 
 
-def usual_of(nights: Mapping[str, Night]) -> Usual | None:
+def outlier_model_of(nights: Mapping[str, PredictionSummary]) -> OutlierModel | None:
     """By the validation rows, else by last night; None where neither has :data:`ENOUGH` embeddings."""
     for name in (VALIDATION, LAST_NIGHT):
         if name in nights and (rows := nights[name].embeddings) is not None and len(rows) >= ENOUGH:
-            return Usual.of(rows)
+            return OutlierModel.of(rows)
     return None
 
 
-def measure_drift(ledger: Ledger, nights: Mapping[str, Night]) -> list[Drift]:
+def measure_drift(ledger: Ledger, nights: Mapping[str, PredictionSummary]) -> list[Drift]:
     """Labels, confidences and embeddings of tonight, as the model gave them, against each of the others.
 
     An image counts once, of however many rows it is: the ledger of last night knows images.
     """
-    tonight = _night(ledger, "outcome", "error_code = ''")
+    tonight = _night(ledger, "image_results", "error_code = ''")
     if not tonight.num_rows:
         return []
     found = []
@@ -187,14 +187,14 @@ def _tally(values: np.ndarray) -> dict[Any, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> Night:
+def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> PredictionSummary:
     """``comparable``: which rows' embeddings are of the model of tonight."""
     good = f"from {table} where {where} and pred_label is not null"
     rows = ledger.table(
         f"select {EMBEDDING} from (select {EMBEDDING} {good} and {EMBEDDING} is not null and {comparable}) "
         f"using sample reservoir({SAMPLE} rows) repeatable (0)"
     )
-    return Night(
+    return PredictionSummary(
         ledger.counts(f"select pred_label, count(*) {good} group by 1"),
         ledger.counts(f"select {binned('pred_score')}, count(*) {good} group by 1"),
         np.stack(rows.column(0).to_numpy()) if rows.num_rows else None,
@@ -204,7 +204,7 @@ def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> 
 def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, Any]:
     """Rows whose label is another than last night's: how many, from what to what, and the surest of them."""
     both = (
-        "from final f join known k using (uri) "
+        "from row_results f join known k using (uri) "
         f"where k.origin = {PUBLISHED} and f.code = '' and k.pred_label is not null and f.model_label <> k.pred_label"
     )
     moves = ledger.table(f'select k.pred_label as "from", f.model_label as "to", count(*) as rows {both} group by 1, 2 '

@@ -29,10 +29,10 @@ LISTED_ROWS = 200_000  # objects of a listing that are joined at once
 SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
-_PASSING = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
+_TRANSIENT = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
 _FINAL_CODES = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage != "fetch")
 # a row that holds for its content for good: a prediction, or an error that is not of the moment
-_LASTING = f"(pred_label is not null or error_code not in ('', {_PASSING}))"
+_FINAL = f"(pred_label is not null or error_code not in ('', {_TRANSIENT}))"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PlanCounts:
     rows: int
     to_score: int
     resumed: int
-    carried_over: int
+    reused: int
     unchanged: int
     gone: int
     refused: int
@@ -65,7 +65,7 @@ EVERYTHING = Reuse()
 
 
 class Ledger:
-    """The tables of one run; see :meth:`plan` and :meth:`settle`."""
+    """The tables of one run; see :meth:`plan` and :meth:`resolve_results`."""
 
     def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
         self.not_listed: list[dict[str, Any]] = []
@@ -76,10 +76,10 @@ class Ledger:
             """
             create table rows as
             select row_id, id, image, uri, label, code, case code
-                when '' then '' when 'empty_path' then 'the image column is empty' when 'not_allowed' then refused
+                when '' then '' when 'empty_path' then 'the image column is empty' when 'not_allowed' then denied_reason
                 else 'an earlier row has this id' end || case when code = '' then '' else
                 ' (' || file || ' line ' || line || ')' end as message
-            from (select *, case when uri = '' then 'empty_path' when refused <> '' then 'not_allowed'
+            from (select *, case when uri = '' then 'empty_path' when denied_reason <> '' then 'not_allowed'
                   when row_number() over (partition by id order by row_id) > 1 then 'duplicate_id' else '' end as code
                   from read_parquet(?))
             """,
@@ -225,7 +225,7 @@ class Ledger:
             create table done as
             select k.* from ({self._resolved(usable, f"({usable})")}) k
             semi join images using (uri) left join listed l using (uri)
-            where {_LASTING} and (l.identity = k.identity or (
+            where {_FINAL} and (l.identity = k.identity or (
                     l.identity is null and k.identity is null and k.origin = {RESUMED}))
               or k.error_code = 'not_found' and uri in (from absent)
             qualify row_number() over (partition by uri order by k.origin) = 1
@@ -236,7 +236,7 @@ class Ledger:
             create table todo as
             select uri, first_row, l.identity, l.size, k.sha256 as known_sha256 from images
             left join listed l using (uri)
-            left join (select uri, sha256 from known where usable and origin = {PUBLISHED} and {_LASTING}) k using (uri)
+            left join (select uri, sha256 from known where usable and origin = {PUBLISHED} and {_FINAL}) k using (uri)
             anti join done using (uri)
             """
         )
@@ -246,7 +246,7 @@ class Ledger:
             rows=one(rows),
             to_score=one(f"{rows} semi join todo using (uri) where code = ''"),
             resumed=one(with_origin, RESUMED),
-            carried_over=one(with_origin, PUBLISHED),
+            reused=one(with_origin, PUBLISHED),
             unchanged=one(
                 f"{rows} join listed l using (uri) join known k using (uri) "
                 f"where code = '' and l.identity = k.identity and k.origin = {PUBLISHED}"
@@ -261,8 +261,8 @@ class Ledger:
         """``uri, identity, size, known_sha256`` of the images to score, in the catalog's order."""
         return self.batches("select uri, identity, size, known_sha256 from todo order by first_row", batch_rows)
 
-    def settle(self, thresholds: Thresholds) -> None:
-        """Join all that is known now with the catalog: ``outcome`` an image, ``final`` a row, each once.
+    def resolve_results(self, thresholds: Thresholds) -> None:
+        """Join all that is known now with the catalog: ``image_results`` an image, ``row_results`` a row, each once.
 
         An image that equals another takes its result; if that other never came, it fails and is tried next time.
         """
@@ -270,17 +270,17 @@ class Ledger:
         sources = (
             f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from known where usable"
         )
-        self._db.execute(f"create table outcome as {self._resolved(everything, f'({sources})')}")
+        self._db.execute(f"create table image_results as {self._resolved(everything, f'({sources})')}")
         self._db.execute(
             """
-            update outcome set error_code = 'fetch_failed',
+            update image_results set error_code = 'fetch_failed',
                 message = 'the image that this one equals was not scored; the next run tries again'
             where pred_label is null and error_code = ''
             """
         )
         self._db.execute(
             f"""
-            create table final as
+            create table row_results as
             select r.row_id, r.id, r.image, r.uri, r.label,
                 case when r.code = '' then o.error_code else r.code end as code,
                 case when r.code = '' then o.message else r.message end as reason,
@@ -294,7 +294,7 @@ class Ledger:
                      when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried,
                 c.reviewer as corrected_by, c.reviewed_at as corrected_at, c.file as corrected_in,
                 s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated
-            from rows r left join outcome o on r.uri = o.uri and r.code = ''
+            from rows r left join image_results o on r.uri = o.uri and r.code = ''
             left join (select unnest($labels::varchar[]) as label, unnest($values::double[]) as accept) t
                 on o.pred_label = t.label
             left join corrections s on s.item_id = r.id
@@ -319,7 +319,7 @@ class Ledger:
         )
         return f"""
             select k.uri, k.identity, k.sha256, {taken} from ({rows}) k left join (
-                select * from {sources} where sha256 is not null and {_LASTING}
+                select * from {sources} where sha256 is not null and {_FINAL}
                 qualify row_number() over (partition by sha256 order by origin, uri) = 1
             ) s on k.sha256 = s.sha256 and k.pred_label is null and k.error_code = ''
         """

@@ -32,7 +32,7 @@ ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
     "select row_id, id, image, code, reason, decision, scored_at, carried, "
-    f"{', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} from final order by row_id"
+    f"{', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} from row_results order by row_id"
 )
 
 
@@ -55,7 +55,7 @@ def write_tables(
     """Write ``predictions/`` (the user's columns and ``schema``), ``errors/`` and ``ledger/``.
 
     Returns:
-        ``rows, scored, carried_over, failed``, counted from what was written.
+        ``rows, scored, reused, failed``, counted from what was written.
 
     Raises:
         RetailrayError: rows in the catalog are not the rows that came out, or an id came out twice.
@@ -81,13 +81,13 @@ def write_tables(
         )
         _write(run, "errors", number, _errors(errors), errors.column("id"))
         carried = pc.sum(good.column("carried")).as_py() or 0
-        counts.update(rows=found.num_rows, carried_over=carried, scored=good.num_rows - carried, failed=errors.num_rows)
-    kept = f"select {', '.join(LEDGER_SCHEMA.names)} from outcome"
+        counts.update(rows=found.num_rows, reused=carried, scored=good.num_rows - carried, failed=errors.num_rows)
+    kept = f"select {', '.join(LEDGER_SCHEMA.names)} from image_results"
     for number, table in enumerate(rechunk(ledger.batches(kept, PIECE_ROWS), rows_per_file)):
         _write(run, LEDGER, number, table.cast(LEDGER_SCHEMA), table.column("uri"))
     _fill_gaps(run, catalog, schema)
     _account(run, ledger, catalog, counts)
-    return {name: counts[name] for name in ("rows", "scored", "carried_over", "failed")}
+    return {name: counts[name] for name in ("rows", "scored", "reused", "failed")}
 
 
 def _predictions(inputs: pa.Table, found: pa.Table, stamp: dict[str, str], schema: pa.Schema) -> pa.Table:
@@ -125,12 +125,12 @@ def _fill_gaps(run: RunDirectory, catalog: StagedCatalog, schema: pa.Schema) -> 
 
 
 def _account(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, counts: Counter[str]) -> None:
-    """rows in catalog = scored + carried over + failed, on storage as in memory, or nothing is published."""
+    """rows in catalog = scored + reused + failed, on storage as in memory, or nothing is published."""
     written = {folder: sum(rows_of(name) for name in storage.list_files(run.path(folder)))
                for folder in ("predictions", "errors")}  # fmt: skip
-    lost = ledger.one("select count(*) from final where code is null")
-    twice = ledger.one("select count(*) - count(distinct id) from final where code = ''")
-    right = {"predictions": counts["scored"] + counts["carried_over"], "errors": counts["failed"]}
+    lost = ledger.one("select count(*) from row_results where code is null")
+    twice = ledger.one("select count(*) - count(distinct id) from row_results where code = ''")
+    right = {"predictions": counts["scored"] + counts["reused"], "errors": counts["failed"]}
     if counts["rows"] != catalog.num_rows or written != right or lost or twice:
         raise RetailrayError(
             f"{catalog.num_rows} rows went in and {counts['rows']} came out: {written} were written, {right} expected, "
@@ -147,24 +147,23 @@ def rows_of(name: str) -> int:
 
 def summarize(ledger: Ledger) -> dict[str, Any]:
     """What the report and ``run.json`` tell of all rows; its size is bounded by labels and codes."""
-
-    good = "from final where code = ''"
+    good, failed = "from row_results where code = ''", "from row_results where code <> ''"
     labelled = ledger.one(f"select count(*) {good} and label <> ''")
     agreeing = ledger.one(f"select count(*) {good} and label = model_label")
     bins = ledger.counts(f"select {binned('model_score')}, count(*) {good} group by 1")
     examples: dict[str, list[dict[str, str]]] = {}
     for row in ledger.table(
-        "select id, image, code as error_code, reason as message from final where code <> '' "
+        f"select id, image, code as error_code, reason as message {failed} "
         f"qualify row_number() over (partition by code order by row_id) <= {ERROR_EXAMPLES} order by row_id"
     ).to_pylist():
         examples.setdefault(row["error_code"], []).append(row)
     return {
         "labels": ledger.counts(f"select pred_label, count(*) {good} group by 1 order by 2 desc, 1"),
         "decisions": ledger.counts(f"select decision, count(*) {good} group by 1 order by 1"),
-        "errors_by_code": ledger.counts("select code, count(*) from final where code <> '' group by 1 order by 1"),
+        "errors_by_code": ledger.counts(f"select code, count(*) {failed} group by 1 order by 1"),
         "label_agreement": agreeing / labelled if labelled else None,
         "histogram": [bins.get(at, 0) for at in range(BINS)],
-        "corrected": ledger.one("select count(*) from final where corrected_in is not null"),
-        "outdated": ledger.one("select count(*) from final where outdated"),
+        "corrected": ledger.one("select count(*) from row_results where corrected_in is not null"),
+        "outdated": ledger.one("select count(*) from row_results where outdated"),
         "examples": examples,
     }

@@ -7,7 +7,7 @@ from xml.sax.saxutils import quoteattr
 
 from retailray.models.meta import BundleMeta
 from retailray.runs import RunDirectory
-from retailray.scoring.drift import Usual
+from retailray.scoring.drift import OutlierModel
 from retailray.scoring.ledger import PUBLISHED, Ledger
 
 # what a reason adds to 1 - confidence
@@ -27,11 +27,12 @@ _LABEL_CONFIG = """<View>
 """
 
 
-def make_queue(ledger: Ledger, usual: Usual | None, *, limit: int) -> list[dict[str, Any]]:
+def make_queue(ledger: Ledger, usual: OutlierModel | None, *, limit: int) -> list[dict[str, Any]]:
     """The most useful rows first, at most ``limit``; rows that people have corrected are not asked again.
 
     Keys: ``item_id, image`` (its address), ``sha256, pred_label, pred_score, topk_labels, topk_scores, decision,
-    catalog_label, label_before`` (None if there was none), ``usefulness`` and ``reasons``, keys of :data:`REASONS`.
+    catalog_label, label_before`` (None if there was none), ``review_priority`` and ``reasons``: keys of
+    :data:`REASONS`.
     """
     unusual = f"({usual.sql('f.embedding')}) > {usual.limit!r}" if usual else "false"
     weighed = " + ".join(f"{weight} * {name}::int" for name, weight in WEIGHTS.items())
@@ -43,12 +44,12 @@ def make_queue(ledger: Ledger, usual: Usual | None, *, limit: int) -> list[dict[
                 k.pred_label as label_before, f.decision <> 'accept' as uncertain,
                 coalesce(k.pred_label <> f.model_label, false) as changed, coalesce({unusual}, false) as unusual,
                 f.outdated
-            from final f left join (select uri, pred_label from known where origin = {PUBLISHED}) k using (uri)
+            from row_results f left join (select uri, pred_label from known where origin = {PUBLISHED}) k using (uri)
             where f.code = '' and f.corrected_in is null
         )
-        select *, 1 - pred_score + {weighed} as usefulness from candidates
+        select *, 1 - pred_score + {weighed} as review_priority from candidates
         where uncertain or changed or unusual or outdated
-        order by usefulness desc, row_id limit {limit}
+        order by review_priority desc, row_id limit {limit}
         """
     ).to_pylist()
     return [{name: value for name, value in row.items() if name not in (*REASONS, "row_id")}

@@ -24,20 +24,28 @@ from retailray.data.images import DECODER_VERSION
 from retailray.data.tables import PIECE_ROWS
 from retailray.errors import GateFailed, ModelError, StorageError, TooManyRowErrors
 from retailray.models.meta import EMBEDDING, THRESHOLDS, BundleMeta, load_meta, load_validation
-from retailray.models.registry import pinned
+from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import Promise, Validation, acceptance_curve, fit_promise
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
-from retailray.scoring.drift import Drift, changed_labels, measure_drift, references, usual_of
+from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
-from retailray.scoring.past import PLAN, Published, interrupted, last_published, read_part, read_parts, remove_old
+from retailray.scoring.previous_run import (
+    PLAN,
+    Published,
+    interrupted,
+    last_published,
+    read_part,
+    read_parts,
+    remove_old,
+)
 from retailray.scoring.publishing import LEDGER, output_schema, summarize, write_tables
 from retailray.scoring.report import write_score_report
 from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.review_page import write_review_page
 from retailray.scoring.staging import StagedCatalog, stage_catalog
-from retailray.storage.lease import Lease, hold, holder
+from retailray.storage.lease import Lease, acquire_lease, lease_owner
 
 if TYPE_CHECKING:
     from retailray.scoring.inference import Inferred
@@ -56,14 +64,14 @@ def score(config: ScoreConfig) -> str:
         RetailrayError: nothing was published; see :mod:`retailray.errors`.
     """
     watch = events.Stopwatch()
-    config = pinned(config)
+    config = resolve_alias(config)
     meta, digest = load_meta(config.model.uri)
     key = scoring_key(meta, digest, config)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
             return _say_plan(config, key, folder, watch)
-        with hold(config.out) as lease:
+        with acquire_lease(config.out) as lease:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
@@ -120,7 +128,7 @@ def _score(
         ledger.add_corrections(said)
     promise = _promise(config, validation)
     thresholds = promise.thresholds(meta.thresholds.abstain) if promise else meta.thresholds
-    ledger.settle(thresholds)
+    ledger.resolve_results(thresholds)
     lease.check()
     schema = output_schema(config.catalog)
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
@@ -157,7 +165,7 @@ def _report(
     held_out = validation.of_role(THRESHOLDS) if validation else None
     found, nights = summarize(ledger), references(ledger, validation)
     drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
-    queue = make_queue(ledger, usual_of(nights), limit=config.score.review_rows)
+    queue = make_queue(ledger, outlier_model_of(nights), limit=config.score.review_rows)
     write_queue(run, queue, meta)
     write_review_page(run, queue, meta.labels, f"{meta.name}/{meta.version}", config.catalog)
     facts["times"]["in all"] = watch.seconds
@@ -239,7 +247,7 @@ def _expected_device(section: ClusterSection) -> str:
 
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
-    if resumed and holder(config.out):
+    if resumed and lease_owner(config.out):
         events.emit("warning", run_id=resumed, note="it is at work now: what it has committed is not counted")
         resumed = None
     _, ledger, plan = _plan(config, key, folder, resumed=resumed, before=before)
@@ -290,14 +298,14 @@ def _promise(config: ScoreConfig, validation: Validation | None) -> Promise | No
 
 
 def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
-    """Score in the precision of the night before, so that what is carried over and what is new are of one kind."""
+    """Score in the precision of the night before, so that what is reused and what is new are of one kind."""
     if config.score.precision != "auto":
-        storage.create(run.path(PRECISION), config.score.precision.encode())
+        storage.put_if_absent(run.path(PRECISION), config.score.precision.encode())
         return
     if before and before[1].get("scoring_key") == key:
         measured = storage.join(before[0], PRECISION)
         if storage.exists(measured):
-            storage.create(run.path(PRECISION), storage.read_bytes(measured))
+            storage.put_if_absent(run.path(PRECISION), storage.read_bytes(measured))
 
 
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:

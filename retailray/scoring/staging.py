@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 
 from retailray.config import CatalogSection
 from retailray.data.catalog import Piece, meaningful_columns, stream_catalog
-from retailray.data.decoding import OURS, ROW_ID
+from retailray.data.decoding import COLUMN_PREFIX, ROW_ID
 from retailray.data.tables import LosslessTypes, to_schema, unify_schemas
 from retailray.errors import CatalogError
 
 # columns of a catalog row that scoring needs
-MEANING = ("row_id", "id", "image", "uri", "label", "file", "line", "refused")
+MEANING = ("row_id", "id", "image", "uri", "label", "file", "line", "denied_reason")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,6 @@ def _rows_schema() -> pa.Schema:
 
 
 def _refuse_collisions(uri: str, piece: Piece, reserved: Sequence[str]) -> None:
-    taken = [name for name in piece.table.column_names if name in reserved or name.startswith(OURS)]
+    taken = [name for name in piece.table.column_names if name in reserved or name.startswith(COLUMN_PREFIX)]
     if taken:
         raise CatalogError(f"{uri}: columns {', '.join(taken)} have names that the output uses; rename them")

@@ -19,20 +19,28 @@ from retailray.storage.addresses import (
     parent,
     parse_embedded,
 )
-from retailray.storage.client import DEADLINE_S, S3_OPTIONS, WORKER_ENV, check_readable, filesystem, guarded, patiently
+from retailray.storage.client import (
+    DEADLINE_S,
+    S3_OPTIONS,
+    WORKER_ENV,
+    check_readable,
+    filesystem,
+    with_deadline,
+    with_retries,
+)
 from retailray.storage.fetching import fetch_groups, fetch_in_turn, fetch_many
 from retailray.storage.identity import identities, local_identity, remote_identity
 from retailray.storage.objects import (
     arrow_filesystem,
-    create,
+    compare_and_swap,
     exists,
     is_exclusive,
     list_files,
     open_binary,
+    put_if_absent,
     read_bytes,
     remove_file,
     remove_folder,
-    swap,
     write_bytes,
 )
 
@@ -47,7 +55,7 @@ __all__ = [
     "cache_folder",
     "canonical",
     "check_readable",
-    "create",
+    "compare_and_swap",
     "embedded_address",
     "exists",
     "fetch_groups",
@@ -55,7 +63,6 @@ __all__ = [
     "fetch_many",
     "filesystem",
     "folder_of",
-    "guarded",
     "identities",
     "is_below",
     "is_exclusive",
@@ -71,12 +78,13 @@ __all__ = [
     "other_unicode_forms",
     "parent",
     "parse_embedded",
-    "patiently",
     "place_of",
+    "put_if_absent",
     "read_bytes",
     "remote_identity",
     "remove_file",
     "remove_folder",
-    "swap",
+    "with_deadline",
+    "with_retries",
     "write_bytes",
 ]

@@ -91,7 +91,7 @@ def describe(error: BaseException, address: str) -> str:
     return f"{address}: {name}: {text}"
 
 
-def guarded(
+def with_deadline(
     address: str, action: Callable[[], T], *, deadline_s: float = PATIENCE_S, busy_s: float = SLOWED_DOWN_S
 ) -> T:
     """Run ``action``; every failure becomes a one-line :class:`StorageError` that names ``address``.
@@ -131,11 +131,11 @@ def _once(address: str, action: Callable[[], T], deadline_s: float) -> T:
     return done["value"]
 
 
-def patiently(action: Callable[[], T]) -> T:
+def with_retries(action: Callable[[], T]) -> T:
     """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
 
     :data:`ROUNDS` times; waits grow and are random, so that tasks that a store has slowed down do not come back
-    together. A store that says that it is busy is waited for by :func:`guarded`.
+    together. A store that says that it is busy is waited for by :func:`with_deadline`.
     """
     for attempt in range(ROUNDS - 1):
         try:
@@ -196,4 +196,4 @@ def check_readable(address: str) -> None:
         if not fs.exists(path) and not fs.glob(path):
             raise FileNotFoundError(address)
 
-    guarded(address, look, deadline_s=DEADLINE_S, busy_s=0)  # somebody waits for a clear line
+    with_deadline(address, look, deadline_s=DEADLINE_S, busy_s=0)  # somebody waits for a clear line

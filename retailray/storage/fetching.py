@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
-from retailray.storage.client import ROUNDS, back_off, describe, filesystem, guarded, passes
+from retailray.storage.client import ROUNDS, back_off, describe, filesystem, passes, with_deadline
 from retailray.storage.embedded import fetch_embedded
 
 Found = bytes | ImageError
@@ -134,7 +134,7 @@ def _size(address: str, access: Access) -> int:
         return min(access.max_bytes, GROUP_BYTES)
     fs, path = filesystem(address)
     try:
-        return int(guarded(address, lambda: fs.size(path)) or access.max_bytes)
+        return int(with_deadline(address, lambda: fs.size(path)) or access.max_bytes)
     except StorageError:
         return access.max_bytes  # reading says why
 
@@ -157,7 +157,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
     if web:
         from retailray.storage import http  # its client takes a third of a second to import
 
-        found = guarded(min(web.values()), lambda: http.fetch(list(web.values()), access, up_to))
+        found = with_deadline(min(web.values()), lambda: http.fetch(list(web.values()), access, up_to))
         results |= dict(zip(web, found, strict=True))
     for at, address in addresses.items():
         if at in web:
@@ -177,7 +177,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
 
 
 def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
-    """:func:`_cat`, and again for what failed for the moment, as :func:`patiently` does."""
+    """:func:`_cat`, and again for what failed for the moment, as :func:`with_retries` does."""
     found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):
         again = [path for path, value in found.items() if isinstance(value, BaseException) and passes(value)]

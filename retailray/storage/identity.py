@@ -8,7 +8,7 @@ from typing import Any
 
 from retailray.errors import StorageError
 from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded
-from retailray.storage.client import filesystem, guarded
+from retailray.storage.client import filesystem, with_deadline
 
 QUESTIONS = 16  # asked at a time
 
@@ -77,7 +77,7 @@ def _remote_identities(members: set[str]) -> dict[str, str | None]:
 def _ask(fs: Any, address: str, name: str) -> str | None:
     for form in (name, *other_unicode_forms(name)):  # as reading does
         try:
-            return remote_identity(guarded(address, functools.partial(fs.info, form)))
+            return remote_identity(with_deadline(address, functools.partial(fs.info, form)))
         except StorageError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 return None

@@ -34,7 +34,7 @@ FOLDER = ".claims"
 
 
 class Lease:
-    """A held claim. Made by :func:`hold`."""
+    """A held claim. Made by :func:`acquire_lease`."""
 
     def __init__(self, out: str, number: int) -> None:
         self.run_id = "(about to begin)"
@@ -77,7 +77,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def hold(out: str) -> Iterator[Lease]:
+def acquire_lease(out: str) -> Iterator[Lease]:
     """Hold ``out`` for the length of the block.
 
     Raises:
@@ -108,7 +108,7 @@ def _acquire(out: str) -> Lease:
         _refuse_if_alive(out, _address(folder, newest))
     lease = Lease(out, newest + 1)
     content = lease.content()
-    created = storage.create(lease.address, content)
+    created = storage.put_if_absent(lease.address, content)
     if created and not storage.is_local(out) and not storage.is_exclusive(lease.address, content):
         events.emit(
             "warning",
@@ -123,7 +123,7 @@ def _acquire(out: str) -> Lease:
     return lease
 
 
-def holder(out: str) -> str | None:
+def lease_owner(out: str) -> str | None:
     """The id of the run that holds ``out`` now, if one does."""
     folder = storage.join(out, FOLDER)
     newest = max(_claims(folder), default=0)

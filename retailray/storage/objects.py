@@ -10,20 +10,20 @@ from typing import Any
 
 from retailray.errors import StorageError
 from retailray.storage.addresses import is_local, is_uri
-from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, filesystem, guarded, patiently
+from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, filesystem, with_deadline, with_retries
 
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 
 
 def exists(address: str) -> bool:
     fs, path = filesystem(address)
-    return guarded(address, lambda: fs.exists(path))
+    return with_deadline(address, lambda: fs.exists(path))
 
 
 def read_bytes(address: str) -> bytes:
     """The whole object. Raises StorageError."""
     fs, path = filesystem(address)
-    return guarded(address, lambda: patiently(lambda: fs.cat_file(path)))
+    return with_deadline(address, lambda: with_retries(lambda: fs.cat_file(path)))
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def open_binary(address: str) -> Iterator[Any]:
     """A file to read piece by piece, from its start or anywhere. Raises StorageError, while it is read too."""
     fs, path = filesystem(address)
     options = {} if is_local(address) else {"block_size": READ_AHEAD}
-    file = guarded(address, lambda: fs.open(path, "rb", **options))
+    file = with_deadline(address, lambda: fs.open(path, "rb", **options))
     with contextlib.closing(file), io.BufferedReader(_Guarded(file, address), 1 << 20) as buffered:
         yield buffered
 
@@ -61,7 +61,7 @@ class _Guarded(io.RawIOBase):
             self._file.seek(at)
             return self._file.read(len(buffer))
 
-        data = guarded(self._address, lambda: patiently(read))
+        data = with_deadline(self._address, lambda: with_retries(read))
         buffer[: len(data)] = data
         return len(data)
 
@@ -80,7 +80,7 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
     def write() -> None:
         fs, path = filesystem(address)
         if not is_local(address):
-            patiently(lambda: fs.pipe_file(path, data))  # one PUT: atomic in every object store
+            with_retries(lambda: fs.pipe_file(path, data))  # one PUT: atomic in every object store
             return
         _make_folder(address, path)
         partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
@@ -88,10 +88,10 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
             file.write(data)
         os.replace(partial, path)
 
-    guarded(address, write, deadline_s=deadline_s, busy_s=busy_s)
+    with_deadline(address, write, deadline_s=deadline_s, busy_s=busy_s)
 
 
-def create(address: str, data: bytes) -> bool:
+def put_if_absent(address: str, data: bytes) -> bool:
     """Write a small object only if there is none: True for the one caller who wins, who is told by ``data``.
 
     Raises StorageError.
@@ -121,17 +121,17 @@ def create(address: str, data: bytes) -> bool:
             raise
         return True
 
-    return guarded(address, write, deadline_s=DEADLINE_S)
+    return with_deadline(address, write, deadline_s=DEADLINE_S)
 
 
-def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
+def compare_and_swap(address: str, data: bytes, *, before: bytes | None) -> bool:
     """Write a small object only if it still holds ``before`` (None: if there is none); False where it does not.
 
     In ``s3://`` by a conditional put, so one of two callers wins; elsewhere, and in stores that say they have none, it
     is compared and then replaced. Raises StorageError.
     """
     if before is None:
-        return create(address, data)
+        return put_if_absent(address, data)
 
     def write() -> bool:
         fs, path = filesystem(address)
@@ -152,7 +152,7 @@ def swap(address: str, data: bytes, *, before: bytes | None) -> bool:
         write_bytes(address, data)
         return True
 
-    return guarded(address, write, deadline_s=DEADLINE_S)
+    return with_deadline(address, write, deadline_s=DEADLINE_S)
 
 
 def _has_no_conditions(error: OSError) -> bool:
@@ -165,9 +165,9 @@ def _has_no_conditions(error: OSError) -> bool:
 def is_exclusive(address: str, data: bytes) -> bool:
     """Whether the store refuses to create what is there: some take ``If-None-Match`` and ignore it.
 
-    ``data``: what :func:`create` has just written there, and what stands there afterwards.
+    ``data``: what :func:`put_if_absent` has just written there, and what stands there afterwards.
     """
-    if not create(address, data + b"\n"):
+    if not put_if_absent(address, data + b"\n"):
         return True
     write_bytes(address, data)
     return False
@@ -176,21 +176,21 @@ def is_exclusive(address: str, data: bytes) -> bool:
 def list_files(address: str) -> dict[str, dict[str, Any]]:
     """Every file below a folder: full address → fsspec's details (``size`` in bytes at least). Raises StorageError."""
     fs, path = filesystem(address)
-    found = guarded(address, lambda: fs.find(path, detail=True))
+    found = with_deadline(address, lambda: fs.find(path, detail=True))
     return {fs.unstrip_protocol(name) if is_uri(address) else name: info for name, info in found.items()}
 
 
 def remove_folder(address: str) -> None:
     fs, path = filesystem(address)
-    if guarded(address, lambda: fs.exists(path)):
-        guarded(address, lambda: fs.rm(path, recursive=True))
+    if with_deadline(address, lambda: fs.exists(path)):
+        with_deadline(address, lambda: fs.rm(path, recursive=True))
 
 
 def remove_file(address: str) -> None:
     """Remove one object if it is there. Raises StorageError."""
     fs, path = filesystem(address)
     with contextlib.suppress(FileNotFoundError):
-        guarded(address, lambda: fs.rm_file(path) if fs.exists(path) else None)
+        with_deadline(address, lambda: fs.rm_file(path) if fs.exists(path) else None)
 
 
 def arrow_filesystem(address: str) -> tuple[Any, str]:

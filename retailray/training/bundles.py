@@ -86,7 +86,7 @@ def leave_bundle(
         }
     )
     train = splits["train"]
-    used = (train.column("uri") != "") & (train.column("refused") == "") & ~train.column("repeated")
+    used = (train.column("uri") != "") & (train.column("denied_reason") == "") & ~train.column("repeated")
     trained_on = pa.table({"image": fingerprints(train.column("uri")[used])})
     save_bundle(bundle, meta, state, validation=validation, training_rows=trained_on)
     return bundle

@@ -26,11 +26,11 @@ from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
+from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
 from retailray.training.cache.fill import Backbone
+from retailray.training.phases import Stage, min_rows
 from retailray.training.prepare import Images, Prepared, augmentation
-from retailray.training.recipe import Stage, min_rows
 from retailray.training.rows import class_weights, targets_of, with_roles
-from retailray.training.sources import TARGET, StoredRows, StreamedRows
 from retailray.training.worker import FitConfig, work
 
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
@@ -69,7 +69,7 @@ def fit(
         RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.
     """
     rows = with_roles(rows, images.plain, labels, seed=config.split.seed)
-    sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]] = {}
+    sources: dict[str, list[tuple[CachedDataset | StreamedDataset, int]]] = {}
     streams: dict[str, Stream] = {}
     with executor.in_order():  # the order of rows is part of what a seed repeats
         for split, chosen in rows.items():
@@ -77,11 +77,11 @@ def fit(
             targets = targets_of(catalog.column("label")[chosen], labels)
             row_ids = catalog.column("row_id")[chosen]
             stored = [prepared.source(which, stage, chosen, targets, row_ids) for stage in stages]
-            streamed: tuple[StreamedRows, int] | None = None
+            streamed: tuple[StreamedDataset, int] | None = None
             if None in stored:
                 part = catalog.take(chosen)
                 streams[split], count = _stream(config, part, targets, plan, executor, train=split == "train")
-                streamed = (StreamedRows(split, count), 0)
+                streamed = (StreamedDataset(split, count), 0)
             sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
             if split in ("temperature", "thresholds") and not _has_rows(sources[split]):
                 del sources[split]  # their images failed: nothing is promised then
@@ -145,8 +145,8 @@ def _stream(
     return (stream.kept() if fits else stream), table.num_rows
 
 
-def _has_rows(sources: list[tuple[StoredRows | StreamedRows, int]]) -> bool:
-    return all(not isinstance(source, StoredRows) or len(source.rows) for source, _ in sources)
+def _has_rows(sources: list[tuple[CachedDataset | StreamedDataset, int]]) -> bool:
+    return all(not isinstance(source, CachedDataset) or len(source.rows) for source, _ in sources)
 
 
 def _stored_failures(prepared: Prepared, which: str, rows: np.ndarray) -> dict[str, int]:

@@ -17,8 +17,8 @@ from retailray.models.metrics import classification_metrics
 from retailray.runs import RunDirectory
 from retailray.training.cache.fill import Backbone
 from retailray.training.fit import FitResult, fit
+from retailray.training.phases import Stage
 from retailray.training.prepare import Images, Prepared
-from retailray.training.recipe import Stage
 
 MEASURES = ("top1", "top5", "macro_f1", "ece")
 

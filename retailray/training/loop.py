@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2
 
 from retailray.config import TrainSection
-from retailray.execution.world import World
+from retailray.execution.distributed import DistributedContext
 from retailray.models.blocks import batch_norms, freeze, split, train_mode
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
@@ -27,7 +27,7 @@ from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.training.best_epoch import best_epoch, epochs_since_better
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
-from retailray.training.recipe import MIN_BATCHNORM_ROWS, Stage
+from retailray.training.phases import MIN_BATCHNORM_ROWS, Stage
 from retailray.training.rows import SPLIT_OF_ROLE
 
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
@@ -66,7 +66,7 @@ class Engine:
         stages: list[Stage],
         train: TrainSection,
         precision: str,
-        world: World,
+        world: DistributedContext,
         open_batches: Open,
         class_weights: torch.Tensor | None = None,
         loader_workers: int = 0,

@@ -8,11 +8,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retailray.config import TrainSection
-from retailray.models.blocks import Chain
-from retailray.training.recipe import Stage
+from retailray.models.blocks import BlockSequence
+from retailray.training.phases import Stage
 
 
-def make_optimizer(chain: Chain, stage: Stage, train: TrainSection) -> torch.optim.Optimizer:
+def make_optimizer(chain: BlockSequence, stage: Stage, train: TrainSection) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, fused, over what the stage trains.
 
     Rates: the head's own; the backbone's in the last block and ``layer_decay`` of it from block to block downwards
@@ -24,7 +24,7 @@ def make_optimizer(chain: Chain, stage: Stage, train: TrainSection) -> torch.opt
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _groups(chain: Chain, stage: Stage, train: TrainSection) -> Iterator[dict[str, Any]]:
+def _groups(chain: BlockSequence, stage: Stage, train: TrainSection) -> Iterator[dict[str, Any]]:
     trained = [module for _, module in chain.blocks[stage.cut :]]
     parts = [(stage.head_lr, chain.head)]
     parts += [(stage.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]

@@ -14,15 +14,15 @@ from retailray.data.decoding import DecodeSpec
 from retailray.data.images import limits_of
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
-from retailray.models.blocks import Chain
+from retailray.models.blocks import BlockSequence
+from retailray.training.batches import Augmentation, CachedDataset
 from retailray.training.cache import store
-from retailray.training.cache.fill import Backbone, Job, fill, fingerprint, make_spec
+from retailray.training.cache.fill import Backbone, CachePass, fill, fingerprint, make_spec
 from retailray.training.cache.plan import CachePlan, describe, plan_cache
-from retailray.training.cache.store import StoreSpec
+from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
-from retailray.training.recipe import Stage
-from retailray.training.sources import Augmentation, StoredRows
+from retailray.training.phases import Stage
 
 DISK_SHARE = 0.8  # of what is free, whatever the budget says
 
@@ -40,13 +40,13 @@ class Prepared:
     """Stores by set (``train``, ``plain``) and number of blocks, and the error code of every image where they tell."""
 
     plan: CachePlan
-    stores: dict[str, dict[int, StoreSpec]]
+    stores: dict[str, dict[int, CacheSpec]]
     codes: dict[str, np.ndarray]
     budget: int
 
     def source(
         self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray, row_ids: np.ndarray
-    ) -> tuple[StoredRows, int] | None:
+    ) -> tuple[CachedDataset, int] | None:
         """Usable ``rows`` of a set for a stage, and the blocks they went through; None where pixels are streamed.
 
         ``rows``: where they lie in the caches. ``targets``, ``row_ids``: of these rows.
@@ -56,7 +56,7 @@ class Prepared:
             return None
         usable = (self.codes[which][rows] == "") & (targets >= 0)
         spec = self.stores[which][reads]
-        return StoredRows(spec, rows[usable], targets[usable], row_ids[usable], self.budget), reads
+        return CachedDataset(spec, rows[usable], targets[usable], row_ids[usable], self.budget), reads
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -95,7 +95,7 @@ def prepare(
     images: Images,
     stages: list[Stage],
     backbone: Backbone | None,
-    chain: Chain | None,
+    chain: BlockSequence | None,
     measured: Measurement | None,
     plan: Plan,
     executor: Executor,
@@ -167,8 +167,8 @@ def _jobs(
     decided: CachePlan,
     measured: Measurement | None,
     backbone: Backbone | None,
-    chain: Chain | None,
-) -> list[Job]:
+    chain: BlockSequence | None,
+) -> list[CachePass]:
     """What has to be there for a plan. ``rows``: the fingerprint of each set."""
     jobs = []
     for which, wanted in _wanted(config, decided).items():
@@ -186,18 +186,18 @@ def _jobs(
                 )
                 for cut in cuts
             }
-            jobs.append(Job(which, sets[which], rows[which], views, specs))
+            jobs.append(CachePass(which, sets[which], rows[which], views, specs))
     return jobs
 
 
-def _from_pixels(job: Job, pixels: StoreSpec, budget: int) -> Job:
+def _from_pixels(job: CachePass, pixels: CacheSpec, budget: int) -> CachePass:
     """With the pixels that lie there already, where the square that is wanted is whole pixels from their edges."""
     margin = pixels.shape[-1] - job.views.decode.crop_size
     fits = margin >= 0 and margin % 2 == 0
     return dataclasses.replace(job, decoded=pixels, budget=budget) if fits else job
 
 
-def _read_back(prepared: Prepared, jobs: list[Job]) -> Prepared:
+def _read_back(prepared: Prepared, jobs: list[CachePass]) -> Prepared:
     """With the stores of all jobs and the error codes of their rows."""
     for job in jobs:
         prepared.stores[job.name] |= job.specs
@@ -234,7 +234,7 @@ def _wanted(config: TrainConfig, decided: CachePlan) -> dict[str, dict[ViewSpec,
     return wanted
 
 
-def _make_room(root: str, jobs: list[Job], missing: list[Job], budget: int) -> bool:
+def _make_room(root: str, jobs: list[CachePass], missing: list[CachePass], budget: int) -> bool:
     absent = {spec.key: spec.num_bytes for job in missing for spec in job.specs.values()}
     keep = {spec.key for job in jobs for spec in job.specs.values()} - absent.keys()
     try:

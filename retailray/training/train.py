@@ -21,8 +21,8 @@ from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
 from retailray.training.folds import Fitter, make_folds, run_folds
+from retailray.training.phases import Stage, check_batch_size, min_rows, resolve
 from retailray.training.prepare import Images, measure_here, prepare
-from retailray.training.recipe import Stage, check_batch_size, min_rows, resolve
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
 

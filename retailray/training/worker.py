@@ -9,15 +9,15 @@ import torch
 
 from retailray.config import TrainSection
 from retailray.execution import Reporter, Worker
+from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
-from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
 from retailray.models.predictor import Normalize
+from retailray.training.batches import Augmentation, CachedDataset, StoredBatches, StreamedBatches, StreamedDataset
 from retailray.training.cache import store
 from retailray.training.cache.fill import Backbone
 from retailray.training.loop import Engine
-from retailray.training.recipe import Stage
-from retailray.training.sources import Augmentation, StoredBatches, StoredRows, StreamedBatches, StreamedRows
+from retailray.training.phases import Stage
 
 TOUCH_S = 600.0  # between two marks that a store is in use
 LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
@@ -32,7 +32,7 @@ class FitConfig:
     train: TrainSection
     augmentation: Augmentation
     class_weights: list[float] | None
-    sources: dict[str, list[tuple[StoredRows | StreamedRows, int]]]
+    sources: dict[str, list[tuple[CachedDataset | StreamedDataset, int]]]
     min_rows: int  # of a worker in one step
     threads: int
     reporter: Reporter
@@ -43,7 +43,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
     """Fit; return the history, the calibration, and the logits of the test split if there is one."""
     prepare_process(config.threads)
     device = torch.device(worker.device)
-    world = World(worker.rank, worker.size, device)
+    world = DistributedContext(worker.rank, worker.size, device)
     backbone = config.backbone
     model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
     load_state(model, safetensors.torch.load(backbone.state_ref.get()))
@@ -80,18 +80,18 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
 class _Sources:
     """Opens the batches of a split for a stage; a store is mapped and a stream begun once."""
 
-    def __init__(self, config: FitConfig, world: World, worker: Worker) -> None:
+    def __init__(self, config: FitConfig, world: DistributedContext, worker: Worker) -> None:
         self.config, self.world, self.worker = config, world, worker
         self.opened: dict[Any, Any] = {}
 
     def open(self, split: str, stage: Stage) -> tuple[Any, int]:
         source, reads = self.config.sources[split][self.config.stages.index(stage)]
-        key = (split, source.spec.key if isinstance(source, StoredRows) else source.name)
+        key = (split, source.spec.key if isinstance(source, CachedDataset) else source.name)
         if key not in self.opened:
             self.opened[key] = self._make(split, source, reads)
         return self.opened[key], reads
 
-    def _make(self, split: str, source: StoredRows | StreamedRows, reads: int) -> Any:
+    def _make(self, split: str, source: CachedDataset | StreamedDataset, reads: int) -> Any:
         config = self.config
         shared: dict[str, Any] = {
             "batch_size": config.train.batch_size,
@@ -102,12 +102,12 @@ class _Sources:
         }
         plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
         mine = config.augmentation if split == "train" else plain
-        if isinstance(source, StreamedRows):
+        if isinstance(source, StreamedDataset):
             return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
         # kept activations are of augmented views already
         return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
 
-    def failed(self, world: World) -> dict[str, int]:
+    def failed(self, world: DistributedContext) -> dict[str, int]:
         """Error codes of the training rows that the last epoch streamed; stores know theirs."""
         total: dict[str, int] = {}
         streams = [batches for (split, _), batches in self.opened.items() if split == "train"]
@@ -143,7 +143,7 @@ class _Report:
                 source.spec
                 for by_stage in config.sources.values()
                 for source, _ in by_stage
-                if isinstance(source, StoredRows)
+                if isinstance(source, CachedDataset)
             }:
                 store.touch(spec)  # a worker that replaces this one must find it
         self.worker.report(metrics["epoch"], engine.state() | {"codes": codes} if world.rank == 0 else None)

@@ -15,13 +15,13 @@ from retailray.execution import Executor, Plan, TrialPlan
 from retailray.models.blocks import split
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
+from retailray.training.batches import CachedDataset
 from retailray.training.cache import store
 from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
+from retailray.training.phases import Stage, check_batch_size, resolve
 from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
-from retailray.training.recipe import Stage, check_batch_size, resolve
 from retailray.training.rows import class_weights, targets_of, with_roles
-from retailray.training.sources import StoredRows
 
 VARYING = ("model.arch", "transform.augment", "transform.random_erasing_prob")  # what asks for a pass of its own
 Key = tuple[Any, ...]
@@ -80,7 +80,7 @@ class Shared:
                 for spec in specs.values():
                     store.touch(spec)
 
-    def source(self, variant: Variant, name: str, stage: Stage) -> tuple[StoredRows, int]:
+    def source(self, variant: Variant, name: str, stage: Stage) -> tuple[CachedDataset, int]:
         """Rows of ``train`` or of a part of the validation rows for a stage, and the blocks they went through."""
         which = "train" if name == "train" else "plain"
         found = variant.prepared.source(which, stage, self.rows[name], self.targets[name], self.row_ids[name])

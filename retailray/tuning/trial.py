@@ -15,17 +15,17 @@ from torch import nn
 from retailray import storage
 from retailray.config import TrainConfig
 from retailray.execution import Reference
+from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import read_state, write_state
-from retailray.execution.world import World
 from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
+from retailray.training.batches import Augmentation, StoredBatches
 from retailray.training.best_epoch import score_of
 from retailray.training.loop import Engine
+from retailray.training.phases import min_rows, resolve
 from retailray.training.prepare import augmentation
-from retailray.training.recipe import min_rows, resolve
-from retailray.training.sources import Augmentation, StoredBatches
 from retailray.training.worker import LOADER_WORKERS
 from retailray.tuning.shared_inputs import Shared, variant_key
 
@@ -98,7 +98,7 @@ class Trial:
             if self.shared.plan.num_workers > 1:
                 work = functools.partial(_run_rank, self.shared, self.drawn, self.start)
                 self.peers = Peers(work, self.shared.plan)
-            world = self.peers.join() if self.peers else World(0, 1, device_of(self.shared.plan))
+            world = self.peers.join() if self.peers else DistributedContext(0, 1, device_of(self.shared.plan))
             self.engine = make_engine(self.shared, self.config, world)
             self.running = self.engine.epochs(self.start)
         return self.running
@@ -127,7 +127,7 @@ class Trial:
         self.saved_at = time.monotonic()
 
 
-def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: World) -> None:
+def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: DistributedContext) -> None:
     """The epochs of a trial on another rank's rows, until rank 0 ends it."""
     for _ in make_engine(shared, shared.trial(drawn), world).epochs(start):
         pass
@@ -145,7 +145,7 @@ def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_engine(shared: Shared, config: TrainConfig, world: World) -> Engine:
+def make_engine(shared: Shared, config: TrainConfig, world: DistributedContext) -> Engine:
     """The engine of one trial over kept rows; this process keeps one pristine model a backbone."""
     variant = shared.variants[variant_key(config)]
     backbone = variant.backbone

@@ -16,10 +16,10 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation.evaluate import evaluate
 from retailray.execution import Executor, executor_of_passes, plan_training, plan_trials, start_executor
+from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
 from retailray.execution.state import read_state
-from retailray.execution.world import World
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EPOCH, BundleMeta
 from retailray.runs import RunDirectory
@@ -153,7 +153,7 @@ def _restored(
     def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
         prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
-        engine = make_engine(shared, shared.trial(winner["drawn"]), World(0, 1, device_of(shared.plan)))
+        engine = make_engine(shared, shared.trial(winner["drawn"]), DistributedContext(0, 1, device_of(shared.plan)))
         known = len(state["progress"]["history"]) if state else 0
         if state and known >= epochs_of(winner):
             engine.load_progress(state)

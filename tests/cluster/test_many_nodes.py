@@ -44,7 +44,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
     job.until("epoch", 2)
     at_work = nodes.busy("RayTrainWorker")
     assert len(at_work) == 2, "spread: on different machines"
-    assert not nodes.busy("ray::Relay"), "beside the driver, where no lost machine takes it along"
+    assert not nodes.busy("ray::ProgressActor"), "beside the driver, where no lost machine takes it along"
     nodes.kill(next(iter(at_work)))
     code, seen, err = job.end()
     nodes.add("d")
@@ -93,7 +93,7 @@ def test_scoring_survives_a_lost_machine(nodes, shop, small_bundle):
     )  # fmt: skip
     job.until("plan")
     wait_for(lambda: fs.glob(f"{BUCKET}/scores/run_id=*/scored/*"), "committed part")
-    assert not nodes.busy("ray::Relay") | nodes.busy("ray::Seen"), "beside the driver"
+    assert not nodes.busy("ray::ProgressActor") | nodes.busy("ray::Seen"), "beside the driver"
     nodes.kill(next(iter(nodes.busy("PredictBatch"))))
     scraped = []
     while job.process.poll() is None:  # metrics are of processes that are alive
@@ -101,7 +101,7 @@ def test_scoring_survives_a_lost_machine(nodes, shop, small_bundle):
         time.sleep(0.5)
     code, seen, err = job.end()
     assert code == 3, err  # 6 of 600 are broken, more than allowed
-    done = next(event for event in seen if event["event"] == "done")
+    done = next(event for event in seen if event["event"] == "summary")
     assert (done["scored"], done["failed"]) == (images - 6, 6)
     run = latest(out)
     rows = pd.concat(pd.read_parquet(fs.open(part)) for part in fs.glob(f"{run}/predictions/*"))

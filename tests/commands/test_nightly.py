@@ -31,7 +31,7 @@ def test_a_nightly_run_and_one_that_its_check_stops(small_bundle, tmp_path):
     (tmp_path / "night.yaml").write_text(yaml.safe_dump(settings))
     code, out, err = nightly("--config", tmp_path / "night.yaml")
     assert code == 0, err
-    done = [event for event in events(out) if event["event"] == "done"]
+    done = [event for event in events(out) if event["event"] == "summary"]
     assert [event.get("plan_only", False) for event in done] == [True, False]
     assert done[0]["to_score"] == read_json(f"{latest(str(tmp_path / 'out/scores'))}/run.json")["plan"]["to_score"]
     source = pd.read_csv(settings["catalog"]["uri"])

@@ -1,4 +1,4 @@
-"""Night after night: what has not changed is carried over, what is wrong stays apart, nothing is lost or doubled."""
+"""Night after night: what has not changed is reused, what is wrong stays apart, nothing is lost or doubled."""
 
 import http.server
 import shutil
@@ -15,7 +15,7 @@ from retailray.errors import StorageError
 from retailray.models.bundle import load_bundle, save_bundle
 from retailray.models.meta import Thresholds
 from retailray.runs import RunDirectory
-from retailray.storage.lease import hold
+from retailray.storage.lease import acquire_lease
 from tests.commands.helpers import events, latest, read_json
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_second_night_on_which_nothing_changed_infers_nothing(night):
     assert first["counts"]["scored"] == len(predictions)
     _, second, again, errors_again = night()
     counts = second["counts"]
-    assert (counts["scored"], counts["carried_over"], counts["failed"]) == (0, len(predictions), len(errors))
+    assert (counts["scored"], counts["reused"], counts["failed"]) == (0, len(predictions), len(errors))
     assert_same(predictions, again, but=["run_id"])  # scored_at is when the image was inferred
     assert set(again.run_id) == {second["run_id"]}
     assert_same(errors, errors_again, but=["run_id"])  # DuckDB makes a column of the directory's name
@@ -138,7 +138,7 @@ def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, smal
     summary = read_json(f"{run}/run.json")
     assert "Drift" in Path(run, "report.html").read_text()
     assert summary["labels_changed"] == 0
-    assert (summary["counts"]["carried_over"], summary["counts"]["scored"]) == (0, len(before))
+    assert (summary["counts"]["reused"], summary["counts"]["scored"]) == (0, len(before))
 
 
 def test_a_plan_says_what_and_does_nothing(night, tmp_path):
@@ -161,7 +161,7 @@ def test_a_run_that_ends_on_its_last_steps_infers_nothing_again(night, tmp_path,
     assert not (tmp_path / "out/LATEST").exists()
     _, summary, predictions, _ = night()
     plan = summary["plan"]
-    known = plan["resumed"] if last == "publish" else plan["carried_over"]
+    known = plan["resumed"] if last == "publish" else plan["reused"]
     assert (plan["to_score"], known + plan["refused"]) == (0, plan["rows"])
     assert len(predictions) > 40
     left = list(tmp_path.glob("out/run_id=*/scored"))
@@ -202,7 +202,7 @@ def test_old_runs_leave_when_asked(night, tmp_path, monkeypatch):
 
 
 def test_a_second_run_at_the_same_time_is_refused(night, tmp_path):
-    with hold(str(tmp_path / "out")):
+    with acquire_lease(str(tmp_path / "out")):
         code, err, _, _ = night()
     assert code == 1
     assert "is at work there" in err
@@ -225,7 +225,7 @@ def test_images_without_identity_are_read_and_told_by_their_bytes(night, tmp_pat
         _, second, after, _ = night(**web)
         assert first["counts"]["scored"] == len(before) > 40
         assert second["plan"]["to_score"] == first["plan"]["to_score"], "all of them are read"
-        assert (second["counts"]["scored"], second["counts"]["carried_over"]) == (0, len(before))
+        assert (second["counts"]["scored"], second["counts"]["reused"]) == (0, len(before))
         assert_same(before, after, but=["run_id"])
     finally:
         server.shutdown()

@@ -113,7 +113,7 @@ def test_a_person_corrects_and_the_next_night_and_the_week_know(browser, shop, n
     assert {task["predictions"][0]["result"][0]["value"]["choices"][0] for task in tasks} <= {
         choice.get("value") for choice in labels
     }
-    scores = [row["usefulness"] for row in queue]
+    scores = [row["review_priority"] for row in queue]
     assert scores == sorted(scores, reverse=True)
     file, _ = review(browser, run, tmp_path)
     saved = pd.read_csv(file)

@@ -118,7 +118,7 @@ def test_the_registered_bundle_scores_the_catalog(shop, retailray):
     summary = read_json(f"{run}/run.json")
     counts = summary["counts"]
     assert summary["label_agreement"] == pytest.approx((predictions.label == predictions.pred_label).mean())
-    assert counts["rows"] == len(source) == counts["scored"] + counts["carried_over"] + counts["failed"]
+    assert counts["rows"] == len(source) == counts["scored"] + counts["reused"] + counts["failed"]
     assert events(out)[-1]["scored"] == len(predictions)
     queue = [json.loads(line)["data"] for line in read_text(f"{run}/review/queue.jsonl").splitlines()]
     asked = {row["item_id"] for row in queue if "uncertain" in row["reasons"]}

@@ -282,7 +282,7 @@ def test_signed_addresses_and_other_answers_of_servers(inputs):
         (folder / "catalog.csv").write_text(text)
         section = CatalogSection(uri=str(folder / "catalog.csv"), allow=[f"http://127.0.0.1:{port}"])
         catalog = read_catalog(section)
-        assert set(catalog.column("refused")) - {""} != set(), "hosts that nobody allowed"
+        assert set(catalog.column("denied_reason")) - {""} != set(), "hosts that nobody allowed"
         found = dict(zip(catalog.column("image"), outcomes(catalog, access_of(section)), strict=True))
     finally:
         server.kill()

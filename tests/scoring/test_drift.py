@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from retailray.scoring.drift import Drift, Usual, distance, embedding_distance
+from retailray.scoring.drift import Drift, OutlierModel, distance, embedding_distance
 
 
 def draw(weights, rows, seed):
@@ -72,7 +72,7 @@ def test_what_is_unusual_is_the_same_in_sql_and_by_hand():
     import duckdb
 
     rows = np.random.default_rng(1).normal(3, 2, size=(1000, 4))
-    usual = Usual.of(rows)
+    usual = OutlierModel.of(rows)
     far = [3.0, 3.0, 3.0, 30.0]
     [(odd, plain)] = duckdb.execute(
         f"select {usual.sql('far')}, {usual.sql('near')} from (select ?::float[] as far, ?::float[] as near)",

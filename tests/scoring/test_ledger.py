@@ -8,7 +8,7 @@ import pytest
 from retailray.config import CatalogSection
 from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
-from retailray.scoring.drift import Usual
+from retailray.scoring.drift import OutlierModel
 from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, Reuse
 from retailray.scoring.review import make_queue
@@ -53,14 +53,14 @@ def todo(ledger):
 
 
 def final(ledger):
-    return ledger.table("select * from final order by row_id").to_pylist()
+    return ledger.table("select * from row_results order by row_id").to_pylist()
 
 
 def test_without_a_past_every_image_is_to_score_once_in_the_catalogs_order(shop):
     make, _ = shop
     ledger = make("c.jpg,1", "a.jpg,2", "b.jpg,3")
     plan = ledger.plan()
-    assert (plan.rows, plan.to_score, plan.carried_over, plan.images, plan.num_bytes) == (3, 3, 0, 3, 3)
+    assert (plan.rows, plan.to_score, plan.reused, plan.images, plan.num_bytes) == (3, 3, 0, 3, 3)
     assert todo(ledger) == ["c", "a", "b"]
 
 
@@ -79,11 +79,11 @@ def test_only_what_is_known_of_this_content_and_model_is_carried_over(shop):
     ledger.add_known(known, origin=PUBLISHED, usable=True)
     plan = ledger.plan()
     assert todo(ledger) == ["b", "c"], "other bytes, and an error of the moment"
-    assert (plan.carried_over, plan.unchanged, plan.gone) == (2, 3, 1)
+    assert (plan.reused, plan.unchanged, plan.gone) == (2, 3, 1)
     other = make("a.jpg,1")
     other.add_known(rows(folder, other, ("a", MUG)), origin=PUBLISHED, usable=False)
     plan = other.plan()
-    assert (todo(other), plan.carried_over, plan.unchanged) == (["a"], 0, 1), "of another model"
+    assert (todo(other), plan.reused, plan.unchanged) == (["a"], 0, 1), "of another model"
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_errors_hold_for_the_code_that_met_them_and_can_be_made_anew(shop, reuse
     ledger.add_known(known, origin=PUBLISHED, usable=True, reuse=reuse)
     plan = ledger.plan()
     assert todo(ledger) == list(anew)
-    assert plan.carried_over == 4 - len(anew)
+    assert plan.reused == 4 - len(anew)
     asked = pa.concat_tables(ledger.todo(10)).to_pylist()
     assert not any(row["known_sha256"] for row in asked), "its bytes must not be taken for known"
     ledger.add_fresh(rows(folder, ledger, *((name, MUG | {"run_id": "now"}) for name in anew)))
-    ledger.settle(Thresholds())
+    ledger.resolve_results(Thresholds())
     assert {row["run_id"] for row in final(ledger) if row["image"][0] in anew} == {"now"}
 
 
@@ -163,10 +163,10 @@ def test_what_this_run_has_committed_comes_before_last_night(shop):
         rows(folder, ledger, ("a", MUG | {"run_id": "now"}), ("b", {"sha256": "nobody's"})), origin=RESUMED, usable=True
     )
     plan = ledger.plan()
-    assert (plan.resumed, plan.carried_over) == (1, 0)
+    assert (plan.resumed, plan.reused) == (1, 0)
     assert todo(ledger) == ["b"], "it equals an image whose prediction was never committed"
     ledger.add_fresh(rows(folder, ledger, ("b", MUG)))
-    ledger.settle(Thresholds())
+    ledger.resolve_results(Thresholds())
     assert [row["run_id"] for row in final(ledger)] == ["now", "before"]
 
 
@@ -176,14 +176,14 @@ def test_rows_of_one_image_and_images_of_one_content_share_a_result(shop):
     ledger.plan()
     fresh = rows(folder, ledger, ("a", MUG), ("b", {"sha256": "sha-a"}), ("c", {"sha256": "never came"}))
     ledger.add_fresh(fresh)
-    ledger.settle(Thresholds())
+    ledger.resolve_results(Thresholds())
     found = final(ledger)
     codes = ["", "", "fetch_failed", "duplicate_id", "empty_path", "not_allowed"]
     assert [row["code"] for row in found] == codes
     assert [row["pred_label"] for row in found] == ["mug", "mug", None, None, None, None]
     assert "line 5" in found[3]["reason"]
     assert "catalog.allow" in found[5]["reason"]
-    assert len(ledger.table("from outcome")) == 3
+    assert len(ledger.table("from image_results")) == 3
 
 
 def test_decisions_are_of_the_thresholds_of_today(shop):
@@ -193,7 +193,7 @@ def test_decisions_are_of_the_thresholds_of_today(shop):
     known = rows(folder, ledger, *((name, MUG | {"pred_score": score}) for name, score in scores.items()))
     ledger.add_known(known, origin=PUBLISHED, usable=True)
     assert ledger.plan().to_score == 0
-    ledger.settle(Thresholds(accept=0.95, abstain=0.3))
+    ledger.resolve_results(Thresholds(accept=0.95, abstain=0.3))
     assert [row["decision"] for row in final(ledger)] == ["review", "review", "abstain"]
     assert all(row["carried"] for row in final(ledger))
 
@@ -218,7 +218,7 @@ def test_what_people_said_overrides_the_model_as_long_as_it_is_the_same_picture(
     columns = [dict.fromkeys(CORRECTIONS.names, "") | dict(zip(("item_id", "label", "sha256"), row, strict=True)) |
                {"file": "f.csv"} for row in said]  # fmt: skip
     ledger.add_corrections(pa.Table.from_pylist(columns, CORRECTIONS))
-    ledger.settle(Thresholds(accept=0.95))
+    ledger.resolve_results(Thresholds(accept=0.95))
     found = [
         (r["pred_label"], r["decision"], r["model_label"], r["corrected_in"], r["outdated"]) for r in final(ledger)
     ]
@@ -247,10 +247,10 @@ def test_the_queue_has_first_what_teaches_most(shop):
     ledger.add_known(before, origin=PUBLISHED, usable=False)
     ledger.plan()
     ledger.add_fresh(rows(folder, ledger, *tonight))
-    ledger.settle(Thresholds(accept=0.8))
-    usual = Usual(np.zeros(2), np.ones(2), limit=4.0)
+    ledger.resolve_results(Thresholds(accept=0.8))
+    usual = OutlierModel(np.zeros(2), np.ones(2), limit=4.0)
     queue = make_queue(ledger, usual, limit=10)
-    assert [(row["item_id"], row["reasons"], round(row["usefulness"], 3)) for row in queue] == [
+    assert [(row["item_id"], row["reasons"], round(row["review_priority"], 3)) for row in queue] == [
         ("c.jpg", ["uncertain"], 0.7),
         ("a.jpg", ["unusual"], 0.6),
         ("d.jpg", ["changed"], 0.6),
@@ -264,7 +264,7 @@ def test_nights_of_older_versions_are_read(shop):
     ledger = make("a.jpg,1")
     [old] = rows(folder, ledger, ("a", MUG))
     ledger.add_known([old.drop_columns(["embedding"])], origin=PUBLISHED, usable=True)
-    assert ledger.plan().carried_over == 1
+    assert ledger.plan().reused == 1
 
 
 def test_a_copy_never_takes_the_result_of_another_model(shop):

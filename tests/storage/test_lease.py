@@ -12,13 +12,13 @@ import pytest
 from retailray import storage
 from retailray.errors import RetailrayError
 from retailray.storage import lease
-from retailray.storage.lease import hold
+from retailray.storage.lease import acquire_lease
 from tests.conftest import start_proxy
 
 HOLD = """
 import sys, time
-from retailray.storage.lease import hold
-with hold(sys.argv[1]) as lease:
+from retailray.storage.lease import acquire_lease
+with acquire_lease(sys.argv[1]) as lease:
     lease.run_id = "theirs"
     lease.renew()
     print("held", flush=True)
@@ -41,20 +41,23 @@ def holder(out):
 
 
 def test_the_second_is_told_who_holds_it(out, holder):
-    with pytest.raises(RetailrayError, match=rf"run theirs is at work there .* process {holder.pid}"), hold(out):
+    with (
+        pytest.raises(RetailrayError, match=rf"run theirs is at work there .* process {holder.pid}"),
+        acquire_lease(out),
+    ):
         pass
-    assert lease.holder(out) == "theirs"
+    assert lease.lease_owner(out) == "theirs"
 
 
 @pytest.mark.slow
 def test_a_killed_holder_is_succeeded_at_once(out, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert lease.holder(out) is None
-    with hold(out) as ours:
+    assert lease.lease_owner(out) is None
+    with acquire_lease(out) as ours:
         ours.check()
-    assert lease.holder(out) is None, "released"
-    with hold(out):
+    assert lease.lease_owner(out) is None, "released"
+    with acquire_lease(out):
         pass
 
 
@@ -66,8 +69,8 @@ def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, monkey
         theirs = lease._acquire(out)
     theirs._owner["pid"] = 2**22 + 1
     theirs.renew()
-    assert lease.holder(out) == theirs.run_id
-    with pytest.raises(RetailrayError, match="is at work there"), hold(out):
+    assert lease.lease_owner(out) == theirs.run_id
+    with pytest.raises(RetailrayError, match="is at work there"), acquire_lease(out):
         pass
 
 
@@ -77,11 +80,11 @@ def test_only_one_of_many_wins(out):
     start = time.time() + 3
     code = f"""
 import sys, time
-from retailray.storage.lease import hold
+from retailray.storage.lease import acquire_lease
 from retailray.errors import RetailrayError
 time.sleep(max(0, {start} - time.time()))
 try:
-    with hold(sys.argv[1]):
+    with acquire_lease(sys.argv[1]):
         time.sleep(4)
     print("won")
 except RetailrayError as error:
@@ -95,10 +98,10 @@ except RetailrayError as error:
 
 
 def test_an_owner_that_was_taken_for_dead_does_not_publish(out):
-    with hold(out) as slow:
+    with acquire_lease(out) as slow:
         claim = json.loads(storage.read_bytes(slow.address)) | {"renewed": 0, "host": "elsewhere"}
         storage.write_bytes(slow.address, json.dumps(claim).encode())
-        with hold(out), pytest.raises(RetailrayError, match="took over"):
+        with acquire_lease(out), pytest.raises(RetailrayError, match="took over"):
             slow.check()
 
 
@@ -110,7 +113,7 @@ from retailray.errors import RetailrayError, StorageError
 lease.RENEW_S, lease.LOST_S = 0.1, 0.5
 began = time.monotonic()
 try:
-    with lease.hold(sys.argv[1]):
+    with lease.acquire_lease(sys.argv[1]):
         def away(*arguments, **options):
             raise StorageError("the store is away")
         storage.write_bytes = away
@@ -130,10 +133,10 @@ def test_an_owner_that_cannot_renew_stops_at_once(tmp_path):
 def test_clocks_that_differ_take_nothing_from_a_living_owner(out, monkeypatch, capsys):
     """Kind of fault: a machine whose clock is ten minutes ahead takes every claim for dead."""
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
-    with hold(out):
+    with acquire_lease(out):
         monkeypatch.setattr(lease, "_age", lambda claim: 600.0)
         monkeypatch.setattr(lease, "LEASE_S", 5.0)
-        with pytest.raises(RetailrayError, match="is at work there"), hold(out):
+        with pytest.raises(RetailrayError, match="is at work there"), acquire_lease(out):
             pass
     assert "whether another run is alive" in capsys.readouterr().out
 
@@ -146,7 +149,7 @@ def test_who_does_not_renew_is_succeeded_after_a_watch(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "_age", lambda claim: 600.0)
     monkeypatch.setattr(lease, "LEASE_S", 1.0)
     started = time.monotonic()
-    with hold(out) as ours:
+    with acquire_lease(out) as ours:
         assert time.monotonic() - started >= 1
         ours.check()
 
@@ -154,8 +157,8 @@ def test_who_does_not_renew_is_succeeded_after_a_watch(tmp_path, monkeypatch):
 HOLD_SHORTLY = """
 import json, sys
 from retailray import storage
-from retailray.storage.lease import hold
-with hold(sys.argv[1]) as lease:
+from retailray.storage.lease import acquire_lease
+with acquire_lease(sys.argv[1]) as lease:
     assert json.loads(storage.read_bytes(lease.address))["run_id"] == lease.run_id
 """
 

@@ -57,18 +57,18 @@ def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_pointer_moves_only_from_where_it_was_seen(place, tmp_path, bucket):
     pointer = f"{tmp_path if place == 'local' else bucket}/LATEST"
-    assert storage.swap(pointer, b"one", before=None)
-    assert not storage.swap(pointer, b"two", before=None), "somebody was first"
-    assert not storage.swap(pointer, b"two", before=b"zero")
-    assert storage.swap(pointer, b"two", before=b"one")
+    assert storage.compare_and_swap(pointer, b"one", before=None)
+    assert not storage.compare_and_swap(pointer, b"two", before=None), "somebody was first"
+    assert not storage.compare_and_swap(pointer, b"two", before=b"zero")
+    assert storage.compare_and_swap(pointer, b"two", before=b"one")
     assert storage.read_bytes(pointer) == b"two"
 
 
 def test_a_creation_whose_answer_was_lost_is_ours(bucket):
     """The client puts again, and is refused by what it has put."""
-    assert storage.create(f"{bucket}/claim", b"ours")
-    assert storage.create(f"{bucket}/claim", b"ours")
-    assert not storage.create(f"{bucket}/claim", b"theirs")
+    assert storage.put_if_absent(f"{bucket}/claim", b"ours")
+    assert storage.put_if_absent(f"{bucket}/claim", b"ours")
+    assert not storage.put_if_absent(f"{bucket}/claim", b"theirs")
 
 
 def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
@@ -85,7 +85,7 @@ def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
         return found
 
     monkeypatch.setattr(fs, "cat_file", then_theirs)
-    assert not storage.swap(pointer, b"ours", before=b"one")
+    assert not storage.compare_and_swap(pointer, b"ours", before=b"one")
     assert storage.read_bytes(pointer) == b"theirs"
 
 
@@ -208,8 +208,8 @@ from retailray import storage
 began = time.monotonic()
 storage.write_bytes(sys.argv[1], b"data")
 assert storage.read_bytes(sys.argv[1]) == b"data"
-assert storage.create(sys.argv[1] + ".d/claim", b"data")
-assert storage.swap(sys.argv[1] + ".d/claim", b"more", before=b"data")
+assert storage.put_if_absent(sys.argv[1] + ".d/claim", b"data")
+assert storage.compare_and_swap(sys.argv[1] + ".d/claim", b"more", before=b"data")
 print(time.monotonic() - began)
 """
     with start_proxy(s3_endpoint, "slow-writes:12") as endpoint:
@@ -224,7 +224,7 @@ print(time.monotonic() - began)
 def test_a_swap_whose_answer_is_lost_writes_nothing_without_a_condition(bucket, monkeypatch):
     """Kind of fault: a time-out of a conditional write becomes an unconditional one, and undoes another's."""
     address = f"{bucket}/pointer"
-    assert storage.create(address, b"one")
+    assert storage.put_if_absent(address, b"one")
     fs, _ = storage.filesystem(address)
 
     def times_out(path, data, **options):
@@ -234,7 +234,7 @@ def test_a_swap_whose_answer_is_lost_writes_nothing_without_a_condition(bucket, 
     with monkeypatch.context() as patch:
         patch.setattr(fs, "pipe_file", times_out)
         with pytest.raises(StorageError, match="no answer"):
-            storage.swap(address, b"two", before=b"one")
+            storage.compare_and_swap(address, b"two", before=b"one")
     assert s3fs.S3FileSystem(use_listings_cache=False).cat_file(address) == b"one"
-    assert storage.swap(address, b"two", before=b"one")
-    assert not storage.swap(address, b"three", before=b"one")
+    assert storage.compare_and_swap(address, b"two", before=b"one")
+    assert not storage.compare_and_swap(address, b"three", before=b"one")

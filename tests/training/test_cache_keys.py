@@ -16,7 +16,7 @@ from retailray.training.cache.fill import Backbone, fingerprint, make_spec
 from retailray.training.cache.plan import plan_cache
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
-from retailray.training.recipe import resolve
+from retailray.training.phases import resolve
 
 VIEWS = ViewSpec(DecodeSpec(36, 36, Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)
 BACKBONE = Backbone("resnet18", 3, 32, None, (0.5,) * 3, (0.2,) * 3, "bfloat16")

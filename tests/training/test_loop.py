@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from retailray.config import TrainSection
-from retailray.execution.world import World
+from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
 from retailray.models.blocks import split
 from retailray.models.predictor import Normalize
 from retailray.training.loop import Engine
 from retailray.training.optim import make_average, make_optimizer, make_schedule
-from retailray.training.recipe import Stage
+from retailray.training.phases import Stage
 from tests import oracles
 
 SIZE, CLASSES = 16, 3
@@ -61,7 +61,7 @@ def make_engine(stages, train=None, rows=None, **settings):
         stages=[dataclasses.replace(one, reads=0) for one in stages],
         train=train or TrainSection(),
         precision="float32",
-        world=World(),
+        world=DistributedContext(),
         open_batches=lambda split, _: (rows[split], 0),
         **settings,
     )
@@ -325,7 +325,7 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
         stages=[Stage(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
         train=TrainSection(),
         precision="float32",
-        world=World(),
+        world=DistributedContext(),
         open_batches=lambda split, _: (rows[split], 0),
     )
     next(engine.epochs(None))

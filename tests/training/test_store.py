@@ -12,14 +12,14 @@ import s3fs
 from retailray import storage
 from retailray.errors import StorageError
 from retailray.training.cache import store
-from retailray.training.cache.store import StoreReader, StoreSpec
+from retailray.training.cache.store import CacheReader, CacheSpec
 
 KEYS = [digit * 32 for digit in "0123"]
 CODES = pa.table({"error_code": [""] * 6, "message": [""] * 6})
 
 
 def make(root, key=KEYS[0], dtype="float32"):
-    return StoreSpec(str(root), key, num_rows=6, num_views=2, shape=(3, 2), dtype=dtype)
+    return CacheSpec(str(root), key, num_rows=6, num_views=2, shape=(3, 2), dtype=dtype)
 
 
 def values_of(spec):
@@ -40,7 +40,7 @@ def test_numpy_reads_what_was_written(tmp_path):
     fill(spec)
     assert store.is_whole(spec)
     assert np.array_equal(np.load(tmp_path / KEYS[0] / "rows.npy"), values_of(spec))
-    reader = StoreReader(spec, budget=10**9)
+    reader = CacheReader(spec, budget=10**9)
     assert isinstance(reader.rows, np.memmap)
     rows, views = np.array([5, 0, 5]), np.array([1, 0, 0])
     assert np.array_equal(reader.take(rows, views), values_of(spec)[[11, 0, 10]])
@@ -65,12 +65,12 @@ def test_a_remote_store_is_assembled_once_a_machine(bucket, tmp_path, monkeypatc
     spec = make(f"{bucket}/cache", dtype="bfloat16")
     fill(spec)
     for _ in range(2):
-        reader = StoreReader(spec, budget=10**9)
+        reader = CacheReader(spec, budget=10**9)
         assert np.array_equal(reader.take(np.arange(6), np.zeros(6, int)), values_of(spec)[::2])
     s3fs.S3FileSystem(use_listings_cache=False).rm(
         f"{bucket}/cache/{KEYS[0]}/parts".removeprefix("s3://"), recursive=True
     )
-    again = StoreReader(spec, budget=10**9)
+    again = CacheReader(spec, budget=10**9)
     assert np.array_equal(again.rows, reader.rows)
 
 
@@ -131,12 +131,12 @@ def test_a_remote_store_that_was_filled_again_is_read_anew(bucket, tmp_path, mon
     for rows in (np.arange(3), np.arange(3, 12)):
         store.write_rows(spec, rows, black[rows])
     store.finish(spec, CODES.set_column(0, "error_code", pa.array(["", "", "timeout", "", "", ""])))
-    assert np.array_equal(StoreReader(spec, budget=10**9).rows, black)
+    assert np.array_equal(CacheReader(spec, budget=10**9).rows, black)
     time.sleep(1.1)  # object stores tell times in seconds
     store.create(spec)
     store.write_rows(spec, np.arange(12), values)
     store.finish(spec, CODES)
-    assert np.array_equal(StoreReader(spec, budget=10**9).rows, values)
+    assert np.array_equal(CacheReader(spec, budget=10**9).rows, values)
     assert len(list(tmp_path.glob("**/*rows.npy*"))) == 1
 
 
@@ -148,11 +148,11 @@ def test_half_a_remote_store_is_an_error(bucket, tmp_path, monkeypatch):
     store.write_rows(spec, np.arange(4), values_of(spec)[:4])
     store.finish(spec, CODES)
     with pytest.raises(StorageError, match="8 rows are gone"):
-        StoreReader(spec, budget=10**9)
+        CacheReader(spec, budget=10**9)
 
 
 def test_a_disk_that_is_too_small_is_an_error_before_work(tmp_path):
-    spec = StoreSpec(str(tmp_path), "k", 10**9, 1, (10**6,), "float32")
+    spec = CacheSpec(str(tmp_path), "k", 10**9, 1, (10**6,), "float32")
     with pytest.raises(StorageError, match="cannot be reserved"):
         store.create(spec)
 

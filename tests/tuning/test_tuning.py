@@ -31,7 +31,7 @@ from retailray.errors import CapacityError, ConfigError
 from retailray.execution import Capacity, plan_trials
 from retailray.storage import Access
 from retailray.training.cache import store
-from retailray.training.cache.store import StoreSpec
+from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec, decode_views
 from retailray.training.optim import load_optimizer, make_schedule
 from retailray.tuning import plots
@@ -131,7 +131,7 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     table = transport_table(catalog).append_column(SLOT, pa.array(np.arange(len(catalog))))
     limits = Limits(20_000_000, 20.0)
     rows = table.num_rows
-    spec = StoreSpec(str(tmp_path), "a" * 32, rows, 1, (3, 36, 36), "uint8")
+    spec = CacheSpec(str(tmp_path), "a" * 32, rows, 1, (3, 36, 36), "uint8")
     decoded = decode_rows(table, spec=DecodeSpec(36, 36, limits), access=Access())
     pixels = np.stack([np.frombuffer(value, np.uint8).reshape(3, 36, 36) for value in decoded[PIXELS].to_pylist()])
     store.create(spec)

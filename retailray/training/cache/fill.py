@@ -16,8 +16,8 @@ from retailray.data.catalog import Catalog
 from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
+    COLUMN_PREFIX,
     MESSAGE,
-    OURS,
     PIXELS,
     SLOT,
     VIEW,
@@ -33,15 +33,15 @@ from retailray.execution import Executor, Plan, Reference, Reporter, Stream
 from retailray.execution.process import prepare_process
 from retailray.models import blocks, predictor
 from retailray.models.backbones import build_model, load_state
-from retailray.models.blocks import Chain, split
+from retailray.models.blocks import BlockSequence, split
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 from retailray.provenance import version
 from retailray.training.cache import store, views
-from retailray.training.cache.store import StoreSpec
+from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec, decode_views
 
-JOB = OURS + "job"  # which job a row belongs to
+JOB = COLUMN_PREFIX + "job"  # which job a row belongs to
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
 MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
 
@@ -71,7 +71,7 @@ def fingerprint(catalog: Catalog) -> str | None:
     return digest.hexdigest()
 
 
-def weights_digest(chain: Chain, cut: int) -> str:
+def weights_digest(chain: BlockSequence, cut: int) -> str:
     """A digest of the tensors of the first ``cut`` blocks."""
     digest = hashlib.sha256()
     for name, tensor in chain.run(0, cut).state_dict().items():
@@ -97,9 +97,9 @@ def make_spec(
     views: ViewSpec,
     cut: int,
     backbone: Backbone | None,
-    chain: Chain | None,
+    chain: BlockSequence | None,
     shape: tuple[int, ...],
-) -> StoreSpec:
+) -> CacheSpec:
     """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
     pixels = cut == 0
     dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
@@ -123,11 +123,11 @@ def make_spec(
             "precision": backbone.precision,
             "torch": torch.__version__,
         }
-    return StoreSpec(root, store.content_key(content), num_rows, views.num_views, shape, dtype)
+    return CacheSpec(root, store.content_key(content), num_rows, views.num_views, shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CachePass:
     """One look at one set of images. ``rows``: its fingerprint. ``specs``: block counts → stores (0: pixels).
 
     ``decoded``: a store of its pixels, read in place of the images; ``budget``: of the machines' copies of it [bytes].
@@ -137,16 +137,18 @@ class Job:
     catalog: Catalog
     rows: str
     views: ViewSpec
-    specs: dict[int, StoreSpec]
-    decoded: StoreSpec | None = None
+    specs: dict[int, CacheSpec]
+    decoded: CacheSpec | None = None
     budget: int = 0
 
-    def missing(self) -> "Job":
+    def missing(self) -> "CachePass":
         absent = {cut: spec for cut, spec in self.specs.items() if not store.is_whole(spec)}
         return dataclasses.replace(self, specs=absent)
 
 
-def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Executor, access: storage.Access) -> None:
+def fill(
+    jobs: list[CachePass], backbone: Backbone | None, plan: Plan, executor: Executor, access: storage.Access
+) -> None:
     """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
 
     Raises:
@@ -174,7 +176,7 @@ def fill(jobs: list[Job], backbone: Backbone | None, plan: Plan, executor: Execu
 
 
 def _filled(
-    jobs: list[Job],
+    jobs: list[CachePass],
     backbone: Backbone | None,
     plan: Plan,
     executor: Executor,
@@ -199,10 +201,10 @@ def _filled(
         specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
         return views.map(_write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
     slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
-    return views.map_with(FillStores, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
+    return views.map_with(FillCaches, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
 
 
-def _finish(job: Job, outcome: pa.Table) -> None:
+def _finish(job: CachePass, outcome: pa.Table) -> None:
     if fingerprint(job.catalog) != job.rows:
         raise CatalogError(f"{job.catalog.uri}: images changed while they were read; run again when they are settled")
     outcome = in_order_of(np.arange(len(job.catalog)), outcome, key=SLOT)
@@ -220,17 +222,17 @@ def _outcome(table: pa.Table, reporter: Reporter) -> pa.Table:
     return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, SLOT, CODE, MESSAGE])
 
 
-def _write_pixels(table: pa.Table, *, specs: list[StoreSpec], sizes: list[int], reporter: Reporter) -> pa.Table:
+def _write_pixels(table: pa.Table, *, specs: list[CacheSpec], sizes: list[int], reporter: Reporter) -> pa.Table:
     number = table.column(JOB)[0].as_py()
     values = pixels_to_numpy(table.column(PIXELS), sizes[number])
     store.write_rows(specs[number], _positions(table, specs[number].num_views), values)
     return _outcome(table, reporter)
 
 
-class FillStores:
+class FillCaches:
     """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
 
-    def __init__(self, *, jobs: list[Job], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, *, jobs: list[CachePass], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
         import safetensors.torch
 
         prepare_process(plan.torch_threads)

@@ -7,7 +7,7 @@ from typing import Any
 
 from retailray.config import TrainConfig
 from retailray.training.measure import Measurement
-from retailray.training.recipe import Stage
+from retailray.training.phases import Stage
 
 DEFAULT_VIEWS = 8  # more bring little: benchmarks/quality.py has the table
 READ_BYTES_S = 1e9  # from a memory-mapped file, most of it in the page cache

@@ -31,12 +31,12 @@ from retailray.errors import StorageError
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
 IN_USE_S = 3600.0  # a store used this recently is not evicted: a run may be about to map it
 FORMAT = 1  # of what this module writes
-PASSING = {"timeout", "fetch_failed", "access_denied"}
+TRANSIENT_CODES = {"timeout", "fetch_failed", "access_denied"}
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclasses.dataclass(frozen=True)
-class StoreSpec:
+class CacheSpec:
     """Where a store is and the shape of its numbers. ``dtype``: numpy's name, or bfloat16 (kept as uint16)."""
 
     root: str
@@ -69,13 +69,13 @@ def content_key(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def is_whole(spec: StoreSpec) -> bool:
+def is_whole(spec: CacheSpec) -> bool:
     """Whether all of a store is there, and would be no better if it were filled again."""
     address = storage.join(spec.address, META)
     return storage.exists(address) and bool(json.loads(storage.read_bytes(address))["settled"])
 
 
-def create(spec: StoreSpec) -> None:
+def create(spec: CacheSpec) -> None:
     """Reserve the space of a local store. Raises StorageError where the disk has too little."""
     touch(spec)
     if not storage.is_local(spec.address):
@@ -88,7 +88,7 @@ def create(spec: StoreSpec) -> None:
         raise StorageError(f"{spec.address}: {spec.num_bytes / 1e9:.1f} GB cannot be reserved ({error})") from error
 
 
-def _allocate(spec: StoreSpec, path: str) -> None:
+def _allocate(spec: CacheSpec, path: str) -> None:
     shape = (spec.num_rows * spec.num_views, *spec.shape)
     # never truncated: another run with the same key writes the same numbers to the same places
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
@@ -99,7 +99,7 @@ def _allocate(spec: StoreSpec, path: str) -> None:
             os.posix_fallocate(file.fileno(), start, spec.num_bytes)  # a memory map of a full disk would kill us
 
 
-def write_rows(spec: StoreSpec, positions: np.ndarray, values: np.ndarray) -> None:
+def write_rows(spec: CacheSpec, positions: np.ndarray, values: np.ndarray) -> None:
     """Write ``values`` ``(n, *shape)`` at ascending ``positions`` (row * num_views + view); repeating is harmless."""
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     for run, part in zip(np.split(positions, breaks), np.split(values, breaks), strict=True):
@@ -113,7 +113,7 @@ def write_rows(spec: StoreSpec, positions: np.ndarray, values: np.ndarray) -> No
             storage.write_bytes(storage.join(spec.address, f"parts/{run[0]:015d}.npy"), buffer.getvalue())
 
 
-def _write_at(path: str, spec: StoreSpec, position: int, values: np.ndarray) -> None:
+def _write_at(path: str, spec: CacheSpec, position: int, values: np.ndarray) -> None:
     with open(path, "r+b") as file:
         version = np.lib.format.read_magic(file)
         assert version == (1, 0), version
@@ -122,12 +122,12 @@ def _write_at(path: str, spec: StoreSpec, position: int, values: np.ndarray) -> 
         file.write(np.ascontiguousarray(values).data)
 
 
-def finish(spec: StoreSpec, codes: pa.Table) -> None:
+def finish(spec: CacheSpec, codes: pa.Table) -> None:
     """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists.
 
-    Failures that may heal while the image stays (:data:`PASSING`) leave it to this run: the next one fills it anew.
+    A cache with transient failures (:data:`TRANSIENT_CODES`) serves this run only; the next run fills it again.
     """
-    settled = not PASSING & set(codes.column("error_code").to_pylist())
+    settled = not TRANSIENT_CODES & set(codes.column("error_code").to_pylist())
     storage.write_bytes(storage.join(spec.address, CODES), parquet_bytes(codes))
     touch(spec)
     of_this_fill = {"num_bytes": spec.num_bytes, "settled": settled, "fill": secrets.token_hex(8)}
@@ -135,12 +135,12 @@ def finish(spec: StoreSpec, codes: pa.Table) -> None:
     storage.write_bytes(storage.join(spec.address, META), meta.encode())
 
 
-def touch(spec: StoreSpec) -> None:
+def touch(spec: CacheSpec) -> None:
     """Note that a store is in use, for those who look for something to evict."""
     storage.write_bytes(storage.join(spec.address, USED), str(time.time()).encode())
 
 
-def read_codes(spec: StoreSpec) -> pa.Table:
+def read_codes(spec: CacheSpec) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(spec.address, CODES))))
 
 
@@ -201,10 +201,10 @@ def make_room(root: str, needed: int, budget: int, *, keep: set[str], writing: s
     return evicted
 
 
-class StoreReader:
+class CacheReader:
     """Memory-mapped rows, read-only. A remote store is assembled in :func:`copies_root`, once a machine."""
 
-    def __init__(self, spec: StoreSpec, *, budget: int) -> None:
+    def __init__(self, spec: CacheSpec, *, budget: int) -> None:
         self.spec = spec
         local = storage.is_local(spec.address)
         path = os.path.join(spec.address, ROWS) if local else _assemble(spec, budget)
@@ -215,7 +215,7 @@ class StoreReader:
         return self.rows[rows * self.spec.num_views + views]
 
 
-def _assemble(spec: StoreSpec, budget: int) -> str:
+def _assemble(spec: CacheSpec, budget: int) -> str:
     here = dataclasses.replace(spec, root=copies_root())
     meta = storage.join(spec.address, META)
     if not storage.exists(meta):

@@ -18,7 +18,7 @@ from retailray.data.decoding import (
     pixels_to_arrow,
     pixels_to_numpy,
 )
-from retailray.training.cache.store import StoreReader, StoreSpec
+from retailray.training.cache.store import CacheReader, CacheSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def decode_views(
     spec: ViewSpec,
     keep: list[str],
     access: storage.Access,
-    decoded: StoreSpec | None = None,
+    decoded: CacheSpec | None = None,
     budget: int = 0,
 ) -> pa.Table:
     """Fetch, decode and augment the rows of one chunk: ``num_views`` rows for one, in order.
@@ -62,9 +62,9 @@ def decode_views(
     return table.append_column(VIEW, pa.array(views)).append_column(PIXELS, pixels_to_arrow(repeated))
 
 
-def _central(decoded: StoreSpec, budget: int, rows: np.ndarray, size_px: int) -> np.ndarray:
+def _central(decoded: CacheSpec, budget: int, rows: np.ndarray, size_px: int) -> np.ndarray:
     """The central square of kept pixels: what decoding would give, to two grey levels that Pillow rounds otherwise."""
-    pixels = StoreReader(decoded, budget=budget).take(rows, np.zeros_like(rows))
+    pixels = CacheReader(decoded, budget=budget).take(rows, np.zeros_like(rows))
     margin = (decoded.shape[-1] - size_px) // 2
     return pixels[..., margin : margin + size_px, margin : margin + size_px]
 

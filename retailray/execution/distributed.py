@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class DistributedContext:
     """The workers of one fit: this one's rank, how many there are, and where it computes."""
 
     rank: int = 0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retailray.errors import StorageError
-from retailray.scoring.past import last_published
+from retailray.scoring.previous_run import last_published
 
 
 def write_run(out, name, *, scored=False, **summary):

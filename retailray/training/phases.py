@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from retailray.config import TrainConfig
 from retailray.errors import ConfigError
-from retailray.models.blocks import Chain, batch_norms
+from retailray.models.blocks import BlockSequence, batch_norms
 
 # an eighth of the epochs goes to the head alone, so that its first gradients wreck no features; more, or a higher rate
 # there, fits the head so well that the blocks learn less (benchmarks/quality.py)
@@ -66,7 +66,7 @@ def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: i
         )
 
 
-def resolve(config: TrainConfig, chain: Chain) -> list[Stage]:
+def resolve(config: TrainConfig, chain: BlockSequence) -> list[Stage]:
     """The stages of a run: ``train.phases``, or the head alone and then ``model.trainable`` (linear probing, then
     fine-tuning: Kumar et al. 2022, arXiv 2202.10054).
 

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from retailray.data.decoding import CODE, PIXELS, pixels_to_arrow
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import ConfigError
-from retailray.training.cache import store
-from retailray.training.cache.store import StoreSpec
-from retailray.training.recipe import Stage, check_batch_size
-from retailray.training.sources import (
+from retailray.training.batches import (
     TARGET,
     Augmentation,
+    CachedDataset,
     StoredBatches,
-    StoredRows,
     StreamedBatches,
-    StreamedRows,
+    StreamedDataset,
     num_steps,
 )
+from retailray.training.cache import store
+from retailray.training.cache.store import CacheSpec
+from retailray.training.phases import Stage, check_batch_size
 
 NUM_ROWS, NUM_VIEWS = 23, 3
 
@@ -30,7 +30,7 @@ NUM_ROWS, NUM_VIEWS = 23, 3
 def spec(tmp_path_factory):
     """Pixels whose first value is the row and whose second is the view."""
     root = tmp_path_factory.mktemp("store")
-    spec = StoreSpec(str(root), "0" * 32, NUM_ROWS, NUM_VIEWS, (3, 8, 8), "uint8")
+    spec = CacheSpec(str(root), "0" * 32, NUM_ROWS, NUM_VIEWS, (3, 8, 8), "uint8")
     store.create(spec)
     values = np.zeros((NUM_ROWS * NUM_VIEWS, 3, 8, 8), np.uint8)
     values[:, 0, 0, 0] = np.repeat(np.arange(NUM_ROWS), NUM_VIEWS)
@@ -42,7 +42,7 @@ def spec(tmp_path_factory):
 
 def open_batches(spec, *, rows=None, batch_size=5, seed=0, rank=0, world=1, augmentation=None, min_rows=0):
     rows = np.arange(NUM_ROWS) if rows is None else rows
-    source = StoredRows(spec, rows, rows % 4, rows + 1000, 10**9)
+    source = CachedDataset(spec, rows, rows % 4, rows + 1000, 10**9)
     return StoredBatches(
         source,
         batch_size=batch_size,
@@ -126,7 +126,7 @@ def test_pixels_are_augmented_alike_by_processes_and_by_workers(spec):
 def test_no_step_of_training_leaves_a_worker_with_too_few_rows(num_rows, batch_size, world, min_rows):
     """Kind of fault: the last batch of an epoch is a few rows, or none for some workers, and padding takes their place.
 
-    What cannot be divided is refused before (:func:`retailray.training.recipe.check_batch_size`).
+    What cannot be divided is refused before (:func:`retailray.training.phases.check_batch_size`).
     """
     if batch_size < min_rows * world or num_rows < min_rows * world:
         with pytest.raises(ConfigError, match=r"per worker and step|for each of"):
@@ -176,7 +176,7 @@ def test_rows_of_a_stream_that_failed_are_left_out_and_every_step_is_taken(codes
     shard = Shard([table.slice(start, batch) for start in range(0, len(codes), batch)])
     plain = Augmentation("none", 0.0, 8, 8)
     batches = StreamedBatches(
-        StreamedRows("train", len(codes)),
+        StreamedDataset("train", len(codes)),
         shard,
         batch_size=batch,
         seed=0,

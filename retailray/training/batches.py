@@ -10,23 +10,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from retailray.data.decoding import CODE, PADDING, PIXELS, pixels_to_numpy
-from retailray.data.row_ids import OURS, ROW_ID
+from retailray.data.row_ids import COLUMN_PREFIX, ROW_ID
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.errors import ERROR_CODES
 from retailray.execution import Shard
-from retailray.training.cache.store import StoreReader, StoreSpec
+from retailray.training.cache.store import CacheReader, CacheSpec
 
-TARGET = OURS + "target"
+TARGET = COLUMN_PREFIX + "target"
 # values ``(B, ...)``, targets int64 ``(B,)``, weights float ``(B,)`` (0: the row only fills up), row ids int64 ``(B,)``
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredRows:
+class CachedDataset:
     """``rows`` of a store ``(N,)`` with their ``targets`` and ``row_ids`` ``(N,)``: usable ones only, each with a known
     label."""
 
-    spec: StoreSpec
+    spec: CacheSpec
     rows: np.ndarray
     targets: np.ndarray
     row_ids: np.ndarray
@@ -34,7 +34,7 @@ class StoredRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamedRows:
+class StreamedDataset:
     """A stream of the fit. Failed rows and padding arrive too, without a usable target."""
 
     name: str
@@ -67,7 +67,7 @@ class StoredBatches(Dataset):
 
     def __init__(
         self,
-        source: StoredRows,
+        source: CachedDataset,
         *,
         batch_size: int,
         seed: int,
@@ -78,7 +78,7 @@ class StoredBatches(Dataset):
     ) -> None:
         self.source, self.batch_size, self.seed, self.min_rows = source, batch_size, seed, min_rows
         self.rank, self.world = rank, world
-        self.reader = StoreReader(source.spec, budget=source.budget)
+        self.reader = CacheReader(source.spec, budget=source.budget)
         self.augment = None
         if augmentation:
             self.augment = make_augment(
@@ -141,7 +141,7 @@ class StreamedBatches:
 
     def __init__(
         self,
-        source: StreamedRows,
+        source: StreamedDataset,
         shard: Shard,
         *,
         batch_size: int,
