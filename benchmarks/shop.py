@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from retailray.execution.process import prepare_process
-from retailray.models.blocks import split, train_mode
+from retailray.models.blocks import to_blocks, train_mode
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.models.weights import pretrained_model
@@ -119,8 +119,8 @@ class PlainLoop:
         model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(train.labels), seed=0)
         spare_slow_gradients(model, device=torch.device("cpu"), precision="bfloat16")
         self.model = model
-        chain = split(model.to(memory_format=torch.channels_last))
-        cut = chain.cut(self.trainable)
+        chain = to_blocks(model.to(memory_format=torch.channels_last))
+        cut = chain.num_frozen_blocks(self.trainable)
         frozen, suffix, normalize = chain.run(0, cut), chain.suffix(cut), Normalize(mean, std)
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)

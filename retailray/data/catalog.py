@@ -41,9 +41,9 @@ class Catalog:
 
     Columns of ``rows``: ``row_id`` (int64, unique within all that one command reads; results are joined on it), then
     text: ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row names none),
-    ``denied_reason`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split`` ('' if the table does not
-    say), ``file``; and ``line`` (int64, where the row begins, counted from 1 with the header; for Parquet the row) and
-    ``repeated`` (bool: an earlier row has the id).
+    ``denied_reason`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split``
+    ('' if the table does not say), ``file``; and ``line`` (int64, where the row begins, counted from 1 with the header;
+    for Parquet the row) and ``repeated`` (bool: an earlier row has the id).
     """
 
     uri: str

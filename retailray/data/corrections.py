@@ -51,9 +51,8 @@ def correct(rows: pa.Table, corrections: pa.Table, access: storage.Access) -> tu
     What was said of another picture does not hold: where a correction has a ``sha256``, the image is read and compared.
     """
     said = {row["item_id"]: row for row in corrections.to_pylist()}
-    ids, uris, denied_reasons, labels = (
-        rows.column(name).to_pylist() for name in ("id", "uri", "denied_reason", "label")
-    )
+    columns = ("id", "uri", "denied_reason", "label")
+    ids, uris, denied_reasons, labels = (rows.column(name).to_pylist() for name in columns)
     known = [at for at, item in enumerate(ids) if item in said]
     asked = [at for at in known if said[ids[at]]["sha256"] and uris[at] and not denied_reasons[at]]
     outdated = {

@@ -29,7 +29,7 @@ class BlockSequence:
     blocks: list[Named]
     head: nn.Module
 
-    def cut(self, trainable: str) -> int:
+    def num_frozen_blocks(self, trainable: str) -> int:
         """How many blocks stay frozen under ``head``, ``last1``, ``last2``, ... or ``all``.
 
         Raises:
@@ -74,7 +74,7 @@ def batch_norms(chain: BlockSequence, cut: int) -> list[nn.Module]:
     return [module for module in chain.suffix(cut).modules() if isinstance(module, _BatchNorm)]
 
 
-def split(model: nn.Module) -> BlockSequence:
+def to_blocks(model: nn.Module) -> BlockSequence:
     """The blocks and the head of a model of :func:`retailray.models.backbones.build_model`."""
     for family, blocks_of in FAMILIES.items():
         if isinstance(model, family):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.bundle import Bundle
 from retailray.models.embedding import sketch
 from retailray.models.precision import autocast, choose_precision
@@ -40,7 +40,7 @@ class Predictor:
                 self.model, arch=bundle.meta.arch, size_px=transform.crop_size, device=self.device
             )
         self.precision = precision
-        chain = split(self.model)
+        chain = to_blocks(self.model)
         self.body, self.head = chain.run(0, len(chain.blocks)), chain.head
 
     def __call__(self, images: np.ndarray, *, calibrated: bool = True) -> np.ndarray:

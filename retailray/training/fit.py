@@ -28,7 +28,7 @@ from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
 from retailray.training.cache.fill import Backbone
-from retailray.training.phases import Stage, min_rows
+from retailray.training.phases import ResolvedPhase, min_rows
 from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.worker import FitConfig, work
@@ -53,7 +53,7 @@ def fit(
     images: Images,
     rows: dict[str, np.ndarray],
     labels: list[str],
-    stages: list[Stage],
+    phases: list[ResolvedPhase],
     backbone: Backbone,
     prepared: Prepared,
     plan: Plan,
@@ -76,7 +76,7 @@ def fit(
             which, catalog = ("train", images.train) if split == "train" else ("plain", images.plain)
             targets = targets_of(catalog.column("label")[chosen], labels)
             row_ids = catalog.column("row_id")[chosen]
-            stored = [prepared.source(which, stage, chosen, targets, row_ids) for stage in stages]
+            stored = [prepared.source(which, phase, chosen, targets, row_ids) for phase in phases]
             streamed: tuple[StreamedDataset, int] | None = None
             if None in stored:
                 part = catalog.take(chosen)
@@ -89,17 +89,17 @@ def fit(
                 codes = _stored_failures(prepared, which, chosen)
                 raise CatalogError(f"{catalog.uri}: no {split} image could be read: {codes}; see `retailray check`")
         failed = _stored_failures(prepared, "train", rows["train"])
-        with executor.reporter("epochs", sum(stage.epochs for stage in stages)) as reporter:
+        with executor.reporter("epochs", sum(phase.epochs for phase in phases)) as reporter:
             fit_config = FitConfig(
                 backbone=backbone,
-                stages=stages,
+                phases=phases,
                 train=config.train,
                 augmentation=augmentation(config),
                 class_weights=class_weights(images.train.column("label")[rows["train"]], labels)
                 if config.train.class_weights == "balanced"
                 else None,
                 sources=sources,
-                min_rows=min_rows(stages),
+                min_rows=min_rows(phases),
                 threads=plan.torch_threads,
                 reporter=reporter,
                 tags=tags,

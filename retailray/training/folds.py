@@ -17,7 +17,7 @@ from retailray.models.metrics import classification_metrics
 from retailray.runs import RunDirectory
 from retailray.training.cache.fill import Backbone
 from retailray.training.fit import FitResult, fit
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 from retailray.training.prepare import Images, Prepared
 
 MEASURES = ("top1", "top5", "macro_f1", "ece")
@@ -30,7 +30,7 @@ class Fitter:
     config: TrainConfig
     images: Images
     labels: list[str]
-    stages: list[Stage]
+    phases: list[ResolvedPhase]
     backbone: Backbone
     prepared: Prepared
     plan: Plan
@@ -42,7 +42,7 @@ class Fitter:
             self.images,
             rows,
             self.labels,
-            self.stages,
+            self.phases,
             self.backbone,
             self.prepared,
             self.plan,

@@ -20,14 +20,14 @@ from torchvision.transforms import v2
 
 from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
-from retailray.models.blocks import batch_norms, freeze, split, train_mode
+from retailray.models.blocks import batch_norms, freeze, to_blocks, train_mode
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.models.predictor import Normalize
 from retailray.training.best_epoch import best_epoch, epochs_since_better
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
-from retailray.training.phases import MIN_BATCHNORM_ROWS, Stage
+from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase
 from retailray.training.rows import SPLIT_OF_ROLE
 
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
@@ -39,21 +39,22 @@ LOGITS_BYTES = 256 << 20  # and the logits of all roles, of which many classes m
 class Progress:
     """Where a fit stands: what a checkpoint holds besides weights and optimizer."""
 
-    stage: int = 0
-    stage_epochs: int = 0  # done in this stage
+    phase: int = 0
+    phase_epochs: int = 0  # done in this phase
     best_epoch: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-Open = Callable[[str, Stage], tuple[Any, int]]  # split, stage → batches and the number of blocks they went through
+# (split, phase) → batches, and the number of blocks they went through
+Open = Callable[[str, ResolvedPhase], tuple[Any, int]]
 
 
 class Engine:
-    """Fits one model through its stages.
+    """Fits one model through its phases.
 
     Args:
         model: its weights are the starting point; trained in place.
-        open_batches: gives the batches of ``train``, ``validation`` or ``test`` for a stage.
+        open_batches: gives the batches of ``train``, ``validation`` or ``test`` for a phase.
         class_weights: float ``(C,)``, or None.
     """
 
@@ -63,7 +64,7 @@ class Engine:
         *,
         num_classes: int,
         normalize: Normalize,
-        stages: list[Stage],
+        phases: list[ResolvedPhase],
         train: TrainSection,
         precision: str,
         world: DistributedContext,
@@ -71,10 +72,10 @@ class Engine:
         class_weights: torch.Tensor | None = None,
         loader_workers: int = 0,
     ) -> None:
-        self.world, self.device, self.train, self.stages = world, world.device, train, stages
+        self.world, self.device, self.train, self.phases = world, world.device, train, phases
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.chain = split(self.model)
-        spare_slow_gradients(self.chain.suffix(stages[-1].reads), device=self.device, precision=precision)
+        self.chain = to_blocks(self.model)
+        spare_slow_gradients(self.chain.suffix(phases[-1].num_cached_blocks), device=self.device, precision=precision)
         self.normalize, self.num_classes = normalize.to(self.device), num_classes
         self.precision, self.open_batches, self.loader_workers = precision, open_batches, loader_workers
         self.class_weights = class_weights.to(self.device) if class_weights is not None else None
@@ -84,29 +85,29 @@ class Engine:
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-        """Run all stages, from the state of a checkpoint if there is one; the best weights are in the model then.
+        """Run all phases, from the state of a checkpoint if there is one; the best weights are in the model then.
 
         Yields:
             The measures of every epoch when it is over; the state is then :meth:`state`.
         """
-        self.best = self._named(self.chain.suffix(self.stages[-1].reads))
+        self.best = self._named(self.chain.suffix(self.phases[-1].num_cached_blocks))
         if start:
             self.progress = Progress(**start["progress"])
             self.best = start["best"]
             self._load(self.best)
             self._load(start["weights"])
-        while self.progress.stage < len(self.stages):
-            self._enter(self.stages[self.progress.stage])
-            if start and self.progress.stage_epochs:
+        while self.progress.phase < len(self.phases):
+            self._enter(self.phases[self.progress.phase])
+            if start and self.progress.phase_epochs:
                 self._restore(start)
             start = None
-            while not self.stage_is_over():
+            while not self.phase_is_over():
                 yield self._epoch()
             self._load(self.best)
-            if self.progress.stage + 1 == len(self.stages):
+            if self.progress.phase + 1 == len(self.phases):
                 return
-            self.progress.stage += 1
-            self.progress.stage_epochs = 0
+            self.progress.phase += 1
+            self.progress.phase_epochs = 0
 
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`fit` needs to go on from here, for ``torch.save``."""
@@ -128,7 +129,7 @@ class Engine:
         ``limit``: about so many of the rows, evenly spread.
         """
         self.model.eval()
-        batches, reads = self.open_batches(name, self.stages[-1])
+        batches, num_cached_blocks = self.open_batches(name, self.phases[-1])
         every = max(1, -(-batches.num_steps * self.train.batch_size // limit)) if limit else 1
         none = torch.zeros(0, dtype=torch.int64)
         kept, seen = _Rows(torch.zeros(0, self.num_classes), none, torch.zeros(0, SIZE), none), 0
@@ -136,7 +137,7 @@ class Engine:
             found = torch.nonzero(weight > 0).flatten()
             usable = found[-seen % every :: every]
             seen += len(found)
-            features, logits = self._forward(values, reads)
+            features, logits = self._forward(values, num_cached_blocks)
             kept.add(logits[usable], target[usable], sketch(features[usable]), row_ids[usable])
         gathered = self.world.gather_to_first(kept.all())
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
@@ -148,13 +149,13 @@ class Engine:
         The size of the result does not depend on the number of classes.
         """
         self.model.eval()
-        batches, reads = self.open_batches(name, self.stages[-1])
+        batches, num_cached_blocks = self.open_batches(name, self.phases[-1])
         num = min(TOP_K, self.num_classes)
         none = torch.zeros(0, dtype=torch.int64)
         kept = _Rows(none, none.reshape(0, num), torch.zeros(0, num))
         for _, (values, target, weight, _) in self._moved(batches, None):
             usable = weight > 0
-            scores, classes = (self._forward(values, reads)[1][usable] / temperature).softmax(1).topk(num)
+            scores, classes = (self._forward(values, num_cached_blocks)[1][usable] / temperature).softmax(1).topk(num)
             kept.add(target[usable], classes, scores)
         gathered = self.world.gather_to_first(kept.all())
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
@@ -175,19 +176,19 @@ class Engine:
         logits, targets, embeddings, row_ids = map(torch.cat, zip(*found, strict=True))
         return calibrate(logits, targets, embeddings, row_ids, np.array(roles, dtype=object))
 
-    # -- stages -------------------------------------------------------------------------------------------------------
+    # -- phases -------------------------------------------------------------------------------------------------------
 
-    def _enter(self, stage: Stage) -> None:
-        self.stage = stage
-        freeze(self.chain, stage.cut)
-        self.train_batches, self.reads = self.open_batches("train", stage)
-        self.validation_batches, self.validation_reads = self.open_batches("validation", stage)
-        self.suffix = self.chain.suffix(stage.cut)
-        self.frozen = self.chain.run(self.reads, stage.cut)
-        self.norms = batch_norms(self.chain, stage.cut)
+    def _enter(self, phase: ResolvedPhase) -> None:
+        self.phase = phase
+        freeze(self.chain, phase.num_frozen_blocks)
+        self.train_batches, self.num_cached_blocks = self.open_batches("train", phase)
+        self.validation_batches, self.validation_cached_blocks = self.open_batches("validation", phase)
+        self.suffix = self.chain.suffix(phase.num_frozen_blocks)
+        self.frozen = self.chain.run(self.num_cached_blocks, phase.num_frozen_blocks)
+        self.norms = batch_norms(self.chain, phase.num_frozen_blocks)
         self.average = make_average(self.suffix, self.train.ema_decay)
-        self.optimizer = make_optimizer(self.chain, stage, self.train)
-        steps = self.train_batches.num_steps * stage.epochs
+        self.optimizer = make_optimizer(self.chain, phase, self.train)
+        steps = self.train_batches.num_steps * phase.epochs
         self.schedule = make_schedule(self.optimizer, steps, self.train.warmup_ratio)
         stepped: nn.Module = torch.compile(self.suffix) if self.train.compile else self.suffix  # type: ignore[assignment]
         if self.world.size > 1:
@@ -200,15 +201,15 @@ class Engine:
         if self.average and start["average"]:
             self.average.load_state_dict(start["average"])
 
-    def stage_is_over(self) -> bool:
+    def phase_is_over(self) -> bool:
         progress, patience = self.progress, self.train.patience
-        without = min(progress.stage_epochs, epochs_since_better(progress.history, self.train.metric))
-        return progress.stage_epochs >= self.stage.epochs or (patience is not None and without >= patience)
+        without = min(progress.phase_epochs, epochs_since_better(progress.history, self.train.metric))
+        return progress.phase_epochs >= self.phase.epochs or (patience is not None and without >= patience)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last epoch of the last stage is done."""
-        return self.progress.stage + 1 == len(self.stages) and self.stage_is_over()
+        """Whether the last epoch of the last phase is done."""
+        return self.progress.phase + 1 == len(self.phases) and self.phase_is_over()
 
     def load_progress(self, state: dict[str, Any]) -> None:
         """Take the history and the best weights of a :meth:`state`, to look at and not to go on from."""
@@ -232,7 +233,7 @@ class Engine:
         started = time.monotonic()
         progress = self.progress
         epoch = len(progress.history) + 1
-        metrics: dict[str, Any] = {"epoch": epoch, "phase": progress.stage + 1, "trainable": self.stage.trainable}
+        metrics: dict[str, Any] = {"epoch": epoch, "phase": progress.phase + 1, "trainable": self.phase.trainable}
         metrics |= self._train_epoch(epoch)
         trained = time.monotonic() - started
         with self._averaged():
@@ -242,13 +243,13 @@ class Engine:
             if best_epoch(progress.history, self.train.metric) is metrics:
                 progress.best_epoch = epoch
                 self.best |= self._named(self.suffix)
-        progress.stage_epochs += 1
+        progress.phase_epochs += 1
         return metrics
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
         self.model.eval()
-        train_mode(self.chain, self.stage.cut)
+        train_mode(self.chain, self.phase.num_frozen_blocks)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for num_rows, (values, target, weight, _) in self._moved(self.train_batches, epoch):
             with self._norms_of_few(num_rows):
@@ -277,7 +278,7 @@ class Engine:
         if mixed:
             values, soft = self.mixers["cutmix"](values, target)
         with torch.no_grad(), autocast(self.device, self.precision):
-            inputs = self.frozen(self._enter_blocks(values, self.reads))
+            inputs = self.frozen(self._enter_blocks(values, self.num_cached_blocks))
         if "mixup" in self.mixers and not mixed:
             inputs, soft = _mix(self.mixers["mixup"], inputs, target)
         with autocast(self.device, self.precision):
@@ -302,7 +303,7 @@ class Engine:
         if self.train.mixup:
             mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.num_classes)
         if self.train.cutmix:
-            assert self.reads == 0, "cutmix mixes pixels"
+            assert self.num_cached_blocks == 0, "cutmix mixes pixels"
             mixers["cutmix"] = v2.CutMix(alpha=self.train.cutmix, num_classes=self.num_classes)
         return mixers
 
@@ -328,7 +329,7 @@ class Engine:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         counts = torch.zeros(3, self.num_classes, dtype=torch.float64, device=self.device)
         for _, (values, target, weight, _) in self._moved(self.validation_batches, None):
-            _, logits = self._forward(values, self.validation_reads)
+            _, logits = self._forward(values, self.validation_cached_blocks)
             losses = nn.functional.cross_entropy(logits, target, reduction="none")
             guess = logits.argmax(1)
             correct = (guess == target) * weight
@@ -353,17 +354,19 @@ class Engine:
         for batch in batches.epoch(epoch, num_workers=self.loader_workers, pin=pin):
             yield int((batch[2] > 0).sum()), tuple(part.to(self.device, non_blocking=True) for part in batch)
 
-    def _enter_blocks(self, values: torch.Tensor, reads: int) -> torch.Tensor:
+    def _enter_blocks(self, values: torch.Tensor, num_cached_blocks: int) -> torch.Tensor:
         """Pixels are normalised; kept activations are taken as they are, in the precision of the pass."""
-        if reads == 0:
+        if num_cached_blocks == 0:
             return self.normalize(values)
         values = values.float() if self.precision == "float32" else values
         return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
-    def _forward(self, values: torch.Tensor, reads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, values: torch.Tensor, num_cached_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What enters the head, and logits, float ``(B, C)``."""
         with autocast(self.device, self.precision):
-            features = self.chain.run(reads, len(self.chain.blocks))(self._enter_blocks(values, reads))
+            features = self.chain.run(num_cached_blocks, len(self.chain.blocks))(
+                self._enter_blocks(values, num_cached_blocks)
+            )
             return features, self.chain.head(features).float()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from retailray.execution.process import prepare_process
 from retailray.models.backbones import build_model
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.precision import autocast, choose_precision
 
 BATCH = 16
@@ -31,7 +31,7 @@ def measure(
     model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":
         precision = choose_precision(model, arch=arch, size_px=size_px, device=device)
-    chain = split(model)
+    chain = to_blocks(model)
     seconds: dict[int, float] = {}
     shapes: dict[int, tuple[int, ...]] = {}
     images = torch.rand(BATCH, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)

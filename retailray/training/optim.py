@@ -9,25 +9,25 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retailray.config import TrainSection
 from retailray.models.blocks import BlockSequence
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 
 
-def make_optimizer(chain: BlockSequence, stage: Stage, train: TrainSection) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, fused, over what the stage trains.
+def make_optimizer(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, fused, over what the phase trains.
 
     Rates: the head's own; the backbone's in the last block and ``layer_decay`` of it from block to block downwards
     (ULMFiT's discriminative rates, arXiv 1801.06146). Biases and normalisation layers are not decayed.
     """
-    groups = list(_groups(chain, stage, train))
+    groups = list(_groups(chain, phase, train))
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _groups(chain: BlockSequence, stage: Stage, train: TrainSection) -> Iterator[dict[str, Any]]:
-    trained = [module for _, module in chain.blocks[stage.cut :]]
-    parts = [(stage.head_lr, chain.head)]
-    parts += [(stage.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]
+def _groups(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> Iterator[dict[str, Any]]:
+    trained = [module for _, module in chain.blocks[phase.num_frozen_blocks :]]
+    parts = [(phase.head_lr, chain.head)]
+    parts += [(phase.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]
     for rate, module in parts:
         decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
         spared = [parameter for parameter in module.parameters() if parameter.ndim <= 1]

@@ -15,28 +15,30 @@ MIN_BATCHNORM_ROWS = 8  # of a worker in one step: the statistics of fewer are n
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class ResolvedPhase:
     """A phase with everything resolved.
 
-    ``cut``: blocks before it are frozen. ``reads``: blocks before it are as they were when training began, so that what
-    they compute can be kept; it only ever falls from phase to phase.
+    Attributes:
+        num_frozen_blocks: the first blocks, which are not trained.
+        num_cached_blocks: the first blocks that are still as they were when training began, so that what they compute
+            can be cached; never more than in the phase before.
     """
 
     epochs: int
     trainable: str
-    cut: int
-    reads: int
+    num_frozen_blocks: int
+    num_cached_blocks: int
     head_lr: float
     backbone_lr: float
     trains_batch_norm: bool = False
 
 
-def min_rows(stages: Sequence[Stage]) -> int:
+def min_rows(phases: Sequence[ResolvedPhase]) -> int:
     """Rows that each worker needs in every step of these phases."""
-    return MIN_BATCHNORM_ROWS if any(stage.trains_batch_norm for stage in stages) else 1
+    return MIN_BATCHNORM_ROWS if any(phase.trains_batch_norm for phase in phases) else 1
 
 
-def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: int, num_rows: int) -> None:
+def check_batch_size(phases: Sequence[ResolvedPhase], *, batch_size: int, num_workers: int, num_rows: int) -> None:
     """Refuse what would give a worker too few rows in a step, or none.
 
     Args:
@@ -45,7 +47,7 @@ def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: i
     Raises:
         ConfigError: with the numbers and what to set.
     """
-    needed = min_rows(stages)
+    needed = min_rows(phases)
     why = f"BatchNorm of the trained blocks needs {needed} rows" if needed > 1 else "each needs a row"
     head = ", or train the head alone (model.trainable head)" if needed > 1 else ""
     if batch_size < needed * num_workers:
@@ -66,8 +68,8 @@ def check_batch_size(stages: Sequence[Stage], *, batch_size: int, num_workers: i
         )
 
 
-def resolve(config: TrainConfig, chain: BlockSequence) -> list[Stage]:
-    """The stages of a run: ``train.phases``, or the head alone and then ``model.trainable`` (linear probing, then
+def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
+    """The phases of a run: ``train.phases``, or the head alone and then ``model.trainable`` (linear probing, then
     fine-tuning: Kumar et al. 2022, arXiv 2202.10054).
 
     Raises:
@@ -84,18 +86,18 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[Stage]:
         else:
             wanted = [(alone, "head", None, None), (train.epochs - alone, depth, None, None)]
     default = ONLY_HEAD_LR if {depth for _, depth, _, _ in wanted} == {"head"} else HEAD_LR
-    stages: list[Stage] = []
+    phases: list[ResolvedPhase] = []
     for epochs, trainable, head_lr, backbone_lr in wanted:
-        cut = chain.cut(trainable)
-        stages.append(
-            Stage(
+        frozen = chain.num_frozen_blocks(trainable)
+        phases.append(
+            ResolvedPhase(
                 epochs=epochs,
                 trainable=trainable,
-                cut=cut,
-                reads=min([cut, *(stage.reads for stage in stages)]),
+                num_frozen_blocks=frozen,
+                num_cached_blocks=min([frozen, *(phase.num_cached_blocks for phase in phases)]),
                 head_lr=head_lr or train.head_lr or default,
                 backbone_lr=backbone_lr or train.backbone_lr,
-                trains_batch_norm=bool(batch_norms(chain, cut)),
+                trains_batch_norm=bool(batch_norms(chain, frozen)),
             )
         )
-    return stages
+    return phases

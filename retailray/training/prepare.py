@@ -22,7 +22,7 @@ from retailray.training.cache.plan import CachePlan, describe, plan_cache
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 
 DISK_SHARE = 0.8  # of what is free, whatever the budget says
 
@@ -45,13 +45,13 @@ class Prepared:
     budget: int
 
     def source(
-        self, which: str, stage: Stage, rows: np.ndarray, targets: np.ndarray, row_ids: np.ndarray
+        self, which: str, phase: ResolvedPhase, rows: np.ndarray, targets: np.ndarray, row_ids: np.ndarray
     ) -> tuple[CachedDataset, int] | None:
-        """Usable ``rows`` of a set for a stage, and the blocks they went through; None where pixels are streamed.
+        """Usable ``rows`` of a set for a phase, and the blocks they went through; None where pixels are streamed.
 
         ``rows``: where they lie in the caches. ``targets``, ``row_ids``: of these rows.
         """
-        reads = self.plan.reads(stage)
+        reads = self.plan.num_cached_blocks(phase)
         if reads is None:
             return None
         usable = (self.codes[which][rows] == "") & (targets >= 0)
@@ -93,7 +93,7 @@ def measure_here(
 def prepare(
     config: TrainConfig,
     images: Images,
-    stages: list[Stage],
+    phases: list[ResolvedPhase],
     backbone: Backbone | None,
     chain: BlockSequence | None,
     measured: Measurement | None,
@@ -132,7 +132,7 @@ def prepare(
         return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     decided = earlier or plan_cache(
         config,
-        stages,
+        phases,
         measured,  # type: ignore[arg-type]  # there, where something is to be decided
         num_train=len(images.train),
         num_plain=len(images.plain),

@@ -12,7 +12,7 @@ from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels
 from retailray.errors import CatalogError
 from retailray.execution import Executor, Plan, plan_training, start_executor
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.runs import RunDirectory
@@ -21,7 +21,7 @@ from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
 from retailray.training.folds import Fitter, make_folds, run_folds
-from retailray.training.phases import Stage, check_batch_size, min_rows, resolve
+from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve
 from retailray.training.prepare import Images, measure_here, prepare
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> str:
     labels = sorted(count_labels(splits["train"].column("label")))
     size, seed = config.transform.image_size, config.train.seed
     model = pretrained_model(config.model.arch, config.model.resolved_weights, len(labels), seed=seed, image_size=size)
-    stages = resolve(config, split(model[0]))
+    phases = resolve(config, to_blocks(model[0]))
     run = RunDirectory.resumed_or_new(config, section="train", resume=config.train.resume)
     events.emit(
         "start",
@@ -53,22 +53,22 @@ def train(config: TrainConfig) -> str:
         resumed=run.resumed,
         labels=len(labels),
         arch=config.model.arch,
-        phases=[f"{stage.epochs} x {stage.trainable}" for stage in stages],
+        phases=[f"{phase.epochs} x {phase.trainable}" for phase in phases],
         **{name: len(part) for name, part in splits.items()},
     )
     num_images = sum(len(part) for part in splits.values())
     with start_executor(config.cluster, num_images=num_images) as executor:
         plan = plan_training(
-            executor.capacity, config.cluster, most=max(1, config.train.batch_size // min_rows(stages))
+            executor.capacity, config.cluster, most=max(1, config.train.batch_size // min_rows(phases))
         )
         check_batch_size(
-            stages,
+            phases,
             batch_size=config.train.batch_size,
             num_workers=plan.num_actors,
             num_rows=len(splits["train"]),
         )
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
-        fitter, rows = _prepare(config, run, splits, labels, model, stages, plan, executor)
+        fitter, rows = _prepare(config, run, splits, labels, model, phases, plan, executor)
         prepared_s = watch.seconds
         folds = run_folds(fitter, run, make_folds(config, fitter.images.plain, rows)) if config.split.folds else None
         result = fitter.fit(rows, run.path("checkpoints", "model"), {})
@@ -117,7 +117,7 @@ def _prepare(
     splits: dict[str, Catalog],
     labels: list[str],
     model: Model,
-    stages: list[Stage],
+    phases: list[ResolvedPhase],
     plan: Plan,
     executor: Executor,
 ) -> tuple[Fitter, dict[str, np.ndarray]]:
@@ -135,7 +135,7 @@ def _prepare(
     inputs = {"the catalog's rows": rows_digest(splits), "model.weights": hashlib.sha256(weights).hexdigest()}
     earlier = run.decisions(section="train", inputs=inputs)
     precision = earlier.get("precision", config.train.precision)
-    cuts = {stage.reads for stage in stages} if config.train.cache == "auto" else set()
+    cuts = {phase.num_cached_blocks for phase in phases} if config.train.cache == "auto" else set()
     measured = measure_here(config, len(labels), cuts, plan, executor, precision=precision)
     backbone = Backbone(
         arch=config.model.arch,
@@ -147,7 +147,7 @@ def _prepare(
         precision=measured.precision,
     )
     kept = CachePlan(**earlier["cache"]) if earlier else None
-    prepared = prepare(config, images, stages, backbone, split(network), measured, plan, executor, earlier=kept)
+    prepared = prepare(config, images, phases, backbone, to_blocks(network), measured, plan, executor, earlier=kept)
     cache = dataclasses.asdict(prepared.plan)
     run.decide(inputs=inputs, precision=measured.precision, cache=cache)
-    return Fitter(config, images, labels, stages, backbone, prepared, plan, executor), rows
+    return Fitter(config, images, labels, phases, backbone, prepared, plan, executor), rows

@@ -17,7 +17,7 @@ from retailray.training.batches import Augmentation, CachedDataset, StoredBatche
 from retailray.training.cache import store
 from retailray.training.cache.fill import Backbone
 from retailray.training.loop import Engine
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
 LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
@@ -25,10 +25,10 @@ LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """All a worker needs to know. ``sources``: by split and stage, where rows are and the blocks they went through."""
+    """All a worker needs to know. ``sources``: by split and phase, where rows are and the blocks they went through."""
 
     backbone: Backbone
-    stages: list[Stage]
+    phases: list[ResolvedPhase]
     train: TrainSection
     augmentation: Augmentation
     class_weights: list[float] | None
@@ -52,7 +52,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
         model,
         num_classes=backbone.num_classes,
         normalize=Normalize(backbone.mean, backbone.std),
-        stages=config.stages,
+        phases=config.phases,
         train=config.train,
         precision=backbone.precision,
         world=world,
@@ -61,8 +61,8 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
         loader_workers=min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0,
     )
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
-        for stage in config.stages:
-            sources.open(split, stage)
+        for phase in config.phases:
+            sources.open(split, phase)
     report, start = _Report(config, worker), worker.last_state()
     codes: dict[str, int] = (start or {}).get("codes", {})
     for metrics in engine.epochs(start):
@@ -78,20 +78,20 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
 
 
 class _Sources:
-    """Opens the batches of a split for a stage; a store is mapped and a stream begun once."""
+    """Opens the batches of a split for a phase; a store is mapped and a stream begun once."""
 
     def __init__(self, config: FitConfig, world: DistributedContext, worker: Worker) -> None:
         self.config, self.world, self.worker = config, world, worker
         self.opened: dict[Any, Any] = {}
 
-    def open(self, split: str, stage: Stage) -> tuple[Any, int]:
-        source, reads = self.config.sources[split][self.config.stages.index(stage)]
+    def open(self, split: str, phase: ResolvedPhase) -> tuple[Any, int]:
+        source, num_cached_blocks = self.config.sources[split][self.config.phases.index(phase)]
         key = (split, source.spec.key if isinstance(source, CachedDataset) else source.name)
         if key not in self.opened:
-            self.opened[key] = self._make(split, source, reads)
-        return self.opened[key], reads
+            self.opened[key] = self._make(split, source, num_cached_blocks)
+        return self.opened[key], num_cached_blocks
 
-    def _make(self, split: str, source: CachedDataset | StreamedDataset, reads: int) -> Any:
+    def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> Any:
         config = self.config
         shared: dict[str, Any] = {
             "batch_size": config.train.batch_size,
@@ -105,7 +105,7 @@ class _Sources:
         if isinstance(source, StreamedDataset):
             return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
         # kept activations are of augmented views already
-        return StoredBatches(source, augmentation=mine if reads == 0 else None, **shared)
+        return StoredBatches(source, augmentation=mine if num_cached_blocks == 0 else None, **shared)
 
     def failed(self, world: DistributedContext) -> dict[str, int]:
         """Error codes of the training rows that the last epoch streamed; stores know theirs."""
@@ -128,13 +128,13 @@ class _Report:
     def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
         config, world = self.config, engine.world
         if world.rank == 0:
-            total = sum(stage.epochs for stage in config.stages)
+            total = sum(phase.epochs for phase in config.phases)
             config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
             config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
         due = time.monotonic() - self.saved_at >= config.train.checkpoint_interval_s
         # one clock decides, or workers would wait for each other in different places
         agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
-        if not agreed and not engine.stage_is_over():
+        if not agreed and not engine.phase_is_over():
             return
         self.saved_at = time.monotonic()
         if world.rank == 0 and self.saved_at - self.touched_at > TOUCH_S:

@@ -12,14 +12,14 @@ from retailray.config import TrainConfig, TuneConfig
 from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError, ConfigError, StorageError
 from retailray.execution import Executor, Plan, TrialPlan
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.training.batches import CachedDataset
 from retailray.training.cache import store
 from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
-from retailray.training.phases import Stage, check_batch_size, resolve
+from retailray.training.phases import ResolvedPhase, check_batch_size, resolve
 from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
 from retailray.training.rows import class_weights, targets_of, with_roles
 
@@ -80,10 +80,10 @@ class Shared:
                 for spec in specs.values():
                     store.touch(spec)
 
-    def source(self, variant: Variant, name: str, stage: Stage) -> tuple[CachedDataset, int]:
-        """Rows of ``train`` or of a part of the validation rows for a stage, and the blocks they went through."""
+    def source(self, variant: Variant, name: str, phase: ResolvedPhase) -> tuple[CachedDataset, int]:
+        """Rows of ``train`` or of a part of the validation rows for a phase, and the blocks they went through."""
         which = "train" if name == "train" else "plain"
-        found = variant.prepared.source(which, stage, self.rows[name], self.targets[name], self.row_ids[name])
+        found = variant.prepared.source(which, phase, self.rows[name], self.targets[name], self.row_ids[name])
         assert found, "a search streams nothing"
         return found
 
@@ -172,23 +172,23 @@ def _variant(
     network, mean, std = pretrained_model(
         one.model.arch, one.model.resolved_weights, len(labels), seed=seed, image_size=size
     )
-    chain = split(network)
+    chain = to_blocks(network)
     depths = _depths(config)
     drawn = dict(zip(VARYING, variant_key(one), strict=True))
     each = max(1, config.tune.trials // (len(depths) * num_variants))  # trials of a depth, so many times its epochs
-    stages = [
-        dataclasses.replace(stage, epochs=stage.epochs * each)
+    phases = [
+        dataclasses.replace(phase, epochs=phase.epochs * each)
         for depth in depths
-        for stage in resolve(config.trial(drawn | ({"model.trainable": depth} if depth else {})), chain)
+        for phase in resolve(config.trial(drawn | ({"model.trainable": depth} if depth else {})), chain)
     ]
     sizes = config.space["train.batch_size"].corners if "train.batch_size" in config.space else []
     check_batch_size(
-        stages,
+        phases,
         batch_size=min([*sizes, *([] if sizes else [config.train.batch_size])]),
         num_workers=config.tune.workers_per_trial,
         num_rows=len(images.train),
     )
-    cuts = {stage.reads for stage in stages} | {len(chain.blocks)}
+    cuts = {phase.num_cached_blocks for phase in phases} | {len(chain.blocks)}
     precision = earlier["precision"] if earlier else config.train.precision
     weights = state_to_bytes(network.state_dict())
     digest = hashlib.sha256(weights).hexdigest()
@@ -207,9 +207,9 @@ def _variant(
     part = 1 / (num_variants + (decoded is not None))
     kept = CachePlan(**earlier["cache"]) if earlier else None
     found = prepare(
-        one, images, stages, backbone, chain, measured, plan, executor, earlier=kept, share=part, decoded=decoded
+        one, images, phases, backbone, chain, measured, plan, executor, earlier=kept, share=part, decoded=decoded
     )
-    if any(found.plan.reads(stage) is None for stage in stages):
+    if any(found.plan.num_cached_blocks(phase) is None for phase in phases):
         raise StorageError(
             f"trials read cached images and activations only, and the cache cannot hold them: {found.plan.why}; "
             "raise train.cache_gb, or leave depths or augmentations out of tune.space"
@@ -221,7 +221,7 @@ def _variant(
 def _decode_once(
     config: TuneConfig, images: Images, variants: list[TrainConfig], plan: Plan, executor: Executor
 ) -> Prepared | None:
-    """Keep the pixels of all images, at the largest side that a variant reads; None where there is no room for them."""
+    """Cache the pixels of all images at the largest side that a variant reads; None where there is no room."""
     largest = max(variants, key=lambda one: augmentation(one).source_px)
     source, size = augmentation(largest).source_px, config.transform.image_size
     num_bytes = 3 * (len(images.train) * source**2 + len(images.plain) * size**2)

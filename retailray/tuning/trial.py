@@ -19,7 +19,7 @@ from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import read_state, write_state
 from retailray.models.backbones import build_model, load_state
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.predictor import Normalize
 from retailray.training.batches import Augmentation, StoredBatches
 from retailray.training.best_epoch import score_of
@@ -153,8 +153,8 @@ def make_engine(shared: Shared, config: TrainConfig, world: DistributedContext) 
     model = copy.deepcopy(pristine)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
-    def open_batches(name: str, stage: Any) -> tuple[StoredBatches, int]:
-        source, reads = shared.source(variant, name, stage)
+    def open_batches(name: str, phase: Any) -> tuple[StoredBatches, int]:
+        source, num_cached_blocks = shared.source(variant, name, phase)
         mine = augmentation(config) if name == "train" else plain
         batches = StoredBatches(
             source,
@@ -162,17 +162,17 @@ def make_engine(shared: Shared, config: TrainConfig, world: DistributedContext) 
             seed=config.train.seed,
             rank=world.rank,
             world=world.size,
-            augmentation=mine if reads == 0 else None,
-            min_rows=min_rows(stages) if name == "train" else 0,
+            augmentation=mine if num_cached_blocks == 0 else None,
+            min_rows=min_rows(phases) if name == "train" else 0,
         )
-        return batches, reads
+        return batches, num_cached_blocks
 
-    stages = resolve(config, split(model))
+    phases = resolve(config, to_blocks(model))
     return Engine(
         model,
         num_classes=backbone.num_classes,
         normalize=Normalize(backbone.mean, backbone.std),
-        stages=stages,
+        phases=phases,
         train=config.train,
         precision=backbone.precision,
         world=world,

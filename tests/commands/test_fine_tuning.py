@@ -17,7 +17,7 @@ from retailray.config import CatalogSection, SplitSection
 from retailray.data.images import Limits, decode
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from tests import oracles
 from tests.commands.helpers import events, latest, read_json, read_text, start_command, words_of
 
@@ -157,7 +157,7 @@ def assert_kept_is_computed(shop, uri, run, *, cut, tolerance):
     assert len(codes) == len(rows)
     model = build_model("resnet18", 8).eval()
     model.load_state_dict(state_of(run))
-    suffix = split(model).suffix(cut)
+    suffix = to_blocks(model).suffix(cut)
     transform = read_json(f"{run}/bundle/bundle.json")["transform"]
     mean, std = (torch.tensor(transform[name]).view(3, 1, 1) * 255 for name in ("mean", "std"))
     positions = np.flatnonzero(codes == "")

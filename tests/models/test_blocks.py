@@ -10,7 +10,7 @@ import torchvision
 
 from retailray.errors import ModelError
 from retailray.models.backbones import arch_names, build_model, head_name
-from retailray.models.blocks import FAMILIES, freeze, split, train_mode
+from retailray.models.blocks import FAMILIES, freeze, to_blocks, train_mode
 from retailray.models.cnn import NUM_CONVOLUTIONS
 
 # one of every family and every branch of its code; the transformers want their own image size
@@ -64,7 +64,7 @@ def large_ones_slow(*archs):
 def test_prefix_then_suffix_is_the_model(arch, size):
     torch.manual_seed(0)
     model = build_model(arch, 5, image_size=size).eval()
-    chain = split(model)
+    chain = to_blocks(model)
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
         whole = model(images)
@@ -88,8 +88,8 @@ def test_prefix_then_suffix_is_the_model(arch, size):
 def test_frozen_means_frozen(arch, trainable):
     torch.manual_seed(0)
     model = build_model(arch, 4, image_size=64)
-    chain = split(model)
-    cut = chain.cut(trainable)
+    chain = to_blocks(model)
+    cut = chain.num_frozen_blocks(trainable)
     freeze(chain, cut)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
@@ -114,18 +114,23 @@ def test_frozen_means_frozen(arch, trainable):
 
 def test_all_trainable_is_plain_training():
     model = build_model("mobilenet_v2", 4)
-    chain = split(model)
-    freeze(chain, chain.cut("all"))
-    train_mode(chain, chain.cut("all"))
+    chain = to_blocks(model)
+    freeze(chain, chain.num_frozen_blocks("all"))
+    train_mode(chain, chain.num_frozen_blocks("all"))
     assert all(module.training for _, block in chain.blocks for module in block.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_depth_that_is_not_there_names_what_is():
-    chain = split(build_model("mobilenet_v2", 4))
-    assert (chain.cut("head"), chain.cut("last2"), chain.cut("last19"), chain.cut("all")) == (19, 17, 0, 0)
+    chain = to_blocks(build_model("mobilenet_v2", 4))
+    assert (
+        chain.num_frozen_blocks("head"),
+        chain.num_frozen_blocks("last2"),
+        chain.num_frozen_blocks("last19"),
+        chain.num_frozen_blocks("all"),
+    ) == (19, 17, 0, 0)
     with pytest.raises(ModelError, match=r"'last20', and the model has 19 blocks \(features.0, .*last19 is all"):
-        chain.cut("last20")
+        chain.num_frozen_blocks("last20")
 
 
 @pytest.mark.slow
@@ -134,7 +139,7 @@ def test_the_table_in_the_docs_is_true():
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*?) \|$", text, re.MULTILINE)
     assert {arch for arch, _, _ in rows} == set(FAMILY_ARCHS)
     for arch, count, names in rows:
-        chain = split(build_model(arch, 5, image_size=FAMILY_ARCHS[arch]))
+        chain = to_blocks(build_model(arch, 5, image_size=FAMILY_ARCHS[arch]))
         assert len(chain.blocks) == int(count), arch
         named = re.findall(r"`([^`]+)`", names)
         assert named[-1] == chain.blocks[-1][0], arch

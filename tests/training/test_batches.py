@@ -21,7 +21,7 @@ from retailray.training.batches import (
 )
 from retailray.training.cache import store
 from retailray.training.cache.store import CacheSpec
-from retailray.training.phases import Stage, check_batch_size
+from retailray.training.phases import ResolvedPhase, check_batch_size
 
 NUM_ROWS, NUM_VIEWS = 23, 3
 
@@ -131,7 +131,7 @@ def test_no_step_of_training_leaves_a_worker_with_too_few_rows(num_rows, batch_s
     if batch_size < min_rows * world or num_rows < min_rows * world:
         with pytest.raises(ConfigError, match=r"per worker and step|for each of"):
             check_batch_size(
-                [Stage(1, "all", 0, 0, 1, 1, trains_batch_norm=min_rows > 1)],
+                [ResolvedPhase(1, "all", 0, 0, 1, 1, trains_batch_norm=min_rows > 1)],
                 batch_size=batch_size,
                 num_workers=world,
                 num_rows=num_rows,

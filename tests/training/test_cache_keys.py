@@ -11,7 +11,7 @@ from retailray.data.catalog import read_catalog
 from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Limits
 from retailray.models.backbones import build_model
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.training.cache.fill import Backbone, fingerprint, make_spec
 from retailray.training.cache.plan import plan_cache
 from retailray.training.cache.views import ViewSpec
@@ -33,7 +33,7 @@ def catalog(tmp_path):
 @pytest.fixture
 def chain():
     torch.manual_seed(0)
-    return split(build_model("resnet18", 3))
+    return to_blocks(build_model("resnet18", 3))
 
 
 def key(catalog, chain, *, cut=8, views=VIEWS, backbone=BACKBONE):
@@ -119,17 +119,17 @@ def decide(*, budget=10**12, epochs=10, seconds=None, depths=("head", "last2"), 
         model={"arch": "mobilenet_v2"},
         train={"phases": phases, **settings},
     )
-    stages = resolve(config, split(build_model("mobilenet_v2", 3)))
+    phases = resolve(config, to_blocks(build_model("mobilenet_v2", 3)))
     shapes = {19: (1280,), 17: (160, 7, 7), 5: (32, 28, 28)}
     measured = Measurement("bfloat16", seconds or dict.fromkeys(shapes, 0.01), shapes)
-    return plan_cache(config, stages, measured, num_train=1000, num_plain=100, budget=budget, source_px=256), stages
+    return plan_cache(config, phases, measured, num_train=1000, num_plain=100, budget=budget, source_px=256), phases
 
 
 def test_every_frozen_depth_is_kept_in_one_pass():
-    plan, stages = decide()
+    plan, phases = decide()
     assert (plan.cuts, plan.views, plan.pixels) == ((17, 19), 8, False)
     assert plan.num_bytes == 2 * (1280 + 160 * 49) * (1000 * 8 + 100)
-    assert [plan.reads(stage) for stage in stages] == [19, 17]
+    assert [plan.num_cached_blocks(phase) for phase in phases] == [19, 17]
     assert "frozen blocks take 81 s in all instead of 220 s" in plan.why
 
 
@@ -143,18 +143,18 @@ def test_a_small_budget_takes_views_first_then_depths():
     row = 2 * (1280 + 160 * 49)
     assert decide(budget=row * (1000 * 4 + 100))[0].views == 4
     assert decide(budget=row * (1000 + 100))[0].views == 1
-    plan, stages = decide(budget=2 * 1280 * 1100)
+    plan, phases = decide(budget=2 * 1280 * 1100)
     assert (plan.cuts, plan.pixels) == ((19,), False)
-    assert [plan.reads(stage) for stage in stages] == [19, None]
+    assert [plan.num_cached_blocks(phase) for phase in phases] == [19, None]
     assert "over the budget" in plan.why
     assert "streamed every epoch" in plan.why
 
 
 def test_reading_back_more_than_it_would_cost_to_compute_is_refused():
-    plan, stages = decide(depths=("last14",), seconds={5: 1e-6})
+    plan, phases = decide(depths=("last14",), seconds={5: 1e-6})
     assert plan.cuts == ()
     assert plan.pixels
-    assert plan.reads(stages[0]) == 0
+    assert plan.num_cached_blocks(phases[0]) == 0
     assert "would take longer than computing it" in plan.why
 
 
@@ -170,20 +170,20 @@ def test_nothing_frozen_keeps_pixels_and_cutmix_needs_them():
 
 
 def test_a_phase_after_a_deeper_one_reads_what_is_still_frozen():
-    plan, stages = decide(depths=("last2", "head"))
-    assert [stage.cut for stage in stages] == [17, 19]
-    assert [plan.reads(stage) for stage in stages] == [17, 17], "the blocks between were trained"
+    plan, phases = decide(depths=("last2", "head"))
+    assert [phase.num_frozen_blocks for phase in phases] == [17, 19]
+    assert [plan.num_cached_blocks(phase) for phase in phases] == [17, 17], "the blocks between were trained"
 
 
 def test_a_short_phase_at_the_head_reads_what_a_deeper_cut_keeps():
     """Two views of the head's input would cost more than one epoch through five blocks."""
     config = {"seconds": {19: 0.010, 17: 0.008}, "num_views": 4}
-    plan, stages = decide(epochs=1, **config)
+    plan, phases = decide(epochs=1, **config)
     assert plan.cuts == (), "one epoch each is less than four views"
     phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 9, "trainable": "last2"}]
     built = TrainConfig(out="/x", catalog={"uri": "/x/c.csv"}, model={"arch": "mobilenet_v2"}, train={"phases": phases})
-    stages = resolve(built, split(build_model("mobilenet_v2", 3)))
+    phases = resolve(built, to_blocks(build_model("mobilenet_v2", 3)))
     measured = Measurement("bfloat16", {19: 0.010, 17: 0.008}, {19: (1280,), 17: (160, 7, 7)})
-    plan = plan_cache(built, stages, measured, num_train=1000, num_plain=100, budget=10**12, source_px=256)
+    plan = plan_cache(built, phases, measured, num_train=1000, num_plain=100, budget=10**12, source_px=256)
     assert plan.cuts == (17,)
-    assert [plan.reads(stage) for stage in stages] == [17, 17]
+    assert [plan.num_cached_blocks(phase) for phase in phases] == [17, 17]

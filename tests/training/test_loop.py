@@ -10,11 +10,11 @@ import torch
 from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
-from retailray.models.blocks import split
+from retailray.models.blocks import to_blocks
 from retailray.models.predictor import Normalize
 from retailray.training.loop import Engine
 from retailray.training.optim import make_average, make_optimizer, make_schedule
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 from tests import oracles
 
 SIZE, CLASSES = 16, 3
@@ -44,13 +44,13 @@ class MadeUpRows:
             yield images, targets, torch.ones(len(rows)), torch.from_numpy(rows)
 
 
-def stage(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
-    chain = split(build_model("cnn2", CLASSES, image_size=SIZE))
-    cut = chain.cut(trainable)
-    return Stage(epochs, trainable, cut, cut, head_lr, backbone_lr)
+def phase(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
+    chain = to_blocks(build_model("cnn2", CLASSES, image_size=SIZE))
+    cut = chain.num_frozen_blocks(trainable)
+    return ResolvedPhase(epochs, trainable, cut, cut, head_lr, backbone_lr)
 
 
-def make_engine(stages, train=None, rows=None, **settings):
+def make_engine(phases, train=None, rows=None, **settings):
     torch.manual_seed(0)
     model = build_model("cnn2", CLASSES, image_size=SIZE)
     rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
@@ -58,7 +58,7 @@ def make_engine(stages, train=None, rows=None, **settings):
         model,
         num_classes=CLASSES,
         normalize=Normalize((0.5,) * 3, (0.2,) * 3),
-        stages=[dataclasses.replace(one, reads=0) for one in stages],
+        phases=[dataclasses.replace(one, num_cached_blocks=0) for one in phases],
         train=train or TrainSection(),
         precision="float32",
         world=DistributedContext(),
@@ -87,7 +87,7 @@ def same(left, right):
 
 
 def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
-    engine = make_engine([stage(2, "head"), stage(8, "last1", head_lr=3e-2, backbone_lr=3e-3)])
+    engine = make_engine([phase(2, "head"), phase(8, "last1", head_lr=3e-2, backbone_lr=3e-3)])
     before = weights(engine)
     run(engine)
     history = engine.progress.history
@@ -105,7 +105,7 @@ def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
 
 
 def test_a_later_phase_that_is_worse_leaves_no_trace():
-    engine = make_engine([stage(2, "head", head_lr=0.05), stage(1, "all", head_lr=50.0, backbone_lr=50.0)])
+    engine = make_engine([phase(2, "head", head_lr=0.05), phase(1, "all", head_lr=50.0, backbone_lr=50.0)])
     before = weights(engine)
     run(engine)
     assert engine.progress.best_epoch in (1, 2)
@@ -124,10 +124,10 @@ def test_a_later_phase_that_is_worse_leaves_no_trace():
 )
 def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settings):
     train = TrainSection(**settings)
-    stages = [stage(2, "head"), stage(2, "all")]
-    whole = make_engine(stages, train)
+    phases = [phase(2, "head"), phase(2, "all")]
+    whole = make_engine(phases, train)
     files = run(whole)
-    again = make_engine(stages, train)
+    again = make_engine(phases, train)
     run(again, torch.load(files[stop - 1], weights_only=True))
     times = {"seconds", "train_seconds"}
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
@@ -138,7 +138,7 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
 
 def test_kept_activations_train_like_pixels():
     """The same head, from pixels through frozen blocks and from what those blocks gave."""
-    direct = make_engine([stage(3, "head")])
+    direct = make_engine([phase(3, "head")])
     chain, normalize = direct.chain, direct.normalize
     direct.model.eval()
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1)}
@@ -148,7 +148,7 @@ def test_kept_activations_train_like_pixels():
             values = chain.run(0, len(chain.blocks))(normalize(torch.from_numpy(source.images)))
         kept[name] = MadeUpRows(seed=0 if name == "train" else 1)
         kept[name].images = values.numpy()
-    cached = make_engine([stage(3, "head")])
+    cached = make_engine([phase(3, "head")])
     cached.open_batches = lambda split, _: (kept[split], len(chain.blocks))
     run(direct)
     run(cached)
@@ -160,7 +160,7 @@ def test_kept_activations_train_like_pixels():
 
 def test_patience_ends_a_phase_and_the_best_weights_return():
     engine = make_engine(
-        [stage(30, "all", head_lr=1.0, backbone_lr=1.0)], TrainSection(patience=2, metric="loss", optimizer="sgd")
+        [phase(30, "all", head_lr=1.0, backbone_lr=1.0)], TrainSection(patience=2, metric="loss", optimizer="sgd")
     )
     run(engine)
     history = engine.progress.history
@@ -171,7 +171,7 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
 
 
 def test_the_kept_weights_are_the_averaged_ones():
-    engine = make_engine([stage(2, "all")], TrainSection(ema_decay=0.9))
+    engine = make_engine([phase(2, "all")], TrainSection(ema_decay=0.9))
     run(engine)
     average = engine.average.module.state_dict()
     last = engine.progress.history[-1]
@@ -190,7 +190,7 @@ def test_averages_leave_indices_alone():
 
 
 def test_what_diverged_is_never_the_best():
-    engine = make_engine([stage(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
+    engine = make_engine([phase(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
     before = weights(engine)
     run(engine)
     assert engine.progress.best_epoch == 0
@@ -199,7 +199,7 @@ def test_what_diverged_is_never_the_best():
 
 def test_guesses_are_what_the_logits_say():
     """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
-    engine = make_engine([stage(2, "head")])
+    engine = make_engine([phase(2, "head")])
     run(engine)
     logits, targets, _, _ = engine.outputs("validation")
     told, classes, scores = engine.guesses("validation", 1.7)
@@ -212,7 +212,7 @@ def test_guesses_are_what_the_logits_say():
 
 def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
     """48 rows in batches of 16: at most 5 of them, from whichever batches, and not one of every batch at least."""
-    engine = make_engine([stage(1, "head")], TrainSection(batch_size=16))
+    engine = make_engine([phase(1, "head")], TrainSection(batch_size=16))
     run(engine)
     everything = engine.outputs("validation")
     for limit, every in ((5, 10), (1, 48), (48, 1)):
@@ -222,7 +222,7 @@ def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
 
 def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
-    engine = make_engine([stage(1, "head")], rows=rows)
+    engine = make_engine([phase(1, "head")], rows=rows)
     run(engine)
     assert engine.outputs("validation")[0].shape == (0, CLASSES)
     assert engine.calibration(ROWS).temperature == 1.0
@@ -232,8 +232,8 @@ def test_balance_weighs_classes_not_rows():
     labels = np.array([0] * 40 + [1] * 4 + [2] * 4)
     rows = {"train": MadeUpRows(labels=labels), "validation": MadeUpRows(seed=1)}
     share = torch.tensor([48 / (3 * n) for n in (40, 4, 4)])
-    plain = make_engine([stage(4, "head")], rows=rows)
-    weighed = make_engine([stage(4, "head")], rows=rows, class_weights=share)
+    plain = make_engine([phase(4, "head")], rows=rows)
+    weighed = make_engine([phase(4, "head")], rows=rows, class_weights=share)
     run(plain)
     run(weighed)
     recall = []
@@ -247,7 +247,7 @@ def test_balance_weighs_classes_not_rows():
     "settings", [{"mixup": 0.4}, {"cutmix": 0.4}, {"mixup": 0.4, "cutmix": 0.4}, {"label_smoothing": 0.2}]
 )
 def test_soft_targets_keep_the_model_from_certainty(settings):
-    sure, soft = make_engine([stage(6, "all")]), make_engine([stage(6, "all")], TrainSection(**settings))
+    sure, soft = make_engine([phase(6, "all")]), make_engine([phase(6, "all")], TrainSection(**settings))
     run(sure)
     run(soft)
     score = [engine.outputs("train")[0].softmax(1).amax(1).mean().item() for engine in (sure, soft)]
@@ -256,7 +256,7 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training():
-    plain, compiled = make_engine([stage(1, "last1")]), make_engine([stage(1, "last1")], TrainSection(compile=True))
+    plain, compiled = make_engine([phase(1, "last1")]), make_engine([phase(1, "last1")], TrainSection(compile=True))
     run(plain)
     run(compiled)
     left, right = (engine.progress.history[0]["train_loss"] for engine in (plain, compiled))
@@ -265,10 +265,10 @@ def test_compiled_training_is_the_same_training():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_rates_fall_from_block_to_block_and_norms_are_spared(optimizer):
-    chain = split(build_model("resnet18", 4))
-    cut = chain.cut("last3")
+    chain = to_blocks(build_model("resnet18", 4))
+    cut = chain.num_frozen_blocks("last3")
     train = TrainSection(optimizer=optimizer, layer_decay=0.5, weight_decay=0.1)
-    groups = make_optimizer(chain, Stage(1, "last3", cut, cut, 0.08, 0.04), train).param_groups
+    groups = make_optimizer(chain, ResolvedPhase(1, "last3", cut, cut, 0.08, 0.04), train).param_groups
     rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     for expected, module in zip(
@@ -322,7 +322,7 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
         model,
         num_classes=CLASSES,
         normalize=Normalize((0.5,) * 3, (0.2,) * 3),
-        stages=[Stage(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
+        phases=[ResolvedPhase(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
         train=TrainSection(),
         precision="float32",
         world=DistributedContext(),

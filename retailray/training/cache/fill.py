@@ -33,7 +33,7 @@ from retailray.execution import Executor, Plan, Reference, Reporter, Stream
 from retailray.execution.process import prepare_process
 from retailray.models import blocks, predictor
 from retailray.models.backbones import build_model, load_state
-from retailray.models.blocks import BlockSequence, split
+from retailray.models.blocks import BlockSequence, to_blocks
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 from retailray.provenance import version
@@ -240,7 +240,7 @@ class FillCaches:
         self.jobs, self.reporter, self.precision = jobs, reporter, backbone.precision
         model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
         load_state(model, safetensors.torch.load(backbone.state_ref.get()))
-        chain = split(model.to(self.device).to(memory_format=torch.channels_last).eval())
+        chain = to_blocks(model.to(self.device).to(memory_format=torch.channels_last).eval())
         self.parts = []
         for job in jobs:
             cuts = sorted(cut for cut in job.specs if cut)

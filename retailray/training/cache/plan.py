@@ -7,7 +7,7 @@ from typing import Any
 
 from retailray.config import TrainConfig
 from retailray.training.measure import Measurement
-from retailray.training.phases import Stage
+from retailray.training.phases import ResolvedPhase
 
 DEFAULT_VIEWS = 8  # more bring little: benchmarks/quality.py has the table
 READ_BYTES_S = 1e9  # from a memory-mapped file, most of it in the page cache
@@ -23,15 +23,15 @@ class CachePlan:
     num_bytes: int
     why: str
 
-    def reads(self, stage: Stage) -> int | None:
-        """The blocks that a stage's inputs went through; 0: kept pixels; None: nothing is kept for it."""
-        kept = [cut for cut in self.cuts if cut <= stage.reads]
+    def num_cached_blocks(self, phase: ResolvedPhase) -> int | None:
+        """The blocks that a phase's inputs went through; 0: kept pixels; None: nothing is kept for it."""
+        kept = [cut for cut in self.cuts if cut <= phase.num_cached_blocks]
         return max(kept) if kept else 0 if self.pixels else None
 
 
 def plan_cache(
     config: TrainConfig,
-    stages: list[Stage],
+    phases: list[ResolvedPhase],
     measured: Measurement,
     *,
     num_train: int,
@@ -46,8 +46,8 @@ def plan_cache(
     train = config.train
     if train.cache == "off":
         return CachePlan(1, (), False, 0, "train.cache is off")
-    costs = _Costs(config, stages, measured, num_train, num_plain, budget)
-    depths = [] if train.cutmix else sorted({stage.reads for stage in stages if stage.reads})
+    costs = _Costs(config, phases, measured, num_train, num_plain, budget)
+    depths = [] if train.cutmix else sorted({phase.num_cached_blocks for phase in phases if phase.num_cached_blocks})
     sets = [chosen for size in range(len(depths) + 1) for chosen in itertools.combinations(depths, size)]
     feasible = [(costs.seconds(cuts), -len(cuts), cuts) for cuts in sets if costs.num_bytes(cuts) <= budget]
     seconds, _, cuts = min(feasible)
@@ -63,7 +63,7 @@ def plan_cache(
             notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
         elif cut not in cuts:
             notes.append(f"keeping what {cut} frozen blocks say would take longer than computing it")
-    uncovered = [stage for stage in stages if not any(cut <= stage.reads for cut in cuts)]
+    uncovered = [phase for phase in phases if not any(cut <= phase.num_cached_blocks for cut in cuts)]
     pixel_bytes = 3 * (num_train * source_px**2 + num_plain * config.transform.image_size**2)
     pixels = bool(uncovered) and used + pixel_bytes <= budget
     if uncovered:
@@ -78,7 +78,7 @@ class _Costs:
     """Predicted size and time of keeping the output of some numbers of frozen blocks (``cuts``, ascending)."""
 
     config: TrainConfig
-    stages: list[Stage]
+    phases: list[ResolvedPhase]
     measured: Measurement
     num_train: int
     num_plain: int
@@ -90,7 +90,7 @@ class _Costs:
             return 1
         if self.config.train.num_views:
             return self.config.train.num_views
-        epochs = sum(stage.epochs for stage in self.stages if any(cut <= stage.reads for cut in cuts))
+        epochs = sum(phase.epochs for phase in self.phases if any(cut <= phase.num_cached_blocks for cut in cuts))
         views = min(DEFAULT_VIEWS, max(1, epochs))
         while views > 1 and self._size(cuts, views) > self.budget:
             views //= 2
@@ -110,13 +110,13 @@ class _Costs:
         rows = self.num_train + self.num_plain
         once = self.measured.seconds[max(cuts)] * (self.num_train * self.views(cuts) + self.num_plain) if cuts else 0.0
         total = once
-        for stage in self.stages:
-            source = max([cut for cut in cuts if cut <= stage.reads], default=0)
-            blocks = (self.measured.seconds[stage.reads] if stage.reads else 0.0) - (
+        for phase in self.phases:
+            source = max([cut for cut in cuts if cut <= phase.num_cached_blocks], default=0)
+            blocks = (self.measured.seconds[phase.num_cached_blocks] if phase.num_cached_blocks else 0.0) - (
                 self.measured.seconds[source] if source else 0.0
             )
             reading = self._row_bytes(source) / READ_BYTES_S if source else 0.0
-            total += stage.epochs * rows * (max(0.0, blocks) + reading)
+            total += phase.epochs * rows * (max(0.0, blocks) + reading)
         return total
 
 
