@@ -28,60 +28,106 @@ Finding = Literal[
 
 
 class CatalogSection(Section):
-    """Where the table is and which of its columns say what."""
+    """The catalog: where the table is and what its columns mean."""
 
-    uri: str = Field(description="CSV, TSV, Parquet or JSONL file, a folder or pattern of them, or class folders")
-    root: str | None = Field(None, description="where relative image paths start; default: the file's folder")
-    image: str = Field("image", description="image column; file_name is tried when this default is absent")
-    image_template: str = Field(
-        "{image}", description="path from columns, e.g. images/{name}.jpg; {stem} is the catalog file's name"
+    uri: str = Field(
+        description=(
+            "Catalog to read: a CSV, TSV, Parquet or JSON Lines file, a folder or glob pattern of such files, or a "
+            "folder with one subfolder of images per class."
+        )
     )
-    label: str = Field("label", description="label column")
-    label_map: dict[str, str] = Field({}, description='renames of labels as JSON, e.g. {"0": "PC"}')
-    id: str | None = Field(None, description="id column; default: the image path")
-    group: str | None = Field(None, description="product column; its images stay in one split; default: the id")
-    split: str | None = Field(None, description="column that names the split: train, validation or test")
-    validation_uri: str | None = Field(None, description="separate catalog for validation, same columns")
-    test_uri: str | None = Field(None, description="separate catalog for test, same columns")
+    root: str | None = Field(
+        None, description="Folder that relative image paths start from; default: the folder of the catalog file."
+    )
+    image: str = Field(
+        "image",
+        description=(
+            "Column with the address or path of the image. If the default column is absent, file_name is tried."
+        ),
+    )
+    image_template: str = Field(
+        "{image}",
+        description=(
+            "Builds the image path from columns, e.g. images/{name}.jpg; {stem} is the name of the catalog file "
+            "without suffix."
+        ),
+    )
+    label: str = Field("label", description="Column with the class label.")
+    label_map: dict[str, str] = Field({}, description='Renames labels, as JSON, e.g. {"0": "PC"}.')
+    id: str | None = Field(None, description="Column that identifies a row; default: the image path.")
+    group: str | None = Field(
+        None,
+        description=(
+            "Column that identifies the product. All images of a product stay in one split; default: every row is a "
+            "product of its own."
+        ),
+    )
+    split: str | None = Field(None, description="Column that assigns rows to splits: train, validation or test.")
+    validation_uri: str | None = Field(
+        None, description="Separate catalog with the validation rows, with the same columns."
+    )
+    test_uri: str | None = Field(None, description="Separate catalog with the test rows, with the same columns.")
     allow: list[str] = Field(
         [],
-        description="folders, buckets or hosts that images may lie in besides catalog.root and the catalog's own; "
-        "private hosts, and folders that links lead to, must be named. Default for a local catalog: any store",
+        description=(
+            "Folders, buckets or hosts that images may be read from, besides catalog.root and the folder of the "
+            "catalog. Private hosts and targets of links must be listed. Default for a catalog on disk: any object "
+            "store."
+        ),
     )
     http_headers: dict[str, str] = Field(
         {},
-        description="sent with requests for pictures on the web, as JSON; ${NAME} is taken from the environment, so "
-        "that no secret is written down",
+        description=(
+            "HTTP headers for images on the web, as JSON. ${NAME} is replaced by an environment variable, so that no "
+            "secret is stored in the config."
+        ),
     )
     corrections: str | None = Field(
         None,
-        description="labels that people gave, in place of the catalog's and the model's: a table of item_id and label "
-        "(the review page's, Label Studio's CSV export), or a folder of them",
+        description=(
+            "Corrected labels that replace those of the catalog and of the model: a table with the columns item_id "
+            "and label (as exported by the review page or by Label Studio as CSV), or a folder of such tables."
+        ),
     )
-    encoding: str = Field("utf-8", description="text encoding of CSV, TSV and JSONL; a byte order mark overrules it")
+    encoding: str = Field(
+        "utf-8", description="Text encoding of CSV, TSV and JSON Lines files; a byte order mark takes precedence."
+    )
     delimiter: str | None = Field(
         None,
         min_length=1,
         max_length=1,
-        description="what stands between values of CSV, or tab; default: found by parsing",
+        description="Character between the values of a CSV file, or tab; default: detected.",
     )
     quoting: Literal["auto", "standard", "none"] = Field(
         "auto",
-        description="what quote signs mean in CSV: auto refuses a quoted value that seems to swallow rows, standard "
-        "trusts every quote, none takes quote signs as plain text",
+        description=(
+            "How quotation marks in CSV files are read. auto: refuse a quoted value that seems to contain further "
+            "rows; standard: trust every quotation mark; none: treat them as text."
+        ),
     )
-    columns: list[str] = Field([], description="names of the columns, in order, of a CSV without a header")
+    columns: list[str] = Field([], description="Column names, in order, of CSV files without a header.")
     folder_labels: Literal["leaf", "path"] = Field(
-        "leaf", description="labels of class folders: the innermost folder's name, or its whole path (men/shoes)"
+        "leaf", description="Labels of class folders: leaf (name of the innermost folder) or path (men/shoes)."
     )
     normalize_labels: bool = Field(
-        False, description="merge labels that differ only in case, surrounding blanks or Unicode form, as lower case"
+        False,
+        description=(
+            "Merge labels that differ only in case, surrounding blanks or Unicode form; the merged label is lower case."
+        ),
     )
     max_bytes: int = Field(
-        storage.MAX_BYTES, ge=1, description="larger objects become error rows, and are not read to their end [bytes]"
+        storage.MAX_BYTES,
+        ge=1,
+        description="Size limit per image file. Larger files become error rows and are not read completely [bytes].",
     )
-    max_pixels: int = Field(50_000_000, ge=1, description="larger images become error rows, undecoded [pixels]")
-    max_aspect_ratio: float = Field(20.0, ge=1, description="longer images become error rows [long side / short side]")
+    max_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        description="Size limit per image. Larger images become error rows and are not decoded [pixels].",
+    )
+    max_aspect_ratio: float = Field(
+        20.0, ge=1, description="Limit for the long side divided by the short side. Images beyond it become error rows."
+    )
 
     @field_validator("label_map", mode="before")
     @classmethod
@@ -109,31 +155,44 @@ class CatalogSection(Section):
 
 
 class SplitSection(Section):
-    """Fractions of products held out, by a hash of the product: stable when rows are added."""
+    """Random splits by product: stable when rows are added."""
 
-    validation: float = Field(0.15, ge=0, lt=1, description="share held out to choose the best epoch [fraction]")
-    test: float = Field(0.0, ge=0, lt=1, description="share held out for evaluate [fraction]")
-    folds: int | None = Field(
-        None, ge=2, le=50, description="train and evaluate this many folds too (stratified, products together)"
+    validation: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of products held out for validation, which chooses the best epoch [fraction].",
     )
-    seed: int = Field(0, ge=0, description="another seed, another split")
+    test: float = Field(0.0, ge=0, lt=1, description="Share of products held out as the test split [fraction].")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=50,
+        description="Also run cross-validation with this number of stratified folds; products are not divided.",
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the splits.")
 
 
 class TransformSection(Section):
-    """What happens to pixels. The eval transform travels inside the bundle."""
+    """Image preprocessing and augmentation. The evaluation transform is saved with the model."""
 
-    image_size: int = Field(224, ge=8, le=2048, description="side of the square the model sees [px]")
+    image_size: int = Field(224, ge=8, le=2048, description="Side of the square image that the model receives [px].")
     resize_size: int | None = Field(
         None,
         ge=8,
         le=4096,
-        description="shorter side before the centre crop [px]; default: image_size * 256 / 224",
+        description="Length of the shorter side before the centre crop [px]; default: image_size * 256 / 224.",
     )
     augment: Literal["none", "article", "standard"] = Field(
         "standard",
-        description="none | article (rotation, shift, shear, flip) | standard (random resized crop, flip, colour)",
+        description=(
+            "Augmentation of training images. none; article: rotation, shift, shear and flip; standard: random "
+            "resized crop, flip and colour jitter."
+        ),
     )
-    random_erasing_prob: float = Field(0.0, ge=0, le=1, description="random erasing of training images [probability]")
+    random_erasing_prob: float = Field(
+        0.0, ge=0, le=1, description="Probability of random erasing for a training image [0 to 1]."
+    )
 
     @property
     def resolved_resize_size(self) -> int:
@@ -141,19 +200,30 @@ class TransformSection(Section):
 
 
 class CheckSection(Section):
-    """What counts as a finding, and which findings are a no."""
+    """Data quality checks, and which findings fail the command."""
 
-    fail_on: list[Finding] = Field([], description="findings that give exit 4, e.g. errors,leakage")
-    min_images: int = Field(10, ge=1, description="a class with fewer is small [images]")
-    max_imbalance: float = Field(100.0, ge=1, description="largest class / smallest class")
-    near_distance: int = Field(
-        3, ge=0, le=7, description="perceptual hashes this close are near duplicates [of 64 bits]"
+    fail_on: list[Finding] = Field(
+        [], description="Findings that make the command exit with code 4, e.g. errors,leakage."
     )
-    samples: int = Field(8, ge=0, description="pictures a label in the report [images]")
+    min_images: int = Field(10, ge=1, description="Report classes with fewer images than this as small.")
+    max_imbalance: float = Field(
+        100.0,
+        ge=1,
+        description="Report imbalance if the largest class is more than this many times the size of the smallest.",
+    )
+    near_distance: int = Field(
+        3,
+        ge=0,
+        le=7,
+        description=(
+            "Report images as near duplicates if their perceptual hashes differ in at most this many of 64 bits."
+        ),
+    )
+    samples: int = Field(8, ge=0, description="Number of sample images per label in the report.")
 
 
 class DemoSection(Section):
-    """The made-up catalog."""
+    """The generated catalog of the demo."""
 
-    num_images: int = Field(400, ge=60, description="pictures in the catalog, broken files apart [images]")
-    seed: int = Field(0, ge=0, description="another seed, another catalog")
+    num_images: int = Field(400, ge=60, description="Number of images, not counting the broken files.")
+    seed: int = Field(0, ge=0, description="Random seed of the catalog.")

@@ -9,37 +9,54 @@ from retailray.config.base import Section, normalized
 
 
 class ClusterSection(Section):
-    """Ray."""
+    """Where the work runs and how many resources it uses."""
 
     address: str | None = Field(
         None,
-        description="running cluster, host:port; for submit and doctor its dashboard, http://host:8265; default: "
-        "RAY_ADDRESS, else a local Ray",
+        description=(
+            "Ray cluster to use, as host:port; for submit and doctor its dashboard, http://host:8265. Default: "
+            "RAY_ADDRESS, else a local Ray."
+        ),
     )
     engine: Literal["auto", "inline", "ray"] = Field(
         "auto",
-        description="where the work runs: inline in this process and its threads, or on Ray; auto: inline where little "
-        "is to do, no cluster is named and one worker is enough",
+        description=(
+            "inline: in this process and its threads; ray: on Ray; auto: inline if the work is small, no cluster is "
+            "named and one worker is enough, else on Ray."
+        ),
     )
     num_workers: int | None = Field(
-        None, ge=1, description="training workers or predictors; default: one a GPU, else what the CPUs carry"
+        None,
+        ge=1,
+        description=(
+            "Number of training workers or predictors; default: one per GPU, else as many as the CPUs can run."
+        ),
     )
     min_workers: int | None = Field(
-        None, ge=1, description="train goes on with as few as these when machines leave; default: num_workers"
+        None,
+        ge=1,
+        description=("Continue training with at least this many workers when machines are lost; default: num_workers."),
     )
-    use_gpu: bool | None = Field(None, description="default: if the cluster has one")
+    use_gpu: bool | None = Field(None, description="Use GPUs; default: if the cluster has any.")
     gpus_per_predictor: float = Field(
-        1.0, gt=0, le=1, description="share of a GPU that a predictor takes; 0.5: two on each [GPUs]"
+        1.0, gt=0, le=1, description="Share of a GPU for each predictor, e.g. 0.5 for two predictors per GPU."
     )
     placement: Literal["pack", "spread"] = Field(
-        "pack", description="training workers on as few machines as carry them, or on as many as there are"
+        "pack",
+        description=("pack: training workers on as few machines as possible; spread: on as many machines as possible."),
     )
     request_cpus: int | None = Field(
-        None, ge=1, description="ask a cluster that scales itself for so many at once, and wait for them [CPUs]"
+        None,
+        ge=1,
+        description="Ask an autoscaling cluster for this many CPUs before the work starts, and wait for them.",
     )
-    request_gpus: int | None = Field(None, ge=1, description="likewise [GPUs]")
+    request_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="Ask an autoscaling cluster for this many GPUs before the work starts, and wait for them.",
+    )
     resource_timeout_s: float = Field(
-        600.0, gt=0, description="how long to wait for what was asked for, or is held by others [s]"
+        600.0, gt=0, description="Maximum time to wait for requested or busy resources [s]."
     )
 
     @field_validator("address")
@@ -55,65 +72,90 @@ class ClusterSection(Section):
 
 
 class SubmitSection(Section):
-    """A job of a running cluster. The command, its files and its settings are given as if it ran here."""
+    """How a command is submitted as a job. The command, its files and its settings are given as if it ran here."""
 
     id: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="submission id; given again with the same settings it follows the job that has it and starts "
-        "none; default: made anew",
+        description=(
+            "Submission id. If a job with this id and the same settings exists, it is followed and no job is started;"
+            " default: a new id."
+        ),
     )
     requirements: str | None = Field(
-        None, description="pip requirements that the cluster installs for the job; default: what it has"
+        None,
+        description=(
+            "File of pip requirements that the cluster installs for the job; default: the packages of the cluster."
+        ),
     )
     python: str | None = Field(
-        None, description="the cluster's interpreter; default: the one that its Ray runs on, as its dashboard tells"
+        None, description="Python interpreter on the cluster; default: the one that runs Ray there."
     )
     allow_insecure: bool = Field(
         False,
-        description="send storage credentials to a cluster without token authentication too, where everybody who "
-        "reaches its dashboard can read them",
+        description=(
+            "Send storage credentials even to a cluster without token authentication, where everybody who can reach "
+            "the dashboard can read them."
+        ),
     )
     unreachable_timeout_s: float = Field(
-        120.0, gt=0, description="how long the cluster may give no answer before following the job is given up [s]"
+        120.0, gt=0, description="Stop following the job if the cluster does not answer for this long [s]."
     )
 
 
 class KuberaySection(Section):
-    """Kubernetes manifests for the same command (--render kuberay)."""
+    """Kubernetes manifests of the same command, for --render kuberay."""
 
-    name: str = Field("retailray", pattern=r"^[a-z0-9]([a-z0-9-]{0,33}[a-z0-9])?$", description="of the objects")
-    image: str = Field("retailray:latest", description="an image with Ray and retailray in it")
-    schedule: str = Field("0 2 * * *", description="of the two cron objects, in the controller's time zone")
-    service_account: str | None = Field(None, description="that may read and write the storage (IRSA and its kin)")
-    storage_secret: str | None = Field(
-        None, description="Kubernetes secret with AWS_* variables, where no service account has the rights"
+    name: str = Field(
+        "retailray",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,33}[a-z0-9])?$",
+        description="Name prefix of the Kubernetes objects.",
     )
-    token_secret: str = Field("ray-auth-token", description="Kubernetes secret whose auth_token is Ray's token")
-    cpu_workers: int = Field(8, ge=0, description="most machines that read and decode; none run when idle")
-    gpu_workers: int = Field(4, ge=0, description="most machines with a GPU; none run when idle")
-    cpus: int = Field(8, ge=1, description="of a worker [CPUs]")
-    memory_gb: int = Field(32, ge=1, description="of a worker [GiB]")
+    image: str = Field("retailray:latest", description="Container image with Ray and retailray.")
+    schedule: str = Field("0 2 * * *", description="Cron schedule, in the time zone of the Kubernetes controller.")
+    service_account: str | None = Field(
+        None, description="Kubernetes service account that may read and write the storage, e.g. through IRSA."
+    )
+    storage_secret: str | None = Field(
+        None, description="Kubernetes secret with AWS_* variables, if no service account grants access."
+    )
+    token_secret: str = Field(
+        "ray-auth-token", description="Kubernetes secret whose key auth_token holds Ray's authentication token."
+    )
+    cpu_workers: int = Field(
+        8, ge=0, description="Maximum number of CPU workers; the cluster scales down to none when idle."
+    )
+    gpu_workers: int = Field(
+        4, ge=0, description="Maximum number of GPU workers; the cluster scales down to none when idle."
+    )
+    cpus: int = Field(8, ge=1, description="CPUs per worker.")
+    memory_gb: int = Field(32, ge=1, description="Memory per worker [GiB].")
 
 
 class DoctorCatalog(Section):
-    """What workers must be able to read."""
+    """A catalog that workers must be able to read."""
 
-    uri: str | None = Field(None, description="catalog file, folder or pattern")
+    uri: str | None = Field(None, description="Catalog file, folder or pattern to test.")
 
     _same = field_validator("uri")(normalized)
 
 
 class DoctorModel(Section):
-    """What workers must be able to read."""
+    """A model that workers must be able to read."""
 
-    uri: str | None = Field(None, description="a bundle, or an alias of a registry")
+    uri: str | None = Field(None, description="Bundle or registry alias to test.")
 
     _same = field_validator("uri")(normalized)
 
 
 class DoctorSection(Section):
-    """Limits."""
+    """Limits of the cluster test."""
 
-    min_free_gb: float = Field(5.0, ge=0, description="free on the disk of each machine's Ray folder [GB]")
-    max_skew_s: float = Field(5.0, gt=0, description="between the clocks of two machines; stores refuse minutes [s]")
+    min_free_gb: float = Field(5.0, ge=0, description="Minimum free disk space for Ray on each machine [GB].")
+    max_skew_s: float = Field(
+        5.0,
+        gt=0,
+        description=(
+            "Maximum difference between the clocks of two machines; object stores reject requests beyond minutes [s]."
+        ),
+    )

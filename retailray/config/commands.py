@@ -83,7 +83,7 @@ class PromoteConfig(CommandConfig):
 
 class RollbackConfig(CommandConfig):
     unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields)})
-    out: str = Field(".", description="not used")
+    out: str = Field(".", description="Not used.")
     model: BundleSection
     rollback: RollbackSection = RollbackSection()
     track: TrackSection = TrackSection()
@@ -97,15 +97,15 @@ class ScoreConfig(CommandConfig):
 
 
 class DemoConfig(CommandConfig):
-    out: str = Field("demo-run", description="folder for the catalog, the models and the reports")
+    out: str = Field("demo-run", description="Folder for the catalog, the models and the reports.")
     demo: DemoSection = DemoSection()
 
 
 class SubmitConfig(CommandConfig):
     unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields if name != "address")})
-    out: str = Field(".", description="the command's")
-    detach: bool = Field(False, description="submit, say the id, and leave")
-    render: Literal["kuberay"] | None = Field(None, description="print manifests in place of submitting")
+    out: str = Field(".", description="Setting of the submitted command.")
+    detach: bool = Field(False, description="Submit the job, print its id and return.")
+    render: Literal["kuberay"] | None = Field(None, description="Print Kubernetes manifests instead of submitting.")
     submit: SubmitSection = SubmitSection()
     kuberay: KuberaySection = KuberaySection()
 
@@ -120,7 +120,7 @@ class SubmitConfig(CommandConfig):
 
 class NightlyConfig(CommandConfig):
     unused = CommandConfig.unused | {"split.folds", "score.plan_only"}
-    out: str = Field(description="where results go: run directories in its folders checks and scores")
+    out: str = Field(description="Folder for the results; run directories go to its subfolders checks and scores.")
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
@@ -136,7 +136,7 @@ class NightlyConfig(CommandConfig):
 
 class DoctorConfig(CommandConfig):
     unused = frozenset({f"cluster.{name}" for name in ClusterSection.model_fields} - SCALING - {"cluster.address"})
-    out: str = Field("", description="where workers must be able to write; default: that is not tried")
+    out: str = Field("", description="Folder that workers must be able to write to; default: not tested.")
     catalog: DoctorCatalog = DoctorCatalog()
     model: DoctorModel = DoctorModel()
     doctor: DoctorSection = DoctorSection()

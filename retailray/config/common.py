@@ -24,7 +24,7 @@ class CommandConfig(BaseSettings):
     )
     # keys of shared sections that a command has no use for: refused on the command line, left alone in shared files
     unused: ClassVar[frozenset[str]] = OF_WORKERS
-    out: str = Field(description="where results go; a run directory is made in it")
+    out: str = Field(description="Folder for the results. Each run creates a run directory in it.")
     cluster: ClusterSection = ClusterSection()
 
     _same = field_validator("out")(normalized)

@@ -8,89 +8,125 @@ from retailray.config.base import Section, normalized
 
 
 class EvaluateSection(Section):
-    """Measuring."""
+    """How a model is evaluated."""
 
-    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
-    bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0 for none")
-    batch_size: int = Field(64, ge=1, description="images a forward pass")
+    split: Literal["all", "train", "validation", "test"] = Field("all", description="Rows of the catalog to evaluate.")
+    bootstrap: int = Field(
+        1000, ge=0, description="Number of bootstrap samples for the 95 % confidence intervals; 0: no intervals."
+    )
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
 
 
 class CompareSection(Section):
-    """A challenger (model.uri) against another bundle on the same rows."""
+    """Comparison of model.uri with a baseline on the same rows."""
 
-    baseline: str = Field(
-        description="the bundle it is compared with: directory, version or <registry>/<name>@champion"
+    baseline: str = Field(description="Bundle to compare with: a directory, a version or <registry>/<name>@champion.")
+    split: Literal["all", "train", "validation", "test"] = Field(
+        "all", description="Rows of the catalog to compare on."
     )
-    split: Literal["all", "train", "validation", "test"] = Field("all", description="which rows of the catalog")
-    bootstrap: int = Field(2000, ge=100, description="resamples of products behind the 95 % interval of the difference")
-    batch_size: int = Field(64, ge=1, description="images a forward pass")
+    bootstrap: int = Field(
+        2000,
+        ge=100,
+        description="Number of bootstrap samples (of products) for the 95 % confidence interval of the difference.",
+    )
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
 
     _same = field_validator("baseline")(normalized)
 
 
 class PromoteSection(Section):
-    """The gate before @champion: the challenger is not worse on labelled rows."""
+    """Conditions for a model version to become @champion."""
 
     split: Literal["all", "train", "validation", "test"] = Field(
-        "test", description="which rows of the catalog decide; rows that a model was trained on are refused"
+        "test", description="Rows of the catalog to compare on; rows that a model was trained on are refused."
     )
     max_loss: float = Field(
-        0.01, ge=0, lt=1, description="top-1 that the challenger may lose at the lower end of the 95 % interval"
+        0.01,
+        ge=0,
+        lt=1,
+        description="Maximum loss of top-1 accuracy, at the lower end of the 95 % confidence interval [fraction].",
     )
-    min_top1: float = Field(0.0, ge=0, le=1, description="top-1 that it must reach in any case [fraction]")
-    min_rows: int = Field(100, ge=1, description="labelled rows that the decision needs")
-    bootstrap: int = Field(2000, ge=100, description="resamples of products behind the interval")
-    batch_size: int = Field(64, ge=1, description="images a forward pass")
-    reason: str = Field("", description="kept in the alias's history")
+    min_top1: float = Field(0.0, ge=0, le=1, description="Minimum top-1 accuracy [fraction].")
+    min_rows: int = Field(100, ge=1, description="Minimum number of labelled rows.")
+    bootstrap: int = Field(
+        2000, ge=100, description="Number of bootstrap samples (of products) for the confidence interval."
+    )
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    reason: str = Field("", description="Note for the alias history.")
 
 
 class RollbackSection(Section):
-    """Back to the version before."""
+    """Return of @champion to the previous version."""
 
-    reason: str = Field("", description="kept in the alias's history")
+    reason: str = Field("", description="Note for the alias history.")
 
 
 class ScoreSection(Section):
-    """Scoring a whole catalog."""
+    """How a catalog is scored."""
 
-    top_k: int = Field(5, ge=1, description="classes listed in topk_labels and topk_scores")
-    batch_size: int = Field(64, ge=1, description="images a forward pass")
-    max_error_rate: float = Field(0.05, ge=0, le=1, description="more failed rows than this: exit 3 [fraction]")
+    top_k: int = Field(5, ge=1, description="Number of classes in topk_labels and topk_scores.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    max_error_rate: float = Field(
+        0.05, ge=0, le=1, description="Exit with code 3 if a larger share of rows fails [fraction]."
+    )
     target_precision: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="accept what is right so often, by class, as the bundle's validation rows say; default: the "
-        "bundle's thresholds [fraction]",
+        description=(
+            "Accept predictions so that this share of the accepted ones of each class is right, estimated on the "
+            "validation rows of the bundle as a lower bound [fraction]; default: the thresholds of the bundle."
+        ),
     )
     max_drift: float | None = Field(
         None,
         gt=0,
-        description="exit 4 after publishing where labels, confidences or embeddings moved further, "
-        "beyond what chance makes of so few rows, against last night or the "
-        "bundle's validation rows [population stability index; 0.1 is little, 0.25 much]; default: no gate",
+        description=(
+            "Exit with code 4, after publishing, if labels, confidences or embeddings drift further than this from "
+            "the previous run or from the validation rows, beyond what chance explains [population stability index; "
+            "0.1 is small, 0.25 is large]; default: no limit."
+        ),
     )
     gate_validation_labels: bool = Field(
         False,
-        description="let score.max_drift also judge labels against the bundle's validation rows, which are a selection "
-        "and not the catalog",
+        description=(
+            "Let score.max_drift also compare labels with the validation rows, which are a selection of the catalog."
+        ),
     )
     rescore: Literal["errors", "all"] | None = Field(
         None,
-        description="score again what the previous run published: errors, all; default: only what is new or changed, "
-        "and errors that another version of the code or of its libraries met",
+        description=(
+            "Score again what the previous run published. errors: the failed rows; all: every row. Default: only new "
+            "and changed images, and errors of another version of the code or its libraries."
+        ),
     )
-    review_rows: int = Field(300, ge=0, description="rows of review/, pictures among them, the most useful first")
-    price_per_cpu_hour: float = Field(0.0, ge=0, description="for the report: what a CPU of the cluster costs [money]")
-    price_per_gpu_hour: float = Field(0.0, ge=0, description="for the report: what a GPU of the cluster costs [money]")
-    publish_on_errors: bool = Field(True, description="false: too many failed rows leave LATEST where it is")
-    rows_per_file: int = Field(100_000, ge=1, description="catalog rows behind a Parquet part")
+    review_rows: int = Field(
+        300, ge=0, description="Number of rows, with images, on the review page; the most useful come first."
+    )
+    price_per_cpu_hour: float = Field(
+        0.0, ge=0, description="Price of a CPU hour, for the cost estimate in the report."
+    )
+    price_per_gpu_hour: float = Field(
+        0.0, ge=0, description="Price of a GPU hour, for the cost estimate in the report."
+    )
+    publish_on_errors: bool = Field(
+        True, description="Move LATEST to this run even if more rows fail than score.max_error_rate."
+    )
+    rows_per_file: int = Field(100_000, ge=1, description="Rows per Parquet file.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the first night measures it to be faster; later nights keep to it"
+        "auto",
+        description=(
+            "Arithmetic of the forward pass. auto: bfloat16 if the first run measures it to be faster; later runs use"
+            " the same."
+        ),
     )
-    dedupe: bool = Field(True, description="images of equal bytes are inferred once")
-    plan_only: bool = Field(False, description="say what a run would do, and do nothing")
+    dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")
+    plan_only: bool = Field(False, description="Print what a run would do, and stop.")
     keep_runs: int | None = Field(
-        None, ge=1, description="complete runs that stay under out, LATEST's among them; default: all"
+        None,
+        ge=1,
+        description="Number of complete run directories to keep under out, including that of LATEST; default: all.",
     )
-    memory_gb: float = Field(0.25, ge=0.1, description="of the driver's joins; beyond it they use its disk [GB]")
+    memory_gb: float = Field(
+        0.25, ge=0.1, description="Memory for joins on the driver; larger joins spill to its disk [GB]."
+    )

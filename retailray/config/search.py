@@ -64,33 +64,66 @@ class Domain(Section):
 
 
 class TuneSection(Section):
-    """Searching for the best settings of train. A trial takes train.epochs at most."""
+    """Hyperparameter search over settings of train. A trial runs for train.epochs at most."""
 
-    trials: int = Field(32, ge=1, description="how many; searcher grid has one for every combination instead")
+    trials: int = Field(
+        32, ge=1, description="Number of trials; with searcher grid every combination is tried instead."
+    )
     space: dict[str, Domain] = Field(
         {},
-        description='JSON: {"train.head_lr": {"loguniform": [1e-4, 1e-2]}, "model.trainable": ["head", "last2"], ...}; '
-        "kinds: choice (or a list), uniform, loguniform, int; default: freeze depth and both learning rates",
+        description=(
+            'Search space as JSON: {"train.head_lr": {"loguniform": [1e-4, 1e-2]}, "model.trainable": ["head", '
+            '"last2"], ...}. Kinds: choice (or a list), uniform, loguniform, int. Default: freeze depth and both '
+            "learning rates."
+        ),
     )
-    searcher: Literal["random", "grid", "optuna"] = Field("random", description="optuna: its TPE, after random trials")
+    searcher: Literal["random", "grid", "optuna"] = Field(
+        "random",
+        description="How settings are drawn. random; grid: every combination; optuna: TPE after some random trials.",
+    )
     scheduler: Literal["asha", "median", "pbt", "none"] = Field(
-        "asha", description="what stops poor trials early; pbt: they go on from better ones, with other rates"
+        "asha",
+        description=(
+            "How poor trials are stopped early. asha: successive halving; median: below the median of the others; "
+            "pbt: population based training, poor trials continue from better ones; none."
+        ),
     )
-    grace_epochs: int = Field(1, ge=1, description="that no trial is stopped before; pbt: between two exchanges")
-    reduction: int = Field(3, ge=2, description="asha lets the best 1 / this go on at 1, 3, 9, ... times grace_epochs")
+    grace_epochs: int = Field(
+        1, ge=1, description="Epochs before a trial can be stopped; with pbt: epochs between two exchanges."
+    )
+    reduction: int = Field(
+        3,
+        ge=2,
+        description=(
+            "Reduction factor of asha: the best 1 / reduction of the trials continue after 1, 3, 9, ... times "
+            "grace_epochs."
+        ),
+    )
     max_concurrent: int | None = Field(
-        None, ge=1, description="trials at once; default: one a GPU, else what the CPUs carry"
+        None,
+        ge=1,
+        description=(
+            "Maximum number of trials at the same time; default: one per GPU, else as many as the CPUs can run."
+        ),
     )
-    workers_per_trial: int = Field(1, ge=1, description="data-parallel workers in each trial")
+    workers_per_trial: int = Field(1, ge=1, description="Data-parallel workers per trial.")
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="default: what leaves half of the CPUs free, 1 at most"
+        None, gt=0, description="CPUs per worker; default: half of the CPUs shared by all workers, 1 at most."
     )
-    gpus_per_worker: float | None = Field(None, gt=0, le=1, description="fractions share a GPU; default: 1 with GPUs")
-    max_epochs: int | None = Field(None, ge=1, description="of all trials together; then the search ends")
-    time_budget_s: float | None = Field(None, gt=0, description="then the search ends [s]")
-    keep_top_trials: int = Field(3, ge=1, description="the best trials whose weights stay under trials/")
-    resume: bool = Field(False, description="go on with the unfinished search of the same settings under out, if any")
-    seed: int = Field(0, ge=0, description="of what is drawn; all trials share train.seed")
+    gpus_per_worker: float | None = Field(
+        None, gt=0, le=1, description="GPUs per worker; a fraction shares a GPU; default: 1 if there are GPUs."
+    )
+    max_epochs: int | None = Field(
+        None, ge=1, description="End the search after this many epochs of all trials together; default: no limit."
+    )
+    time_budget_s: float | None = Field(
+        None, gt=0, description="End the search after this time [s]; default: no limit."
+    )
+    keep_top_trials: int = Field(3, ge=1, description="Number of best trials whose weights are kept under trials/.")
+    resume: bool = Field(
+        False, description="Continue the unfinished search with the same settings under out, if there is one."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the search; all trials train with train.seed.")
 
     @field_validator("space")
     @classmethod

@@ -9,21 +9,29 @@ from retailray.config.base import Section, normalized
 
 
 class ModelSection(Section):
-    """Which model is fine-tuned, and under which name it is registered."""
+    """The model to fine-tune, and the name to register it under."""
 
-    arch: str = Field("resnet50", description="torchvision classification model, or cnn1, cnn2, cnn3 (small baselines)")
+    arch: str = Field(
+        "resnet50", description="Name of a torchvision classification model, or cnn1, cnn2, cnn3 (small baselines)."
+    )
     weights: str = Field(
         "DEFAULT",
-        description="torchvision name (DEFAULT, IMAGENET1K_V1), address of .pth/.safetensors/bundle ({arch} in it: "
-        "model.arch), or none",
+        description=(
+            "Initial weights: a torchvision name (DEFAULT, IMAGENET1K_V1), the address of a .pth file, a .safetensors"
+            " file or a bundle ({arch} is replaced by model.arch), or none."
+        ),
     )
     trainable: str = Field(
         "last5",
         pattern=r"^(head|all|last[1-9]\d*)$",
-        description="freeze depth: head, last1, last2, ... (the last blocks and the head) or all",
+        description=(
+            "Freeze depth, i.e. what is trained: head; last1, last2, ... (the head and the last blocks); all."
+        ),
     )
-    registry: str | None = Field(None, description="address under which bundles are registered; needs model.name")
-    name: str | None = Field(None, description="registered name; the bundle becomes <registry>/<name>/<version>")
+    registry: str | None = Field(None, description="Address of the model registry; requires model.name.")
+    name: str | None = Field(
+        None, description="Name in the registry; the bundle is registered as <registry>/<name>/<version>."
+    )
 
     _same = field_validator("registry")(normalized)
 
@@ -48,9 +56,9 @@ class ModelSection(Section):
 
 
 class BundleSection(Section):
-    """Which trained model is used."""
+    """The trained model to use."""
 
-    uri: str = Field(description="a bundle: its directory, <registry>/<name>/<version> or <registry>/<name>@champion")
+    uri: str = Field(description="Bundle: its directory, <registry>/<name>/<version> or <registry>/<name>@champion.")
 
     _same = field_validator("uri")(normalized)
 
@@ -65,59 +73,108 @@ class Phase(Section):
 
 
 class TrainSection(Section):
-    """Fine-tuning: first the head alone, then the last blocks, unless model.trainable or train.phases say otherwise."""
+    """Fine-tuning. By default the head is trained first, then the head and the last blocks."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training rows, all phases together")
+    epochs: int = Field(10, ge=1, description="Number of epochs, all phases together.")
     phases: list[Phase] = Field(
-        [], description='JSON list in place of epochs: [{"epochs": 3, "trainable": "head", "head_lr": 0.01}, ...]'
+        [],
+        description=(
+            'Phases instead of epochs and model.trainable, as JSON: [{"epochs": 3, "trainable": "head", "head_lr": '
+            "0.01}, ...]."
+        ),
     )
-    batch_size: int = Field(64, ge=1, description="images a step, over all workers together")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd's")
+    batch_size: int = Field(64, ge=1, description="Images per optimizer step, over all workers together.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer: adamw, or sgd with Nesterov momentum.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     head_lr: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate of the head; default: 0.01 where nothing else is trained, else 0.003",
+        description="Peak learning rate of the head; default: 0.01 if only the head is trained, else 0.003.",
     )
-    backbone_lr: float = Field(1e-3, gt=0, description="peak learning rate of the last block")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of a block / rate of the next one towards the head")
+    backbone_lr: float = Field(1e-3, gt=0, description="Peak learning rate of the last block of the backbone.")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description=(
+            "Factor from the learning rate of a block to that of the block below it; 1: the same rate for all blocks."
+        ),
+    )
     warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="rising part of a phase, before the cosine [fraction of steps]"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the steps of a phase with rising learning rate, before the cosine decay [fraction].",
     )
-    weight_decay: float = Field(1e-2, ge=0, description="spares biases and normalisation layers")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy's")
-    mixup: float = Field(0.0, ge=0, description="alpha; mixes what enters the trained blocks; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="alpha; mixes pixels, so that frozen blocks run every time; 0: off")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0: off")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay; not applied to biases and normalization layers.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy loss.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of mixup, applied to the input of the trained blocks; 0: off.")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Alpha of CutMix, applied to pixels, so that activations of frozen blocks cannot be cached; 0: off."
+        ),
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of an exponential moving average of the weights, which is then kept; 0: off.",
+    )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: weight each class by 1 / its number of training rows"
+        "none", description="balanced: weight each class by 1 / its number of training rows."
     )
-    patience: int | None = Field(None, ge=1, description="epochs without a better train.metric that end a phase")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description=("Early stopping: end a phase after this many epochs without a better train.metric; default: off."),
+    )
     metric: Literal["top1", "macro_f1", "loss"] = Field(
-        "top1", description="of validation; the last epoch within one standard error of the best one is kept"
+        "top1",
+        description=(
+            "Validation metric that chooses the epoch: the last one within one standard error of the best is kept."
+        ),
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where a short measurement says it is faster"
+        "auto", description="Arithmetic of training. auto: bfloat16 if a short measurement shows it to be faster."
     )
-    compile: bool = Field(False, description="torch.compile what is trained: minutes at the start, faster steps after")
+    compile: bool = Field(
+        False, description="Use torch.compile for the trained part: minutes at the start, faster steps afterwards."
+    )
     cache: Literal["auto", "off"] = Field(
-        "auto", description="keep what frozen blocks compute (or decoded pixels) where size and time speak for it"
+        "auto",
+        description=(
+            "auto: cache activations of frozen blocks, or decoded pixels, if they fit the budget and save time; off: "
+            "decode images in every epoch."
+        ),
     )
     cache_uri: str | None = Field(
-        None, description="where that is kept; default: ~/.cache/retailray, on a cluster of machines <out>/cache"
+        None,
+        description=("Folder of the cache; default: ~/.cache/retailray, on a cluster of several machines <out>/cache."),
     )
-    cache_gb: float = Field(20.0, gt=0, description="budget of that place; the least recently used goes first [GB]")
+    cache_gb: float = Field(
+        20.0, gt=0, description="Size limit of the cache; least recently used entries are evicted first [GB]."
+    )
     num_views: int | None = Field(
         None,
         ge=1,
-        description="fixed augmented views of an image under frozen blocks; default: 8, less to fit the budget",
+        description=(
+            "Number of fixed augmented views per image in the cache; default: 8, or fewer to fit train.cache_gb."
+        ),
     )
     checkpoint_interval_s: float = Field(
-        10.0, ge=0, description="seconds between two checkpoints at least; 0: every epoch [s]"
+        10.0, ge=0, description="Minimum time between two checkpoints; 0: a checkpoint after every epoch [s]."
     )
-    max_failures: int = Field(3, ge=0, description="lost workers a run survives, each time from its last checkpoint")
-    resume: bool = Field(False, description="go on with the unfinished run of the same settings under out, if any")
-    seed: int = Field(0, ge=0, description="head initialisation, order, augmentation")
+    max_failures: int = Field(
+        3, ge=0, description="Number of worker failures that a run recovers from, each time from its last checkpoint."
+    )
+    resume: bool = Field(
+        False, description="Continue the unfinished run with the same settings under out, if there is one."
+    )
+    seed: int = Field(
+        0, ge=0, description="Random seed of the head's initial weights, the order of rows and the augmentation."
+    )
 
     _same = field_validator("cache_uri")(normalized)
 
@@ -127,10 +184,10 @@ class TrainSection(Section):
 
 
 class TrackSection(Section):
-    """A copy of the results in MLflow (pip install 'retailray[mlflow]')."""
+    """Copy of the results to MLflow (pip install 'retailray[mlflow]')."""
 
-    uri: str | None = Field(None, description="address of an MLflow server; default: no copy")
-    experiment: str = Field("retailray", description="MLflow's experiment")
+    uri: str | None = Field(None, description="Address of an MLflow server; default: no copy.")
+    experiment: str = Field("retailray", description="Name of the MLflow experiment.")
 
     _same = field_validator("uri")(normalized)
 
