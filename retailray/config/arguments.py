@@ -52,20 +52,20 @@ def known_keys(model: type[BaseModel]) -> list[str]:
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if _is_section(field.annotation):
+        if is_section(field.annotation):
             yield from _all_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
-def _is_section(kind: Any) -> typing.TypeGuard[type[BaseModel]]:
+def is_section(kind: Any) -> typing.TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _annotation(model: Any, key: str) -> Any:
     """The type of a setting; None for what lies inside of a list or a dict."""
     section, _, rest = key.partition(".")
-    if not _is_section(model):
+    if not is_section(model):
         return None
     annotation = model.model_fields[section].annotation
     if rest:
@@ -277,7 +277,7 @@ def _explain(model: type[CommandConfig], detail: Any, sources: dict[str, str]) -
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         kind = _annotation(model, key)
-        section = kind.model_fields if _is_section(kind) else {}
+        section = kind.model_fields if is_section(kind) else {}
         missing = [f"{key}.{name}" for name, field in section.items() if field.is_required()] or [key]
         return [f"{name}: required and not given" for name in missing]
     if not key:
@@ -306,7 +306,7 @@ def _print_help(command: str, model: type[CommandConfig]) -> None:
     table.add_column()
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if _is_section(annotation):
+        if is_section(annotation):
             doc = " ".join((annotation.__doc__ or "").split())
             table.add_row(f"\n[bold]{name}[/]", "", f"\n{doc}")
             for inner, inner_field in annotation.model_fields.items():
@@ -328,19 +328,19 @@ def _help_row(key: str, field: Any) -> tuple[str, str, str]:
         text += " (required)"
     elif field.default is not None and field.default not in ([], {}):
         text += f" (default: {field.default})"
-    return f"  --{key}", escape(_type_name(field.annotation)), escape(text)
+    return f"  --{key}", escape(type_name(field.annotation)), escape(text)
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "|".join(map(str, arguments)) if len(arguments) <= 5 else "name"
     if origin in (types.UnionType, typing.Union):
-        return _type_name(next(argument for argument in arguments if argument is not type(None)))
-    if origin is list and _is_section(arguments[0]):
+        return type_name(next(argument for argument in arguments if argument is not type(None)))
+    if origin is list and is_section(arguments[0]):
         return "JSON"
     if origin is list:
-        return f"{_type_name(arguments[0])},..."
+        return f"{type_name(arguments[0])},..."
     if origin is dict:
         return "JSON"
     return {"str": "text", "int": "int", "float": "number", "bool": "true|false"}.get(annotation.__name__, "text")

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -226,3 +227,12 @@ def test_what_could_not_be_read_is_not_missed_as_well(text, tmp_path):
     with pytest.raises(ConfigError) as caught:
         arguments.parse("check", ["--config", str(file)])
     assert len(caught.value.problems) == 1
+
+
+def test_the_reference_page_is_up_to_date():
+    """Kind of fault: a page that describes the settings of an older version."""
+    from retailray.config.reference import reference
+
+    page = (Path(__file__).parents[2] / "docs/reference.md").read_text()
+    assert page == reference(), "python -m retailray.config.reference > docs/reference.md"
+    assert all(f"`{key}`" in page for command in COMMANDS.values() for key in arguments.known_keys(command.config))
