@@ -35,7 +35,7 @@ LINES = [
     ("scoring/review.py", "and f.corrected_in is null", "", "scoring"),
     ("scoring/review.py", "1 - pred_score + {weighed}", "pred_score + {weighed}", "scoring"),
     ("scoring/drift.py", "((q - p) * np.log(q / p))", "((q - p) * np.log(p / q))", "scoring"),
-    ("scoring/drift.py", "return max(0.0, self.psi - self.noise)", "return self.psi", "scoring"),
+    ("scoring/drift.py", "return max(0.0, self.psi - self.expected_psi)", "return self.psi", "scoring"),
     ("scoring/drift.py", "!= (LABELS, VALIDATION)", "!= (CONFIDENCE, VALIDATION)", "scoring"),
     ("storage/access.py", 'folder if folder.endswith("/") else f"{folder}/"', "folder", "storage"),
     ("storage/access.py", "return address.is_global and not address.is_multicast", "return True", "storage"),

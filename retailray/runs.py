@@ -164,7 +164,7 @@ def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
     fs, path = storage.filesystem(out)
     found = storage.with_deadline(out, lambda: entries(path))
     names = sorted((name for name in found if name.startswith("run_id=") and name > after), reverse=True)
-    pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nights, a request each
+    pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nightly runs, one request each
     try:
         listed = pool.map(lambda name: storage.with_deadline(out, lambda: entries(f"{path}/{name}")), names)
         runs = dict(zip(names, listed, strict=True))

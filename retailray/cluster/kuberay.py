@@ -1,4 +1,4 @@
-"""Kubernetes manifests for KubeRay: a cluster that scales itself, a job, and two ways to run it every night.
+"""Kubernetes manifests for KubeRay: a cluster that scales itself, a job, and two ways to run it on a schedule.
 
 Fields are those of the ``ray.io/v1`` custom resources (tests/cluster/kuberay_fields.py names them and where they are
 from). The RayCronJob needs KubeRay's feature gate of that name; the plain CronJob does the same by submitting to the
@@ -159,6 +159,6 @@ def _cron_job(section: KuberaySection, command: str) -> dict[str, Any]:
     pod["restartPolicy"] = "Never"
     return {
         "schedule": section.schedule,
-        "concurrencyPolicy": "Forbid",  # a night that is late is not overtaken by the next
+        "concurrencyPolicy": "Forbid",  # a run that takes too long is not overtaken by the next
         "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
     }

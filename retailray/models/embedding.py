@@ -1,8 +1,8 @@
-"""What a model sees in an image, in a few numbers: enough to tell whether tonight's pictures are of the usual kind.
+"""Embeddings of images in a few numbers, to tell whether new images resemble those the model was validated on.
 
 The embedding is what enters the head. It is averaged over positions, where it has any, and projected on
 :data:`SIZE` fixed random directions, which keep distances nearly (Johnson and Lindenstrauss 1984): a row costs 64 bytes
-instead of 8 KB, and rows of different nights and machines compare.
+instead of 8 KB, and rows of different runs and machines are comparable.
 """
 
 import functools

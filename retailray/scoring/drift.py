@@ -1,4 +1,4 @@
-"""How far tonight's predictions lie from last night's and from the rows that the model was validated on."""
+"""Measure how far the predictions of a run differ from those of the previous run and of the validation rows."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,48 +15,54 @@ PSEUDO = 0.5  # rows added to every class or bin, so that an empty one is not in
 LABELS, CONFIDENCE, EMBEDDINGS = "labels", "confidence", "embeddings"
 DECILES = np.linspace(0, 1, 11)[1:-1]  # of every number of an embedding
 NOISE_QUANTILE, DRAWS, EMBEDDING_DRAWS = 0.99, 500, 100
-SAMPLE = 20_000  # embeddings of a night that are compared
-UNUSUAL = 0.995  # quantile of the reference's own oddity from which a picture counts as unlike it
-ENOUGH = 200  # embeddings of a reference, or its limit is drawn too narrow: of 50, ten times too many were unusual
-LAST_NIGHT, VALIDATION = "last night", "validation rows"
+SAMPLE = 20_000  # embeddings of a run that are compared
+UNUSUAL = 0.995  # quantile of the reference's own distances, above which an image is an outlier
+MIN_EMBEDDINGS = 200  # of a reference: with 50, ten times too many images were outliers
+PREVIOUS_RUN, VALIDATION = "previous run", "validation rows"
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """One comparison. ``psi``: population stability index (below 0.1 is usually called stable, above 0.25 a large
-    change); ``noise``: what it stays below in :data:`NOISE_QUANTILE` of cases where nothing but the draw of the rows
-    differs, which matters where they are few; ``js``: Jensen-Shannon distance to base 2, from 0 to 1. ``rows``: of the
-    reference."""
+    """One comparison with a reference.
+
+    Attributes:
+        what: labels, confidence or embeddings.
+        reference: the previous run or the validation rows.
+        rows: of the reference.
+        psi: population stability index; below 0.1 is usually called stable, above 0.25 a large change.
+        expected_psi: what the index stays below in 99 % of draws where nothing but the choice of the rows differs.
+        js: Jensen-Shannon distance to base 2, from 0 to 1.
+    """
 
     what: str
-    against: str
+    reference: str
     rows: int
     psi: float
-    noise: float
+    expected_psi: float
     js: float
 
     @property
-    def above_noise(self) -> float:
-        """What of the index chance does not explain."""
-        return max(0.0, self.psi - self.noise)
+    def psi_above_noise(self) -> float:
+        """The part of the index that sampling does not explain."""
+        return max(0.0, self.psi - self.expected_psi)
 
     @property
     def gates(self) -> bool:
-        """Validation rows are a selection: that their labels have other shares than the catalog's is no drift."""
-        return (self.what, self.against) != (LABELS, VALIDATION)
+        """Whether score.max_drift applies. Validation rows are a selection of labels, so their shares may differ."""
+        return (self.what, self.reference) != (LABELS, VALIDATION)
 
 
 def distance(reference: Mapping[Any, int], current: Mapping[Any, int]) -> tuple[float, float, float]:
-    """PSI of two counts by name, its noise, and their Jensen-Shannon distance."""
+    """Return the PSI of two counts by name, its expected value by chance, and their Jensen-Shannon distance."""
     names = sorted(set(reference) | set(current))
     counts = [np.array([found.get(name, 0) for name in names], float) for found in (reference, current)]
     p, q = (_shares(one) for one in counts)
-    return _psi(p, q), _noise(*counts), float(_js_distance(p, q))
+    return _psi(p, q), _expected_psi(*counts), float(_js_distance(p, q))
 
 
 def _js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon distances in bits of shares ``(..., K)``."""
-    from scipy.spatial.distance import jensenshannon  # most of a second, which a first night saves
+    from scipy.spatial.distance import jensenshannon  # takes most of a second, which a first run saves
 
     return np.asarray(jensenshannon(p, q, base=2, axis=-1))
 
@@ -69,8 +75,8 @@ def _psi(p: np.ndarray, q: np.ndarray) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def _noise(reference: np.ndarray, current: np.ndarray) -> float:
-    """Draw both counts from what they are together, again and again: a quantile of the PSI between them."""
+def _expected_psi(reference: np.ndarray, current: np.ndarray) -> float:
+    """Return a quantile of the PSI between two samples that are drawn from both counts together."""
     generator = np.random.default_rng(0)
     shares = (reference + current) / (reference + current).sum()
     sizes = int(reference.sum()), int(current.sum())
@@ -82,8 +88,10 @@ def _noise(reference: np.ndarray, current: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class OutlierModel:
-    """What embeddings of the usual kind are like. The oddity of one is its mean squared distance from ``mean``
-    ``(D,)``, in units of ``scale`` ``(D,)``; over ``limit`` it is unusual."""
+    """Mean ``(D,)`` and standard deviation ``scale`` ``(D,)`` of reference embeddings.
+
+    The distance of an embedding is its mean squared z-score; above ``limit`` it is an outlier.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
@@ -92,11 +100,11 @@ class OutlierModel:
     @classmethod
     def of(cls, embeddings: np.ndarray) -> "OutlierModel":
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
-        oddity = (((embeddings - mean) / scale) ** 2).mean(1)
-        return cls(mean, scale, float(np.quantile(oddity, UNUSUAL)))
+        distances = (((embeddings - mean) / scale) ** 2).mean(1)
+        return cls(mean, scale, float(np.quantile(distances, UNUSUAL)))
 
     def sql(self, column: str) -> str:
-        """The oddity of a column of embeddings."""
+        """Return SQL for the distance of a column of embeddings."""
         parts = [
             f"pow(({column}[{at}] - ({float(mean)!r})) / {float(scale)!r}, 2)"
             for at, (mean, scale) in enumerate(zip(self.mean, self.scale, strict=True), 1)
@@ -106,8 +114,10 @@ class OutlierModel:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionSummary:
-    """Predictions of one night, or of validation rows: ``labels`` and ``confidence`` (by bin) in counts, ``embeddings``
-    a sample ``(N, D)``, None where there are none."""
+    """Predictions of a run or of validation rows.
+
+    Counts by ``labels`` and by bin of ``confidence``; ``embeddings``: a sample ``(N, D)``, or None if there are none.
+    """
 
     labels: Mapping[str, int]
     confidence: Mapping[int, int]
@@ -119,44 +129,48 @@ class PredictionSummary:
 
 
 def references(ledger: Ledger, validation: Validation | None) -> dict[str, PredictionSummary]:
-    """What tonight can be compared with: last night, and the rows that the bundle was validated on."""
-    before = _night(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
-    found = {LAST_NIGHT: before}
+    """Return what this run is compared with: the previous run, and the rows that the bundle was validated on."""
+    previous = _summarize(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
+    found = {PREVIOUS_RUN: previous}
     if validation:
         bins = np.minimum((validation.scores * BINS).astype(int), BINS - 1)
         found[VALIDATION] = PredictionSummary(_tally(validation.predicted), _tally(bins), validation.embeddings)
-    return {name: night for name, night in found.items() if night.num_rows}
+    return {name: summary for name, summary in found.items() if summary.num_rows}
 
 
-def outlier_model_of(nights: Mapping[str, PredictionSummary]) -> OutlierModel | None:
-    """By the validation rows, else by last night; None where neither has :data:`ENOUGH` embeddings."""
-    for name in (VALIDATION, LAST_NIGHT):
-        if name in nights and (rows := nights[name].embeddings) is not None and len(rows) >= ENOUGH:
+def outlier_model_of(summaries: Mapping[str, PredictionSummary]) -> OutlierModel | None:
+    """Fit it to the validation rows, else to the previous run; None if neither has :data:`MIN_EMBEDDINGS`."""
+    for name in (VALIDATION, PREVIOUS_RUN):
+        if name in summaries and (rows := summaries[name].embeddings) is not None and len(rows) >= MIN_EMBEDDINGS:
             return OutlierModel.of(rows)
     return None
 
 
-def measure_drift(ledger: Ledger, nights: Mapping[str, PredictionSummary]) -> list[Drift]:
-    """Labels, confidences and embeddings of tonight, as the model gave them, against each of the others.
+def measure_drift(ledger: Ledger, summaries: Mapping[str, PredictionSummary]) -> list[Drift]:
+    """Compare labels, confidences and embeddings, as predicted by the model, with each reference.
 
-    An image counts once, of however many rows it is: the ledger of last night knows images.
+    An image counts once, even if several rows name it, because the ledger of the previous run has images.
     """
-    tonight = _night(ledger, "image_results", "error_code = ''")
-    if not tonight.num_rows:
+    current = _summarize(ledger, "image_results", "error_code = ''")
+    if not current.num_rows:
         return []
     found = []
-    for against, night in nights.items():
+    for name, reference in summaries.items():
         for what in (LABELS, CONFIDENCE):
-            found.append(Drift(what, against, night.num_rows, *distance(getattr(night, what), getattr(tonight, what))))
-        if night.embeddings is not None and tonight.embeddings is not None:
-            moved = embedding_distance(night.embeddings, tonight.embeddings)
-            found.append(Drift(EMBEDDINGS, against, len(night.embeddings), *moved))
+            measured = distance(getattr(reference, what), getattr(current, what))
+            found.append(Drift(what, name, reference.num_rows, *measured))
+        if reference.embeddings is not None and current.embeddings is not None:
+            measured = embedding_distance(reference.embeddings, current.embeddings)
+            found.append(Drift(EMBEDDINGS, name, len(reference.embeddings), *measured))
     return found
 
 
 def embedding_distance(reference: np.ndarray, current: np.ndarray) -> tuple[float, float, float]:
-    """The same of embeddings ``(N, D)`` and ``(M, D)``: means over their numbers, each counted by the reference's
-    deciles. Noise is what random halves of all rows together differ by."""
+    """Return PSI, expected PSI and Jensen-Shannon distance of embeddings ``(N, D)`` and ``(M, D)``.
+
+    All three are means over the D numbers, each counted by the reference's deciles. The expected PSI is that between
+    random parts of all rows together.
+    """
     edges = np.quantile(reference, DECILES, axis=0)
     together = np.concatenate([reference, current])
     bins = np.stack([np.searchsorted(edges[:, at], together[:, at]) for at in range(together.shape[1])], axis=1)
@@ -173,8 +187,8 @@ def embedding_distance(reference: np.ndarray, current: np.ndarray) -> tuple[floa
     order, generator = np.arange(len(together)), np.random.default_rng(0)
     psi, js = measure(order[: len(reference)], order[len(reference) :])
     shuffled = [np.split(generator.permutation(order), [len(reference)]) for _ in range(EMBEDDING_DRAWS)]
-    noise = np.quantile([measure(first, second)[0] for first, second in shuffled], NOISE_QUANTILE)
-    return psi, float(noise), js
+    expected = np.quantile([measure(first, second)[0] for first, second in shuffled], NOISE_QUANTILE)
+    return psi, float(expected), js
 
 
 def binned(column: str) -> str:
@@ -187,8 +201,8 @@ def _tally(values: np.ndarray) -> dict[Any, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> PredictionSummary:
-    """``comparable``: which rows' embeddings are of the model of tonight."""
+def _summarize(ledger: Ledger, table: str, where: str, comparable: str = "true") -> PredictionSummary:
+    """``comparable``: SQL for the rows whose embeddings are of the present model."""
     good = f"from {table} where {where} and pred_label is not null"
     rows = ledger.table(
         f"select {EMBEDDING} from (select {EMBEDDING} {good} and {EMBEDDING} is not null and {comparable}) "
@@ -202,7 +216,7 @@ def _night(ledger: Ledger, table: str, where: str, comparable: str = "true") -> 
 
 
 def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, Any]:
-    """Rows whose label is another than last night's: how many, from what to what, and the surest of them."""
+    """Return the rows whose label differs from the previous run: number, moves, and the most confident ones."""
     both = (
         "from row_results f join known k using (uri) "
         f"where k.origin = {PUBLISHED} and f.code = '' and k.pred_label is not null and f.model_label <> k.pred_label"

@@ -30,7 +30,7 @@ def write_score_report(
     """Write ``report.html`` into the run directory.
 
     ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`. ``drift``:
-    :class:`retailray.scoring.drift.Drift`. ``labels_before``: rows a label on the night before.
+    :class:`retailray.scoring.drift.Drift`. ``labels_before``: rows per label of the previous run.
     """
     thresholds, stages = Thresholds(**facts["thresholds"]), facts["stages"]
     page = render(
@@ -88,24 +88,24 @@ def _acceptable(curve: AcceptanceCurve | None) -> list[dict[str, float]]:
 
 
 def _classes(
-    tonight: Mapping[str, int], before: Mapping[str, int] | None, training: Mapping[str, int] | None
+    current: Mapping[str, int], before: Mapping[str, int] | None, training: Mapping[str, int] | None
 ) -> list[dict[str, Any]]:
-    """Rows a class against last night and shares against training, None where unknown; the largest shifts first."""
-    total, trained = max(1, sum(tonight.values())), sum((training or {}).values())
+    """Return rows per class beside the previous run and shares beside training; None if unknown."""
+    total, trained = max(1, sum(current.values())), sum((training or {}).values())
 
     def rank(name: str) -> tuple[int, int, str]:
-        now = tonight.get(name, 0)
+        now = current.get(name, 0)
         return -abs(now - before.get(name, 0) if before else 0), -now, name
 
     return [
         {
             "label": name,
-            "rows": tonight.get(name, 0),
+            "rows": current.get(name, 0),
             "before": before.get(name, 0) if before else None,
-            "share": tonight.get(name, 0) / total,
+            "share": current.get(name, 0) / total,
             "training": training.get(name, 0) / trained if training and trained else None,
         }
-        for name in sorted({*tonight, *(before or {})}, key=rank)[:NUM_CLASSES]
+        for name in sorted({*current, *(before or {})}, key=rank)[:NUM_CLASSES]
     ]
 
 

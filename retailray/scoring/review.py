@@ -1,4 +1,4 @@
-"""The queue: rows that people should look at, those first from which most is learnt."""
+"""The review queue: rows that people should look at, the most useful first."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from retailray.scoring.ledger import PUBLISHED, Ledger
 WEIGHTS = {"changed": 0.5, "unusual": 0.5, "outdated": 0.5}
 REASONS = {
     "uncertain": "the model is not sure",
-    "changed": "its label changed since last night",
+    "changed": "its label changed since the previous run",
     "unusual": "unlike the pictures that the model knows",
     "outdated": "the picture changed since a person corrected it",
 }
@@ -27,14 +27,14 @@ _LABEL_CONFIG = """<View>
 """
 
 
-def make_queue(ledger: Ledger, usual: OutlierModel | None, *, limit: int) -> list[dict[str, Any]]:
-    """The most useful rows first, at most ``limit``; rows that people have corrected are not asked again.
+def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> list[dict[str, Any]]:
+    """Return at most ``limit`` rows, the most useful first, without those that people have corrected.
 
     Keys: ``item_id, image`` (its address), ``sha256, pred_label, pred_score, topk_labels, topk_scores, decision,
     catalog_label, label_before`` (None if there was none), ``review_priority`` and ``reasons``: keys of
     :data:`REASONS`.
     """
-    unusual = f"({usual.sql('f.embedding')}) > {usual.limit!r}" if usual else "false"
+    unusual = f"({outliers.sql('f.embedding')}) > {outliers.limit!r}" if outliers else "false"
     weighed = " + ".join(f"{weight} * {name}::int" for name, weight in WEIGHTS.items())
     found = ledger.table(
         f"""
@@ -57,7 +57,7 @@ def make_queue(ledger: Ledger, usual: OutlierModel | None, *, limit: int) -> lis
 
 
 def write_queue(run: RunDirectory, queue: Sequence[dict[str, Any]], meta: BundleMeta) -> None:
-    """Write ``review/queue.jsonl``, a Label Studio task a line, the same as ``review/label_studio.json``, since its
+    """Write ``review/queue.jsonl``, one Label Studio task per line, the same as ``review/label_studio.json``, since its
     upload takes no JSONL, and ``review/label_config.xml``, its project's."""
     model = f"{meta.name}/{meta.version}"
     tasks = [json.dumps(_task(row, run.run_id, model), ensure_ascii=False) for row in queue]

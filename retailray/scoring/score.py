@@ -1,7 +1,7 @@
 """``score``: classify every row of a catalog and publish tables in which every row is found once.
 
 In order: read the catalog to the driver's disk, list the images, ask the ledger what is known of them, infer the rest,
-join, count, publish. A first night, a resumed night and a night on which little changed are the same command.
+join, count, publish. A first run, a resumed run and a run on a catalog with few changes are the same command.
 """
 
 import dataclasses
@@ -163,9 +163,9 @@ def _report(
 ) -> dict[str, Any]:
     """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
     held_out = validation.of_role(THRESHOLDS) if validation else None
-    found, nights = summarize(ledger), references(ledger, validation)
-    drift, changed = measure_drift(ledger, nights), changed_labels(ledger, limit=CHANGED)
-    queue = make_queue(ledger, outlier_model_of(nights), limit=config.score.review_rows)
+    found, summaries = summarize(ledger), references(ledger, validation)
+    drift, changed = measure_drift(ledger, summaries), changed_labels(ledger, limit=CHANGED)
+    queue = make_queue(ledger, outlier_model_of(summaries), limit=config.score.review_rows)
     write_queue(run, queue, meta)
     write_review_page(run, queue, meta.labels, f"{meta.name}/{meta.version}", config.catalog)
     facts["times"]["in all"] = watch.seconds
@@ -200,7 +200,7 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
     if config.score.keep_runs and pointed:
         try:
             remove_old(config, run)
-        except StorageError as error:  # the night is published, and the next one tries again
+        except StorageError as error:  # the results are published, and the next run tries again
             events.emit("warning", note=f"old runs are left, score.keep_runs = {config.score.keep_runs}: {error}")
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
     if too_many:
@@ -298,7 +298,7 @@ def _promise(config: ScoreConfig, validation: Validation | None) -> Promise | No
 
 
 def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
-    """Score in the precision of the night before, so that what is reused and what is new are of one kind."""
+    """Score in the precision of the previous run, so that reused and new results are comparable."""
     if config.score.precision != "auto":
         storage.put_if_absent(run.path(PRECISION), config.score.precision.encode())
         return
@@ -311,9 +311,9 @@ def _keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Pu
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:
     limit = config.score.max_drift
     far = [
-        f"{row.what} against {row.against}: {row.psi:.3f}, of which chance makes up to {row.noise:.3f}"
+        f"{row.what} compared with the {row.reference}: {row.psi:.3f} (up to {row.expected_psi:.3f} by chance)"
         for row in (Drift(**fields) for fields in drift)
-        if limit and row.above_noise > limit and (row.gates or config.score.gate_validation_labels)
+        if limit and row.psi_above_noise > limit and (row.gates or config.score.gate_validation_labels)
     ]
     if far:
         raise GateFailed(

@@ -101,7 +101,7 @@ def test_a_job_is_left_followed_listed_and_stopped(nodes, shop):
     assert (said[-1]["status"], said[-1]["exit_code"]) == ("STOPPED", 130)
     code, _, err = follower.end()
     assert code == 130
-    assert "--train.resume goes on" in err, "it was interrupted, not killed"
+    assert "--train.resume continues" in err, "it was interrupted, not killed"
 
 
 def test_a_killed_driver_is_exit_code_1(nodes, shop):

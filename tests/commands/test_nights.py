@@ -116,7 +116,7 @@ def test_a_picture_of_many_rows_is_no_drift(night):
     night(**{"catalog.id": "article"})
     _, summary, predictions, _ = night(**{"catalog.id": "article"})
     assert len(predictions) > 200
-    assert {(row["against"], row["psi"]) for row in summary["drift"]} == {("last night", 0.0)}
+    assert {(row["reference"], row["psi"]) for row in summary["drift"]} == {("previous run", 0.0)}
 
 
 def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, small_bundle, tmp_path):
@@ -133,7 +133,9 @@ def test_new_thresholds_alone_decide_anew_and_other_models_scan_anew(night, smal
     warm = bundle.meta.model_copy(update={"temperature": 2.0, "version": "3"})
     save_bundle(str(tmp_path / "warm"), warm, bundle.state)
     code, err, _, _ = night(**{"model.uri": tmp_path / "warm", "score.max_drift": 0.1})
-    assert (code, "confidence against last night" in err) == (4, True), "the same labels, told with less confidence"
+    assert (code, "confidence compared with the previous run" in err) == (4, True), (
+        "the same labels, told with less confidence"
+    )
     run = latest(str(tmp_path / "out"))
     summary = read_json(f"{run}/run.json")
     assert "Drift" in Path(run, "report.html").read_text()

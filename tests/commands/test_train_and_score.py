@@ -125,7 +125,7 @@ def test_the_registered_bundle_scores_the_catalog(shop, retailray):
     assert asked == set(predictions[predictions.decision != "accept"].image)
     assert {stage["stage"] for stage in summary["stages"]} == {"fetch", "decode", "predict", "commit"}
     assert all(stage["seconds"] > 0 and 0 < stage["utilisation"] <= 1 for stage in summary["stages"])
-    compared = {(row["what"], row["against"]) for row in summary["drift"]}
+    compared = {(row["what"], row["reference"]) for row in summary["drift"]}
     assert compared == {(what, "validation rows") for what in ("labels", "confidence", "embeddings")}
 
 

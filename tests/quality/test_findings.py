@@ -2,10 +2,11 @@ import io
 
 import imagehash
 import numpy as np
+import pytest
 from PIL import Image
 
 from retailray.data.synthetic import PRODUCTS, encode, render
-from retailray.quality.findings import near_content, same_content, similar_labels
+from retailray.quality.findings import conflicting_labels, near_content, same_content, similar_labels
 
 
 def brute_force(hashes, distance):
@@ -41,6 +42,14 @@ def test_a_resaved_picture_is_near_and_another_is_not():
 
 def test_same_content_ignores_rows_that_failed():
     assert same_content(["a", None, "b", float("nan"), "a", None]) == [[0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "conflict"), [(["mug", "cup"], True), (["mug", ""], False), (["mug", "mug"], False), (["", ""], False)]
+)
+def test_equal_pictures_conflict_only_with_two_labels(labels, conflict):
+    """Kind of fault: a copy without a label counts as a copy with another label."""
+    assert conflicting_labels([[0, 1]], labels) == ([[0, 1]] if conflict else [])
 
 
 def test_similar_labels():

@@ -65,7 +65,7 @@ def test_labels_of_validation_rows_inform_and_do_not_gate():
     shifted = Drift("labels", "validation rows", 100, 2.0, 0.1, 0.5)
     assert not shifted.gates
     assert all(dataclasses.replace(shifted, what=what).gates for what in ("confidence", "embeddings"))
-    assert dataclasses.replace(shifted, against="last night").gates
+    assert dataclasses.replace(shifted, reference="previous run").gates
 
 
 def test_what_is_unusual_is_the_same_in_sql_and_by_hand():

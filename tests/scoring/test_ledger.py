@@ -236,17 +236,21 @@ def test_what_people_said_overrides_the_model_as_long_as_it_is_the_same_picture(
 
 def test_the_queue_has_first_what_teaches_most(shop):
     make, folder = shop
-    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
+    ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4", "e.jpg,5")
     tonight = [
         ("a", MUG | {"embedding": [0.0, 9.0]}),
         ("b", MUG | {"embedding": [0.1, 0.1]}),
         ("c", MUG | {"pred_score": 0.3, "embedding": [0.0, 0.0]}),
         ("d", MUG | {"embedding": [0.2, 0.0]}),
+        ("e", MUG | {"pred_score": 0.2, "embedding": [0.0, 9.0]}),
     ]
-    before = rows(folder, ledger, ("a", MUG), ("d", MUG | {"pred_label": "cup", "identity": "before"}))
+    others = {"pred_label": "cup", "identity": "before"}
+    before = rows(folder, ledger, ("a", MUG), ("d", MUG | others), ("e", MUG | others))
     ledger.add_known(before, origin=PUBLISHED, usable=False)
     ledger.plan()
     ledger.add_fresh(rows(folder, ledger, *tonight))
+    corrected = dict.fromkeys(CORRECTIONS.names, "") | {"item_id": "e.jpg", "label": "mug", "file": "f.csv"}
+    ledger.add_corrections(pa.Table.from_pylist([corrected], CORRECTIONS))  # a person has answered for e
     ledger.resolve_results(Thresholds(accept=0.8))
     usual = OutlierModel(np.zeros(2), np.ones(2), limit=4.0)
     queue = make_queue(ledger, usual, limit=10)

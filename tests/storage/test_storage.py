@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import botocore.exceptions
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,8 @@ import s3fs
 
 from retailray import storage
 from retailray.errors import ImageError, StorageError
+from retailray.storage.access import is_public
+from retailray.storage.client import asks_for_time
 from tests.conftest import start_proxy
 
 
@@ -39,12 +42,24 @@ def test_join(parts, joined):
     assert storage.join(*parts) == joined
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_two_colons_are_part_of_a_name(place, tmp_path, bucket):
-    address = f"{tmp_path if place == 'local' else bucket}/a::b.jpg"
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_two_colons_are_part_of_a_name(place, tmp_path, request):
+    address = f"{tmp_path if place == 'local' else request.getfixturevalue('bucket')}/a::b.jpg"
     storage.write_bytes(address, b"both")
     storage.write_bytes(address.partition("::")[0], b"another")
     assert storage.read_bytes(address) == storage.fetch_many([address])[0] == b"both"
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [("8.8.8.8", True), ("::ffff:8.8.8.8", True), ("[2001:4860:4860::8888]", True), ("shop.example.com", True),
+     ("127.0.0.1", False), ("::ffff:127.0.0.1", False), ("::ffff:10.0.0.1", False), ("[::1]", False),
+     ("10.0.0.1", False),
+     ("169.254.169.254", False), ("fe80::1%eth0", False), ("224.0.0.1", False), ("localhost.", False)],
+)  # fmt: skip
+def test_public_hosts_are_told_from_private_ones(host, public):
+    """An IPv4 address in IPv6 form is what the IPv4 address is."""
+    assert is_public(host) is public
 
 
 def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):
@@ -54,14 +69,24 @@ def test_normalize_means_the_same_everywhere(monkeypatch, tmp_path):
     assert storage.normalize("file:///x/y") == "/x/y"
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_a_pointer_moves_only_from_where_it_was_seen(place, tmp_path, bucket):
-    pointer = f"{tmp_path if place == 'local' else bucket}/LATEST"
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_a_pointer_moves_only_from_where_it_was_seen(place, tmp_path, request):
+    pointer = f"{tmp_path if place == 'local' else request.getfixturevalue('bucket')}/LATEST"
     assert storage.compare_and_swap(pointer, b"one", before=None)
     assert not storage.compare_and_swap(pointer, b"two", before=None), "somebody was first"
     assert not storage.compare_and_swap(pointer, b"two", before=b"zero")
     assert storage.compare_and_swap(pointer, b"two", before=b"one")
     assert storage.read_bytes(pointer) == b"two"
+
+
+@pytest.mark.parametrize(
+    ("status", "throttled"), [(429, True), (500, True), (503, True), (404, False), (403, False), (None, False)]
+)
+def test_answers_of_a_throttling_store_are_recognised(status, throttled):
+    """Kind of fault: a store that is asked to wait for is given up like one that is broken."""
+    error = OSError("of the client")
+    error.__cause__ = botocore.exceptions.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+    assert asks_for_time(error) is throttled
 
 
 def test_a_creation_whose_answer_was_lost_is_ours(bucket):
@@ -89,9 +114,9 @@ def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
     assert storage.read_bytes(pointer) == b"theirs"
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_write_read_list(place, tmp_path, bucket):
-    root = str(tmp_path) if place == "local" else bucket
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_write_read_list(place, tmp_path, request):
+    root = str(tmp_path) if place == "local" else request.getfixturevalue("bucket")
     for name in ("x/a b+ü%.bin", "x/deep/b.bin"):
         storage.write_bytes(f"{root}/{name}", name.encode())
         assert storage.read_bytes(f"{root}/{name}") == name.encode()
