@@ -126,7 +126,7 @@ class RunDirectory:
         try:
             storage.remove_folder(self.path(name))
         except StorageError as error:  # all is published, and what is left there harms nobody
-            events.emit("warning", note=f"what the run no longer needs is left: {error}")
+            events.emit("warning", note=f"temporary files of the run could not be removed: {error}")
 
 
 def address_of(out: str, run_id: str) -> str:

@@ -52,7 +52,7 @@ def _ask_there(config: DoctorConfig) -> None:
 
 def _gate(failed: list[str]) -> None:
     if failed:
-        raise GateFailed(f"{len(failed)} checks failed, with how to mend each above: {'; '.join(failed)}")
+        raise GateFailed(f"{len(failed)} checks failed; the events above say how to fix each: {'; '.join(failed)}")
 
 
 def _say(check: Check) -> bool:

@@ -165,9 +165,11 @@ def _write(out: str) -> None:
     storage.put_if_absent(address, content)
     try:
         if not storage.is_exclusive(address, content):
-            raise RetailrayError(f"{out}: ignores If-None-Match: two runs would not see each other; update the store")
+            raise RetailrayError(
+                f"{out}: the store ignores If-None-Match, so two concurrent runs cannot be prevented; update the store"
+            )
         if storage.read_bytes(address) != content:
-            raise RetailrayError(f"{address}: reads back otherwise than it was written")
+            raise RetailrayError(f"{address}: reading back returned other bytes than were written")
     finally:
         storage.remove_file(address)
 

@@ -71,7 +71,7 @@ class Cluster:
         if token and self._get("/api/version", token).status_code in (401, 403):
             raise CapacityError(
                 f"{self.address} refuses the token of this machine (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
-                "~/.ray/auth_token); it is another one than the cluster's"
+                "~/.ray/auth_token); it differs from the cluster's token"
             )
         return token
 
@@ -146,7 +146,10 @@ class Cluster:
         theirs = (job.metadata or {}).get("digest")
         if theirs != metadata["digest"]:
             raise ConfigError(
-                [f"submit.id = {submission_id!r} is taken by a job of other settings on {self.address}; choose another"]
+                [
+                    f"submit.id = {submission_id!r} belongs to a job with other settings on {self.address}; choose "
+                    "another"
+                ]
             )
         return True
 
@@ -210,7 +213,9 @@ class Cluster:
             while True:
                 job = self.find(submission_id)
                 if job is None:
-                    raise CapacityError(f"{self.address} knows no job {submission_id} any more; was it restarted?")
+                    raise CapacityError(
+                        f"{self.address} does not know job {submission_id} any more; was the cluster restarted?"
+                    )
                 if job.status.is_terminal():
                     break
                 time.sleep(POLL_S)

@@ -99,8 +99,8 @@ def _sealed(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, 
         sent = "go along with this job" if allow_insecure else "do not go along (--submit.allow_insecure sends them)"
         events.emit(
             "warning",
-            note="the cluster has no token authentication: who reaches its dashboard may run code on it and read what "
-            f"its jobs have. Storage credentials {sent}; see docs/cluster.md",
+            note="the cluster has no token authentication: everybody who reaches its dashboard can run code on it "
+            f"and read its jobs' credentials. Storage credentials {sent}; see docs/cluster.md",
         )
         if not allow_insecure:
             return {}
@@ -125,7 +125,7 @@ def _tell_local_paths(asked: Request) -> None:
     if local:
         events.emit(
             "warning",
-            note=f"{', '.join(local)}: paths, not addresses; every machine of the cluster must have the same there",
+            note=f"{', '.join(local)}: local paths; every machine of the cluster must have the same files there",
         )
 
 
@@ -182,7 +182,7 @@ def _follow(cluster: Cluster, submission_id: str) -> None:
             break
         except KeyboardInterrupt:
             if not _goes_on_following(cluster, submission_id):
-                raise JobEnded(f"left; {_advice('attach', submission_id, cluster)} follows it again", 130) from None
+                raise JobEnded(f"detached; {_advice('attach', submission_id, cluster)} follows it again", 130) from None
     code = _exit_code(job)
     if code:
         ended = "was stopped" if job.status.value == "STOPPED" else f"ended with exit code {code}"

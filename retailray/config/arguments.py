@@ -237,7 +237,7 @@ def _load_yaml(data: bytes) -> Any:
         if node is None:
             return None
         if (number := _num_values(node, {})) > MOST_VALUES:
-            raise yaml.YAMLError(f"{number} values, aliases (*name) written out; {MOST_VALUES} is the most")
+            raise yaml.YAMLError(f"{number} values after expanding aliases (*name); the limit is {MOST_VALUES}")
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -248,7 +248,7 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
     if isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node)) == 0:
-        raise yaml.YAMLError("an alias (*name) stands within what it is a name of")
+        raise yaml.YAMLError("an alias (*name) refers to a value that contains it")
     if id(node) not in known:
         known[id(node)] = 0  # until it is counted
         pairs = isinstance(node, yaml.MappingNode)

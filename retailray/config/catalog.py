@@ -147,10 +147,12 @@ class CatalogSection(Section):
     def _allowed_are_addresses(cls, values: list[str]) -> list[str]:
         for value in values:
             if "*" in storage.place_of(value):
-                raise ValueError(f"{value!r}: a host or bucket is named in full; patterns mean nothing here")
+                raise ValueError(f"{value!r}: patterns are not supported; name the host or bucket in full")
             absolute = storage.is_uri(value) or value.startswith(("/", "~", "file:"))
             if not absolute and not os.path.exists(value):
-                raise ValueError(f"{value!r} is no folder here; a host is named as https://HOST, a bucket as s3://...")
+                raise ValueError(
+                    f"{value!r} is not an existing folder; write a host as https://HOST and a bucket as s3://BUCKET"
+                )
         return [storage.normalize(value) for value in values]
 
 

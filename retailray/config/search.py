@@ -46,9 +46,9 @@ class Domain(Section):
             raise ValueError("give one of choice, uniform, loguniform, int")
         [(kind, ends)] = given.items()
         if kind != "choice" and not ends[0] < ends[1]:
-            raise ValueError(f"{kind} goes from a smaller to a larger number")
+            raise ValueError(f"{kind} needs a smaller number, then a larger one")
         if kind == "loguniform" and ends[0] <= 0:
-            raise ValueError("loguniform is of positive numbers")
+            raise ValueError("loguniform needs positive numbers")
         return self
 
     @model_serializer

@@ -320,7 +320,7 @@ def _class_folders(uri: str, section: CatalogSection) -> Piece:
     files = class_folder_files(uri)
     found = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     if not found:
-        raise CatalogError(f"{uri}: neither a table nor images in it")
+        raise CatalogError(f"{uri}: contains neither a table nor images")
     if len(found) < len(files):
         events.emit("warning", not_read=len(files) - len(found), note="files without the suffix of an image format")
     relative = [name[len(uri) :].lstrip("/") for name in found]

@@ -34,7 +34,7 @@ def read_corrections(uri: str) -> pa.Table:
         storage.check_readable(uri)  # a folder may have nothing in it yet, a file that is named is meant to be there
     files = table_files(uri)
     if not files:
-        events.emit("warning", corrections=uri, note="there is no table in it: nothing is corrected")
+        events.emit("warning", corrections=uri, note="it contains no table; no label is corrected")
     found: dict[str, tuple[pd.Timestamp, dict[str, str]]] = {}
     for file in files:
         for table, _ in stream_lines(file, encoding="utf-8"):

@@ -66,7 +66,7 @@ def list_images(
             else:
                 covered.append(folder)
         except (StorageError, NotImplementedError) as error:
-            events.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are asked one by one")
+            events.emit("warning", not_listed=folder, reason=str(error)[:300], note="its images are queried one by one")
             given_up.append({"folder": folder, "reason": str(error)[:300]})
 
 

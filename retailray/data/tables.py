@@ -136,7 +136,9 @@ def stream_lines(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) ->
     """
     suffix = table_suffix(address)
     if suffix is None:
-        raise CatalogError(f"{address}: unknown kind of table; names end in {', '.join(SUFFIXES)} (and .gz, .bz2)")
+        raise CatalogError(
+            f"{address}: unknown table format; supported suffixes are {', '.join(SUFFIXES)} (and .gz, .bz2)"
+        )
     if suffix in (".parquet", ".pq"):
         yield from _stream_parquet(address)
     elif suffix in (".jsonl", ".ndjson"):

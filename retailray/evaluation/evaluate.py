@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "warning",
             labels_unknown_to_the_model=list(unknown)[:10],
             rows=sum(unknown.values()),
-            note="reported, and left out of the measures; rename with catalog.label_map",
+            note="these rows are reported and excluded from the metrics; rename labels with catalog.label_map",
         )
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
@@ -110,7 +110,10 @@ def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
     theirs = meta.config["catalog"]["uri"], meta.config["catalog"]["group"], split
     if ours[0] == theirs[0] and ours != theirs:
         events.emit(
-            "warning", split=ours[2], trained_with=theirs[2], note="not the split that the model was trained with"
+            "warning",
+            split=ours[2],
+            trained_with=theirs[2],
+            note="the split settings differ from those of training, so training rows may be among these",
         )
 
 

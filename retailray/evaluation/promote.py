@@ -136,7 +136,7 @@ def rollback(config: RollbackConfig) -> str:
     moves = history(folder, alias)
     if not moves or moves[-1].previous is None:
         there = moves[-1].version if moves else "nothing"
-        raise ModelError(f"{config.model.uri} names {there} and named nothing before; there is nothing to go back to")
+        raise ModelError(f"{config.model.uri} names {there} and has no previous version")
     now, back = moves[-1], moves[-1].previous
     load_meta(storage.join(folder, back))  # it must still be there
     reason = config.rollback.reason or f"rolled back from {now.version}"

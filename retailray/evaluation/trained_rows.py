@@ -45,7 +45,7 @@ def warn_of_trained_rows(catalog: Catalog, sides: Mapping[str, Side]) -> None:
                 model=name,
                 rows=len(catalog),
                 trained_on=known,
-                note="the model was trained on these rows: its measures are too good",
+                note="the model was trained on these rows, so its metrics are too optimistic",
             )
         elif side.trained_on is None:
-            events.emit("warning", model=name, note="an old bundle: it does not say which rows it was trained on")
+            events.emit("warning", model=name, note="a bundle of an older version: its training rows are unknown")

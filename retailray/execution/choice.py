@@ -30,7 +30,7 @@ def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str |
     """
     why = needs_ray or _why_ray(section)
     if section.engine == "inline" and why:
-        raise CapacityError(f"cluster.engine = inline, and {why}; leave cluster.engine out, or the other")
+        raise CapacityError(f"cluster.engine = inline, and {why}; remove one of the two settings")
     if section.engine == "ray":
         why = "cluster.engine says so"
     elif not why and num_images > INLINE_IMAGES and section.engine == "auto":

@@ -103,7 +103,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         except Exception as error:
             raise RetailrayError(
                 f"scoring stopped: {executor.why(error)}; nothing was published, and the same command "
-                f"goes on from what is committed in {run.path(SCORED)}"
+                f"continues from the committed parts in {run.path(SCORED)}"
             ) from error
 
 

@@ -134,7 +134,7 @@ def _account(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, counts: 
     if counts["rows"] != catalog.num_rows or written != right or lost or twice:
         raise RetailrayError(
             f"{catalog.num_rows} rows went in and {counts['rows']} came out: {written} were written, {right} expected, "
-            f"{lost} without an outcome, {twice} ids twice: nothing is published; this is a defect of retailray, "
+            f"{lost} without a result, {twice} duplicate ids: nothing is published; this is a bug in retailray, "
             "please report it"
         )
 

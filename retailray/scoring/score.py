@@ -201,7 +201,9 @@ def _publish(config: ScoreConfig, run: RunDirectory, facts: dict[str, Any], watc
         try:
             remove_old(config, run)
         except StorageError as error:  # the results are published, and the next run tries again
-            events.emit("warning", note=f"old runs are left, score.keep_runs = {config.score.keep_runs}: {error}")
+            events.emit(
+                "warning", note=f"old runs could not be removed, score.keep_runs = {config.score.keep_runs}: {error}"
+            )
     watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
     if too_many:
         where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"
@@ -248,7 +250,7 @@ def _expected_device(section: ClusterSection) -> str:
 def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and lease_owner(config.out):
-        events.emit("warning", run_id=resumed, note="it is at work now: what it has committed is not counted")
+        events.emit("warning", run_id=resumed, note="this run is active; its committed results are not counted")
         resumed = None
     _, ledger, plan = _plan(config, key, folder, resumed=resumed, before=before)
     ledger.close()
@@ -291,8 +293,9 @@ def _promise(config: ScoreConfig, validation: Validation | None) -> Promise | No
     if not found["promised"]:
         events.emit(
             "warning",
-            note=f"score.target_precision = {target}: no class can promise it, so nothing is accepted; it takes "
-            f"{promise.needed} products of a class or more, all right, among the validation rows held back for it",
+            note=f"score.target_precision = {target}: no class reaches it, so nothing is accepted; a class needs "
+            f"at least {promise.needed} products, all predicted right, among the validation rows "
+            "held back for thresholds",
         )
     return promise
 

@@ -123,7 +123,7 @@ def _once(address: str, action: Callable[[], T], deadline_s: float) -> T:
     thread.start()
     thread.join(deadline_s)
     if thread.is_alive():
-        raise StorageError(describe(TimeoutError(f"gave up after {deadline_s:.0f} s"), address))
+        raise StorageError(describe(TimeoutError(f"no answer within {deadline_s:.0f} s"), address))
     if isinstance(done.get("error"), StorageError):
         raise done["error"]
     if "error" in done:

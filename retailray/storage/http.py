@@ -107,7 +107,7 @@ async def _follow(
                 return answer.status, answer.headers, await _body(answer, up_to) if answer.status < 300 else b""
         moved = _as_written(urllib.parse.urljoin(str(url), target))
         if moved.scheme not in ("http", "https"):
-            raise ImageError("not_allowed", f"{address}: leads to an address of another kind ({moved.scheme})")
+            raise ImageError("not_allowed", f"{address}: redirects to an unsupported address ({moved.scheme})")
         headers = headers if moved.origin() == url.origin() else {}  # they may be secrets of the first host
         url = moved
     raise ImageError("fetch_failed", f"{address}: more than {REDIRECTS} redirects")

@@ -64,8 +64,8 @@ class Lease:
         """Raises RetailrayError: somebody took over, or may have, so this run may not publish."""
         if self.lost or _now() - self.renewed_at > LOST_S:
             raise RetailrayError(
-                f"{self.address}: could not be renewed for {LOST_S:.0f} s, so another run may have taken over; nothing "
-                "is published by this one, and the same command goes on from what is committed"
+                f"{self.address}: the lease could not be renewed for {LOST_S:.0f} s, so another run may have "
+                "taken over; nothing is published by this run; the same command continues from the committed parts"
             )
         newest = max(_claims(self._folder), default=0)
         if newest > self._number:
@@ -113,11 +113,11 @@ def _acquire(out: str) -> Lease:
         events.emit(
             "warning",
             out=out,
-            note="this store ignores If-None-Match: two runs that begin at the same moment would not see each other",
+            note="this store ignores If-None-Match, so two runs that start at the same time cannot be prevented",
         )
     if not created:
         _refuse_if_alive(out, lease.address)
-        raise RetailrayError(f"{out}: another run began at the same moment; run the command again")
+        raise RetailrayError(f"{out}: another run started at the same time; run the command again")
     for number in numbers:  # only the newest speaks
         storage.remove_file(_address(folder, number))
     return lease
@@ -146,8 +146,8 @@ def _refuse_if_alive(out: str, address: str) -> None:
     if abs(_age(claim)) > LEASE_S and not _changes(address, claim):
         return
     raise RetailrayError(
-        f"{out}: run {claim.get('run_id')} is at work there ({claim.get('host')}, process {claim.get('pid')}, last "
-        f"sign of life {_age(claim):.0f} s ago); wait for it, or stop it: its claim ends {LEASE_S:.0f} s after the last"
+        f"{out}: run {claim.get('run_id')} is active there ({claim.get('host')}, process {claim.get('pid')}, last "
+        f"sign of life {_age(claim):.0f} s ago); wait for it or stop it; its lease ends {LEASE_S:.0f} s after the last"
     )
 
 

@@ -71,7 +71,7 @@ def _make_folder(address: str, path: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
     except (FileNotFoundError, FileExistsError) as error:  # below /proc, say, or the folder is a file
-        raise StorageError(f"{address}: its folder cannot be made") from error
+        raise StorageError(f"{address}: its folder cannot be created") from error
 
 
 def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, busy_s: float = SLOWED_DOWN_S) -> None:

@@ -149,7 +149,9 @@ def prepare(
     if missing:
         if not _make_room(root, jobs, missing, budget):
             if earlier:
-                raise StorageError(f"{root} has no room for what was decided ({decided.why}); raise train.cache_gb")
+                raise StorageError(
+                    f"{root} has no room for the cache of the interrupted run ({decided.why}); raise train.cache_gb"
+                )
             why = "others use what the budget allows"
             return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}

@@ -45,7 +45,9 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     if not known & set(splits["validation"].column("label")):
         raise CatalogError(f"{config.catalog.uri}: no label of the validation rows occurs in training: {strange[:5]}")
     if strange:
-        events.emit("warning", labels_only_in_validation=strange[:10], note="their rows are left out of its metrics")
+        events.emit(
+            "warning", labels_only_in_validation=strange[:10], note="their rows are excluded from validation metrics"
+        )
     return {name: splits[name] for name in ("train", "validation")}
 
 

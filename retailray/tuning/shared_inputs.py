@@ -227,12 +227,12 @@ def _decode_once(
     num_bytes = 3 * (len(images.train) * source**2 + len(images.plain) * size**2)
     why = f"decoded once for {len(variants)} passes: {num_bytes / 1e9:.2f} GB"
     if num_bytes > config.train.cache_gb * 1e9 / (len(variants) + 1):
-        events.emit("warning", note=f"images are decoded anew for every pass: {why} exceed their share of the budget")
+        events.emit("warning", note=f"images are decoded in every pass: {why} exceed their share of the budget")
         return None
     try:
         return prepare(
             largest, images, [], None, None, None, plan, executor, earlier=CachePlan(1, (), True, num_bytes, why)
         )
     except StorageError as error:
-        events.emit("warning", note=f"images are decoded anew for every pass: {error}")
+        events.emit("warning", note=f"images are decoded in every pass: {error}")
         return None

@@ -83,7 +83,9 @@ def tune(config: TuneConfig) -> str:
                 run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
             if not ledger.lost:
                 break
-            events.emit("warning", note=f"{ledger.lost} trials lost their process; the search goes on from its records")
+            events.emit(
+                "warning", note=f"{ledger.lost} trials lost their process; the search continues from its records"
+            )
             drawn = _drawn_before(config, run)
         search_s = watch.seconds - prepared_s
         winner = _winner(ledger)
@@ -139,7 +141,7 @@ def _winner(ledger: Ledger) -> dict[str, Any]:
         return row
     messages = [row["message"] for row in ledger.rows.values() if row["message"]]
     why = f"the first failure: {messages[0]}" if messages else "all diverged; search lower learning rates"
-    raise RetailrayError(f"none of {len(ledger.rows)} trials ended well; {why}")
+    raise RetailrayError(f"none of {len(ledger.rows)} trials finished; {why}")
 
 
 def _restored(
@@ -230,7 +232,7 @@ def _verify(
     if abs(metrics["top1"] - expected) > max(SAME, SAME_ROWS / max(1, metrics["num_rows"])):
         raise RetailrayError(
             f"the winner's top-1 is {metrics['top1']:.4f} on the validation images, and its trial had measured "
-            f"{expected:.4f} on what is kept; please report this ({bundle})"
+            f"{expected:.4f} from the cache; please report this ({bundle})"
         )
     return {name: metrics[name] for name in ("top1", "top5", "macro_f1", "ece", "num_rows")} | {"trial_top1": expected}
 

@@ -197,7 +197,9 @@ def _scheduler(config: TuneConfig, num_epochs: int) -> TrialScheduler | None:
     changing = {key: domain.choice or _domain(domain, config) for key, domain in config.space.items() if key in MUTABLE}
     if not changing:
         some = ", ".join(sorted(MUTABLE))
-        raise ConfigError([f"tune.scheduler pbt changes settings on the way, and tune.space has none that can: {some}"])
+        raise ConfigError(
+            [f"tune.scheduler pbt changes settings during a trial, and tune.space contains none of those: {some}"]
+        )
     random.seed(config.tune.seed)  # what Tune's population draws from
     np.random.seed(config.tune.seed)
     return PopulationBasedTraining(

@@ -71,7 +71,7 @@ def test_a_broken_connection_loses_no_line_and_no_exit_code(nodes, shop):
     assert (code, known[1]["event"]) == (4, "known")
     code, _, err = Submitted(nodes, "check", **settings | {"check.samples": 3}).end()
     assert code == 2
-    assert "submit.id = 'over-a-bad-wire' is taken" in err
+    assert "submit.id = 'over-a-bad-wire' belongs to a job with other settings" in err
 
 
 def test_a_job_is_left_followed_listed_and_stopped(nodes, shop):

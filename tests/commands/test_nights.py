@@ -207,7 +207,7 @@ def test_a_second_run_at_the_same_time_is_refused(night, tmp_path):
     with acquire_lease(str(tmp_path / "out")):
         code, err, _, _ = night()
     assert code == 1
-    assert "is at work there" in err
+    assert "is active there" in err
     assert not list((tmp_path / "out").glob("run_id=*"))
 
 

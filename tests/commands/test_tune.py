@@ -181,7 +181,7 @@ class TestSearches:
         settings = shop | SEARCH | {"model.trainable": "head", "train.epochs": 1, "tune.space": json.dumps(space)}
         code, _, err = retailray("tune", **settings, **{"tune.trials": 1, "out": tmp_path})
         assert code == 1
-        assert "none of 1 trials ended well; all diverged" in err
+        assert "none of 1 trials finished; all diverged" in err
         assert not (tmp_path / "LATEST").exists()
 
 

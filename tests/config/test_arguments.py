@@ -198,15 +198,15 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
         ("catalog: {uri: a.csv, max_aspect_ratio: .inf}\n", "catalog.max_aspect_ratio"),
         ("catalog: {uri: a.csv, max_bytes: .inf}\n", "catalog.max_bytes"),
         ("score: {max_error_rate: .nan}\n", "score.max_error_rate"),
-        ("catalog: &x\n  uri: *x\n", "an alias (*name) stands within what it is a name of"),
-        (ALIASES, "values, aliases (*name) written out; 100000 is the most"),
-        (MERGES, "values, aliases (*name) written out; 100000 is the most"),
+        ("catalog: &x\n  uri: *x\n", "an alias (*name) refers to a value that contains it"),
+        (ALIASES, "values after expanding aliases (*name); the limit is 100000"),
+        (MERGES, "values after expanding aliases (*name); the limit is 100000"),
         (f"catalog: {{uri: a.csv, max_bytes: {'9' * 5000}x}}\n", "... (5003 characters)"),
         (
             "catalog: {uri: a.csv, allow: ['127.0.0.1:80']}\n",
-            "'127.0.0.1:80' is no folder here; a host is named as http",
+            "'127.0.0.1:80' is not an existing folder; write a host as http",
         ),
-        ("catalog: {uri: a.csv, allow: ['https://*.example.com']}\n", "patterns mean nothing here"),
+        ("catalog: {uri: a.csv, allow: ['https://*.example.com']}\n", "patterns are not supported"),
     ],
 )
 def test_what_yaml_takes_and_we_do_not(text, words, tmp_path):

@@ -158,7 +158,7 @@ def test_wrong_settings_say_which(tmp_path, settings, words):
 def test_nothing_there(tmp_path):
     with pytest.raises(StorageError, match="not found"):
         read(tmp_path / "nope.csv")
-    with pytest.raises(CatalogError, match="neither a table nor images"):
+    with pytest.raises(CatalogError, match="contains neither a table nor images"):
         read(tmp_path)
 
 

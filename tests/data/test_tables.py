@@ -87,7 +87,7 @@ def test_jsonl_keeps_texts_that_look_like_something_else(tmp_path):
         ("a.csv.gz", b"nonsense", ["not .gz data"]),
         ("a.jsonl", b'{"n": 123456789012345678901234567890}\n', ["'n'"]),
         ("a.parquet", b"nonsense", ["not a Parquet file"]),
-        ("a.xlsx", b"x", ["unknown kind", ".parquet"]),
+        ("a.xlsx", b"x", ["unknown table format", ".parquet"]),
     ],
 )
 def test_bad_files_say_where_and_what(tmp_path, name, data, words):

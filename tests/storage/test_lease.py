@@ -42,7 +42,7 @@ def holder(out):
 
 def test_the_second_is_told_who_holds_it(out, holder):
     with (
-        pytest.raises(RetailrayError, match=rf"run theirs is at work there .* process {holder.pid}"),
+        pytest.raises(RetailrayError, match=rf"run theirs is active there .* process {holder.pid}"),
         acquire_lease(out),
     ):
         pass
@@ -70,7 +70,7 @@ def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, monkey
     theirs._owner["pid"] = 2**22 + 1
     theirs.renew()
     assert lease.lease_owner(out) == theirs.run_id
-    with pytest.raises(RetailrayError, match="is at work there"), acquire_lease(out):
+    with pytest.raises(RetailrayError, match="is active there"), acquire_lease(out):
         pass
 
 
@@ -136,7 +136,7 @@ def test_clocks_that_differ_take_nothing_from_a_living_owner(out, monkeypatch, c
     with acquire_lease(out):
         monkeypatch.setattr(lease, "_age", lambda claim: 600.0)
         monkeypatch.setattr(lease, "LEASE_S", 5.0)
-        with pytest.raises(RetailrayError, match="is at work there"), acquire_lease(out):
+        with pytest.raises(RetailrayError, match="is active there"), acquire_lease(out):
             pass
     assert "whether another run is alive" in capsys.readouterr().out
 

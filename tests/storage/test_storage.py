@@ -205,7 +205,7 @@ def test_a_name_in_the_other_unicode_form_has_an_identity_that_changes(tmp_path)
     [
         (lambda file: storage.read_bytes(os.path.dirname(file)), "a folder, and a file is expected"),
         (lambda file: storage.read_bytes(f"{file}/x"), "a part of its path is a file, and a folder is expected"),
-        (lambda file: storage.write_bytes(f"{file}/x", b""), "its folder cannot be made"),
+        (lambda file: storage.write_bytes(f"{file}/x", b""), "its folder cannot be created"),
         (
             lambda file: storage.write_bytes(f"{file}/x/y", b""),
             "a part of its path is a file, and a folder is expected",

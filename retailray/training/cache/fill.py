@@ -206,7 +206,9 @@ def _filled(
 
 def _finish(job: CachePass, outcome: pa.Table) -> None:
     if fingerprint(job.catalog) != job.rows:
-        raise CatalogError(f"{job.catalog.uri}: images changed while they were read; run again when they are settled")
+        raise CatalogError(
+            f"{job.catalog.uri}: images changed while they were read; run again when they no longer change"
+        )
     outcome = in_order_of(np.arange(len(job.catalog)), outcome, key=SLOT)
     codes = outcome.select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
     for spec in job.specs.values():
