@@ -1,5 +1,6 @@
 """Distributed batch training and scoring of retail product images on Ray.
 
-The commands as functions: :func:`retailray.quality.check`, :func:`retailray.training.train`,
-:func:`retailray.evaluation.evaluate`, :func:`retailray.scoring.score.score`; their settings in :mod:`retailray.config`.
+The commands as functions: :func:`retailray.quality.check.check`, :func:`retailray.training.train.train`,
+:func:`retailray.tuning.tune.tune`, :func:`retailray.evaluation.evaluate.evaluate`,
+:func:`retailray.scoring.score.score`. Their settings are in :mod:`retailray.config`.
 """

@@ -66,7 +66,7 @@ class TestSpace:
             ({"train.head_lr": [0.1, -1]}, "train.head_lr = -1: Input should be greater than 0"),
             ({"train.head_lr": {"uniform": [-1, 0.1]}}, "train.head_lr = -1"),
             ({"train.head_lr": {"loguniform": [0, 1]}}, "loguniform needs positive numbers"),
-            ({"train.head_lr": {"uniform": [1, 1]}}, "from a smaller to a larger"),
+            ({"train.head_lr": {"uniform": [1, 1]}}, "needs a smaller number, then a larger one"),
             ({"train.head_lr": {"normal": [0, 1]}}, "Extra inputs"),
             ({"train.head_lr": {}}, "give one of choice, uniform, loguniform, int"),
             ({"model.trainable": ["lasty"]}, "model.trainable = 'lasty'"),
