@@ -12,6 +12,7 @@ from typing import Any
 
 from retailray import events, storage
 from retailray.config import TrackSection, TrainConfig
+from retailray.config.arguments import leaves
 from retailray.errors import ConfigError, StorageError
 from retailray.runs import RunDirectory
 
@@ -110,7 +111,7 @@ def _track(
     run_id, now = created.info.run_id, created.info.start_time
     try:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tags(run, summary, version).items()])
-        params = [Param(key, value[:VALUE_CHARS]) for key, value in _flat(config.model_dump(mode="json"))]
+        params = [Param(key, value[:VALUE_CHARS]) for key, value in _params(config.model_dump(mode="json"))]
         for start in range(0, len(params), AT_ONCE):
             client.log_batch(run_id, params=params[start : start + AT_ONCE])
         steps = [
@@ -159,14 +160,8 @@ def _register(client: Any, name: str, source: str, run_id: str, version: str) ->
     client.set_registered_model_alias(name, "challenger", made.version)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, dict) and value and not prefix.count("."):
-            found += _flat(value, f"{prefix}{name}.")
-        elif value is not None and value not in ({}, []):
-            found.append((prefix + name, str(value)))
-    return found
+def _params(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in leaves(settings) if value is not None and value not in ({}, [])]
 
 
 def _numbers(row: dict[str, Any]) -> list[tuple[str, float]]:

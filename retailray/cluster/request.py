@@ -77,11 +77,3 @@ def _unusable_requirements(submission: Any) -> list[str]:
     if storage.PASSWORD.search(Path(path).read_text()):
         return [f"submit.requirements = {path!r}: an address with a password in it would stand in Ray's logs"]
     return []
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys of settings in sections; what is a mapping below those is a value."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        found += leaves(value, f"{name}.") if isinstance(value, dict) and not prefix else [(prefix + name, value)]
-    return found

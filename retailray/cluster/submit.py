@@ -24,7 +24,7 @@ from retailray.cluster.jobs import Cluster
 from retailray.cluster.kuberay import render
 from retailray.cluster.output import Lines
 from retailray.cluster.package import make_package, size_of
-from retailray.cluster.request import OF_JOBS, Request, leaves, parse
+from retailray.cluster.request import OF_JOBS, Request, parse
 from retailray.config import SubmitConfig, arguments
 from retailray.errors import ConfigError, JobEnded, RetailrayError
 from retailray.execution.environment import SEALED, new_key, seal, storage_environment
@@ -121,7 +121,7 @@ def _address(config: SubmitConfig) -> str:
 
 def _tell_local_paths(asked: Request) -> None:
     """Paths of this machine mean nothing to another."""
-    local = [key for key, value in leaves(asked.settings) if _is_path(value)]
+    local = [key for key, value in arguments.leaves(asked.settings) if _is_path(value)]
     if local:
         events.emit(
             "warning",

@@ -40,6 +40,7 @@ RENAMED = {
     "cluster.wait_s": "cluster.resource_timeout_s",
     "submit.patience_s": "submit.unreachable_timeout_s",
 }
+_UNEXPECTED = "unexpected argument {token!r}: settings are given as --section.key VALUE"
 MOST_VALUES = 100_000  # of a config file
 MOST_SHOWN = 200  # characters of a value in an error
 
@@ -104,25 +105,31 @@ def parse(command: str, argv: Sequence[str]) -> CommandConfig:
 Pair = tuple[str, str | None]  # a key, and its value, if one was given
 
 
-def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of a command line: those of ``keys``, and the others.
-
-    Raises:
-        ConfigError: an argument that belongs to no key.
-    """
-    ours: list[Pair] = []
-    theirs: list[Pair] = []
+def tokenize(argv: Sequence[str]) -> Iterator[Pair]:
+    """Yield the settings of a command line. A token that belongs to no setting comes as ``("", token)``."""
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
-            raise ConfigError([f"unexpected argument {token!r}: settings are given as --section.key VALUE"])
+            yield "", token
+            continue
         key, has_value, text = token.removeprefix("--").partition("=")
         value: str | None = text
         if not has_value:
             value = None if not tokens or tokens[0].startswith("--") else tokens.pop(0)
-        (ours if key in keys else theirs).append((key, value))
-    return ours, theirs
+        yield key, value
+
+
+def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[Pair], list[Pair]]:
+    """Return the settings among ``keys``, and the others.
+
+    Raises:
+        ConfigError: an argument that belongs to no setting.
+    """
+    pairs = list(tokenize(argv))
+    if strange := [value for key, value in pairs if not key]:
+        raise ConfigError([_UNEXPECTED.format(token=token) for token in strange])
+    return [pair for pair in pairs if pair[0] in keys], [pair for pair in pairs if pair[0] not in keys]
 
 
 def join(pairs: Sequence[Pair]) -> list[str]:
@@ -130,8 +137,18 @@ def join(pairs: Sequence[Pair]) -> list[str]:
     return [f"--{key}" if value is None else f"--{key}={value}" for key, value in pairs]
 
 
+def leaves(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return dotted keys and values of settings in sections; a mapping within a section is a value."""
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        found += (
+            [(f"{name}.{key}", inner) for key, inner in value.items()] if isinstance(value, dict) else [(name, value)]
+        )
+    return found
+
+
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Sections again."""
+    """Return settings in sections, from dotted keys."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *path, name = key.split(".")
@@ -148,28 +165,17 @@ def _split_arguments(command: str, argv: Sequence[str], problems: list[str]) -> 
     flags = {key for key in keys if _annotation(COMMANDS[command].config, key) is bool}
     files: list[str] = []
     pairs: list[tuple[str, str]] = []
-    tokens = list(argv)
-    while tokens:
-        token = tokens.pop(0)
-        if not token.startswith("--"):
-            problems.append(f"unexpected argument {token!r}: settings are given as --section.key VALUE")
-            continue
-        key, has_value, value = token.removeprefix("--").partition("=")
-        if not has_value:
-            if (not tokens or tokens[0].startswith("--")) and key in flags:
-                pairs.append((key, "true"))
-                continue
-            if not tokens or tokens[0].startswith("--"):
-                known = key in keys or key == "config"
-                problems.append(f"--{key} needs a value" if known else _unknown(command, key, "command line"))
-                continue
-            value = tokens.pop(0)
-        if key == "config":
-            files.append(value)
-        elif key in keys:
-            pairs.append((key, value))
-        else:
+    for key, value in tokenize(argv):
+        if not key:
+            problems.append(_UNEXPECTED.format(token=value))
+        elif key not in keys and key != "config":
             problems.append(_unknown(command, key, "command line"))
+        elif value is None and key not in flags:
+            problems.append(f"--{key} needs a value")
+        elif key == "config":
+            files.append(value or "")
+        else:
+            pairs.append((key, "true" if value is None else value))
     return files, pairs
 
 
