@@ -17,7 +17,7 @@ from retailray.provenance import version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (see DESIGN: 0, 1, 2, 3, 4, 130)."""
+    """Run one command and return its exit code (0, 1, 2, 3, 4 or 130; see :mod:`retailray.errors`)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         _print_usage()

@@ -10,7 +10,7 @@ import pytest
 import retailray
 
 PACKAGE = Path(retailray.__file__).parent
-# a room may import what stands above it in this list, and rooms in one line may import each other's surface
+# a layer may import what stands above it in this list, and layers in one line may import each other's surface
 LAYERS = [
     {"errors", "events", "provenance"},
     {"storage"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {layer: level for level, layers in enumerate(LAYERS) for layer in layers}
 
 
 def imports(path: Path) -> set[str]:
@@ -50,27 +50,27 @@ def modules():
         yield path, parts[0]
 
 
-def test_rooms_import_downwards_only():
+def test_layers_import_downwards_only():
     wrong = []
-    for path, room in modules():
-        if room == "__init__":
+    for path, layer in modules():
+        if layer == "__init__":
             continue
         for name in imports(path):
             if name.startswith("retailray."):
                 other = name.split(".")[1]
-                if other != room and LEVEL[other] >= LEVEL[room]:
+                if other != layer and LEVEL[other] >= LEVEL[layer]:
                     inside = name.count(".") > 1
-                    if LEVEL[other] > LEVEL[room] or inside:
+                    if LEVEL[other] > LEVEL[layer] or inside:
                         wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not wrong
 
 
 def test_models_are_torch_only_and_the_ground_floor_is_light():
-    for path, room in modules():
+    for path, layer in modules():
         names = {name.split(".")[0] for name in imports(path)}
-        if room == "models":
+        if layer == "models":
             assert "ray" not in names, path
-        if LEVEL.get(room, 99) <= LEVEL["runs"]:
+        if LEVEL.get(layer, 99) <= LEVEL["runs"]:
             assert not names & {"ray", "torch", "torchvision"}, path
 
 

@@ -1,4 +1,4 @@
-"""What is in a catalog, how good a model is on it, and which of two models is the better one: a module a command.
+"""``evaluate``, ``compare``, ``promote`` and ``rollback``: how good a model is, and which of two is better.
 
-Nothing is imported here: each command reads libraries that others can do without, and some of them take a second.
+Nothing is imported here: each command imports libraries that others do not need, and some of them take a second.
 """

@@ -1,6 +1,6 @@
 """Where work runs: in this process or on Ray; what it may take there, and how it reports. See :mod:`.executor`."""
 
-from retailray.execution.choice import executor_of_passes, start_executor
+from retailray.execution.choice import executor_for_reading, start_executor
 from retailray.execution.executor import Executor, FitOptions, Reference, Reporter, Shard, Stream, Worker
 from retailray.execution.resources import (
     Capacity,
@@ -24,7 +24,7 @@ __all__ = [
     "Stream",
     "TrialPlan",
     "Worker",
-    "executor_of_passes",
+    "executor_for_reading",
     "names_dashboard",
     "plan_reading",
     "plan_scoring",

@@ -50,7 +50,7 @@ def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str |
 
 
 @contextlib.contextmanager
-def executor_of_passes(on_ray: Executor, section: ClusterSection, *, num_images: int) -> Iterator[Executor]:
+def executor_for_reading(on_ray: Executor, section: ClusterSection, *, num_images: int) -> Iterator[Executor]:
     """Where a search reads its images: in this process where they are few, else where its trials run.
 
     Processes that read, decode and run frozen blocks start more slowly than this one does all that for a few images.

@@ -29,10 +29,10 @@ LISTED_ROWS = 200_000  # objects of a listing that are joined at once
 SAMPLE = 2000  # addresses that say where a listing is cut
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
-_TRANSIENT = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
+_RETRIED = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
 _FINAL_CODES = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage != "fetch")
 # a row that holds for its content for good: a prediction, or an error that is not of the moment
-_FINAL = f"(pred_label is not null or error_code not in ('', {_TRANSIENT}))"
+_FINAL = f"(pred_label is not null or error_code not in ('', {_RETRIED}))"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +291,7 @@ class Ledger:
                 case when c.label is not null then 'accept'
                      when o.pred_score < $abstain then 'abstain'
                      when o.pred_score >= coalesce(t.accept, $accept) then 'accept'
-                     when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as carried,
+                     when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as reused,
                 c.reviewer as corrected_by, c.reviewed_at as corrected_at, c.file as corrected_in,
                 s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated
             from rows r left join image_results o on r.uri = o.uri and r.code = ''

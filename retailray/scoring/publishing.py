@@ -31,7 +31,7 @@ LINEAGE = {"model_label": pa.string(), "model_score": pa.float32(),
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
-    "select row_id, id, image, code, reason, decision, scored_at, carried, "
+    "select row_id, id, image, code, reason, decision, scored_at, reused, "
     f"{', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} from row_results order by row_id"
 )
 
@@ -80,8 +80,8 @@ def write_tables(
             good.column("id"),
         )
         _write(run, "errors", number, _errors(errors), errors.column("id"))
-        carried = pc.sum(good.column("carried")).as_py() or 0
-        counts.update(rows=found.num_rows, reused=carried, scored=good.num_rows - carried, failed=errors.num_rows)
+        reused = pc.sum(good.column("reused")).as_py() or 0
+        counts.update(rows=found.num_rows, reused=reused, scored=good.num_rows - reused, failed=errors.num_rows)
     kept = f"select {', '.join(LEDGER_SCHEMA.names)} from image_results"
     for number, table in enumerate(rechunk(ledger.batches(kept, PIECE_ROWS), rows_per_file)):
         _write(run, LEDGER, number, table.cast(LEDGER_SCHEMA), table.column("uri"))

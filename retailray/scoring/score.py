@@ -70,7 +70,7 @@ def score(config: ScoreConfig) -> str:
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
-            return _say_plan(config, key, folder, watch)
+            return _print_plan(config, key, folder, watch)
         with acquire_lease(config.out) as lease:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
@@ -114,7 +114,7 @@ def _score(
     before = last_published(config.out)
     catalog, ledger, plan = _plan(config, key, folder, resumed=run.run_id if run.resumed else None, before=before)
     run.write_json(PLAN, {"scoring_key": key, **dataclasses.asdict(plan)})
-    events.emit("plan", **_told(plan))
+    events.emit("plan", **_plan_fields(plan))
     _keep_precision(config, run, key, before)
     times = {"planning": watch.seconds}
     inferred: Inferred | None = None
@@ -134,7 +134,7 @@ def _score(
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
     facts = {
         "command": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
-        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _told(plan),
+        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _plan_fields(plan),
         "not_listed": ledger.not_listed,
         "not_deduplicated": inferred.not_deduplicated if inferred else 0,
         "thresholds": thresholds.model_dump(), "promise": promise.summary() if promise else None,
@@ -247,7 +247,7 @@ def _expected_device(section: ClusterSection) -> str:
     return "cuda" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
 
 
-def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
+def _print_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and lease_owner(config.out):
         events.emit("warning", run_id=resumed, note="this run is active; its committed results are not counted")
@@ -255,7 +255,7 @@ def _say_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwat
     _, ledger, plan = _plan(config, key, folder, resumed=resumed, before=before)
     ledger.close()
     rate = before[1].get("images_per_s") if before else None
-    told = _told(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}
+    told = _plan_fields(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}
     watch.summary("score", num_images=0, plan_only=True, **told)
     return ""
 
@@ -335,5 +335,5 @@ def _cost(config: ScoreConfig, inferred: "Inferred | None", seconds: float) -> d
             "cpus": inferred.num_cpus, "gpus": inferred.num_gpus}  # fmt: skip
 
 
-def _told(plan: PlanCounts) -> dict[str, Any]:
+def _plan_fields(plan: PlanCounts) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(plan).items() if name != "num_bytes"}

@@ -141,7 +141,7 @@ def with_retries(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if not passes(error) or asks_for_time(error):
+            if not is_transient(error) or asks_for_time(error):
                 raise
             back_off(attempt)
     return action()
@@ -166,7 +166,7 @@ def _status(error: BaseException) -> int | None:
     return getattr(error, "status", None)
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """True for what may be over in a moment: time-outs, resets, truncated bodies, 5xx, SlowDown."""
     lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
     if isinstance(error, (*lasting, StorageError)):

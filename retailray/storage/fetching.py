@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
-from retailray.storage.client import ROUNDS, back_off, describe, filesystem, passes, with_deadline
+from retailray.storage.client import ROUNDS, back_off, describe, filesystem, with_deadline
 from retailray.storage.embedded import fetch_embedded
 
 Found = bytes | ImageError
@@ -180,7 +180,7 @@ def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     """:func:`_cat`, and again for what failed for the moment, as :func:`with_retries` does."""
     found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):
-        again = [path for path, value in found.items() if isinstance(value, BaseException) and passes(value)]
+        again = [path for path, value in found.items() if isinstance(value, BaseException) and is_transient(value)]
         if not again:
             break
         back_off(attempt)

@@ -119,17 +119,17 @@ def prepare(
     budget = int(config.train.cache_gb * 1e9)
     nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, budget)
     if config.train.cache == "off" or (earlier and not earlier.cuts and not earlier.pixels):
-        return _said(nothing if earlier is None else dataclasses.replace(nothing, plan=earlier))
+        return _emit_cache_event(nothing if earlier is None else dataclasses.replace(nothing, plan=earlier))
     sets = {"train": images.train, "plain": images.plain}
     rows = {"train": fingerprint(images.train)}
     rows["plain"] = rows["train"] if images.plain is images.train else fingerprint(images.plain)
     if None in rows.values():
         why = f"the store of {config.catalog.uri} does not tell versions of an image apart, so nothing can be kept"
-        return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+        return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     free = store.free_bytes(root)
     if not earlier and storage.is_local(root) and not store.is_writable(root):
         why = f"nothing can be written to {root}, so nothing is kept; train.cache_uri names another folder"
-        return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+        return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     decided = earlier or plan_cache(
         config,
         phases,
@@ -153,7 +153,7 @@ def prepare(
                     f"{root} has no room for the cache of the interrupted run ({decided.why}); raise train.cache_gb"
                 )
             why = "others use what the budget allows"
-            return _said(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
+            return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
         kept = all(job.decoded for job in missing)
         events.emit("pass", reads="kept pixels" if kept else "images", **views)
@@ -256,6 +256,6 @@ def _root(config: TrainConfig, num_nodes: int) -> str:
     return storage.join(config.out, "cache") if num_nodes > 1 else storage.cache_folder()
 
 
-def _said(prepared: Prepared) -> Prepared:
+def _emit_cache_event(prepared: Prepared) -> Prepared:
     events.emit("cache", **describe(prepared.plan))
     return prepared

@@ -21,7 +21,7 @@ from retailray.tuning.trial import write_record
 SHOWN = 12  # best trials in the live table
 
 
-class Ledger(tune.Callback):
+class TrialsTable(tune.Callback):
     """Hears of every epoch of every trial; keeps the weights of the best ones and removes those of the others."""
 
     def __init__(self, shared: Shared) -> None:

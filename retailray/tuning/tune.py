@@ -15,7 +15,7 @@ from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation.evaluate import evaluate
-from retailray.execution import Executor, executor_of_passes, plan_training, plan_trials, start_executor
+from retailray.execution import Executor, executor_for_reading, plan_training, plan_trials, start_executor
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
@@ -29,7 +29,7 @@ from retailray.training.rows import labelled_splits, rows_digest
 from retailray.tuning.report import write_search_report
 from retailray.tuning.shared_inputs import Shared, share, variant_key
 from retailray.tuning.trial import MEMBER, RECORD, make_engine
-from retailray.tuning.trials_table import Ledger, epochs_of, seconds_of
+from retailray.tuning.trials_table import TrialsTable, epochs_of, seconds_of
 from retailray.tuning.tuner import run_search
 
 SAME = 0.02  # top-1 with and without what is kept may differ so much: bfloat16 rounds, and a row or two may tip
@@ -63,7 +63,7 @@ def tune(config: TuneConfig) -> str:
     num_images = sum(len(part) for part in splits.values())
     with (
         start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as on_ray,
-        executor_of_passes(on_ray, config.cluster, num_images=num_images) as executor,
+        executor_for_reading(on_ray, config.cluster, num_images=num_images) as executor,
     ):
         plan = plan_training(executor.capacity, config.cluster)
         trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
@@ -78,7 +78,7 @@ def tune(config: TuneConfig) -> str:
         events.emit("search", concurrent=trial_plan.num_concurrent, cpus=trial_plan.cpus, gpus=trial_plan.gpus)
         drawn = _drawn_before(config, run) if run.resumed else []
         for _ in range(1 + config.train.max_failures):
-            ledger = Ledger(shared)
+            ledger = TrialsTable(shared)
             with ledger.shown():
                 run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
             if not ledger.lost:
@@ -135,7 +135,7 @@ def _files(run: RunDirectory, name: str) -> list[str]:
     return sorted(found for found in storage.list_files(run.path("trials")) if found.endswith(f"/{name}"))
 
 
-def _winner(ledger: Ledger) -> dict[str, Any]:
+def _winner(ledger: TrialsTable) -> dict[str, Any]:
     """The best trial. Raises RetailrayError where no trial ended well."""
     for row in ledger.ranked():
         return row
@@ -237,7 +237,7 @@ def _verify(
     return {name: metrics[name] for name in ("top1", "top5", "macro_f1", "ece", "num_rows")} | {"trial_top1": expected}
 
 
-def _tables(run: RunDirectory, ledger: Ledger) -> pd.DataFrame:
+def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
     """Write ``trials.parquet``, ``trials.csv`` (a row a trial, the best one first) and ``epochs.parquet``."""
     ranked = ledger.ranked()
     rows = []
@@ -263,7 +263,7 @@ def _tables(run: RunDirectory, ledger: Ledger) -> pd.DataFrame:
     return table
 
 
-def _curves(ledger: Ledger) -> list[dict[str, Any]]:
+def _curves(ledger: TrialsTable) -> list[dict[str, Any]]:
     """A row an epoch of every trial."""
     return [{"trial": row["trial"], **epoch} for row in ledger.rows.values() for epoch in row["history"]]
 

@@ -24,7 +24,7 @@ from retailray.execution.process import prepare_process
 from retailray.execution.state import read_state, write_state
 from retailray.tuning.shared_inputs import Shared
 from retailray.tuning.trial import Trial
-from retailray.tuning.trials_table import Ledger
+from retailray.tuning.trials_table import TrialsTable
 
 # what a trial may change on the way without becoming another model or reading other rows
 MUTABLE = {
@@ -81,7 +81,7 @@ class SearchTrial(tune.Trainable):
 
 
 def run_search(
-    shared: Shared, ledger: Ledger, *, num_epochs: int, resumed: list[dict[str, Any]], storage_path: str
+    shared: Shared, ledger: TrialsTable, *, num_epochs: int, resumed: list[dict[str, Any]], storage_path: str
 ) -> None:
     """Run all trials; ``ledger`` hears of every epoch.
 
@@ -135,7 +135,7 @@ def run_search(
 
 
 @contextlib.contextmanager
-def _interrupts_noted(ledger: Ledger) -> Iterator[None]:
+def _interrupts_noted(ledger: TrialsTable) -> Iterator[None]:
     """Ctrl-C is answered between two steps of Tune: an exception in the middle of one is lost now and then, in Ray's
     own callbacks. A second one is raised at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -157,7 +157,7 @@ def _interrupts_noted(ledger: Ledger) -> Iterator[None]:
 class _Budget(tune.Stopper):
     """Ends the search when all trials together have had so many epochs."""
 
-    def __init__(self, ledger: Ledger, max_epochs: int | None) -> None:
+    def __init__(self, ledger: TrialsTable, max_epochs: int | None) -> None:
         self.ledger, self.max_epochs = ledger, max_epochs
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -99,7 +99,7 @@ def test_only_what_is_known_of_this_content_and_model_is_carried_over(shop):
     ],
 )
 def test_errors_hold_for_the_code_that_met_them_and_can_be_made_anew(shop, reuse, anew):
-    """Kind of fault: a decoder is mended, and the errors of the old one are carried on for ever; also for a copy of the
+    """Kind of fault: a decoder is mended, and the errors of the old one are reused on for ever; also for a copy of the
     image that failed, and where the bytes are known."""
     make, folder = shop
     ledger = make("a.jpg,1", "b.jpg,2", "c.jpg,3", "d.jpg,4")
@@ -195,7 +195,7 @@ def test_decisions_are_of_the_thresholds_of_today(shop):
     assert ledger.plan().to_score == 0
     ledger.resolve_results(Thresholds(accept=0.95, abstain=0.3))
     assert [row["decision"] for row in final(ledger)] == ["review", "review", "abstain"]
-    assert all(row["carried"] for row in final(ledger))
+    assert all(row["reused"] for row in final(ledger))
 
 
 def test_listings_find_the_folders_that_hold_images_in_each_store(tmp_path):

@@ -36,7 +36,7 @@ from retailray.training.cache.views import ViewSpec, decode_views
 from retailray.training.optim import load_optimizer, make_schedule
 from retailray.tuning import plots
 from retailray.tuning.trial import Trial, write_record
-from retailray.tuning.trials_table import Ledger
+from retailray.tuning.trials_table import TrialsTable
 from retailray.tuning.tuner import _within
 
 
@@ -267,7 +267,7 @@ class TestRecords:
         assert keys[0] == keys[1] != keys[2]
 
     def test_a_trial_that_tells_its_epochs_twice_is_counted_once(self, shared):
-        ledger = Ledger(shared)
+        ledger = TrialsTable(shared)
         trial = self.trial("a", 0.1)
         self.hear(ledger, trial, [epoch(1, 0.1), epoch(2, 0.3)], done=False)
         self.hear(ledger, trial, [epoch(1, 0.1), epoch(2, 0.3), epoch(3, 0.2)])
@@ -278,14 +278,14 @@ class TestRecords:
         assert row["status"] == "finished"
 
     def test_stopped_trials_get_a_record_and_recorded_ones_keep_theirs(self, shared, tmp_path):
-        ledger = Ledger(shared)
+        ledger = TrialsTable(shared)
         self.hear(ledger, self.trial("a", 0.1), [epoch(1, 0.1)], finished=False)
         self.hear(ledger, self.trial("b", 0.2), [epoch(1, 0.2)], finished=False, recorded=True)
         assert [path.parent.name for path in tmp_path.glob("*/record.json")] == ["key-a"]
         assert json.loads((tmp_path / "key-a" / "record.json").read_text())["history"] == [epoch(1, 0.1)]
 
     def test_only_the_best_weights_stay(self, shared, tmp_path):
-        ledger = Ledger(shared)
+        ledger = TrialsTable(shared)
         for name, rate, top1 in (("a", 0.1, 0.5), ("b", 0.2, 0.7), ("c", 0.3, float("nan"))):
             (tmp_path / f"key-{name}").mkdir()
             (tmp_path / f"key-{name}" / "state.pt").write_bytes(b"weights")
@@ -294,7 +294,7 @@ class TestRecords:
         assert [row["trial"] for row in ledger.ranked()] == [2, 1], "what diverged has no rank"
 
     def test_what_a_budget_ends_was_stopped(self, shared):
-        ledger = Ledger(shared)
+        ledger = TrialsTable(shared)
         self.hear(ledger, self.trial("a", 0.1), [epoch(1, 0.1)], done=False, finished=False)
         ledger.end()
         assert [row["status"] for row in ledger.rows.values()] == ["stopped"]

@@ -1,4 +1,4 @@
-"""What is worth keeping: the activations of frozen blocks, or decoded pixels, by predicted size and time."""
+"""Decide what is cached: activations of frozen blocks or decoded pixels, by predicted size and time."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,15 @@ READ_BYTES_S = 1e9  # from a memory-mapped file, most of it in the page cache
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """``cuts``: numbers of blocks whose output is kept; ``pixels``: decoded images are kept. ``why`` is for people."""
+    """What is cached.
+
+    Attributes:
+        views: augmented views of every training image.
+        cuts: numbers of first blocks whose output is cached, ascending.
+        pixels: whether decoded images are cached.
+        num_bytes: size of the cache.
+        why: the reason, for the ``cache`` event.
+    """
 
     views: int
     cuts: tuple[int, ...]
@@ -24,9 +32,9 @@ class CachePlan:
     why: str
 
     def num_cached_blocks(self, phase: ResolvedPhase) -> int | None:
-        """The blocks that a phase's inputs went through; 0: kept pixels; None: nothing is kept for it."""
-        kept = [cut for cut in self.cuts if cut <= phase.num_cached_blocks]
-        return max(kept) if kept else 0 if self.pixels else None
+        """Return how many blocks the cached inputs of a phase went through; 0: pixels; None: nothing is cached."""
+        usable = [cut for cut in self.cuts if cut <= phase.num_cached_blocks]
+        return max(usable) if usable else 0 if self.pixels else None
 
 
 def plan_cache(
@@ -39,9 +47,11 @@ def plan_cache(
     budget: int,
     source_px: int,
 ) -> CachePlan:
-    """Decide under ``budget`` [bytes]: ``num_train`` rows in every view, ``num_plain`` as validation sees them.
+    """Choose, among the sets of depths that fit ``budget`` [bytes], the one with the least predicted time.
 
-    Of all sets of depths that fit, the one with which all epochs are predicted to take the least time.
+    Args:
+        num_train: rows that are cached in every view. num_plain: rows that are cached once, as validation sees them.
+        source_px: side of the cached pixels of training rows.
     """
     train = config.train
     if train.cache == "off":
@@ -55,27 +65,27 @@ def plan_cache(
     notes = ["train.cutmix mixes pixels, so frozen blocks run every time"] if train.cutmix else []
     if cuts:
         notes.append(
-            f"kept after {' and '.join(map(str, cuts))} frozen blocks, {views} view(s), {_gb(used)}: "
+            f"cached after {' and '.join(map(str, cuts))} frozen blocks, {views} view(s), {_gb(used)}: "
             f"frozen blocks take {seconds:.0f} s in all instead of {costs.seconds(()):.0f} s"
         )
     for cut in depths:
         if cut not in cuts and costs.num_bytes((cut,)) > budget:
             notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
         elif cut not in cuts:
-            notes.append(f"keeping what {cut} frozen blocks say would take longer than computing it")
+            notes.append(f"reading the output of {cut} frozen blocks would take longer than computing it")
     uncovered = [phase for phase in phases if not any(cut <= phase.num_cached_blocks for cut in cuts)]
     pixel_bytes = 3 * (num_train * source_px**2 + num_plain * config.transform.image_size**2)
     pixels = bool(uncovered) and used + pixel_bytes <= budget
     if uncovered:
-        kept = f"decoded pixels are kept: {_gb(pixel_bytes)}"
+        cached = f"decoded pixels are cached: {_gb(pixel_bytes)}"
         over = f"decoded pixels are streamed every epoch: {_gb(pixel_bytes)} are over the budget of {_gb(budget)}"
-        notes.append(kept if pixels else over)
+        notes.append(cached if pixels else over)
     return CachePlan(views, cuts, pixels, used + (pixel_bytes if pixels else 0), "; ".join(notes))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Costs:
-    """Predicted size and time of keeping the output of some numbers of frozen blocks (``cuts``, ascending)."""
+    """Predicted size and time of caching the output of some numbers of frozen blocks (``cuts``, ascending)."""
 
     config: TrainConfig
     phases: list[ResolvedPhase]
@@ -85,7 +95,7 @@ class _Costs:
     budget: int
 
     def views(self, cuts: tuple[int, ...]) -> int:
-        """As asked; else no more than epochs that read them, halved until they fit the budget."""
+        """Return train.num_views; else at most the epochs that read them, halved until they fit the budget."""
         if self.config.transform.augment == "none" and not self.config.transform.random_erasing_prob:
             return 1
         if self.config.train.num_views:
@@ -106,7 +116,7 @@ class _Costs:
         return (2 if self.measured.precision == "bfloat16" else 4) * math.prod(self.measured.shapes[cut])
 
     def seconds(self, cuts: tuple[int, ...]) -> float:
-        """In frozen blocks over all epochs: the pass that fills, reading back, and the blocks after what is kept."""
+        """Return seconds in frozen blocks over all epochs: filling, reading back, and blocks that are not cached."""
         rows = self.num_train + self.num_plain
         once = self.measured.seconds[max(cuts)] * (self.num_train * self.views(cuts) + self.num_plain) if cuts else 0.0
         total = once
@@ -125,7 +135,7 @@ def _gb(num_bytes: float) -> str:
 
 
 def describe(plan: CachePlan) -> dict[str, Any]:
-    """The fields of the event that says what was decided."""
+    """Return the fields of the ``cache`` event."""
     return {
         "activations_after_blocks": list(plan.cuts),
         "views": plan.views,

@@ -1,10 +1,10 @@
-"""Rows of numbers kept under a content key: what frozen layers say of every image, or decoded pixels.
+"""A cache of one row per image and view, under a content key: activations of frozen blocks, or decoded pixels.
 
-A store is a folder ``<root>/<key>``: ``rows.npy`` of shape ``(num_rows * num_views, *shape)``, written in place on a
-local disk and as parts on an object store; ``rows.parquet`` with the error code of every row; and ``store.json``,
-written last: a store that has it is whole. The key is a digest of all that the numbers depend on, so a store is never
-stale; it is only ever absent, or filled again where images could not be read for the moment. Readers memory-map
-``rows.npy``, assembled once a machine and fill where the store is remote.
+A cache entry (store) is a folder ``<root>/<key>``: ``rows.npy`` of shape ``(num_rows * num_views, *shape)``, written in
+place on a local disk and as parts on an object store; ``rows.parquet`` with the error code of every row; and
+``store.json``, written last: an entry that has it is complete. The key is a digest of all that the numbers depend on, so
+an entry is never stale; it is absent, complete, or filled again after transient fetch errors. Readers memory-map ``rows.npy``; a
+remote entry is first copied to the disk of the machine, once per fill.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from retailray.errors import StorageError
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
 IN_USE_S = 3600.0  # a store used this recently is not evicted: a run may be about to map it
 FORMAT = 1  # of what this module writes
-TRANSIENT_CODES = {"timeout", "fetch_failed", "access_denied"}
+RETRIED_NEXT_RUN = {"timeout", "fetch_failed", "access_denied"}
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheSpec:
-    """Where a store is and the shape of its numbers. ``dtype``: numpy's name, or bfloat16 (kept as uint16)."""
+    """Where a cache entry is, and its shape. ``dtype``: numpy's name, or bfloat16 (stored as uint16)."""
 
     root: str
     key: str
@@ -125,9 +125,9 @@ def _write_at(path: str, spec: CacheSpec, position: int, values: np.ndarray) -> 
 def finish(spec: CacheSpec, codes: pa.Table) -> None:
     """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists.
 
-    A cache with transient failures (:data:`TRANSIENT_CODES`) serves this run only; the next run fills it again.
+    A cache with transient failures (:data:`RETRIED_NEXT_RUN`) serves this run only; the next run fills it again.
     """
-    settled = not TRANSIENT_CODES & set(codes.column("error_code").to_pylist())
+    settled = not RETRIED_NEXT_RUN & set(codes.column("error_code").to_pylist())
     storage.write_bytes(storage.join(spec.address, CODES), parquet_bytes(codes))
     touch(spec)
     of_this_fill = {"num_bytes": spec.num_bytes, "settled": settled, "fill": secrets.token_hex(8)}
