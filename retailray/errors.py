@@ -65,7 +65,8 @@ class TooManyRowErrors(RetailrayError):
     exit_code = 3
 
 
-# stage and meaning of every code an error row can carry; docs/errors.md is this table in prose
+# Stage and meaning of every code of an error row. To add one: an entry here and in docs/errors.md, and an ImageError
+# with it. Codes of the stage fetch are fetched again by the next run, others are reused (scoring/ledger.py).
 ERROR_CODES: dict[str, tuple[str, str]] = {
     "empty_path": ("fetch", "the catalog row names no image"),
     "duplicate_id": ("fetch", "an earlier row has the same id"),

@@ -17,7 +17,7 @@ import requests
 from retailray import events
 from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
-from retailray.execution.environment import ray_token
+from retailray.execution.credentials import ray_token
 
 T = TypeVar("T")
 

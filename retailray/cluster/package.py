@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from retailray.execution.environment import KEY_FILE
+from retailray.execution.credentials import KEY_FILE
 from retailray.provenance import TAKEN_ALONG, git_commit, version
 
 PACKAGE = Path(__file__).parents[1]  # the package

@@ -27,7 +27,7 @@ from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import OF_JOBS, Request, parse
 from retailray.config import SubmitConfig, arguments
 from retailray.errors import ConfigError, JobEnded, RetailrayError
-from retailray.execution.environment import SEALED, new_key, seal, storage_environment
+from retailray.execution.credentials import SEALED, encrypt_credentials, new_key, storage_environment
 from retailray.provenance import version
 
 OWN_CODES = (1, 2, 3, 4, 130)
@@ -70,7 +70,11 @@ def send(asked: Request, cluster: Cluster) -> None:
     submission_id = options.id or f"{asked.command}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     # a virtual environment of the job's own comes first on its path
     python = options.python or ("python" if options.requirements else cluster.python())
-    given = STOP_ENV | {CLIENT: json.dumps(versions())} | _sealed(cluster, key, allow_insecure=options.allow_insecure)
+    given = (
+        STOP_ENV
+        | {CLIENT: json.dumps(versions())}
+        | _encrypted_credentials(cluster, key, allow_insecure=options.allow_insecure)
+    )
     metadata = {"retailray": version("retailray"), "command": asked.command, "digest": asked.digest}
     folder = make_package(asked.settings, key)
     try:
@@ -91,7 +95,7 @@ def send(asked: Request, cluster: Cluster) -> None:
         _follow(cluster, submission_id)
 
 
-def _sealed(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, str]:
+def _encrypted_credentials(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, str]:
     values = storage_environment()
     if not values:
         return {}
@@ -104,7 +108,7 @@ def _sealed(cluster: Cluster, key: bytes, *, allow_insecure: bool) -> dict[str, 
         )
         if not allow_insecure:
             return {}
-    return {SEALED: seal(values, key, token=cluster.token)}
+    return {SEALED: encrypt_credentials(values, key, token=cluster.token)}
 
 
 def _address(config: SubmitConfig) -> str:

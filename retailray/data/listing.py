@@ -24,7 +24,7 @@ RANGES, RANGE_ROWS = 8, 5_000  # listings of one folder at once, at most; images
 # a listing that tells this many objects for one that is wanted is given up: asking for each of them costs less
 MAX_RATIO, MAX_FREE = 20, 20_000
 LISTING_PAYS = 8  # images of a store; fewer are asked for one by one
-MAX_FOLDERS = 64  # that are listed in place of the one that holds them all, and much else besides
+MAX_FOLDERS = 64  # most subfolders that are listed instead of their common parent
 _OBJECTS = "Objects"  # where _take_contents leaves those of a page
 T = TypeVar("T")
 Children = Callable[[str, int], tuple[list[str], bool]]

@@ -1,4 +1,4 @@
-"""Which rows train, which choose the best epoch, which are kept for the last word."""
+"""Assign rows to the train, validation and test splits."""
 
 import hashlib
 

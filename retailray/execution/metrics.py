@@ -1,7 +1,7 @@
 """What Prometheus sees of a run: through Ray, on every machine's metrics port, as ``ray_<name>``.
 
-docs/grafana.json is a dashboard of these. They are set in one process of a run, the relay's (and the driver's for
-trials), so a scrape that comes late loses nothing.
+docs/grafana.json is a dashboard of these. They are set in one process of a run (ProgressActor, or the driver for
+trials), so a late scrape loses nothing.
 """
 
 import functools

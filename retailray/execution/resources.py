@@ -22,7 +22,7 @@ MAX_ACTORS_PER_CPU = 4  # more would only take turns on the same core
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What there is in all (not what is free now); ``machine_cpus``: the largest machine's, 0: all are one's."""
+    """Resources in total, not what is free now. ``machine_cpus``: CPUs of the largest machine; 0: there is only one."""
 
     num_cpus: float
     num_gpus: float

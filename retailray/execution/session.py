@@ -15,7 +15,7 @@ from typing import Any
 from retailray import events
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, ConfigError
-from retailray.execution.environment import setup_hook, take_sealed
+from retailray.execution.credentials import load_job_credentials, setup_hook
 from retailray.execution.interrupts import interrupts_wait
 from retailray.execution.resources import Capacity, asked_for
 from retailray.provenance import note_machines
@@ -55,7 +55,7 @@ def prepare_environment(section: ClusterSection) -> None:
                 "runs the same command there; a driver on one of the cluster's machines connects to host:6379"
             ]
         )
-    take_sealed()
+    load_job_credentials()
     os.environ.setdefault("GOMP_SPINCOUNT", WORKER_ENV["GOMP_SPINCOUNT"])  # torch reads it when it is imported
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays every report
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

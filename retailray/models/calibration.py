@@ -13,8 +13,8 @@ from torch import nn
 from retailray.models.meta import ROLES, TEMPERATURE
 
 BOUNDS = (0.05, 20.0)
-FITTED = 8_000_000  # logits that the temperature is fitted on, about, of which several copies are made
-AT_ONCE = 256  # rows whose logits are copied at once: of many classes all of them are large
+FITTED = 8_000_000  # most logits that the temperature is fitted on; they are copied several times
+AT_ONCE = 256  # rows whose logits are copied at once, because logits of many classes are large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """
     if not len(targets):
         return 1.0
-    every = max(1, -(-logits.numel() // FITTED))  # of many classes some rows say it too
+    every = max(1, -(-logits.numel() // FITTED))  # with many classes a subset of the rows is enough
     logits, targets = logits[::every].double(), targets[::every]
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")

@@ -44,9 +44,8 @@ def predict_stream(
     """Replace the pixels of decoded images by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
     ``also``: :data:`UNCALIBRATED` and :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`, appended. ``reporter``
-    is told of every batch. ``precision``: float32 or bfloat16; auto goes by
-    what the first actor measures and leaves at ``agreement``, an address, for the pool and whoever comes later, or, if
-    that is None, by each actor's own measurement.
+    counts every batch. ``precision``: float32, bfloat16 or auto. ``agreement``: address of the file in which the first
+    actor stores the precision that it measured for auto, and which all others read; None: every actor measures.
     """
     return images.map_with(
         PredictBatch,

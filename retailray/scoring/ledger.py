@@ -26,7 +26,7 @@ from retailray.scoring.staging import StagedCatalog
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
 ASKED_ROWS = 5_000  # images that are asked for one by one, at a time
 LISTED_ROWS = 200_000  # objects of a listing that are joined at once
-SAMPLE = 2000  # addresses that say where a listing is cut
+SAMPLE = 2000  # addresses that are sampled to divide the listing of a bucket into ranges
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
 _RETRIED = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
@@ -52,9 +52,14 @@ class PlanCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Reuse:
-    """Which results of earlier runs hold still: ``rescore`` (``errors`` or ``all`` are made anew), and the
-    ``environment`` (:func:`retailray.provenance.inference_environment`) and ``device`` (of what the model did) that an
-    error must be of; None for any."""
+    """Which earlier results are reused.
+
+    Attributes:
+        rescore: ``errors`` or ``all`` are scored again.
+        environment: errors are reused only if they are of this one
+            (:func:`retailray.provenance.inference_environment`); None: of any.
+        device: kind of device that errors of the model must be of; None: any.
+    """
 
     rescore: str | None = None
     environment: str | None = None
@@ -311,7 +316,7 @@ class Ledger:
 
     @staticmethod
     def _resolved(rows: str, sources: str) -> str:
-        """A query for ``rows`` in which those that only name a content take what ``sources`` know of it."""
+        """Return SQL for ``rows``; a row with a SHA-256 but no result takes that of the same SHA-256 in ``sources``."""
         taken = ", ".join(
             f"case when k.pred_label is null and k.error_code = '' and s.sha256 is not null then s.{name} "
             f"else k.{name} end as {name}"

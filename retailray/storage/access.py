@@ -15,8 +15,8 @@ class Access:
     """Rules for reading images.
 
     ``max_bytes``: of one object. ``allowed``: addresses below which private hosts may be asked, and to which links may
-    lead: ``catalog.root`` and ``catalog.allow``. ``headers``: sent with HTTP requests for what is ``allowed``, or with
-    all where nothing of it is on the web.
+    lead: ``catalog.root`` and ``catalog.allow``. ``headers``: sent with HTTP requests to web addresses in
+    ``allowed``, or to every web address if it contains none.
     """
 
     max_bytes: int = MAX_BYTES

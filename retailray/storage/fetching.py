@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
-from retailray.storage.client import ROUNDS, back_off, describe, filesystem, with_deadline
+from retailray.storage.client import ROUNDS, back_off, describe, filesystem, is_transient, with_deadline
 from retailray.storage.embedded import fetch_embedded
 
 Found = bytes | ImageError

@@ -32,7 +32,7 @@ from retailray.training.rows import SPLIT_OF_ROLE
 
 CALIBRATION_ROWS = 50_000  # validation rows that the temperature is fitted on, at most
 TOP_K = 5
-LOGITS_BYTES = 256 << 20  # and the logits of all roles, of which many classes make many, and their copies more
+LOGITS_BYTES = 256 << 20  # memory limit of the logits that fit the temperature; they are copied several times
 
 
 @dataclasses.dataclass
@@ -110,7 +110,7 @@ class Engine:
             self.progress.phase_epochs = 0
 
     def state(self) -> dict[str, Any]:
-        """Everything that :meth:`fit` needs to go on from here, for ``torch.save``."""
+        """Return everything that :meth:`epochs` needs to continue from here, for ``torch.save``."""
         return {
             "progress": dataclasses.asdict(self.progress),
             "best": self.best,

@@ -50,7 +50,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: floa
 def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
     """Go on from ``state["optimizer"]`` and ``state["schedule"]``, with the peak rates and decays of this config.
 
-    They are what they were, but in population-based training, where a trial goes on from another one with its own.
+    They are unchanged, except in population based training, where a trial loads the state of another one and keeps
+    its own rates.
     """
     own = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,7 @@ from retailray.errors import CatalogError
 from retailray.models.meta import EPOCH, ROLES, TEMPERATURE, THRESHOLDS
 
 TEMPERATURE_SHARE, THRESHOLDS_SHARE = 0.2, 0.3  # of the validation products; the others choose the best epoch
-MAX_TEMPERATURE, MAX_EPOCH = 1_000, 10_000  # products that are enough for these; the rest is for thresholds
+MAX_TEMPERATURE_PRODUCTS, MAX_EPOCH_PRODUCTS = 1_000, 10_000  # enough for these; the rest is for thresholds
 SPLIT_OF_ROLE = {EPOCH: "validation", TEMPERATURE: "temperature", THRESHOLDS: "thresholds"}
 
 
@@ -70,11 +70,11 @@ def validation_roles(groups: np.ndarray, *, seed: int) -> np.ndarray:
         groups: product names ``(N,)``.
 
     Returns:
-        :data:`retailray.models.calibration.ROLES`, object ``(N,)``; few products all choose the epoch.
+        :data:`retailray.models.meta.ROLES`, object ``(N,)``; with too few products every row gets the role epoch.
     """
     products = sorted(set(groups), key=lambda product: hash_unit(seed, f"role\0{product}"))
-    num_temperature = min(int(TEMPERATURE_SHARE * len(products)), MAX_TEMPERATURE)
-    num_thresholds = max(int(THRESHOLDS_SHARE * len(products)), len(products) - num_temperature - MAX_EPOCH)
+    num_temperature = min(int(TEMPERATURE_SHARE * len(products)), MAX_TEMPERATURE_PRODUCTS)
+    num_thresholds = max(int(THRESHOLDS_SHARE * len(products)), len(products) - num_temperature - MAX_EPOCH_PRODUCTS)
     roles = dict.fromkeys(products, EPOCH)
     roles |= dict.fromkeys(products[:num_thresholds], THRESHOLDS)
     roles |= dict.fromkeys(products[num_thresholds : num_thresholds + num_temperature], TEMPERATURE)

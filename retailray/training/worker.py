@@ -40,7 +40,7 @@ class FitConfig:
 
 
 def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
-    """Fit; return the history, the calibration, and the logits of the test split if there is one."""
+    """Train; return the history, the calibration, and, of a test split, targets, top 5 classes and their scores."""
     prepare_process(config.threads)
     device = torch.device(worker.device)
     world = DistributedContext(worker.rank, worker.size, device)

@@ -33,11 +33,11 @@ RECORD, MEMBER = "record.json", "member.json"
 
 
 class Trial:
-    """Its steps are pure functions of the settings and their number: what was recorded is told again, not run again.
+    """One trial; an epoch is a pure function of the settings, its number and the state before it.
 
-    A record that is there ends the trial where it ended; without one the trial goes on from its state if that is there.
-    ``member``: its name where settings change on the way (population-based training); nothing is told again then, and
-    what it says is the whole lineage that it goes on from.
+    A finished trial replays its recorded epochs instead of training them; an unfinished one continues from its state.
+    ``member``: its name in population based training, where settings change during a trial. A member replays nothing;
+    it reports its own history after that of the trial it was copied from.
     """
 
     def __init__(self, shared: Shared, drawn: dict[str, Any], *, member: str | None = None) -> None:

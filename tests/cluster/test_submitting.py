@@ -19,7 +19,7 @@ from retailray.cluster.package import make_package, size_of
 from retailray.cluster.request import parse
 from retailray.config import arguments
 from retailray.errors import CapacityError, ConfigError
-from retailray.execution import environment
+from retailray.execution import credentials
 
 SCORE = ["--catalog.uri=s3://shop/c.csv", "--model.uri=s3://shop/m", "--out=s3://shop/o"]
 
@@ -62,7 +62,7 @@ def test_one_file_serves_the_command_and_its_submission(tmp_path):
 def test_a_package_is_this_code_and_the_settings_and_nothing_else(tmp_path):
     asked = parse("score", SCORE)
     folder = make_package(asked.settings, b"key")
-    assert {path.name for path in folder.iterdir()} == {"retailray", "job.yaml", environment.KEY_FILE}
+    assert {path.name for path in folder.iterdir()} == {"retailray", "job.yaml", credentials.KEY_FILE}
     kinds = {path.suffix for path in (folder / "retailray").rglob("*") if path.is_file()}
     assert kinds <= {".py", ".j2", ".typed", ".json", ""}
     assert size_of(folder) < 2_000_000
@@ -70,26 +70,26 @@ def test_a_package_is_this_code_and_the_settings_and_nothing_else(tmp_path):
 
 
 def test_what_is_sealed_is_opened_by_who_has_the_key_and_the_token_only(monkeypatch):
-    values, key = {"AWS_SECRET_ACCESS_KEY": "planted"}, environment.new_key()
-    sealed = environment.seal(values, key, token="the token")
+    values, key = {"AWS_SECRET_ACCESS_KEY": "planted"}, credentials.new_key()
+    sealed = credentials.encrypt_credentials(values, key, token="the token")
     assert "planted" not in sealed
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the token")
-    assert environment.unseal(sealed, key) == values
+    assert credentials.decrypt_credentials(sealed, key) == values
     with pytest.raises(CapacityError, match="another Ray token"):
-        environment.unseal(sealed, environment.new_key())
+        credentials.decrypt_credentials(sealed, credentials.new_key())
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another token")
     with pytest.raises(CapacityError, match="another Ray token"):
-        environment.unseal(sealed, key)
-    assert environment.unseal(environment.seal(values, key, token=None), key) == values
+        credentials.decrypt_credentials(sealed, key)
+    assert credentials.decrypt_credentials(credentials.encrypt_credentials(values, key, token=None), key) == values
 
 
 def test_a_driver_takes_what_came_with_its_job(monkeypatch, tmp_path):
-    key = environment.new_key()
-    (tmp_path / environment.KEY_FILE).write_bytes(key)
+    key = credentials.new_key()
+    (tmp_path / credentials.KEY_FILE).write_bytes(key)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_REGION", "here")
-    monkeypatch.setenv(environment.SEALED, environment.seal({"AWS_REGION": "there"}, key, token=None))
-    environment.take_sealed()
+    monkeypatch.setenv(credentials.SEALED, credentials.encrypt_credentials({"AWS_REGION": "there"}, key, token=None))
+    credentials.load_job_credentials()
     assert os.environ["AWS_REGION"] == "there"
 
 

@@ -2,9 +2,9 @@
 
 A cache entry (store) is a folder ``<root>/<key>``: ``rows.npy`` of shape ``(num_rows * num_views, *shape)``, written in
 place on a local disk and as parts on an object store; ``rows.parquet`` with the error code of every row; and
-``store.json``, written last: an entry that has it is complete. The key is a digest of all that the numbers depend on, so
-an entry is never stale; it is absent, complete, or filled again after transient fetch errors. Readers memory-map ``rows.npy``; a
-remote entry is first copied to the disk of the machine, once per fill.
+``store.json``, written last: an entry that has it is complete. The key is a digest of all that the numbers depend on,
+so an entry is never stale; it is absent, complete, or filled again after transient fetch errors. Readers memory-map
+``rows.npy``; a remote entry is first copied to the disk of the machine, once per fill.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def content_key(content: dict[str, Any]) -> str:
 
 
 def is_whole(spec: CacheSpec) -> bool:
-    """Whether all of a store is there, and would be no better if it were filled again."""
+    """Whether all of a store is there, and is complete, without transient errors."""
     address = storage.join(spec.address, META)
     return storage.exists(address) and bool(json.loads(storage.read_bytes(address))["settled"])
 

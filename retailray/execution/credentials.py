@@ -63,14 +63,14 @@ def new_key() -> bytes:
     return secrets.token_bytes(32)
 
 
-def seal(values: dict[str, str], key: bytes, *, token: str | None) -> str:
+def encrypt_credentials(values: dict[str, str], key: bytes, *, token: str | None) -> str:
     """``values``, encrypted; ``token``: of a cluster that has one."""
     text = Fernet(_derive(key, token)).encrypt(json.dumps(values).encode()).decode()
     return f"{WITH_TOKEN if token else WITHOUT_TOKEN}:{text}"
 
 
-def unseal(sealed: str, key: bytes) -> dict[str, str]:
-    """The reverse of :func:`seal`. Raises CapacityError: this machine has another token, or none."""
+def decrypt_credentials(sealed: str, key: bytes) -> dict[str, str]:
+    """The reverse of :func:`encrypt_credentials`. Raises CapacityError: this machine has another token, or none."""
     kind, _, text = sealed.partition(":")
     token = ray_token() if kind == WITH_TOKEN else None
     try:
@@ -82,11 +82,11 @@ def unseal(sealed: str, key: bytes) -> dict[str, str]:
         ) from error
 
 
-def take_sealed() -> None:
+def load_job_credentials() -> None:
     """Give this process, the driver of a submitted job, the storage environment that came with the job."""
     sealed = os.environ.get(SEALED)
     if sealed and Path(KEY_FILE).is_file():
-        os.environ.update(unseal(sealed, Path(KEY_FILE).read_bytes()))
+        os.environ.update(decrypt_credentials(sealed, Path(KEY_FILE).read_bytes()))
 
 
 def _derive(key: bytes, token: str | None) -> bytes:
