@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.nights import bundle
+from benchmarks.incremental_scoring import bundle
 from benchmarks.shop import table
 from tests.cluster.nodes import Nodes
 

@@ -38,7 +38,7 @@ KEEP_DECODED = 0.2  # of the object store, for each split; above it images are d
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """``best``: the tensors that were trained, as of the best epoch. ``test``: what `Engine.guesses` says of it."""
+    """``best``: the trained tensors of the best epoch. ``test``: what `TrainingLoop.guesses` returns for it."""
 
     history: list[dict[str, Any]]
     best_epoch: int

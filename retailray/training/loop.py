@@ -49,7 +49,7 @@ class Progress:
 Open = Callable[[str, ResolvedPhase], tuple[Any, int]]
 
 
-class Engine:
+class TrainingLoop:
     """Fits one model through its phases.
 
     Args:

@@ -1,4 +1,4 @@
-"""What every worker of a fit runs: an engine, fed by its sources, checkpointed to the run's storage."""
+"""What every worker of a fit runs: a training loop, fed by its sources, checkpointed to the run's storage."""
 
 import dataclasses
 import time
@@ -16,7 +16,7 @@ from retailray.models.predictor import Normalize
 from retailray.training.batches import Augmentation, CachedDataset, StoredBatches, StreamedBatches, StreamedDataset
 from retailray.training.cache import store
 from retailray.training.cache.fill import Backbone
-from retailray.training.loop import Engine
+from retailray.training.loop import TrainingLoop
 from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
@@ -48,7 +48,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
     model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
     load_state(model, safetensors.torch.load(backbone.state_ref.get()))
     sources = _Sources(config, world, worker)
-    engine = Engine(
+    loop = TrainingLoop(
         model,
         num_classes=backbone.num_classes,
         normalize=Normalize(backbone.mean, backbone.std),
@@ -65,15 +65,15 @@ def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
             sources.open(split, phase)
     report, start = _Report(config, worker), worker.last_state()
     codes: dict[str, int] = (start or {}).get("codes", {})
-    for metrics in engine.epochs(start):
+    for metrics in loop.epochs(start):
         codes = sources.failed(world)
-        report(engine, metrics, codes)
-    found = {"history": engine.progress.history, "best_epoch": engine.progress.best_epoch}
-    calibration = engine.calibration(config.sources)
+        report(loop, metrics, codes)
+    found = {"history": loop.progress.history, "best_epoch": loop.progress.best_epoch}
+    calibration = loop.calibration(config.sources)
     found |= {"calibration": calibration, "codes": codes}
     if "test" in config.sources:
         temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
-        found["test"] = tuple(part.numpy() for part in engine.guesses("test", temperature))
+        found["test"] = tuple(part.numpy() for part in loop.guesses("test", temperature))
     return found
 
 
@@ -125,8 +125,8 @@ class _Report:
         self.config, self.worker = config, worker
         self.saved_at = self.touched_at = time.monotonic()
 
-    def __call__(self, engine: Engine, metrics: dict[str, Any], codes: dict[str, int]) -> None:
-        config, world = self.config, engine.world
+    def __call__(self, loop: TrainingLoop, metrics: dict[str, Any], codes: dict[str, int]) -> None:
+        config, world = self.config, loop.world
         if world.rank == 0:
             total = sum(phase.epochs for phase in config.phases)
             config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
@@ -134,7 +134,7 @@ class _Report:
         due = time.monotonic() - self.saved_at >= config.train.checkpoint_interval_s
         # one clock decides, or workers would wait for each other in different places
         agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())
-        if not agreed and not engine.phase_is_over():
+        if not agreed and not loop.phase_is_over():
             return
         self.saved_at = time.monotonic()
         if world.rank == 0 and self.saved_at - self.touched_at > TOUCH_S:
@@ -146,4 +146,4 @@ class _Report:
                 if isinstance(source, CachedDataset)
             }:
                 store.touch(spec)  # a worker that replaces this one must find it
-        self.worker.report(metrics["epoch"], engine.state() | {"codes": codes} if world.rank == 0 else None)
+        self.worker.report(metrics["epoch"], loop.state() | {"codes": codes} if world.rank == 0 else None)

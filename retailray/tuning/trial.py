@@ -23,7 +23,7 @@ from retailray.models.blocks import to_blocks
 from retailray.models.predictor import Normalize
 from retailray.training.batches import Augmentation, StoredBatches
 from retailray.training.best_epoch import score_of
-from retailray.training.loop import Engine
+from retailray.training.loop import TrainingLoop
 from retailray.training.phases import min_rows, resolve
 from retailray.training.prepare import augmentation
 from retailray.training.worker import LOADER_WORKERS
@@ -47,7 +47,7 @@ class Trial:
         self.folder = storage.join(shared.records, self.key)
         self.record = None if member else read_json(storage.join(self.folder, RECORD))
         self.start = None if self.record else read_state(self.folder)
-        self.engine: Engine | None = None
+        self.loop: TrainingLoop | None = None
         self.peers: Peers | None = None
         self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else [])
         self.rows: list[dict[str, Any]] = []
@@ -73,8 +73,8 @@ class Trial:
             over = not self.told and bool(self.record or (self.start and self.start["over"]))
         else:
             row = next(self._epochs())
-            assert self.engine
-            over = self.engine.is_over
+            assert self.loop
+            over = self.loop.is_over
             if over or time.monotonic() - self.saved_at >= self.config.train.checkpoint_interval_s:
                 self.save()
         if not self.rows or self.rows[-1]["epoch"] < row["epoch"]:
@@ -94,25 +94,25 @@ class Trial:
 
     def _epochs(self) -> Any:
         """The running epochs; a model is built only where something is left to run."""
-        if self.engine is None:
+        if self.loop is None:
             if self.shared.plan.num_workers > 1:
                 work = functools.partial(_run_rank, self.shared, self.drawn, self.start)
                 self.peers = Peers(work, self.shared.plan)
             world = self.peers.join() if self.peers else DistributedContext(0, 1, device_of(self.shared.plan))
-            self.engine = make_engine(self.shared, self.config, world)
-            self.running = self.engine.epochs(self.start)
+            self.loop = make_loop(self.shared, self.config, world)
+            self.running = self.loop.epochs(self.start)
         return self.running
 
     def state(self) -> dict[str, Any] | None:
         """What :meth:`load` goes on from: the engine's state, and whether it is over."""
-        if not self.engine:  # nothing has run since it was loaded, if it was
+        if not self.loop:  # nothing has run since it was loaded, if it was
             return self.start
-        return self.engine.state() | {"over": self.engine.is_over}
+        return self.loop.state() | {"over": self.loop.is_over}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Go on from another trial's state with one's own settings."""
         self.leave()
-        self.start, self.engine, self.told, self.rows = state, None, deque(), []
+        self.start, self.loop, self.told, self.rows = state, None, deque(), []
         if state:
             self._take_up(state)
 
@@ -129,7 +129,7 @@ class Trial:
 
 def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: DistributedContext) -> None:
     """The epochs of a trial on another rank's rows, until rank 0 ends it."""
-    for _ in make_engine(shared, shared.trial(drawn), world).epochs(start):
+    for _ in make_loop(shared, shared.trial(drawn), world).epochs(start):
         pass
 
 
@@ -145,8 +145,8 @@ def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_engine(shared: Shared, config: TrainConfig, world: DistributedContext) -> Engine:
-    """The engine of one trial over kept rows; this process keeps one pristine model a backbone."""
+def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) -> TrainingLoop:
+    """The loop of one trial over kept rows; this process keeps one pristine model a backbone."""
     variant = shared.variants[variant_key(config)]
     backbone = variant.backbone
     pristine = _pristine(backbone.arch, backbone.num_classes, backbone.image_size, backbone.state_ref)
@@ -168,7 +168,7 @@ def make_engine(shared: Shared, config: TrainConfig, world: DistributedContext) 
         return batches, num_cached_blocks
 
     phases = resolve(config, to_blocks(model))
-    return Engine(
+    return TrainingLoop(
         model,
         num_classes=backbone.num_classes,
         normalize=Normalize(backbone.mean, backbone.std),

@@ -28,7 +28,7 @@ from retailray.training.bundles import describe, leave_bundle, register
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.tuning.report import write_search_report
 from retailray.tuning.shared_inputs import Shared, share, variant_key
-from retailray.tuning.trial import MEMBER, RECORD, make_engine
+from retailray.tuning.trial import MEMBER, RECORD, make_loop
 from retailray.tuning.trials_table import TrialsTable, epochs_of, seconds_of
 from retailray.tuning.tuner import run_search
 
@@ -155,20 +155,20 @@ def _restored(
     def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
         prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
-        engine = make_engine(shared, shared.trial(winner["drawn"]), DistributedContext(0, 1, device_of(shared.plan)))
+        loop = make_loop(shared, shared.trial(winner["drawn"]), DistributedContext(0, 1, device_of(shared.plan)))
         known = len(state["progress"]["history"]) if state else 0
         if state and known >= epochs_of(winner):
-            engine.load_progress(state)
+            loop.load_progress(state)
         else:
-            running = engine.epochs(state)
+            running = loop.epochs(state)
             for _ in range(epochs_of(winner) - known):
                 next(running)
-            engine.load_progress(engine.state())
-        best = engine.progress.history[engine.progress.best_epoch - 1]
-        calibration = engine.calibration(shared.rows)
+            loop.load_progress(loop.state())
+        best = loop.progress.history[loop.progress.best_epoch - 1]
+        calibration = loop.calibration(shared.rows)
         assert calibration, "this is rank 0"
         return (
-            {name: tensor.cpu().clone() for name, tensor in engine.model.state_dict().items()},
+            {name: tensor.cpu().clone() for name, tensor in loop.model.state_dict().items()},
             calibration,
             best,
         )
@@ -200,13 +200,13 @@ def _describe(
 
 
 def _verify(
-    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
+    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, loop: str
 ) -> dict[str, Any]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
 
     Args:
         calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
-            measured on those of them that choose the epoch. engine: where the images are read.
+            measured on those of them that choose the epoch. loop: where the images are read.
 
     Raises:
         RetailrayError: these differ.
@@ -225,7 +225,7 @@ def _verify(
                 split=config.split,
                 model=BundleSection(uri=bundle),
                 evaluate=EvaluateSection(split="validation"),
-                cluster=config.cluster.model_copy(update={"engine": engine}),
+                cluster=config.cluster.model_copy(update={"engine": loop}),
                 out=run.path("verification"),
             )
         )

@@ -263,7 +263,7 @@ def test_the_queue_has_first_what_teaches_most(shop):
     assert len(make_queue(ledger, usual, limit=2)) == 2
 
 
-def test_nights_of_older_versions_are_read(shop):
+def test_incremental_scoring_of_older_versions_are_read(shop):
     make, folder = shop
     ledger = make("a.jpg,1")
     [old] = rows(folder, ledger, ("a", MUG))

@@ -1,4 +1,4 @@
-"""The engine without Ray: what a phase trains, and every option's effect, on a small model and made-up rows."""
+"""The loop without Ray: what a phase trains, and every option's effect, on a small model and made-up rows."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
 from retailray.models.predictor import Normalize
-from retailray.training.loop import Engine
+from retailray.training.loop import TrainingLoop
 from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.phases import ResolvedPhase
 from tests import oracles
@@ -50,11 +50,11 @@ def phase(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
     return ResolvedPhase(epochs, trainable, cut, cut, head_lr, backbone_lr)
 
 
-def make_engine(phases, train=None, rows=None, **settings):
+def make_loop(phases, train=None, rows=None, **settings):
     torch.manual_seed(0)
     model = build_model("cnn2", CLASSES, image_size=SIZE)
     rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
-    return Engine(
+    return TrainingLoop(
         model,
         num_classes=CLASSES,
         normalize=Normalize((0.5,) * 3, (0.2,) * 3),
@@ -67,19 +67,19 @@ def make_engine(phases, train=None, rows=None, **settings):
     )
 
 
-def run(engine, start=None):
+def run(loop, start=None):
     """The state after every epoch, as files."""
     files = []
 
-    for _ in engine.epochs(start):
+    for _ in loop.epochs(start):
         files.append(io.BytesIO())
-        torch.save(engine.state(), files[-1])
+        torch.save(loop.state(), files[-1])
         files[-1].seek(0)
     return files
 
 
-def weights(engine):
-    return {name: value.clone() for name, value in engine.model.state_dict().items()}
+def weights(loop):
+    return {name: value.clone() for name, value in loop.model.state_dict().items()}
 
 
 def same(left, right):
@@ -87,29 +87,29 @@ def same(left, right):
 
 
 def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
-    engine = make_engine([phase(2, "head"), phase(8, "last1", head_lr=3e-2, backbone_lr=3e-3)])
-    before = weights(engine)
-    run(engine)
-    history = engine.progress.history
+    loop = make_loop([phase(2, "head"), phase(8, "last1", head_lr=3e-2, backbone_lr=3e-3)])
+    before = weights(loop)
+    run(loop)
+    history = loop.progress.history
     assert [row["epoch"] for row in history] == list(range(1, 11))
     assert [row["trainable"] for row in history] == ["head"] * 2 + ["last1"] * 8
     best = oracles.best_epoch(history)
-    assert engine.progress.best_epoch == best["epoch"]
+    assert loop.progress.best_epoch == best["epoch"]
     assert best["validation_top1"] > 0.9
-    after = weights(engine)
+    after = weights(loop)
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"dense", "head"}, "the convolutions were frozen"
     with torch.no_grad():
-        logits, targets, _, _ = engine.outputs("validation")
+        logits, targets, _, _ = loop.outputs("validation")
     assert (logits.argmax(1) == targets).float().mean().item() == pytest.approx(best["validation_top1"])
 
 
 def test_a_later_phase_that_is_worse_leaves_no_trace():
-    engine = make_engine([phase(2, "head", head_lr=0.05), phase(1, "all", head_lr=50.0, backbone_lr=50.0)])
-    before = weights(engine)
-    run(engine)
-    assert engine.progress.best_epoch in (1, 2)
-    after = weights(engine)
+    loop = make_loop([phase(2, "head", head_lr=0.05), phase(1, "all", head_lr=50.0, backbone_lr=50.0)])
+    before = weights(loop)
+    run(loop)
+    assert loop.progress.best_epoch in (1, 2)
+    after = weights(loop)
     assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == {"head"}
 
 
@@ -125,9 +125,9 @@ def test_a_later_phase_that_is_worse_leaves_no_trace():
 def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settings):
     train = TrainSection(**settings)
     phases = [phase(2, "head"), phase(2, "all")]
-    whole = make_engine(phases, train)
+    whole = make_loop(phases, train)
     files = run(whole)
-    again = make_engine(phases, train)
+    again = make_loop(phases, train)
     run(again, torch.load(files[stop - 1], weights_only=True))
     times = {"seconds", "train_seconds"}
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
@@ -138,7 +138,7 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
 
 def test_kept_activations_train_like_pixels():
     """The same head, from pixels through frozen blocks and from what those blocks gave."""
-    direct = make_engine([phase(3, "head")])
+    direct = make_loop([phase(3, "head")])
     chain, normalize = direct.chain, direct.normalize
     direct.model.eval()
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1)}
@@ -148,7 +148,7 @@ def test_kept_activations_train_like_pixels():
             values = chain.run(0, len(chain.blocks))(normalize(torch.from_numpy(source.images)))
         kept[name] = MadeUpRows(seed=0 if name == "train" else 1)
         kept[name].images = values.numpy()
-    cached = make_engine([phase(3, "head")])
+    cached = make_loop([phase(3, "head")])
     cached.open_batches = lambda split, _: (kept[split], len(chain.blocks))
     run(direct)
     run(cached)
@@ -159,24 +159,24 @@ def test_kept_activations_train_like_pixels():
 
 
 def test_patience_ends_a_phase_and_the_best_weights_return():
-    engine = make_engine(
+    loop = make_loop(
         [phase(30, "all", head_lr=1.0, backbone_lr=1.0)], TrainSection(patience=2, metric="loss", optimizer="sgd")
     )
-    run(engine)
-    history = engine.progress.history
-    assert len(history) == engine.progress.best_epoch + 2 < 30
-    logits, targets, _, _ = engine.outputs("validation")
+    run(loop)
+    history = loop.progress.history
+    assert len(history) == loop.progress.best_epoch + 2 < 30
+    logits, targets, _, _ = loop.outputs("validation")
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-4)
 
 
 def test_the_kept_weights_are_the_averaged_ones():
-    engine = make_engine([phase(2, "all")], TrainSection(ema_decay=0.9))
-    run(engine)
-    average = engine.average.module.state_dict()
-    last = engine.progress.history[-1]
-    assert engine.progress.best_epoch == last["epoch"]
-    own = dict(engine.suffix.state_dict())
+    loop = make_loop([phase(2, "all")], TrainSection(ema_decay=0.9))
+    run(loop)
+    average = loop.average.module.state_dict()
+    last = loop.progress.history[-1]
+    assert loop.progress.best_epoch == last["epoch"]
+    own = dict(loop.suffix.state_dict())
     assert all(torch.allclose(average[name], own[name]) for name in own)
 
 
@@ -190,19 +190,19 @@ def test_averages_leave_indices_alone():
 
 
 def test_what_diverged_is_never_the_best():
-    engine = make_engine([phase(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
-    before = weights(engine)
-    run(engine)
-    assert engine.progress.best_epoch == 0
-    assert same(weights(engine), before)
+    loop = make_loop([phase(2, "all", head_lr=1e30, backbone_lr=1e30)], TrainSection(optimizer="sgd"))
+    before = weights(loop)
+    run(loop)
+    assert loop.progress.best_epoch == 0
+    assert same(weights(loop), before)
 
 
 def test_guesses_are_what_the_logits_say():
     """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
-    engine = make_engine([phase(2, "head")])
-    run(engine)
-    logits, targets, _, _ = engine.outputs("validation")
-    told, classes, scores = engine.guesses("validation", 1.7)
+    loop = make_loop([phase(2, "head")])
+    run(loop)
+    logits, targets, _, _ = loop.outputs("validation")
+    told, classes, scores = loop.guesses("validation", 1.7)
     assert torch.equal(told, targets)
     assert classes.shape == (len(targets), CLASSES)
     order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1))
@@ -212,33 +212,33 @@ def test_guesses_are_what_the_logits_say():
 
 def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
     """48 rows in batches of 16: at most 5 of them, from whichever batches, and not one of every batch at least."""
-    engine = make_engine([phase(1, "head")], TrainSection(batch_size=16))
-    run(engine)
-    everything = engine.outputs("validation")
+    loop = make_loop([phase(1, "head")], TrainSection(batch_size=16))
+    run(loop)
+    everything = loop.outputs("validation")
     for limit, every in ((5, 10), (1, 48), (48, 1)):
-        for all_, some in zip(everything, engine.outputs("validation", limit=limit), strict=True):
+        for all_, some in zip(everything, loop.outputs("validation", limit=limit), strict=True):
             assert torch.allclose(some, all_[::every])
 
 
 def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
-    engine = make_engine([phase(1, "head")], rows=rows)
-    run(engine)
-    assert engine.outputs("validation")[0].shape == (0, CLASSES)
-    assert engine.calibration(ROWS).temperature == 1.0
+    loop = make_loop([phase(1, "head")], rows=rows)
+    run(loop)
+    assert loop.outputs("validation")[0].shape == (0, CLASSES)
+    assert loop.calibration(ROWS).temperature == 1.0
 
 
 def test_balance_weighs_classes_not_rows():
     labels = np.array([0] * 40 + [1] * 4 + [2] * 4)
     rows = {"train": MadeUpRows(labels=labels), "validation": MadeUpRows(seed=1)}
     share = torch.tensor([48 / (3 * n) for n in (40, 4, 4)])
-    plain = make_engine([phase(4, "head")], rows=rows)
-    weighed = make_engine([phase(4, "head")], rows=rows, class_weights=share)
+    plain = make_loop([phase(4, "head")], rows=rows)
+    weighed = make_loop([phase(4, "head")], rows=rows, class_weights=share)
     run(plain)
     run(weighed)
     recall = []
-    for engine in (plain, weighed):
-        logits, targets, _, _ = engine.outputs("validation")
+    for loop in (plain, weighed):
+        logits, targets, _, _ = loop.outputs("validation")
         recall.append((logits.argmax(1) == targets)[targets > 0].float().mean().item())
     assert recall[1] > recall[0]
 
@@ -247,19 +247,19 @@ def test_balance_weighs_classes_not_rows():
     "settings", [{"mixup": 0.4}, {"cutmix": 0.4}, {"mixup": 0.4, "cutmix": 0.4}, {"label_smoothing": 0.2}]
 )
 def test_soft_targets_keep_the_model_from_certainty(settings):
-    sure, soft = make_engine([phase(6, "all")]), make_engine([phase(6, "all")], TrainSection(**settings))
+    sure, soft = make_loop([phase(6, "all")]), make_loop([phase(6, "all")], TrainSection(**settings))
     run(sure)
     run(soft)
-    score = [engine.outputs("train")[0].softmax(1).amax(1).mean().item() for engine in (sure, soft)]
+    score = [loop.outputs("train")[0].softmax(1).amax(1).mean().item() for loop in (sure, soft)]
     assert score[1] < score[0]
 
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training():
-    plain, compiled = make_engine([phase(1, "last1")]), make_engine([phase(1, "last1")], TrainSection(compile=True))
+    plain, compiled = make_loop([phase(1, "last1")]), make_loop([phase(1, "last1")], TrainSection(compile=True))
     run(plain)
     run(compiled)
-    left, right = (engine.progress.history[0]["train_loss"] for engine in (plain, compiled))
+    left, right = (loop.progress.history[0]["train_loss"] for loop in (plain, compiled))
     assert left == pytest.approx(right, rel=1e-3)
 
 
@@ -318,7 +318,7 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     model = build_model("resnet18", CLASSES, image_size=32)
     before = model.bn1.running_mean.clone()
     rows = {"train": SteppedRows(sizes), "validation": MadeUpRows(seed=1)}
-    engine = Engine(
+    loop = TrainingLoop(
         model,
         num_classes=CLASSES,
         normalize=Normalize((0.5,) * 3, (0.2,) * 3),
@@ -328,8 +328,8 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
         world=DistributedContext(),
         open_batches=lambda split, _: (rows[split], 0),
     )
-    next(engine.epochs(None))
+    next(loop.epochs(None))
     assert torch.equal(model.bn1.running_mean, before) != learns
-    assert (engine.model.fc.weight != 0).any()
-    engine.model.train()
-    assert all(norm.training for norm in engine.norms), "later steps learn again"
+    assert (loop.model.fc.weight != 0).any()
+    loop.model.train()
+    assert all(norm.training for norm in loop.norms), "later steps learn again"

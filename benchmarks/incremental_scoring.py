@@ -1,7 +1,7 @@
 """Nights: what a second one costs, and what a million rows take.
 
-    AWS_ENDPOINT_URL_S3=... python -m benchmarks.nights second [--images 50000]
-    python -m benchmarks.nights rows [--rows 100000 1000000] [--images 20000]
+    AWS_ENDPOINT_URL_S3=... python -m benchmarks.incremental_scoring second [--images 50000]
+    python -m benchmarks.incremental_scoring rows [--rows 100000 1000000] [--images 20000]
 
 ``second``: a catalog of small pictures, each an object of its own on an S3-protocol server; the first night, a night on
 which nothing changed, a night on which 1 % of the objects did. A resnet18 at 64 px, untrained: its time is a model's.

@@ -1,6 +1,6 @@
 """What is left of a night in which something was killed: nothing is lost, nothing is doubled, nobody sees half of it.
 
-    python -m benchmarks.night_kills [--images 3000] [--fractions 0.1 0.25 0.5 0.75 0.9] [--rounds 1]
+    python -m benchmarks.scoring_kills [--images 3000] [--fractions 0.1 0.25 0.5 0.75 0.9] [--rounds 1]
 
 A Ray cluster of a head and an extra node (each with a raylet and an object store of its own) on this machine, a catalog
 on an S3-protocol server of its own. At each fraction of the committed rows, SIGKILL goes to the driver (and the
@@ -27,7 +27,7 @@ import pandas as pd
 import psutil
 import s3fs
 
-from benchmarks.nights import BUCKET, bundle, upload
+from benchmarks.incremental_scoring import BUCKET, bundle, upload
 from benchmarks.shop import table
 from retailray.scoring.inference import PART_ROWS
 from tests.conftest import S3_ENV, start_s3_server
