@@ -260,7 +260,7 @@ class TestRecords:
         assert [step["score"] for step in steps] == [0.2, 0.2]
         assert [step["done"] for step in steps] == [False, True]
         assert not steps[1]["finished"], "something else had ended it"
-        assert again.engine is None
+        assert again.loop is None
 
     def test_equal_trials_have_one_record_and_others_their_own(self, shared):
         keys = [Trial(shared, {"train.head_lr": rate}).key for rate in (0.1, 0.1, 0.2)]
