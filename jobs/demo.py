@@ -1,4 +1,4 @@
-"""The whole story on a made-up catalog: `python jobs/demo.py --help`."""
+"""Run the whole pipeline on a generated catalog: `python jobs/demo.py --help`."""
 
 import sys
 

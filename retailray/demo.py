@@ -1,4 +1,4 @@
-"""``demo``: the whole story on a made-up catalog, with nothing but this machine.
+"""``demo``: the whole pipeline on a generated catalog, on this machine alone.
 
 Two models are fine-tuned by the same recipe: one starts from a backbone that was trained on other, abstract shapes, one
 from random weights. Their difference on held-out, correctly labelled pictures is what the transfer was worth.
@@ -192,7 +192,7 @@ def _write_report(
     page = render(
         "demo.html.j2",
         title="retailray demo",
-        subtitle="A made-up catalog: checked, learned, measured, scored, published",
+        subtitle="A generated catalog: checked, learned, measured, scored, published",
         run_id=run.run_id,
         found=found,
         planted=rows,

@@ -51,7 +51,7 @@ def track(
     version: str,
     metrics: dict[str, Any],
 ) -> None:
-    """Copy a finished run to MLflow. ``history``: a row an epoch; ``version``: the bundle's.
+    """Copy a finished run to MLflow. ``history``: one row per epoch; ``version``: the bundle's.
 
     A failure is reported and stops nothing: the run is complete where it is.
     """

@@ -137,7 +137,7 @@ def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> d
         "rayClusterSpec": cluster,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "backoffLimit": 0,  # a run that failed goes on when it is applied again; a second cluster is a decision
+        "backoffLimit": 0,  # a run that failed continues when it is applied again; a second cluster is a decision
     }
 
 

@@ -31,7 +31,7 @@ from retailray.execution.credentials import SEALED, encrypt_credentials, new_key
 from retailray.provenance import version
 
 OWN_CODES = (1, 2, 3, 4, 130)
-# Ctrl-C in place of SIGTERM, and time to write down where to go on
+# Ctrl-C in place of SIGTERM, and time to write down where to continue
 STOP_ENV = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30", "PYTHONUNBUFFERED": "1"}
 
 
@@ -201,7 +201,7 @@ def _goes_on_following(cluster: Cluster, submission_id: str) -> bool:
     if not sys.stdin.isatty():
         return False
     print(
-        f"\nJob {submission_id} goes on. [s]top it, [d]etach and leave it running, [f]ollow on? ",
+        f"\nJob {submission_id} is still running. [s]top it, [d]etach and leave it running, [f]ollow on? ",
         end="",
         file=sys.stderr,
     )

@@ -407,7 +407,7 @@ def _filled(data: bytes, format: str, *, seed: int) -> list[bytes]:
             raise ValueError(f"{num_bytes} bytes are missing")
     # bytes below 255, which in a JPEG are never a marker
     filled = [start + generator.integers(0, 255, num_bytes, np.uint8).tobytes() + end for _ in range(2)]
-    return [*filled, start + end if format == "JPEG" else filled[0]]  # a JPEG goes on in its last colour
+    return [*filled, start + end if format == "JPEG" else filled[0]]  # a JPEG continues in its last colour
 
 
 def _count_different(first: bytes, second: bytes) -> int:

@@ -1,4 +1,4 @@
-"""A made-up catalog: rendered product pictures with known label noise and known broken files.
+"""A generated catalog: rendered product pictures with known label noise and known broken files.
 
 Colours, sizes, positions and backgrounds are drawn independently of the product, so that only the shape tells what
 it is. The categories of :data:`PRETRAIN` and :data:`PRODUCTS` do not overlap.

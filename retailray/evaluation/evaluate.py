@@ -139,7 +139,7 @@ def _calibration(used: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _confusion_csv(matrix: scipy.sparse.csr_array, labels: list[str]) -> str:
-    """A row a true label and a column a predicted one; of more labels than a table shows, a row for each pair."""
+    """One row per true label and a column a predicted one; of more labels than a table shows, a row for each pair."""
     if len(labels) <= MATRIX_LABELS:
         table = pd.DataFrame(matrix.toarray(), index=pd.Index(labels, name="truth"), columns=labels)
         return csv_text(table, index=True)

@@ -68,7 +68,7 @@ class Worker(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """``max_failures``: of workers before a fit is given up. ``min_workers``: it goes on with as few as these when
+    """``max_failures``: of workers before a fit is given up. ``min_workers``: it continues with as few as these when
     machines leave; None: with all. ``placement``: pack or spread."""
 
     max_failures: int
@@ -120,7 +120,7 @@ class Executor(Protocol):
         """``work(config, worker)`` in every worker: what rank 0 returned, and the last state that it reported.
 
         Args:
-            checkpoints: an address that all nodes can write; a fit that finds a state there goes on from it.
+            checkpoints: an address that all nodes can write; a fit that finds a state there continues from it.
 
         Raises:
             RetailrayError: a worker failed more often than is allowed; the first line of its reason.

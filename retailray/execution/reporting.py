@@ -97,7 +97,7 @@ def _follow(take: Callable[[], Taken], stop: threading.Event, label: str, total:
                 steps, note, emitted = take()
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                events.emit("warning", note=f"the run goes on, its progress is told no more: {reason}")
+                events.emit("warning", note=f"the run continues without progress reports: {reason}")
                 return
             update(steps, note)
             for name, fields in emitted:

@@ -1,4 +1,4 @@
-"""What a fit or a trial goes on from: tensors and plain values in one file of a folder; nothing in it is code."""
+"""What a fit or a trial continues from: tensors and plain values in one file of a folder; nothing in it is code."""
 
 import io
 from typing import Any

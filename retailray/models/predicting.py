@@ -140,7 +140,7 @@ class PredictBatch:
         return table
 
     def _predict(self, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | Exception]:
-        """Logits and embedding an image; a batch that fails is tried in halves until the culprit stands alone."""
+        """Return logits and embedding per image. A batch that fails is bisected to find the bad image."""
         if len(images) == 0:
             return []
         try:

@@ -76,7 +76,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     """Score ``num`` images (``uri, identity, size, known_sha256``) and commit what comes of them.
 
     Raises:
-        RetailrayError: it could not go on; what is committed stays, and the same command takes it up.
+        RetailrayError: it could not continue; what is committed stays, and the same command takes it up.
     """
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(config.catalog))
     with start_executor(config.cluster, num_images=num) as executor:

@@ -31,7 +31,7 @@ _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
 _RETRIED = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
 _FINAL_CODES = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage != "fetch")
-# a row that holds for its content for good: a prediction, or an error that is not of the moment
+# a result that is final for its content: a prediction, or an error that is not fetched again
 _FINAL = f"(pred_label is not null or error_code not in ('', {_RETRIED}))"
 
 

@@ -132,10 +132,10 @@ def _once(address: str, action: Callable[[], T], deadline_s: float) -> T:
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """Do it again after a while where it failed for the moment: the client's own retries are quick ones.
+    """Call ``action`` and retry transient failures up to :data:`ROUNDS` times with exponential back-off and jitter.
 
-    :data:`ROUNDS` times; waits grow and are random, so that tasks that a store has slowed down do not come back
-    together. A store that says that it is busy is waited for by :func:`with_deadline`.
+    The client's own retries are quick ones. Jitter keeps throttled tasks from coming back together. A throttling store
+    is retried by :func:`with_deadline`.
     """
     for attempt in range(ROUNDS - 1):
         try:

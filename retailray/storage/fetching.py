@@ -177,7 +177,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
 
 
 def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
-    """:func:`_cat`, and again for what failed for the moment, as :func:`with_retries` does."""
+    """Read objects concurrently and retry transient failures, as :func:`with_retries` does."""
     found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):
         again = [path for path, value in found.items() if isinstance(value, BaseException) and is_transient(value)]

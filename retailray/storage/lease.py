@@ -1,4 +1,4 @@
-"""One scoring run at a time below one ``out``: the first wins, the second is told who holds it.
+"""Leases: one scoring run at a time below one ``out``. A second run stops and names the first.
 
 A claim is a file ``<out>/.claims/<number>.json`` that only one process can make (an exclusive create: O_EXCL or
 ``If-None-Match: *``); the highest number holds. Its owner renews it; a claim that is released, whose process is dead on

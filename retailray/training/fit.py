@@ -63,7 +63,7 @@ def fit(
 ) -> FitResult:
     """Fine-tune on rows of images: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
 
-    A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, goes on from the last one.
+    A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, continues from the last one.
 
     Raises:
         RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.

@@ -212,7 +212,7 @@ class TrainingLoop:
         return self.progress.phase + 1 == len(self.phases) and self.phase_is_over()
 
     def load_progress(self, state: dict[str, Any]) -> None:
-        """Take the history and the best weights of a :meth:`state`, to look at and not to go on from."""
+        """Take the history and the best weights of a :meth:`state`, to look at and not to continue from."""
         self.progress, self.best = Progress(**state["progress"]), state["best"]
         self._load(self.best)
 

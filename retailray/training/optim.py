@@ -48,7 +48,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: floa
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
-    """Go on from ``state["optimizer"]`` and ``state["schedule"]``, with the peak rates and decays of this config.
+    """Continue from ``state["optimizer"]`` and ``state["schedule"]``, with the peak rates and decays of this config.
 
     They are unchanged, except in population based training, where a trial loads the state of another one and keeps
     its own rates.

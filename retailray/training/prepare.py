@@ -1,4 +1,4 @@
-"""Before the first epoch: measure, decide what is kept, fill what is missing, and say where each split is read from."""
+"""Before the first epoch: measure, decide what is cached, fill the cache, and open each split."""
 
 import dataclasses
 from typing import Any
@@ -124,11 +124,11 @@ def prepare(
     rows = {"train": fingerprint(images.train)}
     rows["plain"] = rows["train"] if images.plain is images.train else fingerprint(images.plain)
     if None in rows.values():
-        why = f"the store of {config.catalog.uri} does not tell versions of an image apart, so nothing can be kept"
+        why = f"the store of {config.catalog.uri} cannot tell versions of an image apart, so nothing is cached"
         return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     free = store.free_bytes(root)
     if not earlier and storage.is_local(root) and not store.is_writable(root):
-        why = f"nothing can be written to {root}, so nothing is kept; train.cache_uri names another folder"
+        why = f"nothing can be written to {root}, so nothing is cached; set train.cache_uri to another folder"
         return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
     decided = earlier or plan_cache(
         config,
@@ -156,7 +156,7 @@ def prepare(
             return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
         views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
         kept = all(job.decoded for job in missing)
-        events.emit("pass", reads="kept pixels" if kept else "images", **views)
+        events.emit("pass", reads="cached pixels" if kept else "images", **views)
         fill(missing, backbone, plan, executor, access_of(config.catalog))
     return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 

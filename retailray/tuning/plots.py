@@ -1,4 +1,4 @@
-"""The plots of a search, as PNG bytes, from a row a trial (``trials``) and a row an epoch of a trial (``epochs``)."""
+"""The plots of a search, as PNG bytes: ``trials`` has one row per trial, ``epochs`` one per epoch of a trial."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _BEHIND = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "non
 
 @styled
 def parallel_coordinates(trials: pd.DataFrame, settings: list[str], metric: str) -> bytes:
-    """A line a trial through its settings to its result; the better, the darker."""
+    """One line per trial through its settings to its result; the better, the darker."""
     columns = [*settings, metric]
     positions, ticks = zip(*(_place(trials[name]) for name in columns), strict=True)
     plot, (axes,) = new_figure(1, width=max(6.4, 1.5 * len(columns)), height=3.6)

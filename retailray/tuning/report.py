@@ -22,7 +22,7 @@ def write_search_report(
     backbones: Mapping[str, Mapping[str, float]],
     verified: Mapping[str, Any],
 ) -> None:
-    """Write ``report.html``. ``trials``: a row a trial, the best one first; ``epochs``: a row an epoch of a trial."""
+    """Write ``report.html``. ``trials``: one row per trial, best first; ``epochs``: one row per epoch of a trial."""
     metric = f"validation_{config.train.metric}"
     settings = list(config.space)
     usable = trials[trials[metric].notna()]

@@ -104,13 +104,13 @@ class Trial:
         return self.running
 
     def state(self) -> dict[str, Any] | None:
-        """What :meth:`load` goes on from: the engine's state, and whether it is over."""
+        """What :meth:`load` continues from: the engine's state, and whether it is over."""
         if not self.loop:  # nothing has run since it was loaded, if it was
             return self.start
         return self.loop.state() | {"over": self.loop.is_over}
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """Go on from another trial's state with one's own settings."""
+        """Continue from another trial's state with one's own settings."""
         self.leave()
         self.start, self.loop, self.told, self.rows = state, None, deque(), []
         if state:

@@ -121,7 +121,7 @@ def tune(config: TuneConfig) -> str:
 def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, Any]]:
     """Settings of trials before the interruption, where what is drawn next depends on results; else nothing.
 
-    Random draws and grids repeat themselves; a population's members go on with the settings they had come to.
+    Random draws and grids repeat themselves; a population's members continue with the settings they had come to.
     """
     if config.tune.scheduler == "pbt":  # by the names that Tune gives its members in order
         return [json.loads(storage.read_bytes(name)) for name in _files(run, MEMBER)]
@@ -238,7 +238,7 @@ def _verify(
 
 
 def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
-    """Write ``trials.parquet``, ``trials.csv`` (a row a trial, the best one first) and ``epochs.parquet``."""
+    """Write ``trials.parquet``, ``trials.csv`` (one row per trial, the best one first) and ``epochs.parquet``."""
     ranked = ledger.ranked()
     rows = []
     for row in [*ranked, *[row for row in ledger.rows.values() if row not in ranked]]:
@@ -264,7 +264,7 @@ def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
 
 
 def _curves(ledger: TrialsTable) -> list[dict[str, Any]]:
-    """A row an epoch of every trial."""
+    """One row per epoch of every trial."""
     return [{"trial": row["trial"], **epoch} for row in ledger.rows.values() for epoch in row["history"]]
 
 

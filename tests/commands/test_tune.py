@@ -138,7 +138,7 @@ class TestSearches:
         }
         code, out, err = retailray("tune", **settings)
         assert code == 0, err
-        assert [event["reads"] for event in said(out, "pass")] == ["images"] + ["kept pixels"] * 4
+        assert [event["reads"] for event in said(out, "pass")] == ["images"] + ["cached pixels"] * 4
         run = latest(str(tmp_path / "o"))
         trials = trials_of(run)
         assert set(zip(trials["model.arch"], trials["transform.augment"], strict=True)) == {

@@ -123,7 +123,7 @@ def _write_at(path: str, spec: CacheSpec, position: int, values: np.ndarray) -> 
 
 
 def finish(spec: CacheSpec, codes: pa.Table) -> None:
-    """``codes``: a row an image in order, ``error_code`` and ``message``. From here on the store exists.
+    """``codes``: one row per image in order, ``error_code`` and ``message``. From here on the store exists.
 
     A cache with transient failures (:data:`RETRIED_NEXT_RUN`) serves this run only; the next run fills it again.
     """

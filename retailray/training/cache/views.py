@@ -1,4 +1,4 @@
-"""Fixed augmented views of images: fetched or taken from kept pixels, augmented, one row a view."""
+"""Fixed augmented views of images: from images or cached pixels, one row per view."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def decode_views(
 
 
 def _central(decoded: CacheSpec, budget: int, rows: np.ndarray, size_px: int) -> np.ndarray:
-    """The central square of kept pixels: what decoding would give, to two grey levels that Pillow rounds otherwise."""
+    """Return the central square of cached pixels: equal to decoding, up to two grey levels of rounding in Pillow."""
     pixels = CacheReader(decoded, budget=budget).take(rows, np.zeros_like(rows))
     margin = (decoded.shape[-1] - size_px) // 2
     return pixels[..., margin : margin + size_px, margin : margin + size_px]
