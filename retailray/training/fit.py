@@ -33,6 +33,8 @@ from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.worker import FitConfig, work
 
+# a data set, and the number of frozen blocks that its rows went through
+Source = tuple[CachedDataset | StreamedDataset, int]
 KEEP_DECODED = 0.2  # of the object store, for each split; above it images are decoded again in every epoch
 
 
@@ -48,77 +50,100 @@ class FitResult:
     test: tuple[np.ndarray, ...] | None = None
 
 
-def fit(
-    config: TrainConfig,
-    images: Images,
-    rows: dict[str, np.ndarray],
-    labels: list[str],
-    phases: list[ResolvedPhase],
-    backbone: Backbone,
-    prepared: Prepared,
-    plan: Plan,
-    executor: Executor,
-    checkpoints: str,
-    tags: dict[str, Any],
-) -> FitResult:
-    """Fine-tune on rows of images: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
+@dataclasses.dataclass(frozen=True)
+class Fitter:
+    """What the fits of one run share: the model of the run, and one per fold."""
 
-    A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, continues from the last one.
+    config: TrainConfig
+    images: Images
+    labels: list[str]
+    phases: list[ResolvedPhase]
+    backbone: Backbone
+    prepared: Prepared
+    plan: Plan
+    executor: Executor
 
-    Raises:
-        RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.
-    """
-    rows = with_roles(rows, images.plain, labels, seed=config.split.seed)
-    sources: dict[str, list[tuple[CachedDataset | StreamedDataset, int]]] = {}
-    streams: dict[str, Stream] = {}
-    with executor.in_order():  # the order of rows is part of what a seed repeats
+    def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: dict[str, Any]) -> FitResult:
+        """Fine-tune on ``rows``: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
+
+        A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, continues from the last
+        one.
+
+        Raises:
+            RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.
+        """
+        config = self.config
+        rows = with_roles(rows, self.images.plain, self.labels, seed=config.split.seed)
+        with self.executor.in_order():  # the order of rows is part of what a seed repeats
+            sources, streams = self._sources(rows)
+            failed = _stored_failures(self.prepared, "train", rows["train"])
+            balanced = config.train.class_weights == "balanced"
+            with self.executor.reporter("epochs", sum(phase.epochs for phase in self.phases)) as reporter:
+                fit_config = FitConfig(
+                    backbone=self.backbone,
+                    phases=self.phases,
+                    train=config.train,
+                    augmentation=augmentation(config),
+                    class_weights=class_weights(self._labels_of("train", rows["train"]), self.labels)
+                    if balanced
+                    else None,
+                    sources=sources,
+                    min_rows=min_rows(self.phases),
+                    threads=self.plan.torch_threads,
+                    reporter=reporter,
+                    tags=tags,
+                )
+                options = FitOptions(config.train.max_failures, config.cluster.min_workers, config.cluster.placement)
+                found, state = self.executor.fit(
+                    work, fit_config, streams, self.plan, options=options, checkpoints=checkpoints
+                )
+        if not found["best_epoch"] and found["history"][0]["validation_rows"]:
+            raise RetailrayError(
+                "training diverged: no epoch has a finite validation loss; lower train.head_lr and train.backbone_lr "
+                "(or those of train.phases)"
+            )
+        return FitResult(
+            history=found["history"],
+            best_epoch=found["best_epoch"],
+            best=state["best"],
+            calibration=found["calibration"],
+            errors_by_code=failed or found["codes"],
+            test=found.get("test"),
+        )
+
+    def _labels_of(self, split: str, rows: np.ndarray) -> np.ndarray:
+        return self._catalog_of(split).column("label")[rows]
+
+    def _catalog_of(self, split: str) -> Catalog:
+        return self.images.train if split == "train" else self.images.plain
+
+    def _sources(self, rows: dict[str, np.ndarray]) -> tuple[dict[str, list[Source]], dict[str, Stream]]:
+        """Return, by split, where each phase reads its rows, and the streams of splits that are not cached.
+
+        Raises:
+            CatalogError: no image of a split could be read.
+        """
+        sources: dict[str, list[Source]] = {}
+        streams: dict[str, Stream] = {}
         for split, chosen in rows.items():
-            which, catalog = ("train", images.train) if split == "train" else ("plain", images.plain)
-            targets = targets_of(catalog.column("label")[chosen], labels)
+            which, catalog = "train" if split == "train" else "plain", self._catalog_of(split)
+            targets = targets_of(catalog.column("label")[chosen], self.labels)
             row_ids = catalog.column("row_id")[chosen]
-            stored = [prepared.source(which, phase, chosen, targets, row_ids) for phase in phases]
-            streamed: tuple[StreamedDataset, int] | None = None
+            stored = [self.prepared.source(which, phase, chosen, targets, row_ids) for phase in self.phases]
+            streamed: Source | None = None
             if None in stored:
                 part = catalog.take(chosen)
-                streams[split], count = _stream(config, part, targets, plan, executor, train=split == "train")
+                streams[split], count = _stream(
+                    self.config, part, targets, self.plan, self.executor, train=split == "train"
+                )
                 streamed = (StreamedDataset(split, count), 0)
             sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
             if split in ("temperature", "thresholds") and not _has_rows(sources[split]):
                 del sources[split]  # their images failed: nothing is promised then
             elif not _has_rows(sources[split]):
-                codes = _stored_failures(prepared, which, chosen)
+                codes = _stored_failures(self.prepared, which, chosen)
                 raise CatalogError(f"{catalog.uri}: no {split} image could be read: {codes}; see `retailray check`")
-        failed = _stored_failures(prepared, "train", rows["train"])
-        with executor.reporter("epochs", sum(phase.epochs for phase in phases)) as reporter:
-            fit_config = FitConfig(
-                backbone=backbone,
-                phases=phases,
-                train=config.train,
-                augmentation=augmentation(config),
-                class_weights=class_weights(images.train.column("label")[rows["train"]], labels)
-                if config.train.class_weights == "balanced"
-                else None,
-                sources=sources,
-                min_rows=min_rows(phases),
-                threads=plan.torch_threads,
-                reporter=reporter,
-                tags=tags,
-            )
-            options = FitOptions(config.train.max_failures, config.cluster.min_workers, config.cluster.placement)
-            found, state = executor.fit(work, fit_config, streams, plan, options=options, checkpoints=checkpoints)
-    if not found["best_epoch"] and found["history"][0]["validation_rows"]:
-        raise RetailrayError(
-            "training diverged: no epoch has a finite validation loss; lower train.head_lr and train.backbone_lr "
-            "(or those of train.phases)"
-        )
-    return FitResult(
-        history=found["history"],
-        best_epoch=found["best_epoch"],
-        best=state["best"],
-        calibration=found["calibration"],
-        errors_by_code=failed or found["codes"],
-        test=found.get("test"),
-    )
+        return sources, streams
 
 
 def _stream(
@@ -145,7 +170,7 @@ def _stream(
     return (stream.kept() if fits else stream), table.num_rows
 
 
-def _has_rows(sources: list[tuple[CachedDataset | StreamedDataset, int]]) -> bool:
+def _has_rows(sources: list[Source]) -> bool:
     return all(not isinstance(source, CachedDataset) or len(source.rows) for source, _ in sources)
 
 

@@ -1,6 +1,5 @@
 """k folds: every row is tested once by a model that was neither trained nor chosen on it."""
 
-import dataclasses
 import json
 import warnings
 from typing import Any
@@ -12,44 +11,11 @@ from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
-from retailray.execution import Executor, Plan
 from retailray.models.metrics import classification_metrics
 from retailray.runs import RunDirectory
-from retailray.training.cache.fill import Backbone
-from retailray.training.fit import FitResult, fit
-from retailray.training.phases import ResolvedPhase
-from retailray.training.prepare import Images, Prepared
+from retailray.training.fit import Fitter, FitResult
 
 MEASURES = ("top1", "top5", "macro_f1", "ece")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitter:
-    """What the fits of one run share."""
-
-    config: TrainConfig
-    images: Images
-    labels: list[str]
-    phases: list[ResolvedPhase]
-    backbone: Backbone
-    prepared: Prepared
-    plan: Plan
-    executor: Executor
-
-    def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: dict[str, Any]) -> FitResult:
-        return fit(
-            self.config,
-            self.images,
-            rows,
-            self.labels,
-            self.phases,
-            self.backbone,
-            self.prepared,
-            self.plan,
-            self.executor,
-            checkpoints,
-            tags,
-        )
 
 
 def make_folds(config: TrainConfig, rows: Catalog, roles: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
