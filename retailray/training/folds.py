@@ -13,7 +13,7 @@ from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
 from retailray.models.metrics import classification_metrics
 from retailray.runs import RunDirectory
-from retailray.training.fit import Fitter, FitResult
+from retailray.training.fit import FitResult, Fitter
 
 MEASURES = ("top1", "top5", "macro_f1", "ece")
 
