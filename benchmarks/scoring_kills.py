@@ -29,7 +29,7 @@ import s3fs
 
 from benchmarks.incremental_scoring import BUCKET, bundle, upload
 from benchmarks.shop import table
-from retailray.scoring.inference import PART_ROWS
+from retailray.scoring.inference import MIN_PART_IMAGES
 from tests.conftest import S3_ENV, start_s3_server
 
 YESTERDAY = "run_id=20000101T000000Z-000000"
@@ -189,7 +189,7 @@ def main() -> None:
             night.start()
             row: dict[str, Any] = {"killed": victim, "at [%]": 100 * fraction, "on it": "", "committed": ""}
             if victim != "nobody":
-                night.wait_for(int(fraction * arguments.images), PART_ROWS[0])
+                night.wait_for(int(fraction * arguments.images), MIN_PART_IMAGES)
                 row |= strike(victim, night, node)
             plan = next(event for event in night.end() if event["event"] == "plan")
             night.close()

@@ -133,10 +133,10 @@ class Reporter(Protocol):
     """Takes what tasks and workers have to tell, wherever they run; the driver shows it."""
 
     def step(self, count: int, note: str = "") -> None:
-        """So many more of the bar's units are done."""
+        """Add ``count`` finished units."""
 
     def decoded(self, count: int) -> None:
-        """So many more images wait for a predictor."""
+        """Add ``count`` decoded images that wait for a predictor."""
 
     def errors(self, by_code: dict[str, int]) -> None:
         """So many more images became error rows."""

@@ -20,12 +20,12 @@ LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pya
 _machines: list[dict[str, Any]] = []  # of the Ray session that this process had last
 
 
-# what stands in the package that a submitted job takes along: the version and commit of where it was submitted
+# written into the package of a submitted job: version and commit of the machine that submitted it
 TAKEN_ALONG = Path(__file__).parent / "SUBMITTED.json"
 
 
 def version(name: str) -> str:
-    """Of an installed distribution, or of this code where it came with a submitted job."""
+    """Return the installed version of a package; in a submitted job, retailray's version where it was submitted."""
     if name == "retailray" and TAKEN_ALONG.is_file():
         return json.loads(TAKEN_ALONG.read_text())["version"]
     try:

@@ -19,7 +19,7 @@ from retailray.config import DoctorConfig
 from retailray.errors import RetailrayError
 from retailray.provenance import version
 
-SAME = ("ray", "torch", "torchvision", "pyarrow")
+LIBRARIES = ("ray", "torch", "torchvision", "pyarrow")
 AT_ONCE = 200  # machines that are asked together
 NODE_S = 60.0  # for the answer of one machine
 CLIENT = "RETAILRAY_CLIENT_VERSIONS"  # of the machine that submitted this
@@ -41,8 +41,8 @@ class Check:
 
 
 def versions() -> dict[str, str]:
-    """Of this process, what must agree between machines."""
-    found = {name: version(name) for name in SAME}
+    """Return the versions of Python and the libraries of this process that must agree between machines."""
+    found = {name: version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
 
 
@@ -175,7 +175,7 @@ def _write(out: str) -> None:
 
 
 def _tried(action: Callable[[], None]) -> str:
-    """'' where it worked."""
+    """Return the error as one line, or an empty text if ``action`` succeeded."""
     try:
         action()
     except RetailrayError as error:

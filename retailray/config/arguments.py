@@ -133,7 +133,7 @@ def divide(argv: Sequence[str], keys: set[str]) -> tuple[list[Pair], list[Pair]]
 
 
 def join(pairs: Sequence[Pair]) -> list[str]:
-    """A command line again."""
+    """Inverse of :func:`divide`: (key, value) pairs to arguments."""
     return [f"--{key}" if value is None else f"--{key}={value}" for key, value in pairs]
 
 

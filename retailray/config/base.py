@@ -1,4 +1,4 @@
-"""What all sections are."""
+"""The base class of all sections of settings."""
 
 from pydantic import BaseModel
 
@@ -6,7 +6,7 @@ from retailray import storage
 
 
 def normalized(value: str | None) -> str | None:
-    """An address as every process understands it."""
+    """Return an address in its canonical form, absolute if it is a path."""
     return storage.normalize(value) if value else value
 
 
@@ -14,7 +14,7 @@ class Section(BaseModel):
     model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
     def non_default_fields(self) -> set[str]:
-        """The settings that are not their defaults.
+        """Return the names of the settings that differ from their defaults.
 
         Not pydantic's ``model_fields_set``: a config that was saved resolved sets all of them, and means the same.
         """

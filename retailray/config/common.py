@@ -1,4 +1,4 @@
-"""What the configs of all commands share."""
+"""The base class of all command configs."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from retailray.config.base import normalized
 from retailray.config.catalog import CatalogSection, SplitSection
 from retailray.config.cluster import ClusterSection
 
-# keys of the cluster that those have a use for who hold a pool of predictors, or training workers
+# cluster.* settings used only by commands that run predictors (first) or training workers (second)
 OF_PREDICTORS, OF_WORKERS = (
     frozenset({"cluster.gpus_per_predictor"}),
     frozenset({"cluster.min_workers", "cluster.placement"}),
@@ -22,7 +22,7 @@ class CommandConfig(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_avoid_json=True, cli_hide_none_type=True, cli_enforce_required=False
     )
-    # keys of shared sections that a command has no use for: refused on the command line, left alone in shared files
+    # keys of shared sections that the command does not use: refused on the command line, ignored in shared files
     unused: ClassVar[frozenset[str]] = OF_WORKERS
     out: str = Field(description="Folder for the results. Each run creates a run directory in it.")
     cluster: ClusterSection = ClusterSection()
@@ -42,7 +42,7 @@ class CommandConfig(BaseSettings):
 
 
 def ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:
-    """Settings about splits that others overrule."""
+    """Return the problems with split settings that other settings overrule."""
     problems = []
     given = split.non_default_fields() - {"folds"}
     for name in ("validation", "test"):

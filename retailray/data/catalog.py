@@ -345,7 +345,7 @@ def concat_rows(parts: list[Catalog]) -> Catalog:
 
 
 def count_labels(labels: np.ndarray) -> dict[str, int]:
-    """Rows a label, '' left out, sorted by name."""
+    """Return the number of rows per label, sorted by name, without the empty label."""
     counts = pc.value_counts(pa.array(labels, pa.string()))
     return {
         row["values"]: row["counts"]

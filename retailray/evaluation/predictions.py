@@ -48,5 +48,5 @@ def predict_catalog(
             )
             found = gathered(predicted.tables())
     except Exception as error:
-        raise RetailrayError(f"evaluation stopped: {executor.why(error)}") from error
+        raise RetailrayError(f"evaluation stopped: {executor.root_cause(error)}") from error
     return in_order_of(table.column(ROW_ID), found)

@@ -126,5 +126,5 @@ class Executor(Protocol):
             RetailrayError: a worker failed more often than is allowed; the first line of its reason.
         """
 
-    def why(self, error: Exception) -> str:
+    def root_cause(self, error: Exception) -> str:
         """One line for what went wrong in a task or an actor."""

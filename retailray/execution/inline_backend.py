@@ -96,7 +96,7 @@ class InlineExecutor:
         assert state, "the last epoch of a stage leaves one"
         return found, state
 
-    def why(self, error: Exception) -> str:
+    def root_cause(self, error: Exception) -> str:
         return " ".join(str(error).split())[-400:] or type(error).__name__
 
 

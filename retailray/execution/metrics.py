@@ -71,7 +71,7 @@ class Meter:
             metric("retailray_loss").set(fields[f"{split}_loss"], {"split": split})
 
     def tick(self) -> None:
-        """Called now and then: what is a matter of time."""
+        """Update the rates; called once in a while."""
         now = time.monotonic()
         began, done, predicting = self._window
         passed = now - began

@@ -14,7 +14,7 @@ from retailray.execution.launcher import run_trainer
 from retailray.execution.metrics import Meter
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, wait_until_free
-from retailray.execution.session import ray_session, why
+from retailray.execution.session import ray_session, root_cause
 
 UNIT_ROWS = 2048  # images a data task, at most
 
@@ -86,8 +86,8 @@ class RayExecutor:
         datasets = {name: stream.dataset for name, stream in streams.items()}
         return run_trainer(work, config, datasets, plan, options=options, checkpoints=checkpoints)
 
-    def why(self, error: Exception) -> str:
-        return why(error)
+    def root_cause(self, error: Exception) -> str:
+        return root_cause(error)
 
 
 class RayStream:

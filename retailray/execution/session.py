@@ -174,7 +174,7 @@ def _set_up_libraries() -> None:
     context.max_map_retries = 2
 
 
-def why(error: Exception) -> str:
+def root_cause(error: Exception) -> str:
     """One line for what Ray raised; it wraps what went wrong in a task or an actor in many ways."""
     from ray.data.exceptions import ExecutionTimeoutError
 

@@ -26,8 +26,8 @@ from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo
 from retailray.scoring.duplicates import SEEN_IMAGES, Seen
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 
-PARTS = 200  # so many are aimed at: a killed run loses what is in flight, some hundredths of the work
-PART_ROWS = (64, 20_000)  # and so few and so many images has a part
+TARGET_PARTS = 200  # aim for about this many committed parts: a killed run loses those in flight
+MIN_PART_IMAGES, MAX_PART_IMAGES = 64, 20_000
 STAGES = (FETCH, DECODE, PREDICT, COMMIT)
 
 
@@ -102,7 +102,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
                 return Inferred(parts, num, unknown, seconds, busy, slots, capacity.num_cpus, capacity.num_gpus)
         except Exception as error:
             raise RetailrayError(
-                f"scoring stopped: {executor.why(error)}; nothing was published, and the same command "
+                f"scoring stopped: {executor.root_cause(error)}; nothing was published, and the same command "
                 f"continues from the committed parts in {run.path(SCORED)}"
             ) from error
 
@@ -133,7 +133,6 @@ def _run(
         agreement=agreement,
         also=[EMBEDDING_FIELD, SCORED_AT],
     )
-    low, high = PART_ROWS
     parts = predicted.map(
         commit,
         {
@@ -143,6 +142,6 @@ def _run(
             "device": "cuda" if plan.actor_gpus else "cpu",
             "reporter": reporter,
         },
-        rows=min(high, max(low, todo.num_images // PARTS)),
+        rows=min(MAX_PART_IMAGES, max(MIN_PART_IMAGES, todo.num_images // TARGET_PARTS)),
     )
     return [run.path(SCORED, part) for table in parts.tables() for part in table.column("part").to_pylist()]

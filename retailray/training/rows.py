@@ -52,7 +52,7 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
 
 
 def rows_digest(splits: dict[str, Catalog]) -> str:
-    """Of ids, addresses, labels and products, in order."""
+    """Return the SHA-256 over ids, addresses, labels and products of all rows, in order."""
     digest = hashlib.sha256()
     for part in splits.values():
         for name in ("id", "uri", "label", "group"):

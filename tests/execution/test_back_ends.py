@@ -164,7 +164,7 @@ def test_which_back_end_a_command_gets(settings, num_images, engine, monkeypatch
 @pytest.mark.parametrize("settings", [{"num_workers": 2}, {"request_gpus": 1}, {"address": "10.0.0.1:6379"}])
 def test_inline_refuses_what_it_cannot_do(settings):
     section = ClusterSection(engine="inline", **settings)
-    with pytest.raises(CapacityError, match=r"cluster.engine = inline, and .* leave"):
+    with pytest.raises(CapacityError, match=r"cluster.engine = inline, and .* remove one"):
         start_executor(section, num_images=1).__enter__()
 
 

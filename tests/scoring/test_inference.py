@@ -13,7 +13,7 @@ from retailray.data.decoding import CODE, PIXELS, URI, DecodeSpec
 from retailray.data.images import Limits
 from retailray.data.synthetic import write_catalog
 from retailray.execution.ray_backend import RayShared
-from retailray.execution.session import why
+from retailray.execution.session import root_cause
 from retailray.scoring.chunks import REUSED, SHA, Todo, read_units
 from retailray.scoring.duplicates import Seen
 
@@ -83,5 +83,5 @@ def test_what_never_gets_a_machine_is_told_as_such(monkeypatch):
     pool = ray.data.from_items([{"a": 1}]).map_batches(Idle, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=99)
     with pytest.raises(Exception) as caught:  # noqa: PT011  it is Ray's, and what we make of it is what counts
         pool.take_all()
-    assert why(caught.value).startswith("nothing was done for")
-    assert why(ValueError("a\n b")) == "a b"
+    assert root_cause(caught.value).startswith("nothing was done for")
+    assert root_cause(ValueError("a\n b")) == "a b"

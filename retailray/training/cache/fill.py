@@ -172,7 +172,7 @@ def fill(
     except RetailrayError:
         raise
     except Exception as error:
-        raise RetailrayError(f"reading the images stopped: {executor.why(error)}") from error
+        raise RetailrayError(f"reading the images stopped: {executor.root_cause(error)}") from error
 
 
 def _filled(
