@@ -185,10 +185,13 @@ def _write_report(
     ]
     pictures = thumbnails([storage.join(storage.parent(catalog.uri), image) for image in suspects.image], catalog)
     doubted = [
-        {"picture": picture, "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
-         f"{'label is wrong' if row.is_wrong else 'label is right'}"}
+        {
+            "picture": picture,
+            "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
+            f"{'label is wrong' if row.is_wrong else 'label is right'}",
+        }
         for picture, row in zip(pictures, suspects.itertuples(), strict=True)
-    ]  # fmt: skip
+    ]
     page = render(
         "demo.html.j2",
         title="retailray demo",

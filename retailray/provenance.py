@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 # our code between the bytes of an image and its prediction or error
-INFERENCE_CODE = ("data/image_files.py", "data/images.py", "data/decoding.py", "models/predictor.py",
-                  "models/predicting.py", "scoring/chunks.py")  # fmt: skip
+INFERENCE_CODE = (
+    "data/image_files.py",
+    "data/images.py",
+    "data/decoding.py",
+    "models/predictor.py",
+    "models/predicting.py",
+    "scoring/chunks.py",
+)
 LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
 
 _machines: list[dict[str, Any]] = []  # of the Ray session that this process had last

@@ -131,8 +131,13 @@ def _track(
 
 
 def _tags(run: RunDirectory, summary: dict[str, Any], version: str) -> dict[str, str]:
-    return {"retailray.run": run.address, "retailray.run_id": run.run_id, "retailray.command": summary["command"],
-            "retailray.bundle": summary["bundle"], VERSION_TAG: version}  # fmt: skip
+    return {
+        "retailray.run": run.address,
+        "retailray.run_id": run.run_id,
+        "retailray.command": summary["command"],
+        "retailray.bundle": summary["bundle"],
+        VERSION_TAG: version,
+    }
 
 
 def _log_files(client: Any, run_id: str, run: RunDirectory, bundle: str) -> str:

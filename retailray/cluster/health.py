@@ -191,14 +191,18 @@ def _of_machine(config: DoctorConfig, told: dict[str, Any], name: str) -> list[C
     checks = [
         compare_versions(versions(), told["versions"], name),
         Check(
-            f"disk of {name}", free >= limits.min_free_gb, f"{free:.1f} GB free",
+            f"disk of {name}",
+            free >= limits.min_free_gb,
+            f"{free:.1f} GB free",
             f"at least {limits.min_free_gb:g} GB (doctor.min_free_gb): larger disks, or RAY_TMPDIR on another one",
         ),
         Check(
-            f"clock of {name}", abs(told["skew_s"]) <= limits.max_skew_s, f"{told['skew_s']:+.2f} s",
+            f"clock of {name}",
+            abs(told["skew_s"]) <= limits.max_skew_s,
+            f"{told['skew_s']:+.2f} s",
             "run an NTP client (chrony) there; object stores refuse requests that are minutes off",
         ),
-    ]  # fmt: skip
+    ]
     for what, problem in told["storage"].items():
         checks.append(Check(f"{what} from {name}", not problem, problem or "works", STORAGE))
     expected = int(told["expected_gpus"])

@@ -86,9 +86,12 @@ def send(asked: Request, cluster: Cluster) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     events.emit(
-        "submitted" if new else "known", id=submission_id, address=cluster.address, seconds=watch.seconds,
+        "submitted" if new else "known",
+        id=submission_id,
+        address=cluster.address,
+        seconds=watch.seconds,
         note="" if new else "a job of this id and these settings is there already; it is followed",
-    )  # fmt: skip
+    )
     if asked.submit.detach:
         events.emit("detached", id=submission_id, follow=_advice("attach", submission_id, cluster))
     else:
@@ -161,9 +164,13 @@ def _of_jobs(what: str, argv: Sequence[str]) -> None:
 def _say_job(job: Any) -> None:
     started = datetime.datetime.fromtimestamp((job.start_time or 0) / 1000, datetime.UTC)
     events.emit(
-        "job", id=job.submission_id, command=(job.metadata or {}).get("command"), status=job.status.value,
-        exit_code=_exit_code(job), started_at=started.isoformat(timespec="seconds"),
-    )  # fmt: skip
+        "job",
+        id=job.submission_id,
+        command=(job.metadata or {}).get("command"),
+        status=job.status.value,
+        exit_code=_exit_code(job),
+        started_at=started.isoformat(timespec="seconds"),
+    )
 
 
 def _exit_code(job: Any) -> int | None:

@@ -100,8 +100,14 @@ def _open(data: bytes, format: str | None) -> Image.Image:
 def _looks_like(data: bytes) -> str:
     """What else it may be; not its bytes, which may be nobody's to see."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    kinds = {"an HTML page": (b"<!doctype html", b"<html"), "XML": (b"<?xml", b"<svg"), "JSON": (b"{", b"["),
-             "a PDF": (b"%pdf",), "a ZIP archive": (b"pk\x03\x04",), "a gzip archive": (b"\x1f\x8b",)}  # fmt: skip
+    kinds = {
+        "an HTML page": (b"<!doctype html", b"<html"),
+        "XML": (b"<?xml", b"<svg"),
+        "JSON": (b"{", b"["),
+        "a PDF": (b"%pdf",),
+        "a ZIP archive": (b"pk\x03\x04",),
+        "a gzip archive": (b"\x1f\x8b",),
+    }
     return next((f"; it seems to be {kind}" for kind, signs in kinds.items() if start.startswith(signs)), "")
 
 

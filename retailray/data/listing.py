@@ -250,8 +250,11 @@ def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
 
 def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[list[tuple[str, str | None, int]]]:
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    request: dict[str, Any] | None = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "",
-                                      "StartAfter": after.removeprefix(f"s3://{bucket}/")}  # fmt: skip
+    request: dict[str, Any] | None = {
+        "Bucket": bucket,
+        "Prefix": f"{prefix}/" if prefix else "",
+        "StartAfter": after.removeprefix(f"s3://{bucket}/"),
+    }
     last = up_to.removeprefix(f"s3://{bucket}/").encode()  # keys are in the order of their bytes
     while request:
         # page by page and not by botocore's paginator, which cannot ask for a page again

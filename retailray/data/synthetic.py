@@ -208,8 +208,15 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
         true = names[product % len(names)]
         path = f"images/{product:05d}_{number % 2}.{kinds[rng.integers(len(kinds))]}"
         files[path] = encode(render(PRODUCTS[true], rng), path.split(".", 1)[1])
-        rows.append({"sku": f"{product:05d}", "image": path, "label": true, "true_label": true,
-                     "price": round(float(rng.uniform(3, 900)), 2)})  # fmt: skip
+        rows.append(
+            {
+                "sku": f"{product:05d}",
+                "image": path,
+                "label": true,
+                "true_label": true,
+                "price": round(float(rng.uniform(3, 900)), 2),
+            }
+        )
     wrong = rng.choice(num_images, round(num_images * label_noise), replace=False)
     for index in wrong:
         rows[index]["label"] = str(rng.choice([name for name in names if name != rows[index]["true_label"]]))
@@ -225,13 +232,25 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
             path = f"images/broken_{code}_{turn}.{'png' if code in ('too_many_pixels', 'bad_aspect_ratio') else 'jpg'}"
             if data is not None:
                 files[path] = data
-            rows.append({"sku": f"8{broken:04d}", "image": path, "label": names[broken % len(names)],
-                         "true_label": names[broken % len(names)], "price": 1.0})  # fmt: skip
+            rows.append(
+                {
+                    "sku": f"8{broken:04d}",
+                    "image": path,
+                    "label": names[broken % len(names)],
+                    "true_label": names[broken % len(names)],
+                    "price": 1.0,
+                }
+            )
             broken += 1
     files["images/orphan.jpg"] = encode(render(_lamp, rng), "jpg")
     _write(address, rows, files)
-    return {"num_rows": len(rows), "num_broken": broken, "num_wrong_labels": len(wrong), "num_copies": num_copies,
-            "num_orphans": 1}  # fmt: skip
+    return {
+        "num_rows": len(rows),
+        "num_broken": broken,
+        "num_wrong_labels": len(wrong),
+        "num_copies": num_copies,
+        "num_orphans": 1,
+    }
 
 
 def write_pretraining_set(address: str, *, num_images: int, seed: int) -> None:

@@ -48,16 +48,28 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
     catalog, num_trained = _without_trained_rows(config, catalog, sides)
     run = RunDirectory(config)
-    events.emit("start", command="promote", run=run.address, rows=len(catalog), model=address,
-                  champion=moves[-1].version if moves else None)  # fmt: skip
+    events.emit(
+        "start",
+        command="promote",
+        run=run.address,
+        rows=len(catalog),
+        model=address,
+        champion=moves[-1].version if moves else None,
+    )
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
     both = predict_both(config.catalog, catalog, against, config.cluster, batch_size=config.promote.batch_size)
     found = measure(both, bootstrap=config.promote.bootstrap)
     problems = gate_problems(config, found)
-    decision = {"version": version, "champion": moves[-1].version if moves else None, "passed": not problems,
-                "problems": problems, "labelled": found["labelled"], "trained_on": num_trained,
-                "top1": found.get("top1")}  # fmt: skip
+    decision = {
+        "version": version,
+        "champion": moves[-1].version if moves else None,
+        "passed": not problems,
+        "problems": problems,
+        "labelled": found["labelled"],
+        "trained_on": num_trained,
+        "top1": found.get("top1"),
+    }
     run.write_json("decision.json", decision)
     run.publish({"command": "promote", **decision, "seconds": watch.seconds})
     if problems:
@@ -66,11 +78,23 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             f"see {run.path('decision.json')}"
         )
     evidence = {"run": run.address, "top1": found["top1"], "labelled": found["labelled"]}
-    made = move(folder, CHAMPION, version, reason=config.promote.reason or "promoted", evidence=evidence,
-                seen=moves[-1].number if moves else 0)  # fmt: skip
+    made = move(
+        folder,
+        CHAMPION,
+        version,
+        reason=config.promote.reason or "promoted",
+        evidence=evidence,
+        seen=moves[-1].number if moves else 0,
+    )
     move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
-    watch.summary("promote", num_images=2 * len(both), champion=f"{folder}/{version}", before=made.previous,
-                  top1=found["top1"][CHALLENGER], difference=found["top1"]["difference"])  # fmt: skip
+    watch.summary(
+        "promote",
+        num_images=2 * len(both),
+        champion=f"{folder}/{version}",
+        before=made.previous,
+        top1=found["top1"][CHALLENGER],
+        difference=found["top1"]["difference"],
+    )
     return decision
 
 

@@ -32,8 +32,18 @@ from retailray.models.meta import (
 )
 from retailray.models.registry import resolve
 
-__all__ = ["Bundle", "BundleMeta", "EvalTransform", "Thresholds", "copy_bundle", "load_bundle", "load_meta",
-           "new_version", "save_bundle", "state_to_bytes"]  # fmt: skip
+__all__ = [
+    "Bundle",
+    "BundleMeta",
+    "EvalTransform",
+    "Thresholds",
+    "copy_bundle",
+    "load_bundle",
+    "load_meta",
+    "new_version",
+    "save_bundle",
+    "state_to_bytes",
+]
 
 
 class Bundle(NamedTuple):

@@ -170,12 +170,17 @@ def _summarize(
         "height": spread("height"),
         "num_bytes": int(ok.num_bytes.sum()),
         "findings": [
-            {"name": result.name, "count": result.count, "advice": result.advice,
-             "examples": [_example(example, scan) for example in result.examples]}
-            for result in results if result.count
+            {
+                "name": result.name,
+                "count": result.count,
+                "advice": result.advice,
+                "examples": [_example(example, scan) for example in result.examples],
+            }
+            for result in results
+            if result.count
         ],
         "orphans": list(orphans[:100]),
-    }  # fmt: skip
+    }
 
 
 def _example(example: Any, scan: pd.DataFrame) -> Any:

@@ -221,11 +221,15 @@ def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, Any]:
         "from row_results f join known k using (uri) "
         f"where k.origin = {PUBLISHED} and f.code = '' and k.pred_label is not null and f.model_label <> k.pred_label"
     )
-    moves = ledger.table(f'select k.pred_label as "from", f.model_label as "to", count(*) as rows {both} group by 1, 2 '
-                         f"order by 3 desc, 1, 2 limit {limit}")  # fmt: skip
-    examples = ledger.table(f"select f.id, f.uri, k.pred_label as before, f.model_label as pred_label, "
-                            f"f.model_score as pred_score {both} "
-                            f"order by f.model_score desc, f.row_id limit {limit}")  # fmt: skip
+    moves = ledger.table(
+        f'select k.pred_label as "from", f.model_label as "to", count(*) as rows {both} group by 1, 2 '
+        f"order by 3 desc, 1, 2 limit {limit}"
+    )
+    examples = ledger.table(
+        f"select f.id, f.uri, k.pred_label as before, f.model_label as pred_label, "
+        f"f.model_score as pred_score {both} "
+        f"order by f.model_score desc, f.row_id limit {limit}"
+    )
     return {
         "count": ledger.one(f"select count(*) {both}"),
         "moves": moves.to_pylist(),

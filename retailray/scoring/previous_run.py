@@ -17,10 +17,24 @@ from retailray.scoring.formats import SCORED
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
-IGNORED = ("cluster", "score.plan_only", "catalog.corrections", "score.review_rows", "score.price_per_cpu_hour",
-           "score.price_per_gpu_hour", "score.keep_runs", "score.max_error_rate", "score.publish_on_errors",
-           "score.memory_gb", "score.rows_per_file", "score.batch_size", "score.dedupe", "score.target_precision",
-           "score.max_drift", "score.gate_validation_labels")  # fmt: skip
+IGNORED = (
+    "cluster",
+    "score.plan_only",
+    "catalog.corrections",
+    "score.review_rows",
+    "score.price_per_cpu_hour",
+    "score.price_per_gpu_hour",
+    "score.keep_runs",
+    "score.max_error_rate",
+    "score.publish_on_errors",
+    "score.memory_gb",
+    "score.rows_per_file",
+    "score.batch_size",
+    "score.dedupe",
+    "score.target_precision",
+    "score.max_drift",
+    "score.gate_validation_labels",
+)
 
 
 def interrupted(config: ScoreConfig, key: str) -> str | None:

@@ -26,8 +26,11 @@ LEDGER = "ledger"  # the folder of a published run's ledger rows
 STAMP = ("model_name", "model_version", "run_id", "scored_at")
 OUTPUT = (*PREDICTION_SCHEMA.names, "decision", *STAMP)  # the columns that are appended to the user's
 # and these where people may correct: the model's own word, and who gave theirs, when and where (null if nobody did)
-LINEAGE = {"model_label": pa.string(), "model_score": pa.float32(),
-           **dict.fromkeys(("corrected_by", "corrected_at", "corrected_in"), pa.string())}  # fmt: skip
+LINEAGE = {
+    "model_label": pa.string(),
+    "model_score": pa.float32(),
+    **dict.fromkeys(("corrected_by", "corrected_at", "corrected_in"), pa.string()),
+}
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage", "error_code", "message")])
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
@@ -126,8 +129,10 @@ def _fill_gaps(run: RunDirectory, catalog: StagedCatalog, schema: pa.Schema) -> 
 
 def _account(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, counts: Counter[str]) -> None:
     """rows in catalog = scored + reused + failed, on storage as in memory, or nothing is published."""
-    written = {folder: sum(rows_of(name) for name in storage.list_files(run.path(folder)))
-               for folder in ("predictions", "errors")}  # fmt: skip
+    written = {
+        folder: sum(rows_of(name) for name in storage.list_files(run.path(folder)))
+        for folder in ("predictions", "errors")
+    }
     lost = ledger.one("select count(*) from row_results where code is null")
     twice = ledger.one("select count(*) - count(distinct id) from row_results where code = ''")
     right = {"predictions": counts["scored"] + counts["reused"], "errors": counts["failed"]}

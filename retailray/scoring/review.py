@@ -52,8 +52,11 @@ def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> 
         order by review_priority desc, row_id limit {limit}
         """
     ).to_pylist()
-    return [{name: value for name, value in row.items() if name not in (*REASONS, "row_id")}
-            | {"reasons": [name for name in REASONS if row[name]]} for row in found]  # fmt: skip
+    return [
+        {name: value for name, value in row.items() if name not in (*REASONS, "row_id")}
+        | {"reasons": [name for name in REASONS if row[name]]}
+        for row in found
+    ]
 
 
 def write_queue(run: RunDirectory, queue: Sequence[dict[str, Any]], meta: BundleMeta) -> None:

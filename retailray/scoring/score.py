@@ -133,15 +133,23 @@ def _score(
     schema = output_schema(config.catalog)
     counts = write_tables(run, ledger, catalog, meta, rows_per_file=config.score.rows_per_file, schema=schema)
     facts = {
-        "command": "score", "catalog": config.catalog.uri, "model_uri": config.model.uri, "model_name": meta.name,
-        "model_version": meta.version, "scoring_key": key, "counts": counts, "plan": _plan_fields(plan),
+        "command": "score",
+        "catalog": config.catalog.uri,
+        "model_uri": config.model.uri,
+        "model_name": meta.name,
+        "model_version": meta.version,
+        "scoring_key": key,
+        "counts": counts,
+        "plan": _plan_fields(plan),
         "not_listed": ledger.not_listed,
         "not_deduplicated": inferred.not_deduplicated if inferred else 0,
-        "thresholds": thresholds.model_dump(), "promise": promise.summary() if promise else None,
-        "times": times, "stages": inferred.stages() if inferred else [],
+        "thresholds": thresholds.model_dump(),
+        "promise": promise.summary() if promise else None,
+        "times": times,
+        "stages": inferred.stages() if inferred else [],
         "cost": _cost(config, inferred, times["inference"]),
         "images_per_s": plan.images / times["inference"] if plan.images else None,
-    }  # fmt: skip
+    }
     facts |= _report(config, meta, run, ledger, facts, validation, before, watch)
     if said is not None:
         warn_of_strangers(said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
@@ -331,8 +339,12 @@ def _cost(config: ScoreConfig, inferred: "Inferred | None", seconds: float) -> d
     if inferred is None or not any(rates):
         return None
     total = seconds / 3600 * (inferred.num_cpus * rates[0] + inferred.num_gpus * rates[1])
-    return {"total": total, "per_million_images": total / inferred.num_images * 1e6,
-            "cpus": inferred.num_cpus, "gpus": inferred.num_gpus}  # fmt: skip
+    return {
+        "total": total,
+        "per_million_images": total / inferred.num_images * 1e6,
+        "cpus": inferred.num_cpus,
+        "gpus": inferred.num_gpus,
+    }
 
 
 def _plan_fields(plan: PlanCounts) -> dict[str, Any]:

@@ -213,8 +213,11 @@ def _ends(fs: Any, paths: list[str], up_to: int) -> int | list[int]:
 def _is_empty(value: Any) -> bool:
     """True for how stores refuse a range of an object of no bytes."""
     cause = value.__cause__ if isinstance(value, BaseException) else None
-    return any("InvalidRange" in str(error) or getattr(error, "status", None) == 416 for error in (value, cause)
-               if isinstance(error, BaseException))  # fmt: skip
+    return any(
+        "InvalidRange" in str(error) or getattr(error, "status", None) == 416
+        for error in (value, cause)
+        if isinstance(error, BaseException)
+    )
 
 
 def _fetch_error(error: BaseException, address: str) -> ImageError:

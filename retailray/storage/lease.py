@@ -43,8 +43,12 @@ class Lease:
         self._folder, self._number = storage.join(out, FOLDER), number
         process = psutil.Process()
         # process numbers are used again, so the time when it began belongs to it
-        self._owner = {"host": socket.gethostname(), "machine": _machine(), "pid": process.pid,
-                       "began": process.create_time()}  # fmt: skip
+        self._owner = {
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": process.pid,
+            "began": process.create_time(),
+        }
 
     @property
     def address(self) -> str:
