@@ -22,7 +22,7 @@ from retailray.errors import ConfigError, StorageError
 
 EXIT_CODES = (
     "\nExit codes: 0 done; 1 failed; 2 the command line or a config file is wrong; 3 done, but more rows failed than\n"
-    "score.max_error_rate; 4 a limit was exceeded (check.fail_on, score.max_drift, promote.*, doctor); 130 interrupted"
+    "score.max_error_rate; 4 a check failed (check.fail_on, score.max_drift, promote.*, doctor); 130 interrupted"
 )
 # keys of 0.2.0 → what they are called now
 RENAMED = {

@@ -58,8 +58,8 @@ class CatalogSection(Section):
     group: str | None = Field(
         None,
         description=(
-            "Column that identifies the product. All images of a product stay in one split; default: every row is a "
-            "product of its own."
+            "Column that identifies the product. When rows are split by hash, all images of a product stay in one "
+            "split; default: every row is a product of its own."
         ),
     )
     split: str | None = Field(None, description="Column that assigns rows to splits: train, validation or test.")
@@ -70,9 +70,9 @@ class CatalogSection(Section):
     allow: list[str] = Field(
         [],
         description=(
-            "Folders, buckets or hosts that images may be read from, besides catalog.root and the folder of the "
-            "catalog. Private hosts and targets of links must be listed. Default for a catalog on disk: any object "
-            "store."
+            "Folders, buckets or hosts (http://10.0.0.5:8080) that images may be read from besides catalog.root. "
+            "Private hosts and targets of links must be listed. Default for a local catalog: every bucket, public "
+            "host and absolute path; for others: their own bucket or host."
         ),
     )
     http_headers: dict[str, str] = Field(
@@ -163,7 +163,10 @@ class SplitSection(Section):
         0.15,
         ge=0,
         lt=1,
-        description="Share of products held out for validation, which chooses the best epoch [fraction].",
+        description=(
+            "Share of products held out for validation: half of them choose the best epoch, the rest fits temperature"
+            " and thresholds [fraction]."
+        ),
     )
     test: float = Field(0.0, ge=0, lt=1, description="Share of products held out as the test split [fraction].")
     folds: int | None = Field(
@@ -188,8 +191,8 @@ class TransformSection(Section):
     augment: Literal["none", "article", "standard"] = Field(
         "standard",
         description=(
-            "Augmentation of training images. none; article: rotation, shift, shear and flip; standard: random "
-            "resized crop, flip and colour jitter."
+            "Augmentation of training images. none; article: rotation, shift, shear and flip, as in the article that "
+            "this project began with; standard: random resized crop, flip and colour jitter."
         ),
     )
     random_erasing_prob: float = Field(

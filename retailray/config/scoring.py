@@ -44,7 +44,10 @@ class PromoteSection(Section):
         0.01,
         ge=0,
         lt=1,
-        description="Maximum loss of top-1 accuracy, at the lower end of the 95 % confidence interval [fraction].",
+        description=(
+            "Largest tolerated drop of top-1 accuracy from the champion, at the lower end of the 95 % confidence "
+            "interval [fraction]."
+        ),
     )
     min_top1: float = Field(0.0, ge=0, le=1, description="Minimum top-1 accuracy [fraction].")
     min_rows: int = Field(100, ge=1, description="Minimum number of labelled rows.")
@@ -116,8 +119,8 @@ class ScoreSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description=(
-            "Arithmetic of the forward pass. auto: bfloat16 if the first run measures it to be faster; later runs use"
-            " the same."
+            "Number format of the forward pass. auto: bfloat16 if the first run measures it to be faster; later runs "
+            "use the same."
         ),
     )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")

@@ -108,7 +108,9 @@ class TuneSection(Section):
     )
     workers_per_trial: int = Field(1, ge=1, description="Data-parallel workers per trial.")
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPUs per worker; default: half of the CPUs shared by all workers, 1 at most."
+        None,
+        gt=0,
+        description="CPUs per worker; default: half of the CPUs divided by the number of workers, but at most 1.",
     )
     gpus_per_worker: float | None = Field(
         None, gt=0, le=1, description="GPUs per worker; a fraction shares a GPU; default: 1 if there are GPUs."

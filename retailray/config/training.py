@@ -120,7 +120,10 @@ class TrainSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Decay per step of an exponential moving average of the weights, which is then kept; 0: off.",
+        description=(
+            "Decay per step of an exponential moving average of the weights; the averaged weights are evaluated and "
+            "saved. 0: off."
+        ),
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: weight each class by 1 / its number of training rows."
@@ -137,7 +140,7 @@ class TrainSection(Section):
         ),
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of training. auto: bfloat16 if a short measurement shows it to be faster."
+        "auto", description="Number format of training. auto: bfloat16 if a short measurement shows it to be faster."
     )
     compile: bool = Field(
         False, description="Use torch.compile for the trained part: minutes at the start, faster steps afterwards."
