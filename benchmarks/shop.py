@@ -54,8 +54,8 @@ def run(command: str, **values: Any) -> list[dict[str, Any]]:
     """The events of one command, each with ``at``: seconds since the command began."""
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     started, events = time.monotonic(), []
-    command = [sys.executable, "-m", "retailray", command, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    words = [sys.executable, "-m", "retailray", command, *arguments]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             events.append(json.loads(line) | {"at": time.monotonic() - started})

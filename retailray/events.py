@@ -76,13 +76,17 @@ def last_run() -> str | None:
 
 @contextlib.contextmanager
 def nested_run() -> Iterator[None]:
-    """Let a run within another put its own id on its lines, and the outer one's id on those after it."""
-    global _run_id
-    outer = _run_id
+    """Let a run within another put its own id on its lines, and the outer one's id on those after it.
+
+    If the inner run fails, :func:`last_run` is still the inner one.
+    """
+    global _run_id, _run
+    outer_id, outer = _run_id, _run
     try:
         yield
+        _run = outer
     finally:
-        _run_id = outer
+        _run_id = outer_id
 
 
 def _print_event(event: str, fields: dict[str, Any]) -> None:

@@ -4,14 +4,17 @@ Each step leaves its run directories in a folder of its own below ``out``. The e
 stopped the run, else that of scoring.
 """
 
-from retailray import storage
+from retailray import events, storage
 from retailray.config import CheckConfig, NightlyConfig, ScoreConfig
 from retailray.quality.check import check
 from retailray.scoring.score import score
 
+# columns and files that assign splits mean nothing to scoring, and need not exist for it
+WITHOUT_SPLITS = {"split": None, "validation_uri": None, "test_uri": None}
+
 
 def nightly(config: NightlyConfig) -> str:
-    """Check the catalog where a setting of ``check`` is given, print the plan, then score.
+    """Check the catalog if that is asked for (``nightly.check``, or any setting of ``check``), print the plan, score.
 
     Returns:
         The address of the scoring run's directory.
@@ -22,10 +25,11 @@ def nightly(config: NightlyConfig) -> str:
         RetailrayError: see :mod:`retailray.errors`.
     """
     catalog, cluster = config.catalog, config.cluster
-    if config.check.non_default_fields():  # it reads every image, so it runs only on request
+    if config.checks:
         out = storage.join(config.out, "checks")
-        check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=config.check, out=out))
-    out = storage.join(config.out, "scores")
+        with events.nested_run():
+            check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=config.check, out=out))
+    catalog, out = catalog.model_copy(update=WITHOUT_SPLITS), storage.join(config.out, "scores")
     scoring = ScoreConfig(catalog=catalog, cluster=cluster, model=config.model, score=config.score, out=out)
     plan = scoring.score.model_copy(update={"plan_only": True})
     score(scoring.model_copy(update={"score": plan}))  # a line for the log, before any machine is asked for

@@ -166,7 +166,7 @@ def _say_job(job: Any) -> None:
     events.emit(
         "job",
         id=job.submission_id,
-        command=(job.metadata or {}).get("command"),
+        command=(job.metadata or {}).get("command") or (job.metadata or {}).get("verb"),  # 0.2.0: verb
         status=job.status.value,
         exit_code=_exit_code(job),
         started_at=started.isoformat(timespec="seconds"),

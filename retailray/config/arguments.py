@@ -18,28 +18,13 @@ from pydantic_settings import CliApp
 
 from retailray import storage
 from retailray.config import COMMANDS, CommandConfig
+from retailray.config.base import RENAMED
 from retailray.errors import ConfigError, StorageError
 
 EXIT_CODES = (
     "\nExit codes: 0 done; 1 failed; 2 the command line or a config file is wrong; 3 done, but more rows failed than\n"
     "score.max_error_rate; 4 a check failed (check.fail_on, score.max_drift, promote.*, doctor); 130 interrupted"
 )
-# keys of 0.2.0 → what they are called now
-RENAMED = {
-    "transform.erasing": "transform.random_erasing_prob",
-    "train.lr_decay": "train.layer_decay",
-    "train.warmup": "train.warmup_ratio",
-    "train.ema": "train.ema_decay",
-    "train.balance": "train.class_weights",
-    "train.views": "train.num_views",
-    "train.checkpoint_s": "train.checkpoint_interval_s",
-    "tune.keep": "tune.keep_top_trials",
-    "compare.against": "compare.baseline",
-    "cluster.ask_cpus": "cluster.request_cpus",
-    "cluster.ask_gpus": "cluster.request_gpus",
-    "cluster.wait_s": "cluster.resource_timeout_s",
-    "submit.patience_s": "submit.unreachable_timeout_s",
-}
 _UNEXPECTED = "unexpected argument {token!r}: settings are given as --section.key VALUE"
 MOST_VALUES = 100_000  # of a config file
 MOST_SHOWN = 200  # characters of a value in an error
@@ -110,7 +95,7 @@ def tokenize(argv: Sequence[str]) -> Iterator[Pair]:
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
-        if not token.startswith("--"):
+        if not token.startswith("--") or token.partition("=")[0] == "--":
             yield "", token
             continue
         key, has_value, text = token.removeprefix("--").partition("=")
@@ -184,7 +169,8 @@ def _unknown(command: str, key: str, source: str) -> str:
     if readers:
         return f"{key} ({source}): {command} does not read it and would ignore it; it belongs to {', '.join(readers)}"
     if key in RENAMED:
-        return f"{key} ({source}): renamed to {RENAMED[key]}; retailray {command} --help describes it"
+        where = next(one.name for one in COMMANDS.values() if RENAMED[key] in known_keys(one.config))
+        return f"{key} ({source}): renamed to {RENAMED[key]}; retailray {where} --help describes it"
     near = difflib.get_close_matches(key, known_keys(COMMANDS[command].config), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"retailray {command} --help lists the keys"
     return f"{key} ({source}): unknown key; {hint}"
@@ -298,6 +284,7 @@ def _explain(model: type[CommandConfig], detail: Any, sources: dict[str, str]) -
 def _print_help(command: str, model: type[CommandConfig]) -> None:
     """Print the command's settings by section: name, type, default, help. Wide terminals get one line a setting."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -314,7 +301,7 @@ def _print_help(command: str, model: type[CommandConfig]) -> None:
         annotation = field.annotation
         if is_section(annotation):
             doc = " ".join((annotation.__doc__ or "").split())
-            table.add_row(f"\n[bold]{name}[/]", "", f"\n{doc}")
+            table.add_row(f"\n[bold]{name}[/]", "", f"\n{escape(doc)}")
             for inner, inner_field in annotation.model_fields.items():
                 if f"{name}.{inner}" not in model.unused:
                     table.add_row(*_help_row(f"{name}.{inner}", inner_field))

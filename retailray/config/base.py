@@ -4,6 +4,23 @@ from pydantic import BaseModel
 
 from retailray import storage
 
+# keys of 0.2.0 → what they are called now
+RENAMED = {
+    "transform.erasing": "transform.random_erasing_prob",
+    "train.lr_decay": "train.layer_decay",
+    "train.warmup": "train.warmup_ratio",
+    "train.ema": "train.ema_decay",
+    "train.balance": "train.class_weights",
+    "train.views": "train.num_views",
+    "train.checkpoint_s": "train.checkpoint_interval_s",
+    "tune.keep": "tune.keep_top_trials",
+    "compare.against": "compare.baseline",
+    "cluster.ask_cpus": "cluster.request_cpus",
+    "cluster.ask_gpus": "cluster.request_gpus",
+    "cluster.wait_s": "cluster.resource_timeout_s",
+    "submit.patience_s": "submit.unreachable_timeout_s",
+}
+
 
 def normalized(value: str | None) -> str | None:
     """Return an address in its canonical form, absolute if it is a path."""

@@ -29,7 +29,8 @@ class ClusterSection(Section):
         None,
         ge=1,
         description=(
-            "Number of training workers or predictors; default: one per GPU, else as many as the CPUs can run."
+            "Number of training workers or predictors; default: one per GPU; without GPUs one training worker, and "
+            "one predictor per two CPUs."
         ),
     )
     min_workers: int | None = Field(

@@ -20,7 +20,14 @@ from retailray.config.cluster import (
 )
 from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
 from retailray.config.fine_tuning import TrainConfig, TuneConfig
-from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
+from retailray.config.scoring import (
+    CompareSection,
+    EvaluateSection,
+    NightlySection,
+    PromoteSection,
+    RollbackSection,
+    ScoreSection,
+)
 from retailray.config.training import BundleSection, TrackSection
 
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
@@ -126,10 +133,20 @@ class NightlyConfig(CommandConfig):
     check: CheckSection = CheckSection()
     model: BundleSection
     score: ScoreSection = ScoreSection()
+    nightly: NightlySection = NightlySection()
+
+    @property
+    def checks(self) -> bool:
+        """Whether the catalog is checked before it is scored."""
+        given = bool(self.check.non_default_fields())
+        return given if self.nightly.check is None else self.nightly.check
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "NightlyConfig":
-        if problems := ignored_splits(self.catalog, self.split):
+        problems = ignored_splits(self.catalog, self.split) if self.checks else []
+        if not self.checks and (given := sorted(self.check.non_default_fields())):
+            problems += [f"check.{name} would be ignored: nightly.check is false" for name in given]
+        if problems:
             raise ValueError("; ".join(problems))
         return self
 
@@ -245,7 +262,7 @@ COMMANDS = {
         ),
         Command(
             "nightly",
-            "check (if configured), plan and score a catalog, with one exit code",
+            "check (if asked for), plan and score a catalog, with one exit code",
             NightlyConfig,
             "retailray.nightly:nightly",
             example="--config night.yaml",

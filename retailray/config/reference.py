@@ -5,7 +5,7 @@ A test fails when the page is not what this module prints.
 
 from typing import Any
 
-from retailray.config import COMMANDS, CommandConfig
+from retailray.config import COMMANDS
 from retailray.config.arguments import is_section, known_keys, type_name
 
 HEAD = """\
@@ -26,33 +26,34 @@ the command line takes precedence). One file may serve several commands.
 def reference() -> str:
     """Return the page as Markdown: one table of commands, then one table of settings per section."""
     page = HEAD
-    sections: dict[str, tuple[str, dict[str, Any]]] = {"": ("", {"out": CommandConfig.model_fields["out"]})}
-    readers: dict[str, list[str]] = {}
+    sections: dict[str, str] = {}
+    # (section, key, type, default, description) → the commands that read it: commands may differ in the latter three
+    rows: dict[tuple[str, ...], list[str]] = {}
     for command in COMMANDS.values():
         page += f"| `{command.name}` | {command.summary} |\n"
-        for key in known_keys(command.config):
-            readers.setdefault(key, []).append(command.name)
+        read = set(known_keys(command.config))
         for name, field in command.config.model_fields.items():
             kind: Any = field.annotation
-            if is_section(kind):
-                doc, fields = sections.setdefault(name, (" ".join((kind.__doc__ or "").split()), {}))
-                for inner, inner_field in kind.model_fields.items():
-                    fields.setdefault(f"{name}.{inner}", inner_field)
-            else:
-                sections[""][1].setdefault(name, field)
-    for name, (doc, fields) in sections.items():
-        page += f"\n## {f'`{name}`' if name else 'Without a section'}\n\n{doc}{chr(10) * 2 if doc else ''}"
+            section = name if is_section(kind) else ""
+            sections.setdefault(section, " ".join((kind.__doc__ or "").split()) if section else "")
+            fields = {f"{name}.{inner}": one for inner, one in kind.model_fields.items()} if section else {name: field}
+            for key, one in fields.items():
+                if key in read:
+                    rows.setdefault((section, *_cells(key, one)), []).append(command.name)
+    for section, doc in sections.items():
+        page += f"\n## {f'`{section}`' if section else 'Without a section'}\n\n{doc}{chr(10) * 2 if doc else ''}"
         page += "| key | type | default | description | read by |\n|---|---|---|---|---|\n"
-        for key, field in fields.items():
-            if key in readers:
-                page += _row(key, field, readers[key])
+        for (owner, *cells), readers in rows.items():
+            if owner == section:
+                page += "| " + " | ".join([*cells, ", ".join(readers)]) + " |\n"
     return page
 
 
-def _row(key: str, field: Any, readers: list[str]) -> str:
-    default = "required" if field.is_required() else "" if field.default in (None, [], {}) else f"`{field.default}`"
-    cells = [f"`{key}`", type_name(field.annotation), default, field.description or "", ", ".join(readers)]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+def _cells(key: str, field: Any) -> tuple[str, str, str, str]:
+    default = "required" if field.is_required() else "" if field.default in (None, "", [], {}) else f"`{field.default}`"
+    cells = f"`{key}`", type_name(field.annotation), default, field.description or ""
+    first, second, third, fourth = (cell.replace("|", "\\|") for cell in cells)
+    return first, second, third, fourth
 
 
 if __name__ == "__main__":

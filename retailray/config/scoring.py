@@ -133,3 +133,12 @@ class ScoreSection(Section):
     memory_gb: float = Field(
         0.25, ge=0.1, description="Memory for joins on the driver; larger joins spill to its disk [GB]."
     )
+
+
+class NightlySection(Section):
+    """Steps of the nightly job."""
+
+    check: bool | None = Field(
+        None,
+        description="Check every image before scoring; default: if a setting of check differs from its default.",
+    )

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
 
-from retailray.config.base import Section
+from retailray.config.base import RENAMED, Section
 
 # what a search may draw: settings that change the model and leave the images, the seed and the rows what they are
 TUNABLE = (
@@ -131,6 +131,8 @@ class TuneSection(Section):
     @classmethod
     def _known_settings(cls, space: dict[str, Domain]) -> dict[str, Domain]:
         unknown = sorted(set(space) - set(TUNABLE))
+        if renamed := [f"{name} is {RENAMED[name]} now" for name in unknown if name in RENAMED]:
+            raise ValueError("; ".join(renamed))
         if unknown:
             raise ValueError(f"{', '.join(unknown)} cannot be searched; these can: {', '.join(TUNABLE)}")
         return space

@@ -92,9 +92,11 @@ def leave_bundle(
     return bundle
 
 
-def register(config: TrainConfig, bundle: str, meta: BundleMeta) -> None:
-    """Copy a bundle to the registry where that is asked."""
-    if config.model.registry:
-        registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
-        copy_bundle(bundle, registered)
-        events.emit("registered", bundle=registered)
+def register(config: TrainConfig, bundle: str, meta: BundleMeta) -> dict[str, str]:
+    """Copy a bundle to the registry if ``model.registry`` is set; return its address there as ``registered``."""
+    if not config.model.registry:
+        return {}
+    registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
+    copy_bundle(bundle, registered)
+    events.emit("registered", bundle=registered)
+    return {"registered": registered}

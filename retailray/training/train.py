@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> str:
     state = model[0].state_dict() | result.best
     meta = describe(config, labels, model[1:], best, splits, state, result.calibration, folds)
     bundle = leave_bundle(run, meta, state, result.calibration, splits)
-    register(config, bundle, meta)
+    registered = register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(result.history).to_csv(index=False))
     write_training_report(run, meta, config, result.history, best, result.errors_by_code, folds)
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> str:
     seen, failed = sum(row["train_rows"] for row in result.history), sum(result.errors_by_code.values())
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}
     counts = {"epochs": len(result.history), "images": seen, "failed": failed}
-    watch.summary("train", num_images=seen, **counts, **measures, **tested, bundle=bundle)
+    watch.summary("train", num_images=seen, **counts, **measures, **tested, bundle=bundle, **registered)
     return bundle
 
 

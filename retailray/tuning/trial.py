@@ -104,7 +104,7 @@ class Trial:
         return self.running
 
     def state(self) -> dict[str, Any] | None:
-        """What :meth:`load` continues from: the engine's state, and whether it is over."""
+        """What :meth:`load` continues from: the training loop's state, and whether it is over."""
         if not self.loop:  # nothing has run since it was loaded, if it was
             return self.start
         return self.loop.state() | {"over": self.loop.is_over}

@@ -93,7 +93,7 @@ def tune(config: TuneConfig) -> str:
         meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
         bundle = leave_bundle(run, meta, weights, calibration, splits)
         verified = _verify(config, run, bundle, calibration, best["validation_top1"], executor.engine)
-        register(config, bundle, meta)
+        registered = register(config, bundle, meta)
     ledger.prune(again=True)
     table = _tables(run, ledger)
     write_search_report(run, config, table, _curves(ledger), _backbones(shared), verified)
@@ -114,7 +114,8 @@ def tune(config: TuneConfig) -> str:
     run.publish(record, clear=["exchange"])
     track(config, run, record, winner["history"], version=meta.version, metrics=best)
     seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
-    watch.summary("tune", num_images=seen, **summary, **times, bundle=bundle, report=run.path("report.html"))
+    places = {"bundle": bundle, "best_config": run.path("best.yaml"), "report": run.path("report.html"), **registered}
+    watch.summary("tune", num_images=seen, **summary, **times, **places)
     return bundle
 
 
@@ -200,13 +201,13 @@ def _describe(
 
 
 def _verify(
-    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, loop: str
+    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
 ) -> dict[str, Any]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
 
     Args:
         calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
-            measured on those of them that choose the epoch. loop: where the images are read.
+            measured on those of them that choose the epoch. engine: where the images are read.
 
     Raises:
         RetailrayError: these differ.
@@ -225,7 +226,7 @@ def _verify(
                 split=config.split,
                 model=BundleSection(uri=bundle),
                 evaluate=EvaluateSection(split="validation"),
-                cluster=config.cluster.model_copy(update={"engine": loop}),
+                cluster=config.cluster.model_copy(update={"engine": engine}),
                 out=run.path("verification"),
             )
         )

@@ -6,6 +6,7 @@ import yaml
 
 from retailray.cli import main
 from retailray.config import COMMANDS, arguments
+from retailray.config.base import RENAMED
 from retailray.errors import ConfigError
 
 # six levels of ten aliases each
@@ -85,7 +86,7 @@ def test_unknown_command(capsys):
     assert "check" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("old", "new"), arguments.RENAMED.items())
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_key_of_an_older_version_names_the_new_one(old, new, tmp_path):
     """On the command line and in a file; the new name is a key of the same command."""
     readers = [name for name, command in COMMANDS.items() if new in arguments.known_keys(command.config)]
@@ -95,6 +96,16 @@ def test_a_key_of_an_older_version_names_the_new_one(old, new, tmp_path):
     path.write_text(f"{section}: {{{name}: 1}}\n")
     for given in ([f"--{old}=1"], ["--config", str(path)]):
         assert any(problem.startswith(old) and new in problem for problem in problems(readers[0], *given))
+
+
+def test_a_renamed_key_of_a_search_space_names_the_new_one():
+    space = json.dumps({"train.lr_decay": [0.5, 0.8]})
+    assert "train.lr_decay is train.layer_decay now" in problems("tune", *CHECK, "--tune.space", space)[0]
+
+
+@pytest.mark.parametrize("token", ["--", "--=x", "-x", "x"])
+def test_what_is_no_setting_is_named_as_it_was_written(token):
+    assert problems("check", *CHECK, token)[0].startswith(f"unexpected argument {token!r}")
 
 
 def test_settings_that_would_be_ignored_are_refused():

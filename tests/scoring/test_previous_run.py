@@ -8,11 +8,11 @@ from retailray.errors import StorageError
 from retailray.scoring.previous_run import last_published
 
 
-def write_run(out, name, *, scored=False, **summary):
+def write_run(out, name, *, scored=False, key="command", **summary):
     (out / name / ("scored" if scored else ".")).mkdir(parents=True)
     for file, text in (
         ("config.yaml", ""),
-        ("run.json", json.dumps({"command": "score", **summary})),
+        ("run.json", json.dumps({key: "score", **summary})),
         ("_SUCCESS", ""),
     ):
         (out / name / file).write_text(text)
@@ -28,6 +28,14 @@ def test_the_last_run_is_the_one_that_latest_names_or_one_that_was_about_to_be(t
         assert last_published(str(tmp_path))[0].endswith("run_id=1")
     write_run(tmp_path, "run_id=3", published=True, scored=True)
     assert last_published(str(tmp_path))[0].endswith("run_id=3")
+
+
+@pytest.mark.parametrize("key", ["command", "verb"])
+def test_runs_of_version_0_2_0_are_previous_runs(key, tmp_path):
+    """Kind of fault: a new name in run.json makes a whole catalog be scored again."""
+    write_run(tmp_path, "run_id=1", key=key, published=True)
+    (tmp_path / "LATEST").write_text("run_id=1\n")
+    assert last_published(str(tmp_path))[0].endswith("run_id=1")
 
 
 def test_a_run_that_was_removed_is_none_and_one_that_cannot_be_read_is_an_error(tmp_path):
