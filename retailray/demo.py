@@ -166,10 +166,10 @@ def _label_suspects(scored: str, limit: int = 12) -> pd.DataFrame:
 
 def _write_report(
     run: RunDirectory,
-    planted: Mapping[str, Any],
+    planted: Mapping[str, object],
     found: Mapping[str, Any],
-    results: Mapping[str, Mapping[str, Any]],
-    summary: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, object]],
+    summary: Mapping[str, object],
     suspects: pd.DataFrame,
     links: Mapping[str, str],
     *,

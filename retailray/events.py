@@ -44,7 +44,7 @@ def on_terminal() -> bool:
     return stream().isatty()
 
 
-def emit(event: str, **fields: Any) -> None:
+def emit(event: str, **fields: object) -> None:
     """Report one event: a JSON line, or on a terminal a readable one. Floats are rounded to four digits."""
     fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
     if not on_terminal():
@@ -89,7 +89,7 @@ def nested_run() -> Iterator[None]:
         _run_id = outer_id
 
 
-def _print_event(event: str, fields: dict[str, Any]) -> None:
+def _print_event(event: str, fields: dict[str, object]) -> None:
     text = "  ".join(f"[dim]{key}[/] {escape(str(value))}" for key, value in fields.items())
     console = _live.console if _live else Console(file=stream(), highlight=False)
     console.print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
@@ -148,7 +148,7 @@ class Reporter(Protocol):
     def spend(self, seconds: dict[str, float]) -> None:
         """So many more seconds of some process went into these stages."""
 
-    def event(self, name: str, fields: dict[str, Any]) -> None:
+    def event(self, name: str, fields: dict[str, object]) -> None:
         """Something that a person should see at once."""
 
     def spent(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ class Stopwatch:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def summary(self, command: str, *, num_images: int, **counts: Any) -> None:
+    def summary(self, command: str, *, num_images: int, **counts: object) -> None:
         """The last line of every command."""
         seconds = self.seconds
         emit("summary", command=command, **counts, seconds=seconds, images_per_s=num_images / max(seconds, 1e-9))

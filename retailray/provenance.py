@@ -10,7 +10,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 # our code between the bytes of an image and its prediction or error
 INFERENCE_CODE = (
@@ -23,7 +22,7 @@ INFERENCE_CODE = (
 )
 LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
 
-_machines: list[dict[str, Any]] = []  # of the Ray session that this process had last
+_machines: list[dict[str, object]] = []  # of the Ray session that this process had last
 
 
 # written into the package of a submitted job: version and commit of the machine that submitted it
@@ -70,23 +69,23 @@ def inference_environment() -> str:
     return " ".join([f"code={digest.hexdigest()[:16]}", *versions])
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> dict[str, object]:
     """For a bundle: UTC time, commit, versions of the libraries."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"created_at": now, "git_commit": git_commit(), "libraries": libraries()}
 
 
-def note_machines(machines: list[dict[str, Any]]) -> None:
+def note_machines(machines: list[dict[str, object]]) -> None:
     """Remember what a Ray session ran on, for ``run.json``."""
     _machines[:] = machines
 
 
-def this_machine() -> dict[str, Any]:
+def this_machine() -> dict[str, object]:
     """The machine of this process: no name and no address of it, which are nobody's business in a published record."""
     return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "system": platform.platform(terse=True)}
 
 
-def made_by() -> dict[str, Any]:
+def made_by() -> dict[str, object]:
     """For ``run.json``: versions, the machine of the driver, and the cluster's machines by kind."""
     return {
         "git_commit": git_commit(),

@@ -71,7 +71,7 @@ class RunDirectory:
             )
         return earlier
 
-    def decide(self, *, inputs: dict[str, str], **decisions: Any) -> None:
+    def decide(self, *, inputs: dict[str, str], **decisions: object) -> None:
         self.write_json(DECISIONS, {"inputs": inputs, **decisions})
 
     def path(self, *parts: str) -> str:
@@ -80,11 +80,11 @@ class RunDirectory:
     def write(self, name: str, content: str | bytes) -> None:
         storage.write_bytes(self.path(name), content.encode() if isinstance(content, str) else content)
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: dict[str, object]) -> None:
         self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
 
     def publish(
-        self, summary: dict[str, Any], *, pointer: bool = True, alone: bool = False, clear: Sequence[str] = ()
+        self, summary: dict[str, object], *, pointer: bool = True, alone: bool = False, clear: Sequence[str] = ()
     ) -> None:
         """Write ``run.json``, then ``_SUCCESS``, then move ``<out>/LATEST`` to this run, if ``pointer``.
 
@@ -173,7 +173,7 @@ def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
     return {name: files for name, files in runs.items() if "config.yaml" in files}
 
 
-def _without(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _without(settings: dict[str, object], keys: Sequence[str]) -> dict[str, object]:
     """A copy without some dotted keys."""
     kept = json.loads(json.dumps(settings))
     for key in keys:

@@ -45,11 +45,11 @@ def check_tracking(section: TrackSection) -> None:
 def track(
     config: TrainConfig,
     run: RunDirectory,
-    summary: dict[str, Any],
-    history: list[dict[str, Any]],
+    summary: dict[str, object],
+    history: list[dict[str, object]],
     *,
     version: str,
-    metrics: dict[str, Any],
+    metrics: dict[str, object],
 ) -> None:
     """Copy a finished run to MLflow. ``history``: one row per epoch; ``version``: the bundle's.
 
@@ -100,7 +100,7 @@ def _track(
     summary: dict[str, Any],
     history: list[dict[str, Any]],
     version: str,
-    metrics: dict[str, Any],
+    metrics: dict[str, object],
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
@@ -165,9 +165,9 @@ def _register(client: Any, name: str, source: str, run_id: str, version: str) ->
     client.set_registered_model_alias(name, "challenger", made.version)
 
 
-def _params(settings: dict[str, Any]) -> list[tuple[str, str]]:
+def _params(settings: dict[str, object]) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in leaves(settings) if value is not None and value not in ({}, [])]
 
 
-def _numbers(row: dict[str, Any]) -> list[tuple[str, float]]:
+def _numbers(row: dict[str, object]) -> list[tuple[str, float]]:
     return [(key, float(value)) for key, value in row.items() if isinstance(value, int | float)]

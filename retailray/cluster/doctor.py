@@ -4,8 +4,6 @@ With the address of a dashboard (``http://host:8265``) it looks at it from here 
 cluster; with none, or a Ray address, it asks that Ray's machines directly. Each check that fails says how to mend it.
 """
 
-from typing import Any
-
 from retailray import events
 from retailray.cluster.health import INSTALL, Check, examine
 from retailray.cluster.request import Request, settings_of
@@ -56,6 +54,6 @@ def _gate(failed: list[str]) -> None:
 
 
 def _say(check: Check) -> bool:
-    fix: dict[str, Any] = {} if check.ok else {"fix": check.fix}
+    fix: dict[str, object] = {} if check.ok else {"fix": check.fix}
     events.emit("check", name=check.name, ok=check.ok, found=check.found, **fix)
     return check.ok

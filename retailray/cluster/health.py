@@ -102,7 +102,7 @@ def _ask_machines(config: DoctorConfig, marker: str) -> list[dict[str, Any]]:
     readable = {key: value for key, value in addresses.items() if value}
     probe = ray.remote(num_cpus=0, max_retries=0)(look_around)
 
-    def ask(node: dict[str, Any]) -> dict[str, Any]:
+    def ask(node: dict[str, Any]) -> dict[str, object]:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         expected = node["Resources"].get("GPU", 0)
         try:
@@ -118,7 +118,7 @@ def _ask_machines(config: DoctorConfig, marker: str) -> list[dict[str, Any]]:
         return list(pool.map(ask, alive))
 
 
-def _skew(strategy: Any) -> float:
+def _skew(strategy: object) -> float:
     """Its clock less ours [s], by the quickest of three questions, half of whose time is the way there."""
     import ray
 
@@ -136,7 +136,7 @@ def _now() -> float:
     return time.time()
 
 
-def look_around(readable: dict[str, str], out: str) -> dict[str, Any]:
+def look_around(readable: dict[str, str], out: str) -> dict[str, object]:
     """What a worker sees of its machine and of the storage. Runs on every machine."""
     free = shutil.disk_usage(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).free
     told: dict[str, Any] = {"versions": versions(), "free_gb": free / 1e9, "storage": {}}

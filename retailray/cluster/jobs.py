@@ -114,7 +114,7 @@ class Cluster:
             time.sleep(POLL_S)
 
     def submit(
-        self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+        self, submission_id: str, entrypoint: str, runtime_env: dict[str, object], metadata: dict[str, str]
     ) -> bool:
         """Submit a job under this id once, however often it is tried; False where the same job is there already.
 
@@ -156,7 +156,7 @@ class Cluster:
     def find(self, submission_id: str) -> Any | None:
         """The job's details (Ray's JobDetails); None where there is none."""
 
-        def look() -> Any | None:
+        def look() -> object | None:
             try:
                 return self._client.get_job_info(submission_id)
             except RuntimeError as error:
@@ -166,7 +166,7 @@ class Cluster:
 
         return self.with_retries(look)
 
-    def jobs(self) -> list[Any]:
+    def jobs(self) -> list[object]:
         """Our jobs, the newest first."""
         found = self.with_retries(self._client.list_jobs)
         ours = [job for job in found if "retailray" in (job.metadata or {})]

@@ -66,7 +66,7 @@ def render(command: str, arguments: list[str], section: KuberaySection, settings
 class _Plain(yaml.SafeDumper):
     """No anchors: what two objects share is written twice. Texts of several lines as they are read."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -76,7 +76,7 @@ _Plain.add_representer(
 )
 
 
-def _cluster(section: KuberaySection) -> dict[str, Any]:
+def _cluster(section: KuberaySection) -> dict[str, object]:
     groups = [("cpu", section.cpu_workers, 0), ("gpu", section.gpu_workers, 1)]
     return {
         "rayVersion": importlib.metadata.version("ray"),
@@ -110,7 +110,7 @@ def _pod(
     section: KuberaySection, name: str, *, cpus: int, memory_gb: int, num_gpus: int = 0, ports: list[int] | None = None
 ) -> dict[str, Any]:
     resources = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"} | ({"nvidia.com/gpu": str(num_gpus)} if num_gpus else {})
-    container: dict[str, Any] = {
+    container: dict[str, object] = {
         "name": name,
         "image": section.image,
         "resources": {"limits": resources, "requests": resources},
@@ -120,7 +120,7 @@ def _pod(
         container["ports"] = [{"containerPort": port} for port in ports]
     if section.storage_secret:
         container["envFrom"] = [{"secretRef": {"name": section.storage_secret}}]
-    spec: dict[str, Any] = {
+    spec: dict[str, object] = {
         "containers": [container],
         "volumes": [{"name": "config", "configMap": {"name": f"{section.name}-config"}}],
     }
@@ -131,7 +131,7 @@ def _pod(
     return {"spec": spec}
 
 
-def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> dict[str, Any]:
+def _job(section: KuberaySection, cluster: dict[str, object], entrypoint: str) -> dict[str, object]:
     return {
         "entrypoint": entrypoint,
         "rayClusterSpec": cluster,
@@ -141,7 +141,7 @@ def _job(section: KuberaySection, cluster: dict[str, Any], entrypoint: str) -> d
     }
 
 
-def _cron_job(section: KuberaySection, command: str) -> dict[str, Any]:
+def _cron_job(section: KuberaySection, command: str) -> dict[str, object]:
     address = f"http://{section.name}-head-svc:{DASHBOARD_PORT}"
     pod = _pod(section, "submit", cpus=1, memory_gb=2)["spec"]
     [container] = pod["containers"]

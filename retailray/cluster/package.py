@@ -4,7 +4,6 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,7 +16,7 @@ CONFIG = "job.yaml"
 LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
-def make_package(settings: dict[str, Any], key: bytes) -> Path:
+def make_package(settings: dict[str, object], key: bytes) -> Path:
     """A new folder with the package, the settings and the key of the credentials."""
     folder = Path(tempfile.mkdtemp(prefix="retailray-job-"))
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=LEFT)

@@ -22,7 +22,7 @@ class Request:
 
     command: str
     submit: SubmitConfig
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
     @property
     def entrypoint(self) -> list[str]:
@@ -48,7 +48,7 @@ def parse(command: str, argv: Sequence[str]) -> Request:
     files = [pair for pair in theirs if pair[0] == "config"]
     problems: list[str] = []
     submission: Any = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     try:
         submission = arguments.parse("submit", arguments.join([*files, *ours]))
         problems += _unusable_requirements(submission)
@@ -63,7 +63,7 @@ def parse(command: str, argv: Sequence[str]) -> Request:
     return Request(command, submission, settings)
 
 
-def settings_of(config: CommandConfig) -> dict[str, Any]:
+def settings_of(config: CommandConfig) -> dict[str, object]:
     """Resolved; the job finds its cluster where Ray says, not where we found it."""
     return config.model_dump(mode="json", exclude={"cluster": {"address"}})
 

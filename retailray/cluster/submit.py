@@ -78,7 +78,7 @@ def send(asked: Request, cluster: Cluster) -> None:
     metadata = {"retailray": version("retailray"), "command": asked.command, "digest": asked.digest}
     folder = make_package(asked.settings, key)
     try:
-        runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": given}
+        runtime_env: dict[str, object] = {"working_dir": str(folder), "env_vars": given}
         if options.requirements:
             runtime_env["pip"] = options.requirements
         events.emit("upload", kb=round(size_of(folder) / 1000), what="retailray and its settings", to=cluster.address)
@@ -136,7 +136,7 @@ def _tell_local_paths(asked: Request) -> None:
         )
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: object) -> bool:
     return (isinstance(value, str) and value.startswith("/")) or (isinstance(value, list) and any(map(_is_path, value)))
 
 

@@ -78,7 +78,7 @@ def warn_of_strangers(corrections: pa.Table, num_known: int) -> None:
         )
 
 
-def _moments(file: str, rows: list[dict[str, Any]]) -> list[pd.Timestamp]:
+def _moments(file: str, rows: list[dict[str, object]]) -> list[pd.Timestamp]:
     """When each row was said; before all others where it does not say."""
     told = pd.Series([row["reviewed_at"] for row in rows], dtype=str)
     # pandas takes "now" and "today" too

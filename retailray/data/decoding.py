@@ -6,7 +6,7 @@ a block is one flat buffer of uint8. A row that fails travels on with a code and
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +126,7 @@ def error_rows(table: pa.Table) -> pa.Table:
     """The error rows of a decoded or predicted table: ``id, image, stage, error_code, message`` (all text)."""
     failed = table.filter(pa.compute.not_equal(table.column(CODE), ""))
     stages = [ERROR_CODES[code][0] for code in failed.column(CODE).to_pylist()]
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "id": failed.column(ID),
         "image": failed.column(IMAGE),
         "stage": pa.array(stages, pa.string()),

@@ -37,7 +37,7 @@ def list_images(
     num_images: int,
     *,
     covered: list[str],
-    given_up: list[dict[str, Any]],
+    given_up: list[dict[str, object]],
     sample: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """Tables of :data:`LISTED`; a superset of the images that have an identity.
@@ -80,7 +80,7 @@ class _Budget:
         self.told += more
         return self.told <= self.most
 
-    def given_up(self, folder: str) -> dict[str, Any]:
+    def given_up(self, folder: str) -> dict[str, object]:
         facts = {"folder": folder, "objects": self.told, "images": self.num_images}
         note = "the folder holds much more than the catalog's images: they are asked for one by one"
         events.emit("warning", not_listed=folder, objects=self.told, images=self.num_images, note=note)
@@ -218,7 +218,7 @@ def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
     items: queue.Queue[Any] = queue.Queue(maxsize=2 * len(sources))
     stop = threading.Event()
 
-    def put(item: Any) -> None:
+    def put(item: object) -> None:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 return items.put(item, timeout=0.1)
@@ -250,7 +250,7 @@ def _in_threads(sources: list[Callable[[], Iterator[T]]]) -> Iterator[T]:
 
 def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[list[tuple[str, str | None, int]]]:
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    request: dict[str, Any] | None = {
+    request: dict[str, object] | None = {
         "Bucket": bucket,
         "Prefix": f"{prefix}/" if prefix else "",
         "StartAfter": after.removeprefix(f"s3://{bucket}/"),
@@ -268,7 +268,7 @@ def _iterate_s3(client: Any, folder: str, after: str, up_to: str) -> Iterator[li
         request = request | {"ContinuationToken": token} if token else None
 
 
-def _s3_client() -> Any:
+def _s3_client() -> object:
     """botocore's own, which is safe to share between threads, with :func:`_take_contents`."""
     import botocore.config
     import botocore.session
@@ -280,7 +280,7 @@ def _s3_client() -> Any:
     return client
 
 
-def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, object], **_: object) -> None:
     """Take key, tag and size of the objects out of a page before botocore reads it, which takes three times as long."""
     from botocore.compat import unquote_str
 

@@ -1,7 +1,6 @@
 """CSV that people open in a spreadsheet."""
 
 import re
-from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ def csv_text(frame: pd.DataFrame, *, index: bool = False) -> str:
     :func:`without_apostrophe` is the reverse.
     """
 
-    def safe(value: Any) -> Any:
+    def safe(value: object) -> object:
         return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
     frame = frame.rename(columns=safe, index=safe) if index else frame.rename(columns=safe)

@@ -148,7 +148,7 @@ def stream_lines(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) ->
 
 
 @contextlib.contextmanager
-def _opened(address: str) -> Iterator[Any]:
+def _opened(address: str) -> Iterator[object]:
     """The bytes of a file, decompressed by its name."""
     with storage.open_binary(address) as raw:
         decompressor = next((made for end, made in COMPRESSIONS.items() if address.lower().endswith(end)), None)
@@ -234,8 +234,8 @@ def _stream_jsonl(address: str, encoding: str) -> Iterator[tuple[pa.Table, np.nd
         yield _json_table(address, rows, lines, schemas[0]), lines
 
 
-def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
-    rows: list[dict[str, Any]] = []
+def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, object]], np.ndarray]]:
+    rows: list[dict[str, object]] = []
     lines: list[int] = []
     with _text(address, encoding) as text:
         for number, line in enumerate(text, start=1):
@@ -258,7 +258,7 @@ def _json_pieces(address: str, encoding: str) -> Iterator[tuple[list[dict[str, A
 
 
 def _json_table(
-    address: str, rows: list[dict[str, Any]], lines: np.ndarray, schema: pa.Schema | None = None
+    address: str, rows: list[dict[str, object]], lines: np.ndarray, schema: pa.Schema | None = None
 ) -> pa.Table:
     names = schema.names if schema else list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
@@ -271,7 +271,7 @@ def _json_table(
     return pa.table(columns)
 
 
-def _odd_line(values: list[Any], lines: np.ndarray) -> str:
+def _odd_line(values: list[object], lines: np.ndarray) -> str:
     """The first line whose value is of another type than those before it."""
     there = [(value, line) for value, line in zip(values, lines.tolist(), strict=True) if value is not None]
     kinds = [float if type(value) is int else type(value) for value, _ in there]

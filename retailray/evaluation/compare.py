@@ -24,7 +24,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 FLIPS = 10_000  # random signs behind a p-value
 
 
-def compare(config: CompareConfig) -> dict[str, Any]:
+def compare(config: CompareConfig) -> dict[str, object]:
     """Predict every row with both bundles; write ``comparison.json``, ``changes.parquet``, ``report.html``.
 
     Returns:
@@ -82,7 +82,7 @@ def measure(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, A
     """How many labels change, and on labelled rows how right each side is and how sure the difference."""
     changed = both.champion_label != both.challenger_label
     moves = both[changed].groupby(["champion_label", "challenger_label"]).size().sort_values(ascending=False)
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "changed": int(changed.sum()),
         "labelled": int((both.label != "").sum()),
         "changes": [{"from": old, "to": new, "rows": int(count)} for (old, new), count in moves.items()],
@@ -97,7 +97,7 @@ def measure(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, A
 
 def paired(
     challenger: np.ndarray, champion: np.ndarray, groups: np.ndarray, *, bootstrap: int, seed: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Two classifiers on the same rows.
 
     Args:
@@ -142,7 +142,7 @@ def _sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
     return (1 + further) / (1 + FLIPS)
 
 
-def _per_class(labelled: pd.DataFrame, right: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _per_class(labelled: pd.DataFrame, right: dict[str, np.ndarray]) -> list[dict[str, object]]:
     """Recall by class, the largest change first."""
     frame = pd.DataFrame({"label": labelled.label.to_numpy(), **right})
     grouped = frame.groupby("label").agg(rows=("label", "size"), **{name: (name, "mean") for name in right})

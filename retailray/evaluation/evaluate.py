@@ -125,7 +125,7 @@ def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.T
         return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, executor, batch_size=batch_size)
 
 
-def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, Any]:
+def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, object]:
     top = [list(names) for names in used.topk_labels]
     truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
     groups = used.group.to_numpy(object)
@@ -155,7 +155,7 @@ def _write(
     meta: BundleMeta,
     used: pd.DataFrame,
     errors: pa.Table,
-    metrics: dict[str, Any],
+    metrics: dict[str, object],
 ) -> None:
     truth, predicted = used.label.to_numpy(object), used.pred_label.to_numpy(object)
     matrix, labels = confusion(truth, predicted)

@@ -17,7 +17,7 @@ from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, move_alias
 
 
-def promote(config: PromoteConfig) -> dict[str, Any]:
+def promote(config: PromoteConfig) -> dict[str, object]:
     """Let ``@champion`` name a registered version, if it is not worse than the champion on labelled rows. Where it is
     the champion, nothing is done.
 

@@ -60,7 +60,7 @@ def _most_confused(matrix: scipy.sparse.csr_array, labels: Sequence[str]) -> tup
 
 def _pair(
     used: pd.DataFrame, metrics: Mapping[str, Any], truth: str, guess: str, count: int, *, section: CatalogSection
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The surest mistakes of one kind."""
     mistakes = used[(used.label == truth) & (used.pred_label == guess)]
     members = mistakes.sort_values("pred_score", ascending=False).head(PICTURES_A_PAIR)

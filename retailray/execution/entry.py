@@ -4,12 +4,10 @@ A module of its own, beside nothing heavy: Ray Train's controller reads it too, 
 fit waits for it before its workers start.
 """
 
-from typing import Any
-
 import ray
 
 
-def begin(loop_config: dict[str, Any]) -> dict[str, Any]:
+def begin(loop_config: dict[str, object]) -> dict[str, object]:
     """``work`` and ``config``: references, which the controller passes on unread."""
     from retailray.execution.interrupts import importing
 

@@ -35,10 +35,12 @@ class Shard(Protocol):
 class Stream(Protocol):
     """Arrow tables on their way through functions; nothing happens before :meth:`tables` is read."""
 
-    def map(self, function: Function, arguments: dict[str, Any], *, rows: int | None = None) -> "Stream":
+    def map(self, function: Function, arguments: dict[str, object], *, rows: int | None = None) -> "Stream":
         """``function(table, **arguments)`` for tables of ``rows`` rows (None: as they come), several at once."""
 
-    def map_with(self, make: Callable[..., Any], arguments: dict[str, Any], *, rows: int | None = None) -> "Stream":
+    def map_with(
+        self, make: Callable[..., object], arguments: dict[str, object], *, rows: int | None = None
+    ) -> "Stream":
         """``make(**arguments)`` once for each of the plan's actors, then its ``__call__(table)``."""
 
     def select(self, columns: Sequence[str]) -> "Stream": ...
@@ -62,7 +64,7 @@ class Worker(Protocol):
     def last_state(self) -> dict[str, Any] | None:
         """What was reported last, by this run or by one that was interrupted."""
 
-    def report(self, epoch: int, state: dict[str, Any] | None) -> None:
+    def report(self, epoch: int, state: dict[str, object] | None) -> None:
         """Every worker calls this; ``state``, of rank 0, is kept for :meth:`last_state`."""
 
 
@@ -94,9 +96,9 @@ class Executor(Protocol):
     def in_order(self) -> contextlib.AbstractContextManager[None]:
         """Streams that are read inside keep their order."""
 
-    def put(self, value: Any) -> Reference: ...
+    def put(self, value: object) -> Reference: ...
 
-    def call(self, function: Callable[..., T], *arguments: Any, cpus: float, gpus: float, **options: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: object, cpus: float, gpus: float, **options: object) -> T:
         """Call a function once, on a machine that has so much free."""
 
     def reporter(
@@ -104,13 +106,13 @@ class Executor(Protocol):
     ) -> contextlib.AbstractContextManager[Reporter]:
         """What is reported is shown for the length of the block: a bar, or a line now and then."""
 
-    def shared(self, make: Callable[[], Any]) -> Any:
+    def shared(self, make: Callable[[], object]) -> Any:
         """One object for all tasks; calls of its methods return what it returns."""
 
     def fit(
         self,
-        work: Callable[[Any, Worker], dict[str, Any]],
-        config: Any,
+        work: Callable[[Any, Worker], dict[str, object]],
+        config: object,
         streams: dict[str, Stream],
         plan: Plan,
         *,

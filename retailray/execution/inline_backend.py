@@ -65,10 +65,12 @@ class InlineExecutor:
     def in_order(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def put(self, value: Any) -> "Held":
+    def put(self, value: object) -> "Held":
         return Held(value)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, cpus: float, gpus: float, **options: Any) -> Any:
+    def call(
+        self, function: Callable[..., object], *arguments: object, cpus: float, gpus: float, **options: object
+    ) -> Any:
         return function(*arguments, **options)
 
     @contextlib.contextmanager
@@ -77,19 +79,19 @@ class InlineExecutor:
         with shown(counter.take, label, total):
             yield counter
 
-    def shared(self, make: Callable[[], Any]) -> Any:
+    def shared(self, make: Callable[[], object]) -> object:
         return _Locked(make())
 
     def fit(
         self,
-        work: Callable[[Any, Worker], dict[str, Any]],
-        config: Any,
+        work: Callable[[object, Worker], dict[str, object]],
+        config: object,
         streams: dict[str, Any],
         plan: Plan,
         *,
         options: FitOptions,
         checkpoints: str,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[dict[str, object], dict[str, object]]:
         worker = InlineWorker(streams, checkpoints, "cuda" if plan.actor_gpus else "cpu")
         found = work(config, worker)
         state = worker.last_state()
@@ -109,12 +111,12 @@ class InlineStream:
     def _then(self, source: Callable[[], Iterator[pa.Table]]) -> "InlineStream":
         return InlineStream(source, self._pool, self._ahead_of_reader)
 
-    def map(self, function: Function, arguments: dict[str, Any], *, rows: int | None = None) -> "InlineStream":
+    def map(self, function: Function, arguments: dict[str, object], *, rows: int | None = None) -> "InlineStream":
         one = functools.partial(_applied, function, arguments)
         return self._then(lambda: self._ahead(one, _in_parts(self._source(), rows)))
 
     def map_with(
-        self, make: Callable[..., Any], arguments: dict[str, Any], *, rows: int | None = None
+        self, make: Callable[..., Any], arguments: dict[str, object], *, rows: int | None = None
     ) -> "InlineStream":
         def run() -> Iterator[pa.Table]:
             with importing():  # of torch
@@ -152,7 +154,7 @@ class InlineStream:
                 future.cancel()
 
 
-def _applied(function: Function, arguments: dict[str, Any], table: pa.Table) -> list[pa.Table]:
+def _applied(function: Function, arguments: dict[str, object], table: pa.Table) -> list[pa.Table]:
     found = function(table, **arguments)
     return [found] if isinstance(found, pa.Table) else list(found)
 
@@ -183,23 +185,23 @@ def _shuffled(tables: Iterator[pa.Table], buffer_rows: int, seed: int) -> Iterat
 class Held:
     """:class:`retailray.execution.executor.Reference` to what is in this process anyway."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self._value = value
 
-    def get(self) -> Any:
+    def get(self) -> object:
         return self._value
 
 
 class _Locked:
     """One thread at a time in the methods of an object."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: object) -> None:
         self._inner, self._lock = inner, threading.Lock()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         method = getattr(self._inner, name)
 
-        def locked(*arguments: Any) -> Any:
+        def locked(*arguments: object) -> object:
             with self._lock:
                 return method(*arguments)
 
@@ -218,9 +220,9 @@ class InlineWorker:
     def shard(self, name: str) -> InlineStream:
         return self._streams[name]
 
-    def last_state(self) -> dict[str, Any] | None:
+    def last_state(self) -> dict[str, object] | None:
         return read_state(self._checkpoints)
 
-    def report(self, epoch: int, state: dict[str, Any] | None) -> None:
+    def report(self, epoch: int, state: dict[str, object] | None) -> None:
         if state is not None:
             write_state(self._checkpoints, state)

@@ -20,14 +20,14 @@ from retailray.execution.state import read_state, write_state
 
 
 def run_trainer(
-    work: Callable[[Any, Any], dict[str, Any]],
-    config: Any,
+    work: Callable[[object, Any], dict[str, object]],
+    config: object,
     datasets: dict[str, ray.data.Dataset],
     plan: Plan,
     *,
     options: FitOptions,
     checkpoints: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, object], dict[str, object]]:
     """What :meth:`retailray.execution.executor.Executor.fit` says."""
     import ray.train.torch
 
@@ -97,14 +97,14 @@ class RayWorker:
     def shard(self, name: str) -> "RayShard":
         return RayShard(ray.train.get_dataset_shard(name))
 
-    def last_state(self) -> dict[str, Any] | None:
+    def last_state(self) -> dict[str, object] | None:
         checkpoint = ray.train.get_checkpoint()
         if not checkpoint:
             return None
         with checkpoint.as_directory() as folder:
             return read_state(folder)
 
-    def report(self, epoch: int, state: dict[str, Any] | None) -> None:
+    def report(self, epoch: int, state: dict[str, object] | None) -> None:
         if state is None:
             ray.train.report({"epoch": epoch})
             return
@@ -120,7 +120,7 @@ class RayShard:
         self._iterator = iterator
 
     def batches(self, rows: int, *, shuffle_rows: int = 0, seed: int = 0) -> Iterator[pa.Table]:
-        shuffle: dict[str, Any] = {}
+        shuffle: dict[str, object] = {}
         if shuffle_rows:
             shuffle = {"local_shuffle_buffer_size": shuffle_rows, "local_shuffle_seed": seed}
         return iter(

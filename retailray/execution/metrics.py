@@ -62,7 +62,7 @@ class Meter:
                 metric("retailray_stage_seconds_total").inc(more, {"stage": stage})
         self._predicting += seconds.get(PREDICT_STAGE, 0.0)
 
-    def event(self, name: str, fields: dict[str, Any]) -> None:
+    def event(self, name: str, fields: dict[str, object]) -> None:
         if name != "epoch":
             return
         metric("retailray_epoch").set(fields["epoch"])

@@ -57,10 +57,12 @@ class RayExecutor:
         finally:
             options.preserve_order = False  # the context is the process's, and scoring has no use for the order
 
-    def put(self, value: Any) -> "RayReference":
+    def put(self, value: object) -> "RayReference":
         return RayReference(ray.put(value))
 
-    def call(self, function: Callable[..., Any], *arguments: Any, cpus: float, gpus: float, **options: Any) -> Any:
+    def call(
+        self, function: Callable[..., object], *arguments: object, cpus: float, gpus: float, **options: object
+    ) -> Any:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
         return ray.get(task.remote(*arguments, **options))
 
@@ -70,19 +72,19 @@ class RayExecutor:
         with shown(lambda: ray.get(actor.take.remote()), label, total):
             yield RayReporter(actor)
 
-    def shared(self, make: Callable[[], Any]) -> Any:
+    def shared(self, make: Callable[[], object]) -> object:
         return RayShared(pin_to_driver_node(make).remote())
 
     def fit(
         self,
-        work: Callable[[Any, Worker], dict[str, Any]],
-        config: Any,
+        work: Callable[[object, Worker], dict[str, object]],
+        config: object,
         streams: dict[str, Any],
         plan: Plan,
         *,
         options: FitOptions,
         checkpoints: str,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[dict[str, object], dict[str, object]]:
         datasets = {name: stream.dataset for name, stream in streams.items()}
         return run_trainer(work, config, datasets, plan, options=options, checkpoints=checkpoints)
 
@@ -96,13 +98,13 @@ class RayStream:
     def __init__(self, dataset: ray.data.Dataset, plan: Plan) -> None:
         self.dataset, self.plan = dataset, plan
 
-    def map(self, function: Function, arguments: dict[str, Any], *, rows: int | None = None) -> "RayStream":
+    def map(self, function: Function, arguments: dict[str, object], *, rows: int | None = None) -> "RayStream":
         mapped = self.dataset.map_batches(
             function, batch_format="pyarrow", batch_size=rows, fn_kwargs=arguments, num_cpus=self.plan.task_cpus
         )
         return RayStream(mapped, self.plan)
 
-    def map_with(self, make: Any, arguments: dict[str, Any], *, rows: int | None = None) -> "RayStream":
+    def map_with(self, make: object, arguments: dict[str, object], *, rows: int | None = None) -> "RayStream":
         mapped = self.dataset.map_batches(
             make,
             fn_constructor_kwargs=arguments,
@@ -131,7 +133,7 @@ class RayReference:
     def __init__(self, reference: ray.ObjectRef) -> None:
         self._reference = reference
 
-    def get(self) -> Any:
+    def get(self) -> object:
         return ray.get(self._reference)
 
     def __hash__(self) -> int:
@@ -166,7 +168,7 @@ class RayReporter:
     def spend(self, seconds: dict[str, float]) -> None:
         self._actor.spend.remote(seconds)
 
-    def event(self, name: str, fields: dict[str, Any]) -> None:
+    def event(self, name: str, fields: dict[str, object]) -> None:
         self._actor.event.remote(name, fields)
 
     def spent(self) -> dict[str, float]:
@@ -180,17 +182,17 @@ class RayReporter:
 class RayShared:
     """An actor whose methods are called and waited for."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: object) -> None:
         self.actor = actor
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith("_") or name == "actor":  # while it is unpickled, there is no actor yet
             raise AttributeError(name)
         method = getattr(self.actor, name)
         return lambda *arguments: ray.get(method.remote(*arguments))
 
 
-def pin_to_driver_node(actor: Callable[..., Any]) -> Any:
+def pin_to_driver_node(actor: Callable[..., object]) -> Any:
     """``ray.remote(actor)`` on the driver's machine, without a CPU of its own: it is lost only when all is lost."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -4,14 +4,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from retailray import events
 
 POLL_S = 0.3
 EVERY_S = 10.0  # between two progress lines off a terminal
 
-Taken = tuple[int, str, list[tuple[str, dict[str, Any]]]]
+Taken = tuple[int, str, list[tuple[str, dict[str, object]]]]
 
 
 class Meter(Protocol):
@@ -21,7 +21,7 @@ class Meter(Protocol):
     def decoded(self, count: int) -> None: ...
     def errors(self, by_code: dict[str, int]) -> None: ...
     def spend(self, seconds: dict[str, float]) -> None: ...
-    def event(self, name: str, fields: dict[str, Any]) -> None: ...
+    def event(self, name: str, fields: dict[str, object]) -> None: ...
     def tick(self) -> None: ...
 
 
@@ -32,7 +32,7 @@ class Counter:
         self._meter = meter
         self._lock = threading.Lock()
         self._steps, self._note = 0, ""
-        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._events: list[tuple[str, dict[str, object]]] = []
         self._spent: dict[str, float] = {}
 
     def spend(self, seconds: dict[str, float]) -> None:
@@ -59,7 +59,7 @@ class Counter:
         if self._meter:
             self._meter.errors(by_code)
 
-    def event(self, name: str, fields: dict[str, Any]) -> None:
+    def event(self, name: str, fields: dict[str, object]) -> None:
         with self._lock:
             self._events.append((name, fields))
         if self._meter:

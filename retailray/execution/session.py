@@ -108,7 +108,7 @@ def _start(section: ClusterSection) -> None:
     import ray
 
     address = named_address(section)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_reachable(address)
         # credentials go by a hook: Ray writes env_vars to its logs on every machine
@@ -204,7 +204,7 @@ def _prefer_cpu_nodes() -> None:
         context.scheduling_strategy = "DEFAULT" if any(gpus) and not all(gpus) else "SPREAD"
 
 
-def machines() -> list[dict[str, Any]]:
+def machines() -> list[dict[str, object]]:
     """The cluster's machines by kind: how many, of how many CPUs and GPUs, and the labels that Ray's launchers set."""
     import ray
 

@@ -8,7 +8,7 @@ from retailray import storage
 STATE = "state.pt"
 
 
-def write_state(folder: str, state: dict[str, Any] | None) -> None:
+def write_state(folder: str, state: dict[str, object] | None) -> None:
     import torch
 
     buffer = io.BytesIO()

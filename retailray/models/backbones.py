@@ -33,7 +33,7 @@ def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Mod
         raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
     if arch in NUM_CONVOLUTIONS:
         return SmallCNN(NUM_CONVOLUTIONS[arch], num_classes, image_size=image_size)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if arch in ("googlenet", "inception_v3"):
         # their ImageNet weights expect another normalisation, which the model makes from the usual one
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}

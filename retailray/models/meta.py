@@ -54,7 +54,7 @@ class BundleMeta(_Part):
     transform: EvalTransform
     temperature: float = 1.0
     thresholds: Thresholds = Thresholds()
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, object] = {}
     data: dict[str, Any] = {}
     config: dict[str, Any] = {}
     created_at: str = ""

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -19,7 +18,7 @@ def classification_metrics(
     bootstrap: int,
     groups: np.ndarray | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Measures of N predictions whose true labels the model knows.
 
     Args:

@@ -114,7 +114,7 @@ class PredictBatch:
         started = time.monotonic()
         codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
         usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
-        predictions: list[dict[str, Any] | None] = [None] * table.num_rows
+        predictions: list[dict[str, object] | None] = [None] * table.num_rows
         images = pixels_to_numpy(table.column(PIXELS), self.size)
         good: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for index, outcome in zip(usable, self._predict(images[usable]), strict=True):
@@ -151,7 +151,7 @@ class PredictBatch:
             middle = len(images) // 2
             return self._predict(images[:middle]) + self._predict(images[middle:])
 
-    def _row(self, probabilities: np.ndarray, uncalibrated: np.ndarray) -> dict[str, Any]:
+    def _row(self, probabilities: np.ndarray, uncalibrated: np.ndarray) -> dict[str, object]:
         top = np.argsort(-probabilities, kind="stable")[: self.top_k]
         score = float(probabilities[top[0]])
         return {

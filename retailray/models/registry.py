@@ -10,7 +10,7 @@ import getpass
 import json
 import re
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pydantic
 
@@ -35,7 +35,7 @@ class Move(pydantic.BaseModel):
     moved_at: str
     by: str
     reason: str
-    evidence: dict[str, Any] = {}
+    evidence: dict[str, object] = {}
 
 
 def parse_alias(address: str) -> tuple[str, str] | None:
@@ -75,7 +75,7 @@ def history(folder: str, alias: str) -> list[Move]:
     return [Move.model_validate_json(storage.read_bytes(name)) for name in sorted(names)]
 
 
-def move(folder: str, alias: str, version: str, *, reason: str, evidence: dict[str, Any], seen: int) -> Move:
+def move(folder: str, alias: str, version: str, *, reason: str, evidence: dict[str, object], seen: int) -> Move:
     """Let an alias name ``version``; ``seen``: the number of the last move that this decision is based on (0: none).
 
     Raises:

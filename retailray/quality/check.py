@@ -27,7 +27,7 @@ from retailray.quality.scan import FACTS, scan_rows
 from retailray.runs import RunDirectory
 
 
-def check(config: CheckConfig) -> dict[str, Any]:
+def check(config: CheckConfig) -> dict[str, object]:
     """Check every row and image; write ``check.json``, ``report.html``, ``images.parquet`` and ``errors/``.
 
     Returns:
@@ -183,6 +183,6 @@ def _summarize(
     }
 
 
-def _example(example: Any, scan: pd.DataFrame) -> Any:
+def _example(example: object, scan: pd.DataFrame) -> object:
     """Groups of row numbers become groups of ids; texts stay."""
     return example if isinstance(example, str) else scan.id.iloc[example].tolist()

@@ -54,7 +54,7 @@ class Result:
     examples: Sequence[Any] = ()
 
 
-def same_content(sha256: Sequence[Any]) -> list[list[int]]:
+def same_content(sha256: Sequence[object]) -> list[list[int]]:
     """Groups of row numbers whose bytes are equal, each of two rows or more."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(sha256):
@@ -157,7 +157,7 @@ def find_problems(
     variants = similar_labels(labels)
     untrained = untrained_labels(scan.label, scan.split)
     leaves = _equal_folder_names(scan) if class_folders else {}
-    found: dict[str, tuple[int, Sequence[Any]]] = {
+    found: dict[str, tuple[int, Sequence[object]]] = {
         "errors": (len(bad), _where(bad)),
         "missing": (len(missing), _where(missing)),
         "orphans": (len(orphans), list(orphans[:5])),

@@ -52,7 +52,7 @@ def _examples(scan: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
 
 def _groups(
     results: Sequence[Result], scan: pd.DataFrame, section: CatalogSection
-) -> list[tuple[str, list[dict[str, Any]]]]:
+) -> list[tuple[str, list[dict[str, object]]]]:
     groups = []
     for result in results:
         if result.name not in ("label_conflicts", "leakage", "exact_duplicates", "near_duplicates"):
@@ -65,7 +65,9 @@ def _groups(
     return groups
 
 
-def _sample_sheet(ok: pd.DataFrame, per_label: int, section: CatalogSection) -> list[tuple[str, list[dict[str, Any]]]]:
+def _sample_sheet(
+    ok: pd.DataFrame, per_label: int, section: CatalogSection
+) -> list[tuple[str, list[dict[str, object]]]]:
     labels = sorted(ok.label.unique())
     if len(labels) > MAX_SHEET_LABELS:
         labels = [labels[index] for index in np.linspace(0, len(labels) - 1, MAX_SHEET_LABELS).astype(int)]
@@ -77,6 +79,6 @@ def _sample_sheet(ok: pd.DataFrame, per_label: int, section: CatalogSection) -> 
     return sheet
 
 
-def _pictures(members: pd.DataFrame, captions: Sequence[str], section: CatalogSection) -> list[dict[str, Any]]:
+def _pictures(members: pd.DataFrame, captions: Sequence[str], section: CatalogSection) -> list[dict[str, object]]:
     pictures = thumbnails(members.uri.tolist(), section)
     return [{"picture": picture, "caption": caption} for picture, caption in zip(pictures, captions, strict=True)]

@@ -1,7 +1,6 @@
 """One look at every image of a catalog, in parallel: header, checksum, perceptual hash, or the reason why not."""
 
 import hashlib
-from typing import Any
 
 import imagehash
 import pyarrow as pa
@@ -29,7 +28,7 @@ FACTS = pa.schema(
 def scan_rows(table: pa.Table, *, limits: Limits, access: storage.Access, reporter: Reporter) -> pa.Table:
     """A transport table with the columns of :data:`FACTS`, null where a row failed."""
     reporter.step(table.num_rows)
-    facts: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
+    facts: list[dict[str, object]] = [{} for _ in range(table.num_rows)]
 
     def take(index: int, data: bytes) -> None:
         facts[index] = _look(data, limits)
@@ -40,7 +39,7 @@ def scan_rows(table: pa.Table, *, limits: Limits, access: storage.Access, report
     return table
 
 
-def _look(data: bytes, limits: Limits) -> dict[str, Any]:
+def _look(data: bytes, limits: Limits) -> dict[str, object]:
     image, facts = open_image(data, limits)
     square = pixels(image, resize_size=HASH_PX, crop_size=HASH_PX)
     bits = imagehash.phash(Image.fromarray(square.transpose(1, 2, 0))).hash.ravel()

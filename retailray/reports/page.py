@@ -3,7 +3,6 @@
 import base64
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -23,7 +22,7 @@ _environment.filters["percent"] = lambda value, digits=1: "–" if value is None
 _environment.filters["thousands"] = lambda value: f"{value:,}".replace(",", "\u202f")
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """A page as text. Everything that is not made here is escaped."""
     return _environment.get_template(template).render(**values)
 
@@ -60,7 +59,7 @@ def _shown(uris: Sequence[str], section: CatalogSection, read: Callable[[bytes],
 
 def error_summary(
     codes: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, str]]]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Rows for the error table: most frequent code first, with one example where there is one."""
     summary = []
     for code, count in sorted(codes.items(), key=lambda item: -item[1]):

@@ -215,7 +215,7 @@ def _summarize(ledger: Ledger, table: str, where: str, comparable: str = "true")
     )
 
 
-def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, Any]:
+def changed_labels(ledger: Ledger, *, limit: int) -> dict[str, object]:
     """Return the rows whose label differs from the previous run: number, moves, and the most confident ones."""
     both = (
         "from row_results f join known k using (uri) "

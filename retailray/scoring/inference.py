@@ -7,7 +7,6 @@ it (:mod:`retailray.scoring.chunks`).
 import dataclasses
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import pyarrow as pa
 
@@ -56,7 +55,7 @@ class Inferred:
     num_cpus: float
     num_gpus: float
 
-    def stages(self) -> list[dict[str, Any]]:
+    def stages(self) -> list[dict[str, object]]:
         """Each stage's ``images_per_s`` of one process while it works, and ``utilisation`` of its processes; those
         that fetch, decode and commit are the same."""
         shared = sum(seconds for stage, seconds in self.busy.items() if stage != PREDICT)

@@ -100,7 +100,7 @@ class Ledger:
         self._db.register("correction_columns", CORRECTIONS_SCHEMA.empty_table())
         self._db.execute("create table corrections as from correction_columns")
 
-    def one(self, query: str, *values: Any) -> Any:
+    def one(self, query: str, *values: object) -> Any:
         """The one value that a query gives."""
         [(value,)] = self._db.execute(query, list(values)).fetchall()
         return value

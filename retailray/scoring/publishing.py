@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -150,7 +149,7 @@ def rows_of(name: str) -> int:
         return pq.ParquetFile(file).metadata.num_rows
 
 
-def summarize(ledger: Ledger) -> dict[str, Any]:
+def summarize(ledger: Ledger) -> dict[str, object]:
     """What the report and ``run.json`` tell of all rows; its size is bounded by labels and codes."""
     good, failed = "from row_results where code = ''", "from row_results where code <> ''"
     labelled = ledger.one(f"select count(*) {good} and label <> ''")

@@ -22,9 +22,9 @@ def write_score_report(
     facts: Mapping[str, Any],
     *,
     curve: AcceptanceCurve | None,
-    drift: Sequence[Any],
+    drift: Sequence[object],
     changed: Mapping[str, Any],
-    queue: Sequence[Mapping[str, Any]],
+    queue: Sequence[Mapping[str, object]],
     labels_before: Mapping[str, int] | None,
 ) -> None:
     """Write ``report.html`` into the run directory.
@@ -89,7 +89,7 @@ def _acceptable(curve: AcceptanceCurve | None) -> list[dict[str, float]]:
 
 def _classes(
     current: Mapping[str, int], before: Mapping[str, int] | None, training: Mapping[str, int] | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Return rows per class beside the previous run and shares beside training; None if unknown."""
     total, trained = max(1, sum(current.values())), sum((training or {}).values())
 
@@ -109,6 +109,6 @@ def _classes(
     ]
 
 
-def _with_pictures(rows: Sequence[dict[str, Any]], section: CatalogSection) -> list[dict[str, Any]]:
+def _with_pictures(rows: Sequence[dict[str, Any]], section: CatalogSection) -> list[dict[str, object]]:
     pictures = thumbnails([row["uri"] for row in rows], section)
     return [row | {"picture": picture} for row, picture in zip(rows, pictures, strict=True)]

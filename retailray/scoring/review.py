@@ -27,7 +27,7 @@ _LABEL_CONFIG = """<View>
 """
 
 
-def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> list[dict[str, Any]]:
+def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> list[dict[str, object]]:
     """Return at most ``limit`` rows, the most useful first, without those that people have corrected.
 
     Keys: ``item_id, image`` (its address), ``sha256, pred_label, pred_score, topk_labels, topk_scores, decision,
@@ -59,7 +59,7 @@ def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> 
     ]
 
 
-def write_queue(run: RunDirectory, queue: Sequence[dict[str, Any]], meta: BundleMeta) -> None:
+def write_queue(run: RunDirectory, queue: Sequence[dict[str, object]], meta: BundleMeta) -> None:
     """Write ``review/queue.jsonl``, one Label Studio task per line, the same as ``review/label_studio.json``, since its
     upload takes no JSONL, and ``review/label_config.xml``, its project's."""
     model = f"{meta.name}/{meta.version}"
@@ -70,7 +70,7 @@ def write_queue(run: RunDirectory, queue: Sequence[dict[str, Any]], meta: Bundle
     run.write("review/label_config.xml", _LABEL_CONFIG.format(choices=choices))
 
 
-def _task(row: dict[str, Any], run_id: str, model: str) -> dict[str, Any]:
+def _task(row: dict[str, Any], run_id: str, model: str) -> dict[str, object]:
     choice = {
         "from_name": "label",
         "to_name": "image",

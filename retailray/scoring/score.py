@@ -168,7 +168,7 @@ def _report(
     validation: Validation | None,
     before: Published | None,
     watch: events.Stopwatch,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
     held_out = validation.of_role(THRESHOLDS) if validation else None
     found, summaries = summarize(ledger), references(ledger, validation)
@@ -347,5 +347,5 @@ def _cost(config: ScoreConfig, inferred: "Inferred | None", seconds: float) -> d
     }
 
 
-def _plan_fields(plan: PlanCounts) -> dict[str, Any]:
+def _plan_fields(plan: PlanCounts) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(plan).items() if name != "num_bytes"}

@@ -11,7 +11,7 @@ from retailray.storage.objects import open_binary
 
 Place = tuple[str, str, int]  # file, column, row from 0
 CACHED_ROW_GROUPS = 2  # of this process: consecutive rows are asked for together, and a row group is read whole
-_cached: collections.OrderedDict[tuple[str, str, int], Any] = collections.OrderedDict()
+_cached: collections.OrderedDict[tuple[str, str, int], object] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
@@ -61,6 +61,6 @@ def _row_group(version: str, source: Any, column: str, number: int) -> Any:
         return _cached[key]
 
 
-def _value(value: Any, column: str) -> bytes | ImageError:
+def _value(value: object, column: str) -> bytes | ImageError:
     data = value.get("bytes") if isinstance(value, dict) else value
     return data if isinstance(data, bytes) else ImageError("empty_path", f"the column {column!r} holds no image")

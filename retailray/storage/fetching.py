@@ -152,7 +152,7 @@ def _other_forms(found: dict[int, Found], addresses: Sequence[str], access: Acce
 def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, Found]:
     """The first ``up_to`` bytes at every address."""
     results: dict[int, Found] = {}
-    groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    groups: dict[int, tuple[object, list[tuple[int, str]]]] = {}
     web = {at: address for at, address in addresses.items() if is_web(address)}
     if web:
         from retailray.storage import http  # its client takes a third of a second to import
@@ -176,7 +176,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
     return results
 
 
-def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
+def _cat_patiently(fs: object, paths: list[str], up_to: int) -> dict[str, Any]:
     """Read objects concurrently and retry transient failures, as :func:`with_retries` does."""
     found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):
@@ -188,7 +188,7 @@ def _cat_patiently(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     return found
 
 
-def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
+def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, object]:
     """Bytes or exception by path. ``cat_ranges`` and not ``cat``, which takes ``*`` and ``[`` in names for patterns."""
     try:
         found = fs.cat_ranges(paths, 0, _ends(fs, paths, up_to), on_error="return")
@@ -197,7 +197,7 @@ def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, Any]:
     return {path: b"" if _is_empty(value) else value for path, value in zip(paths, found, strict=True)}
 
 
-def _ends(fs: Any, paths: list[str], up_to: int) -> int | list[int]:
+def _ends(fs: object, paths: list[str], up_to: int) -> int | list[int]:
     """Where reading ends: files of this machine take memory for all the bytes that they are asked for."""
     if not isinstance(fs, LocalFileSystem):
         return up_to
@@ -210,7 +210,7 @@ def _ends(fs: Any, paths: list[str], up_to: int) -> int | list[int]:
     return ends
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     """True for how stores refuse a range of an object of no bytes."""
     cause = value.__cause__ if isinstance(value, BaseException) else None
     return any(

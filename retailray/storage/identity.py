@@ -84,7 +84,7 @@ def _ask(fs: Any, address: str, name: str) -> str | None:
     return "absent"
 
 
-def remote_identity(detail: dict[str, Any]) -> str | None:
+def remote_identity(detail: dict[str, object]) -> str | None:
     """What fsspec's details of an object say of its content; None where they cannot tell."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
         if detail.get(key):

@@ -155,7 +155,7 @@ def _refuse_if_alive(out: str, address: str) -> None:
     )
 
 
-def _changes(address: str, claim: dict[str, Any]) -> bool:
+def _changes(address: str, claim: dict[str, object]) -> bool:
     """Whether somebody renews a claim, watched for as long as a claim holds."""
     events.emit("waiting", reason="whether another run is alive", run=claim.get("run_id"), seconds=LEASE_S)
     until = _now() + LEASE_S
@@ -171,7 +171,7 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _is_dead(claim: dict[str, Any]) -> bool:
+def _is_dead(claim: dict[str, object]) -> bool:
     """True only where this can be known: a process of this machine that is gone, or whose number is another's now."""
     if claim.get("machine") != _machine():
         return False
@@ -199,7 +199,7 @@ def _claims(folder: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _read(address: str) -> dict[str, Any]:
+def _read(address: str) -> dict[str, object]:
     try:
         return json.loads(storage.read_bytes(address))
     except (StorageError, ValueError):  # being written, or removed by a successor: as good as renewed just now

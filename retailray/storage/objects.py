@@ -27,7 +27,7 @@ def read_bytes(address: str) -> bytes:
 
 
 @contextlib.contextmanager
-def open_binary(address: str) -> Iterator[Any]:
+def open_binary(address: str) -> Iterator[object]:
     """A file to read piece by piece, from its start or anywhere. Raises StorageError, while it is read too."""
     fs, path = filesystem(address)
     options = {} if is_local(address) else {"block_size": READ_AHEAD}
@@ -193,7 +193,7 @@ def remove_file(address: str) -> None:
         with_deadline(address, lambda: fs.rm_file(path) if fs.exists(path) else None)
 
 
-def arrow_filesystem(address: str) -> tuple[Any, str]:
+def arrow_filesystem(address: str) -> tuple[object, str]:
     """The pyarrow view of an address, for libraries that take a pyarrow filesystem (Ray Train does)."""
     from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 

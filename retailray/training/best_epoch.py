@@ -13,7 +13,7 @@ def score_of(epoch: dict[str, Any], metric: str) -> float:
     return value if math.isfinite(epoch["validation_loss"]) else WORST
 
 
-def best_epoch(history: Iterable[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+def best_epoch(history: Iterable[dict[str, Any]], metric: str) -> dict[str, object] | None:
     """The epoch to keep, as can be said after each one without looking back; None where all diverged.
 
     It is the last one whose score is within one standard error, ``sqrt(s (1 - s) / rows)``, of the best score ``s`` so

@@ -1,7 +1,5 @@
 """From trained weights to a bundle in the run directory and in the registry."""
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -22,11 +20,11 @@ def describe(
     config: TrainConfig,
     labels: list[str],
     normalization: tuple[tuple[float, ...], tuple[float, ...]],
-    best: dict[str, Any],
+    best: dict[str, object],
     splits: dict[str, Catalog],
     state: dict[str, torch.Tensor],
     calibration: Calibration,
-    folds: dict[str, Any] | None,
+    folds: dict[str, object] | None,
 ) -> BundleMeta:
     """What a bundle says of itself. ``best``: the measures of the epoch that is kept."""
     mean, std = normalization

@@ -77,14 +77,14 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
         storage.remove_folder(run.path("checkpoints", f"fold-{number}"))
         events.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
         results.append(measured)
-    summary: dict[str, Any] = {"num_folds": len(folds)}
+    summary: dict[str, object] = {"num_folds": len(folds)}
     for measure in MEASURES:
         values = [result[measure] for result in results]
         summary[measure] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "values": values}
     return summary
 
 
-def _measure(fitted: FitResult, labels: list[str]) -> dict[str, Any]:
+def _measure(fitted: FitResult, labels: list[str]) -> dict[str, object]:
     assert fitted.test is not None
     targets, classes, scores = fitted.test
     if not len(targets):

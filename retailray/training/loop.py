@@ -42,7 +42,7 @@ class Progress:
     phase: int = 0
     phase_epochs: int = 0  # done in this phase
     best_epoch: int = 0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, object]] = dataclasses.field(default_factory=list)
 
 
 # (split, phase) → batches, and the number of blocks they went through
@@ -84,7 +84,7 @@ class TrainingLoop:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, object]]:
         """Run all phases, from the state of a checkpoint if there is one; the best weights are in the model then.
 
         Yields:
@@ -109,7 +109,7 @@ class TrainingLoop:
             self.progress.phase += 1
             self.progress.phase_epochs = 0
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return everything that :meth:`epochs` needs to continue from here, for ``torch.save``."""
         return {
             "progress": dataclasses.asdict(self.progress),
@@ -229,11 +229,11 @@ class TrainingLoop:
 
     # -- an epoch -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self) -> dict[str, Any]:
+    def _epoch(self) -> dict[str, object]:
         started = time.monotonic()
         progress = self.progress
         epoch = len(progress.history) + 1
-        metrics: dict[str, Any] = {"epoch": epoch, "phase": progress.phase + 1, "trainable": self.phase.trainable}
+        metrics: dict[str, object] = {"epoch": epoch, "phase": progress.phase + 1, "trainable": self.phase.trainable}
         metrics |= self._train_epoch(epoch)
         trained = time.monotonic() - started
         with self._averaged():
@@ -246,7 +246,7 @@ class TrainingLoop:
         progress.phase_epochs += 1
         return metrics
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int) -> dict[str, object]:
         torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
         self.model.eval()
         train_mode(self.chain, self.phase.num_frozen_blocks)
@@ -299,7 +299,7 @@ class TrainingLoop:
 
     def _make_mixers(self) -> dict[str, Any]:
         """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
-        mixers: dict[str, Any] = {}
+        mixers: dict[str, object] = {}
         if self.train.mixup:
             mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.num_classes)
         if self.train.cutmix:
@@ -321,7 +321,7 @@ class TrainingLoop:
             self.suffix.load_state_dict(kept)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self) -> dict[str, object]:
         self.model.eval()
         if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
             for buffer in self.suffix.buffers():

@@ -24,7 +24,7 @@ def make_optimizer(chain: BlockSequence, phase: ResolvedPhase, train: TrainSecti
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _groups(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> Iterator[dict[str, Any]]:
+def _groups(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> Iterator[dict[str, object]]:
     trained = [module for _, module in chain.blocks[phase.num_frozen_blocks :]]
     parts = [(phase.head_lr, chain.head)]
     parts += [(phase.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]
@@ -69,7 +69,7 @@ def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
         return None
     average = get_ema_multi_avg_fn(decay)
 
-    def update(kept: Any, current: Any, number: Any) -> None:
+    def update(kept: Any, current: Any, number: object) -> None:
         if kept[0].is_floating_point():
             average(kept, current, number)
             return

@@ -14,10 +14,10 @@ def write_training_report(
     run: RunDirectory,
     meta: BundleMeta,
     config: TrainConfig,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Mapping[str, object]],
     best: Mapping[str, Any],
     failed: Mapping[str, int],
-    folds: Mapping[str, Any] | None,
+    folds: Mapping[str, object] | None,
 ) -> None:
     """Write ``curves.png`` and ``report.html`` into the run directory."""
     curves = plots.curves(history, best["epoch"])

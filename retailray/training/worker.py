@@ -36,10 +36,10 @@ class FitConfig:
     min_rows: int  # of a worker in one step
     threads: int
     reporter: Reporter
-    tags: dict[str, Any]  # said with every epoch
+    tags: dict[str, object]  # said with every epoch
 
 
-def work(config: FitConfig, worker: Worker) -> dict[str, Any]:
+def work(config: FitConfig, worker: Worker) -> dict[str, object]:
     """Train; return the history, the calibration, and, of a test split, targets, top 5 classes and their scores."""
     prepare_process(config.threads)
     device = torch.device(worker.device)
@@ -82,16 +82,16 @@ class _Sources:
 
     def __init__(self, config: FitConfig, world: DistributedContext, worker: Worker) -> None:
         self.config, self.world, self.worker = config, world, worker
-        self.opened: dict[Any, Any] = {}
+        self.opened: dict[Any, object] = {}
 
-    def open(self, split: str, phase: ResolvedPhase) -> tuple[Any, int]:
+    def open(self, split: str, phase: ResolvedPhase) -> tuple[object, int]:
         source, num_cached_blocks = self.config.sources[split][self.config.phases.index(phase)]
         key = (split, source.spec.key if isinstance(source, CachedDataset) else source.name)
         if key not in self.opened:
             self.opened[key] = self._make(split, source, num_cached_blocks)
         return self.opened[key], num_cached_blocks
 
-    def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> Any:
+    def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> object:
         config = self.config
         shared: dict[str, Any] = {
             "batch_size": config.train.batch_size,

@@ -1,7 +1,6 @@
 """The plots of a search, as PNG bytes: ``trials`` has one row per trial, ``epochs`` one per epoch of a trial."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +72,7 @@ def _place(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     return np.where(np.isnan(heights), -0.04, heights), marks  # what means nothing for a trial lies at the bottom
 
 
-def _depth_order(name: str) -> tuple[int, Any]:
+def _depth_order(name: str) -> tuple[int, object]:
     """head, last1, last2, ..., last10, all; anything else by name."""
     known = {"head": 0, "all": 10**6}
     if name in known:

@@ -1,7 +1,6 @@
 """The report of a search: the best trials, what led to them, and what they cost."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -18,9 +17,9 @@ def write_search_report(
     run: RunDirectory,
     config: TuneConfig,
     trials: pd.DataFrame,
-    epochs: Sequence[Mapping[str, Any]],
+    epochs: Sequence[Mapping[str, object]],
     backbones: Mapping[str, Mapping[str, float]],
-    verified: Mapping[str, Any],
+    verified: Mapping[str, object],
 ) -> None:
     """Write ``report.html``. ``trials``: one row per trial, best first; ``epochs``: one row per epoch of a trial."""
     metric = f"validation_{config.train.metric}"
@@ -65,7 +64,7 @@ def _plots(
     return [(title, data_uri(picture, "image/png")) for title, picture in found]
 
 
-def _cells(row: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+def _cells(row: Mapping[str, object], settings: list[str]) -> dict[str, object]:
     """A row of the table with its settings as short text."""
     texts = []
     for name in settings:

@@ -53,12 +53,12 @@ class Shared:
     plan: TrialPlan
     records: str
 
-    def trial(self, drawn: dict[str, Any]) -> TrainConfig:
+    def trial(self, drawn: dict[str, object]) -> TrainConfig:
         """The settings of a trial, in the precision that was measured once for all."""
         variant = self.variants[variant_key(self.config.trial(drawn))]
         return self.config.trial(drawn, **{"train.precision": variant.backbone.precision})
 
-    def decisions(self) -> dict[str, Any]:
+    def decisions(self) -> dict[str, object]:
         """What was measured and decided, for a resumed search to keep to."""
         return {
             _text(key): {
@@ -137,9 +137,9 @@ def share(
     return Shared(config, labels, rows, targets, row_ids, weights, prepared, trial_plan, records)
 
 
-def _combinations(config: TuneConfig) -> list[tuple[Any, ...]]:
+def _combinations(config: TuneConfig) -> list[tuple[object, ...]]:
     """Every backbone with every augmentation of the space."""
-    own: dict[str, Any] = {"model.arch": config.model.arch}
+    own: dict[str, object] = {"model.arch": config.model.arch}
     own |= {
         "transform.augment": config.transform.augment,
         "transform.random_erasing_prob": config.transform.random_erasing_prob,

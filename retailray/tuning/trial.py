@@ -40,7 +40,7 @@ class Trial:
     it reports its own history after that of the trial it was copied from.
     """
 
-    def __init__(self, shared: Shared, drawn: dict[str, Any], *, member: str | None = None) -> None:
+    def __init__(self, shared: Shared, drawn: dict[str, object], *, member: str | None = None) -> None:
         self.shared, self.drawn, self.member = shared, drawn, member
         self.config = shared.trial(drawn)
         self.key = member or trial_key(shared, drawn)
@@ -49,7 +49,7 @@ class Trial:
         self.start = None if self.record else read_state(self.folder)
         self.loop: TrainingLoop | None = None
         self.peers: Peers | None = None
-        self.told: deque[dict[str, Any]] = deque(self.record["history"] if self.record else [])
+        self.told: deque[dict[str, object]] = deque(self.record["history"] if self.record else [])
         self.rows: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         if member:  # for a resumed search, which begins with the settings that members had come to
@@ -66,7 +66,7 @@ class Trial:
             self.rows = history
             self.told = deque(history[-1:] if state["over"] else [])
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """The next epoch: its measures, the best ``score`` so far (more is better), and whether it was the last."""
         if self.told:
             row = self.told.popleft()
@@ -103,13 +103,13 @@ class Trial:
             self.running = self.loop.epochs(self.start)
         return self.running
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, object] | None:
         """What :meth:`load` continues from: the training loop's state, and whether it is over."""
         if not self.loop:  # nothing has run since it was loaded, if it was
             return self.start
         return self.loop.state() | {"over": self.loop.is_over}
 
-    def load(self, state: dict[str, Any] | None) -> None:
+    def load(self, state: dict[str, object] | None) -> None:
         """Continue from another trial's state with one's own settings."""
         self.leave()
         self.start, self.loop, self.told, self.rows = state, None, deque(), []
@@ -127,19 +127,19 @@ class Trial:
         self.saved_at = time.monotonic()
 
 
-def _run_rank(shared: Shared, drawn: dict[str, Any], start: dict[str, Any] | None, world: DistributedContext) -> None:
+def _run_rank(shared: Shared, drawn: dict[str, object], start: dict[str, object] | None, world: DistributedContext) -> None:
     """The epochs of a trial on another rank's rows, until rank 0 ends it."""
     for _ in make_loop(shared, shared.trial(drawn), world).epochs(start):
         pass
 
 
-def write_record(folder: str, *, drawn: dict[str, Any], finished: bool, history: list[dict[str, Any]]) -> None:
+def write_record(folder: str, *, drawn: dict[str, object], finished: bool, history: list[dict[str, object]]) -> None:
     """From here on a trial has ended; ``finished``: by itself."""
     record = {"drawn": drawn, "finished": finished, "at": time.time(), "history": history}
     storage.write_bytes(storage.join(folder, RECORD), json.dumps(record).encode())
 
 
-def trial_key(shared: Shared, drawn: dict[str, Any]) -> str:
+def trial_key(shared: Shared, drawn: dict[str, object]) -> str:
     """A digest of what of the drawn settings means something: equal trials are one trial."""
     values = shared.config.effective(drawn)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

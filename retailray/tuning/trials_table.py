@@ -33,7 +33,7 @@ class TrialsTable(tune.Callback):
 
     # -- what Tune calls ----------------------------------------------------------------------------------------------
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: object) -> None:
         """Note new trials as they were drawn, which is not the order in which they start or are tried again."""
         if self.interrupted:
             raise KeyboardInterrupt
@@ -45,7 +45,7 @@ class TrialsTable(tune.Callback):
                 self.rows[trial.trial_id] = row | {"history": [], "key": None, "recorded": False, "message": ""}
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[object], trial: Any, result: dict[str, Any], **info: object
     ) -> None:
         row = self.rows[trial.trial_id]
         row["drawn"] = dict(trial.config)  # population-based training changes them
@@ -59,7 +59,7 @@ class TrialsTable(tune.Callback):
         if self.show:
             self.show()
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[object], trial: Any, **info: object) -> None:
         row = self.rows[trial.trial_id]
         row["status"] = "finished" if row.get("finished") else "stopped"
         if row["status"] == "stopped" and row["key"] and not (row["recorded"] or self.shared.is_population):
@@ -75,7 +75,7 @@ class TrialsTable(tune.Callback):
                 row["status"] = "stopped"
                 self._say(row)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[object], trial: Any, **info: object) -> None:
         error = trial.get_pickled_error() or trial.get_error()
         lines = [line for line in str(error).splitlines() if line.strip()]
         row = self.rows[trial.trial_id]
@@ -91,7 +91,7 @@ class TrialsTable(tune.Callback):
         for status in ("running", "finished", "stopped", "failed"):
             metric("retailray_trials").set(statuses[status], {"status": status})
 
-    def _say(self, row: dict[str, Any]) -> None:
+    def _say(self, row: dict[str, object]) -> None:
         self._count()
         events.emit(
             "trial",
@@ -118,7 +118,7 @@ class TrialsTable(tune.Callback):
     def metric(self) -> str:
         return f"validation_{self.shared.config.train.metric}"
 
-    def value(self, row: dict[str, Any]) -> float | None:
+    def value(self, row: dict[str, object]) -> float | None:
         """The metric of the best epoch."""
         best = self.best_epoch(row)
         return best[self.metric] if best else None
@@ -126,7 +126,7 @@ class TrialsTable(tune.Callback):
     def best_epoch(self, row: dict[str, Any]) -> dict[str, Any] | None:
         return best_epoch(row["history"], self.shared.config.train.metric)
 
-    def settings(self, row: dict[str, Any]) -> dict[str, Any]:
+    def settings(self, row: dict[str, Any]) -> dict[str, object]:
         return self.shared.config.effective(row["drawn"])
 
     def ranked(self) -> list[dict[str, Any]]:
@@ -194,5 +194,5 @@ def seconds_of(row: dict[str, Any]) -> float:
     return sum(epoch["seconds"] for epoch in row["history"])
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

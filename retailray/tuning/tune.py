@@ -119,7 +119,7 @@ def tune(config: TuneConfig) -> str:
     return bundle
 
 
-def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, Any]]:
+def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, object]]:
     """Settings of trials before the interruption, where what is drawn next depends on results; else nothing.
 
     Random draws and grids repeat themselves; a population's members continue with the settings they had come to.
@@ -153,7 +153,7 @@ def _restored(
     Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
     """
 
-    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, object]]:
         prepare_process(shared.plan.torch_threads)
         state = read_state(storage.join(shared.records, winner["key"]))
         loop = make_loop(shared, shared.trial(winner["drawn"]), DistributedContext(0, 1, device_of(shared.plan)))
@@ -185,7 +185,7 @@ def _describe(
     splits: dict[str, Catalog],
     weights: dict[str, torch.Tensor],
     calibration: Calibration,
-    best: dict[str, Any],
+    best: dict[str, object],
 ) -> BundleMeta:
     """What the bundle says of itself; and ``best.yaml``, by which ``train --config`` trains it again."""
     settings = shared.trial(winner["drawn"])
@@ -202,7 +202,7 @@ def _describe(
 
 def _verify(
     config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
 
     Args:
@@ -264,7 +264,7 @@ def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
     return table
 
 
-def _curves(ledger: TrialsTable) -> list[dict[str, Any]]:
+def _curves(ledger: TrialsTable) -> list[dict[str, object]]:
     """One row per epoch of every trial."""
     return [{"trial": row["trial"], **epoch} for row in ledger.rows.values() for epoch in row["history"]]
 

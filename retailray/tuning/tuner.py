@@ -8,7 +8,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from ray import tune
@@ -48,11 +47,11 @@ KEPT = 4  # checkpoints a member: fewer may be gone before another one takes the
 class SearchTrial(tune.Trainable):
     """A process that runs one trial after another: imports, weights and memory maps are there for the next one."""
 
-    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, object], shared: Shared) -> None:  # type: ignore[override]
         self.shared, self.next = shared, config
         self.one: Trial | None = None
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, object]) -> bool:
         self.cleanup()
         self.next = new_config
         return True
@@ -65,7 +64,7 @@ class SearchTrial(tune.Trainable):
             self.one = Trial(self.shared, self.next, member=member)
         return self.one
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         return self._trial().step()
 
     def cleanup(self) -> None:
@@ -81,7 +80,7 @@ class SearchTrial(tune.Trainable):
 
 
 def run_search(
-    shared: Shared, ledger: TrialsTable, *, num_epochs: int, resumed: list[dict[str, Any]], storage_path: str
+    shared: Shared, ledger: TrialsTable, *, num_epochs: int, resumed: list[dict[str, object]], storage_path: str
 ) -> None:
     """Run all trials; ``ledger`` hears of every epoch.
 
@@ -142,7 +141,7 @@ def _interrupts_noted(ledger: TrialsTable) -> Iterator[None]:
         yield
         return
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         if ledger.interrupted:
             raise KeyboardInterrupt
         ledger.interrupted = True
@@ -160,14 +159,14 @@ class _Budget(tune.Stopper):
     def __init__(self, ledger: TrialsTable, max_epochs: int | None) -> None:
         self.ledger, self.max_epochs = ledger, max_epochs
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         return self.max_epochs is not None and self.ledger.num_epochs >= self.max_epochs
 
 
-def _domain(domain: Domain, config: TuneConfig) -> Any:
+def _domain(domain: Domain, config: TuneConfig) -> object:
     [(kind, values)] = domain.dump().items()
     if kind == "choice":
         return tune.grid_search(values) if config.tune.searcher == "grid" else tune.choice(values)
@@ -176,7 +175,7 @@ def _domain(domain: Domain, config: TuneConfig) -> Any:
     return tune.uniform(*values) if kind == "uniform" else tune.loguniform(*values)
 
 
-def _searcher(config: TuneConfig, resumed: list[dict[str, Any]], num_concurrent: int) -> Searcher | SearchAlgorithm:
+def _searcher(config: TuneConfig, resumed: list[dict[str, object]], num_concurrent: int) -> Searcher | SearchAlgorithm:
     points = resumed or None
     seed = config.tune.seed + len(resumed)  # the same seed would draw the same settings again
     if config.tune.searcher == "optuna":
@@ -210,7 +209,7 @@ def _scheduler(config: TuneConfig, num_epochs: int) -> TrialScheduler | None:
     )
 
 
-def _within(space: dict[str, Domain], settings: dict[str, Any]) -> dict[str, Any]:
+def _within(space: dict[str, Domain], settings: dict[str, object]) -> dict[str, object]:
     """Back into the ranges that a population's members wander out of."""
     for key, domain in space.items():
         if domain.choice is None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +103,7 @@ def make_spec(
     pixels = cut == 0
     dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
     drawn = views.augment != "none" or views.random_erasing_prob > 0
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "code": _code_digest(),
         "rows": rows,
         "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
@@ -192,7 +191,7 @@ def _filled(
         table = table.append_column(JOB, pa.array([number] * table.num_rows))
         table = table.append_column(SLOT, pa.array(np.arange(table.num_rows)))
         num_blocks = min(MAX_TASKS, -(-table.num_rows // CHUNK_ROWS))
-        arguments: dict[str, Any] = {"spec": job.views, "keep": [JOB], "access": access}
+        arguments: dict[str, object] = {"spec": job.views, "keep": [JOB], "access": access}
         arguments |= {"decoded": job.decoded, "budget": job.budget}
         blocks = executor.stream(blocks_of(table, num_blocks), plan)
         streams.append(blocks.map(decode_views, arguments, rows=CHUNK_ROWS))

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 from retailray.config import TrainConfig
 from retailray.training.measure import Measurement
@@ -134,7 +133,7 @@ def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 
 
-def describe(plan: CachePlan) -> dict[str, Any]:
+def describe(plan: CachePlan) -> dict[str, object]:
     """Return the fields of the ``cache`` event."""
     return {
         "activations_after_blocks": list(plan.cuts),

@@ -63,7 +63,7 @@ class CacheSpec:
         return self.row_bytes * self.num_rows * self.num_views
 
 
-def content_key(content: dict[str, Any]) -> str:
+def content_key(content: dict[str, object]) -> str:
     """A digest of everything a store's numbers depend on."""
     text = json.dumps({"format": FORMAT, **content}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
