@@ -127,7 +127,9 @@ class Trial:
         self.saved_at = time.monotonic()
 
 
-def _run_rank(shared: Shared, drawn: dict[str, object], start: dict[str, object] | None, world: DistributedContext) -> None:
+def _run_rank(
+    shared: Shared, drawn: dict[str, object], start: dict[str, object] | None, world: DistributedContext
+) -> None:
     """The epochs of a trial on another rank's rows, until rank 0 ends it."""
     for _ in make_loop(shared, shared.trial(drawn), world).epochs(start):
         pass
