@@ -84,7 +84,7 @@ class Version:
         return self.run("check", **{"catalog.uri": self.large})
 
     def first_image(self) -> float:
-        with running_ray() as address:
+        with running_ray(self.checkout) as address:
             settings = {"catalog.uri": self.large, "model.uri": self.bundle, "score.max_error_rate": 1}
             return self.run("score", until="scored/part-*.parquet", **settings, **{"cluster.address": address})
 
@@ -93,10 +93,16 @@ class Version:
 
 
 @contextlib.contextmanager
-def running_ray() -> Iterator[str]:
+def running_ray(checkout: Path) -> Iterator[str]:
+    """A Ray whose workers import this checkout; its address."""
     command = [str(Path(sys.executable).parent / "ray")]
     port = 6399
-    subprocess.run([*command, "start", "--head", f"--port={port}", "--num-cpus=2"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "start", "--head", f"--port={port}", "--num-cpus=2"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+    )
     try:
         yield f"127.0.0.1:{port}"
     finally:
