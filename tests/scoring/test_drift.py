@@ -60,6 +60,11 @@ def test_quiet_runs_pass_the_noise_once_in_a_hundred_times():
     assert loud <= 4
 
 
+@pytest.mark.parametrize(("psi", "expected", "above"), [(0.3, 0.1, 0.2), (0.1, 0.3, 0.0)])
+def test_what_sampling_explains_is_no_drift(psi, expected, above):
+    assert Drift("labels", "previous run", 100, psi, expected, 0.1).psi_above_noise == pytest.approx(above)
+
+
 def test_labels_of_validation_rows_inform_and_do_not_gate():
     """They are a selection, and not the catalog."""
     shifted = Drift("labels", "validation rows", 100, 2.0, 0.1, 0.5)

@@ -263,6 +263,15 @@ def test_the_queue_has_first_what_teaches_most(shop):
     assert len(make_queue(ledger, usual, limit=2)) == 2
 
 
+def test_a_class_with_a_threshold_of_its_own_is_accepted_by_it(shop):
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2")
+    ledger.plan()
+    ledger.add_fresh(rows(folder, ledger, ("a", MUG), ("b", MUG | {"pred_label": "cup"})))
+    ledger.resolve_results(Thresholds(accept=0.5, per_class={"mug": 0.95}))
+    assert [row["decision"] for row in final(ledger)] == ["review", "accept"]
+
+
 def test_incremental_scoring_of_older_versions_are_read(shop):
     make, folder = shop
     ledger = make("a.jpg,1")

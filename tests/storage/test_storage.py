@@ -11,7 +11,7 @@ import s3fs
 from retailray import storage
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import is_public
-from retailray.storage.client import asks_for_time
+from retailray.storage.client import asks_for_time, is_transient
 from tests.conftest import start_proxy
 
 
@@ -87,6 +87,17 @@ def test_answers_of_a_throttling_store_are_recognised(status, throttled):
     error = OSError("of the client")
     error.__cause__ = botocore.exceptions.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
     assert asks_for_time(error) is throttled
+
+
+@pytest.mark.parametrize(
+    ("status", "transient"),
+    [(408, True), (429, True), (500, True), (503, True), (404, False), (403, False), (None, True)],
+)
+def test_answers_that_are_worth_another_try(status, transient):
+    """Kind of fault: an answer of the store that may change is taken for the last word, or the other way round."""
+    error = botocore.exceptions.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+    assert is_transient(error) is transient
+    assert not is_transient(FileNotFoundError("gone"))
 
 
 def test_a_creation_whose_answer_was_lost_is_ours(bucket):
