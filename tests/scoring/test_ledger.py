@@ -272,7 +272,7 @@ def test_a_class_with_a_threshold_of_its_own_is_accepted_by_it(shop):
     assert [row["decision"] for row in final(ledger)] == ["review", "accept"]
 
 
-def test_incremental_scoring_of_older_versions_are_read(shop):
+def test_ledgers_of_older_versions_are_read(shop):
     make, folder = shop
     ledger = make("a.jpg,1")
     [old] = rows(folder, ledger, ("a", MUG))
