@@ -9,8 +9,8 @@ from retailray.config import CheckConfig, NightlyConfig, ScoreConfig
 from retailray.quality.check import check
 from retailray.scoring.score import score
 
-# columns and files that assign splits mean nothing to scoring, and need not exist for it
-WITHOUT_SPLITS = {"split": None, "validation_uri": None, "test_uri": None}
+# what scoring does not read of a catalog, the columns and files of splits, need not exist for it
+NOT_SCORED = {key.removeprefix("catalog."): None for key in ScoreConfig.unused if key.startswith("catalog.")}
 
 
 def nightly(config: NightlyConfig) -> str:
@@ -29,7 +29,7 @@ def nightly(config: NightlyConfig) -> str:
         out = storage.join(config.out, "checks")
         with events.nested_run():
             check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=config.check, out=out))
-    catalog, out = catalog.model_copy(update=WITHOUT_SPLITS), storage.join(config.out, "scores")
+    catalog, out = catalog.model_copy(update=NOT_SCORED), storage.join(config.out, "scores")
     scoring = ScoreConfig(catalog=catalog, cluster=cluster, model=config.model, score=config.score, out=out)
     plan = scoring.score.model_copy(update={"plan_only": True})
     score(scoring.model_copy(update={"score": plan}))  # a line for the log, before any machine is asked for

@@ -169,14 +169,14 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
             continue
         groups.setdefault(id(fs), (fs, []))[1].append((at, path))
     for fs, members in groups.values():
-        values = _cat_patiently(fs, sorted({path for _, path in members}), up_to)
+        values = _cat_with_retries(fs, sorted({path for _, path in members}), up_to)
         for at, path in members:
             value = values[path]
             results[at] = value if isinstance(value, bytes) else _fetch_error(value, addresses[at])
     return results
 
 
-def _cat_patiently(fs: object, paths: list[str], up_to: int) -> dict[str, Any]:
+def _cat_with_retries(fs: object, paths: list[str], up_to: int) -> dict[str, Any]:
     """Read objects concurrently and retry transient failures, as :func:`with_retries` does."""
     found = _cat(fs, paths, up_to)
     for attempt in range(ROUNDS - 1):

@@ -84,7 +84,7 @@ class Fitter:
                     phases=self.phases,
                     train=config.train,
                     augmentation=augmentation(config),
-                    class_weights=class_weights(self._labels_of("train", rows["train"]), self.labels)
+                    class_weights=class_weights(self.images.train.column("label")[rows["train"]], self.labels)
                     if balanced
                     else None,
                     sources=sources,
@@ -111,12 +111,6 @@ class Fitter:
             test=found.get("test"),
         )
 
-    def _labels_of(self, split: str, rows: np.ndarray) -> np.ndarray:
-        return self._catalog_of(split).column("label")[rows]
-
-    def _catalog_of(self, split: str) -> Catalog:
-        return self.images.train if split == "train" else self.images.plain
-
     def _sources(self, rows: dict[str, np.ndarray]) -> tuple[dict[str, list[Source]], dict[str, Stream]]:
         """Return, by split, where each phase reads its rows, and the streams of splits that are not cached.
 
@@ -126,7 +120,7 @@ class Fitter:
         sources: dict[str, list[Source]] = {}
         streams: dict[str, Stream] = {}
         for split, chosen in rows.items():
-            which, catalog = "train" if split == "train" else "plain", self._catalog_of(split)
+            which, catalog = ("train", self.images.train) if split == "train" else ("plain", self.images.plain)
             targets = targets_of(catalog.column("label")[chosen], self.labels)
             row_ids = catalog.column("row_id")[chosen]
             stored = [self.prepared.source(which, phase, chosen, targets, row_ids) for phase in self.phases]

@@ -126,7 +126,7 @@ class TrainingLoop:
 
         On rank 0 of all ranks, elsewhere of its own.
 
-        ``limit``: about so many of the rows, evenly spread.
+        ``limit``: return about this many of the rows, evenly spread.
         """
         self.model.eval()
         batches, num_cached_blocks = self.open_batches(name, self.phases[-1])
