@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from retailray import events
+from retailray.background import Ended, beside
 
 POLL_S = 0.3
 EVERY_S = 10.0  # between two progress lines off a terminal
@@ -77,31 +78,31 @@ class Counter:
 @contextlib.contextmanager
 def shown(take: Callable[[], Taken], label: str, total: int) -> Iterator[None]:
     """Show what ``take`` gives for the length of the block: a bar, or a line now and then."""
-    stop = threading.Event()
-    follower = threading.Thread(target=_follow, args=(take, stop, label, total), daemon=True)
-    follower.start()
-    try:
+
+    def follow_progress(ended: Ended) -> None:
+        with events.bar(label, total) as update:
+            _follow(ended, take, update, label, total)
+
+    with beside(follow_progress):
         yield
-    finally:
-        stop.set()
-        follower.join(timeout=5)
 
 
-def _follow(take: Callable[[], Taken], stop: threading.Event, label: str, total: int) -> None:
+def _follow(
+    ended: Ended, take: Callable[[], Taken], update: Callable[[int, str], object], label: str, total: int
+) -> None:
     said = time.monotonic()
-    with events.bar(label, total) as update:
-        finished = False
-        while not finished:
-            finished = stop.wait(POLL_S)
-            try:
-                steps, note, emitted = take()
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                events.emit("warning", note=f"the run continues without progress reports: {reason}")
-                return
-            update(steps, note)
-            for name, fields in emitted:
-                events.emit(name, **fields)
-            if not finished and not events.on_terminal() and time.monotonic() - said > EVERY_S:
-                said = time.monotonic()
-                events.emit("progress", done=steps, total=total, unit=label)
+    finished = False
+    while not finished:
+        finished = ended(POLL_S)
+        try:
+            steps, note, emitted = take()
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            events.emit("warning", note=f"the run continues without progress reports: {reason}")
+            return
+        update(steps, note)
+        for name, fields in emitted:
+            events.emit(name, **fields)
+        if not finished and not events.on_terminal() and time.monotonic() - said > EVERY_S:
+            said = time.monotonic()
+            events.emit("progress", done=steps, total=total, unit=label)

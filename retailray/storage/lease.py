@@ -11,6 +11,7 @@ its own clock, and an owner that could not renew it for :data:`LOST_S` by its ow
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from typing import Any
 import psutil
 
 from retailray import events, storage
+from retailray.background import Ended, beside
 from retailray.errors import RetailrayError, StorageError
 
 LEASE_S = 60.0
@@ -88,18 +90,14 @@ def acquire_lease(out: str) -> Iterator[Lease]:
         RetailrayError: another run holds it.
     """
     lease = _acquire(out)
-    stop = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
-    renewing.start()
     try:
-        yield lease
+        with beside(functools.partial(_renew, lease)):
+            yield lease
     except KeyboardInterrupt:
         if lease.lost:
             lease.check()  # says so
         raise
     finally:
-        stop.set()
-        renewing.join(timeout=5)
         with contextlib.suppress(StorageError):
             lease.renew(released=True)
 
@@ -206,8 +204,8 @@ def _read(address: str) -> dict[str, object]:
         return {"renewed": datetime.datetime.now(datetime.UTC).timestamp()}
 
 
-def _renew(lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(RENEW_S):
+def _renew(lease: Lease, ended: Ended) -> None:
+    while not ended(RENEW_S):
         with contextlib.suppress(StorageError):  # a store that is away for a moment
             lease.renew()
         if _now() - lease.renewed_at > LOST_S:
