@@ -27,7 +27,7 @@ from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
-from retailray.training.cache.fill import Backbone
+from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase, min_rows
 from retailray.training.prepare import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles

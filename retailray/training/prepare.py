@@ -17,11 +17,12 @@ from retailray.execution import Executor, Plan
 from retailray.models.blocks import BlockSequence
 from retailray.training.batches import Augmentation, CachedDataset
 from retailray.training.cache import store
-from retailray.training.cache.fill import Backbone, CachePass, fill, fingerprint, make_spec
+from retailray.training.cache.fill import CachePass, fill, fingerprint, make_spec
 from retailray.training.cache.plan import CachePlan, describe, plan_cache
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
+from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase
 
 DISK_SHARE = 0.8  # of what is free, whatever the budget says

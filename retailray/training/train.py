@@ -18,10 +18,10 @@ from retailray.models.weights import pretrained_model
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
 from retailray.training.bundles import describe, leave_bundle, register
-from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
 from retailray.training.fit import Fitter
 from retailray.training.folds import make_folds, run_folds
+from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve
 from retailray.training.prepare import Images, measure_here, prepare
 from retailray.training.report import write_training_report

@@ -4,19 +4,16 @@ import dataclasses
 import time
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from retailray.config import TrainSection
 from retailray.execution import Reporter, Worker
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
-from retailray.models.backbones import build_model, load_state
-from retailray.models.predictor import Normalize
 from retailray.training.batches import Augmentation, CachedDataset, StoredBatches, StreamedBatches, StreamedDataset
 from retailray.training.cache import store
-from retailray.training.cache.fill import Backbone
 from retailray.training.loop import TrainingLoop
+from retailray.training.network import Backbone, Batches, Network
 from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
@@ -44,21 +41,15 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
     prepare_process(config.threads)
     device = torch.device(worker.device)
     world = DistributedContext(worker.rank, worker.size, device)
-    backbone = config.backbone
-    model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
-    load_state(model, safetensors.torch.load(backbone.state_ref.get()))
+    loaders = min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0
+    network = Network(config.backbone.build(), config.backbone, world, loader_workers=loaders)
     sources = _Sources(config, world, worker)
     loop = TrainingLoop(
-        model,
-        num_classes=backbone.num_classes,
-        normalize=Normalize(backbone.mean, backbone.std),
+        network,
         phases=config.phases,
         train=config.train,
-        precision=backbone.precision,
-        world=world,
         open_batches=sources.open,
         class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
-        loader_workers=min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0,
     )
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for phase in config.phases:
@@ -69,11 +60,11 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
         codes = sources.failed(world)
         report(loop, metrics, codes)
     found = {"history": loop.progress.history, "best_epoch": loop.progress.best_epoch}
-    calibration = loop.calibration(config.sources)
+    calibration = loop.validator.calibration(config.sources)
     found |= {"calibration": calibration, "codes": codes}
     if "test" in config.sources:
         temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
-        found["test"] = tuple(part.numpy() for part in loop.guesses("test", temperature))
+        found["test"] = tuple(part.numpy() for part in loop.validator.guesses("test", temperature))
     return found
 
 
@@ -82,16 +73,16 @@ class _Sources:
 
     def __init__(self, config: FitConfig, world: DistributedContext, worker: Worker) -> None:
         self.config, self.world, self.worker = config, world, worker
-        self.opened: dict[Any, object] = {}
+        self.opened: dict[tuple[str, str], Batches] = {}
 
-    def open(self, split: str, phase: ResolvedPhase) -> tuple[object, int]:
+    def open(self, split: str, phase: ResolvedPhase) -> tuple[Batches, int]:
         source, num_cached_blocks = self.config.sources[split][self.config.phases.index(phase)]
         key = (split, source.spec.key if isinstance(source, CachedDataset) else source.name)
         if key not in self.opened:
             self.opened[key] = self._make(split, source, num_cached_blocks)
         return self.opened[key], num_cached_blocks
 
-    def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> object:
+    def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> Batches:
         config = self.config
         shared: dict[str, Any] = {
             "batch_size": config.train.batch_size,

@@ -17,8 +17,8 @@ from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.training.batches import CachedDataset
 from retailray.training.cache import store
-from retailray.training.cache.fill import Backbone
 from retailray.training.cache.plan import CachePlan
+from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase, check_batch_size, resolve
 from retailray.training.prepare import Images, Prepared, augmentation, measure_here, prepare
 from retailray.training.rows import class_weights, targets_of, with_roles

@@ -8,22 +8,18 @@ import time
 from collections import deque
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from retailray import storage
 from retailray.config import TrainConfig
-from retailray.execution import Reference
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import read_state, write_state
-from retailray.models.backbones import build_model, load_state
-from retailray.models.blocks import to_blocks
-from retailray.models.predictor import Normalize
 from retailray.training.batches import Augmentation, StoredBatches
 from retailray.training.best_epoch import score_of
 from retailray.training.loop import TrainingLoop
+from retailray.training.network import Backbone, Network
 from retailray.training.phases import min_rows, resolve
 from retailray.training.prepare import augmentation
 from retailray.training.worker import LOADER_WORKERS
@@ -151,8 +147,8 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
     """The loop of one trial over kept rows; this process keeps one pristine model a backbone."""
     variant = shared.variants[variant_key(config)]
     backbone = variant.backbone
-    pristine = _pristine(backbone.arch, backbone.num_classes, backbone.image_size, backbone.state_ref)
-    model = copy.deepcopy(pristine)
+    loaders = min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0
+    network = Network(copy.deepcopy(_pristine(backbone)), backbone, world, loader_workers=loaders)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
     def open_batches(name: str, phase: Any) -> tuple[StoredBatches, int]:
@@ -169,26 +165,19 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
         )
         return batches, num_cached_blocks
 
-    phases = resolve(config, to_blocks(model))
+    phases = resolve(config, network.chain)
     return TrainingLoop(
-        model,
-        num_classes=backbone.num_classes,
-        normalize=Normalize(backbone.mean, backbone.std),
+        network,
         phases=phases,
         train=config.train,
-        precision=backbone.precision,
-        world=world,
         open_batches=open_batches,
         class_weights=torch.tensor(shared.class_weights) if config.train.class_weights == "balanced" else None,
-        loader_workers=min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0,
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _pristine(arch: str, num_classes: int, image_size: int, weights: Reference) -> nn.Module:
-    model = build_model(arch, num_classes, image_size=image_size)
-    load_state(model, safetensors.torch.load(weights.get()))
-    return model
+def _pristine(backbone: Backbone) -> nn.Module:
+    return backbone.build()
 
 
 def read_json(address: str) -> dict[str, Any] | None:

@@ -166,10 +166,10 @@ def _restored(
                 next(running)
             loop.load_progress(loop.state())
         best = loop.progress.history[loop.progress.best_epoch - 1]
-        calibration = loop.calibration(shared.rows)
+        calibration = loop.validator.calibration(shared.rows)
         assert calibration, "this is rank 0"
         return (
-            {name: tensor.cpu().clone() for name, tensor in loop.model.state_dict().items()},
+            {name: tensor.cpu().clone() for name, tensor in loop.network.model.state_dict().items()},
             calibration,
             best,
         )

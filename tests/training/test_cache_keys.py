@@ -12,10 +12,11 @@ from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Limits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
-from retailray.training.cache.fill import Backbone, fingerprint, make_spec
+from retailray.training.cache.fill import fingerprint, make_spec
 from retailray.training.cache.plan import plan_cache
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
+from retailray.training.network import Backbone
 from retailray.training.phases import resolve
 
 VIEWS = ViewSpec(DecodeSpec(36, 36, Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)

@@ -11,13 +11,14 @@ from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
-from retailray.models.predictor import Normalize
 from retailray.training.loop import TrainingLoop
+from retailray.training.network import Backbone, Network
 from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.phases import ResolvedPhase
 from tests import oracles
 
 SIZE, CLASSES = 16, 3
+BACKBONE = Backbone("cnn2", CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
 
 
 ROWS = ("validation", "temperature")
@@ -50,19 +51,15 @@ def phase(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
     return ResolvedPhase(epochs, trainable, cut, cut, head_lr, backbone_lr)
 
 
-def make_loop(phases, train=None, rows=None, **settings):
+def make_loop(phases, train=None, rows=None, num_cached_blocks=0, **settings):
     torch.manual_seed(0)
     model = build_model("cnn2", CLASSES, image_size=SIZE)
     rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
     return TrainingLoop(
-        model,
-        num_classes=CLASSES,
-        normalize=Normalize((0.5,) * 3, (0.2,) * 3),
+        Network(model, BACKBONE, DistributedContext()),
         phases=[dataclasses.replace(one, num_cached_blocks=0) for one in phases],
         train=train or TrainSection(),
-        precision="float32",
-        world=DistributedContext(),
-        open_batches=lambda split, _: (rows[split], 0),
+        open_batches=lambda split, _: (rows[split], num_cached_blocks),
         **settings,
     )
 
@@ -79,7 +76,7 @@ def run(loop, start=None):
 
 
 def weights(loop):
-    return {name: value.clone() for name, value in loop.model.state_dict().items()}
+    return {name: value.clone() for name, value in loop.network.model.state_dict().items()}
 
 
 def same(left, right):
@@ -100,7 +97,7 @@ def test_phases_train_what_they_say_and_the_best_epoch_is_kept():
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"dense", "head"}, "the convolutions were frozen"
     with torch.no_grad():
-        logits, targets, _, _ = loop.outputs("validation")
+        logits, targets, _, _ = loop.validator.outputs("validation")
     assert (logits.argmax(1) == targets).float().mean().item() == pytest.approx(best["validation_top1"])
 
 
@@ -133,14 +130,14 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
     assert strip(again.progress.history) == strip(whole.progress.history)
     assert same(weights(again), weights(whole))
-    assert again.calibration(ROWS).temperature == whole.calibration(ROWS).temperature
+    assert again.validator.calibration(ROWS).temperature == whole.validator.calibration(ROWS).temperature
 
 
 def test_kept_activations_train_like_pixels():
     """The same head, from pixels through frozen blocks and from what those blocks gave."""
     direct = make_loop([phase(3, "head")])
-    chain, normalize = direct.chain, direct.normalize
-    direct.model.eval()
+    chain, normalize = direct.network.chain, direct.network.normalize
+    direct.network.model.eval()
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1)}
     kept = {}
     for name, source in rows.items():
@@ -148,14 +145,15 @@ def test_kept_activations_train_like_pixels():
             values = chain.run(0, len(chain.blocks))(normalize(torch.from_numpy(source.images)))
         kept[name] = MadeUpRows(seed=0 if name == "train" else 1)
         kept[name].images = values.numpy()
-    cached = make_loop([phase(3, "head")])
-    cached.open_batches = lambda split, _: (kept[split], len(chain.blocks))
+    cached = make_loop([phase(3, "head")], rows=kept, num_cached_blocks=len(chain.blocks))
     run(direct)
     run(cached)
     for left, right in zip(direct.progress.history, cached.progress.history, strict=True):
         assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-4)
         assert left["validation_loss"] == pytest.approx(right["validation_loss"], rel=1e-4)
-    assert torch.allclose(direct.outputs("validation")[0], cached.outputs("validation")[0], atol=1e-3)
+    assert torch.allclose(
+        direct.validator.outputs("validation")[0], cached.validator.outputs("validation")[0], atol=1e-3
+    )
 
 
 def test_patience_ends_a_phase_and_the_best_weights_return():
@@ -165,7 +163,7 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
     run(loop)
     history = loop.progress.history
     assert len(history) == loop.progress.best_epoch + 2 < 30
-    logits, targets, _, _ = loop.outputs("validation")
+    logits, targets, _, _ = loop.validator.outputs("validation")
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-4)
 
@@ -201,8 +199,8 @@ def test_guesses_are_what_the_logits_say():
     """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
     loop = make_loop([phase(2, "head")])
     run(loop)
-    logits, targets, _, _ = loop.outputs("validation")
-    told, classes, scores = loop.guesses("validation", 1.7)
+    logits, targets, _, _ = loop.validator.outputs("validation")
+    told, classes, scores = loop.validator.guesses("validation", 1.7)
     assert torch.equal(told, targets)
     assert classes.shape == (len(targets), CLASSES)
     order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1))
@@ -214,9 +212,9 @@ def test_so_many_rows_as_the_limit_are_taken_evenly_from_all_batches():
     """48 rows in batches of 16: at most 5 of them, from whichever batches, and not one of every batch at least."""
     loop = make_loop([phase(1, "head")], TrainSection(batch_size=16))
     run(loop)
-    everything = loop.outputs("validation")
+    everything = loop.validator.outputs("validation")
     for limit, every in ((5, 10), (1, 48), (48, 1)):
-        for all_, some in zip(everything, loop.outputs("validation", limit=limit), strict=True):
+        for all_, some in zip(everything, loop.validator.outputs("validation", limit=limit), strict=True):
             assert torch.allclose(some, all_[::every])
 
 
@@ -224,8 +222,8 @@ def test_a_split_without_rows_has_no_logits():
     rows = {"train": MadeUpRows(), "validation": MadeUpRows(num_rows=0), "temperature": MadeUpRows(num_rows=0)}
     loop = make_loop([phase(1, "head")], rows=rows)
     run(loop)
-    assert loop.outputs("validation")[0].shape == (0, CLASSES)
-    assert loop.calibration(ROWS).temperature == 1.0
+    assert loop.validator.outputs("validation")[0].shape == (0, CLASSES)
+    assert loop.validator.calibration(ROWS).temperature == 1.0
 
 
 def test_balance_weighs_classes_not_rows():
@@ -238,7 +236,7 @@ def test_balance_weighs_classes_not_rows():
     run(weighed)
     recall = []
     for loop in (plain, weighed):
-        logits, targets, _, _ = loop.outputs("validation")
+        logits, targets, _, _ = loop.validator.outputs("validation")
         recall.append((logits.argmax(1) == targets)[targets > 0].float().mean().item())
     assert recall[1] > recall[0]
 
@@ -250,7 +248,7 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
     sure, soft = make_loop([phase(6, "all")]), make_loop([phase(6, "all")], TrainSection(**settings))
     run(sure)
     run(soft)
-    score = [loop.outputs("train")[0].softmax(1).amax(1).mean().item() for loop in (sure, soft)]
+    score = [loop.validator.outputs("train")[0].softmax(1).amax(1).mean().item() for loop in (sure, soft)]
     assert score[1] < score[0]
 
 
@@ -319,17 +317,13 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     before = model.bn1.running_mean.clone()
     rows = {"train": SteppedRows(sizes), "validation": MadeUpRows(seed=1)}
     loop = TrainingLoop(
-        model,
-        num_classes=CLASSES,
-        normalize=Normalize((0.5,) * 3, (0.2,) * 3),
+        Network(model, BACKBONE, DistributedContext()),
         phases=[ResolvedPhase(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
         train=TrainSection(),
-        precision="float32",
-        world=DistributedContext(),
         open_batches=lambda split, _: (rows[split], 0),
     )
     next(loop.epochs(None))
     assert torch.equal(model.bn1.running_mean, before) != learns
-    assert (loop.model.fc.weight != 0).any()
-    loop.model.train()
+    assert (loop.network.model.fc.weight != 0).any()
+    loop.network.model.train()
     assert all(norm.training for norm in loop.norms), "later steps learn again"

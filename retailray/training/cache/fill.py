@@ -28,10 +28,9 @@ from retailray.data.decoding import (
 from retailray.data.row_ids import in_order_of
 from retailray.data.tables import gathered
 from retailray.errors import CatalogError, RetailrayError
-from retailray.execution import Executor, Plan, Reference, Reporter, Stream
+from retailray.execution import Executor, Plan, Reporter, Stream
 from retailray.execution.process import prepare_process
 from retailray.models import blocks, predictor
-from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import BlockSequence, to_blocks
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
@@ -39,23 +38,11 @@ from retailray.provenance import version
 from retailray.training.cache import store, views
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec, decode_views
+from retailray.training.network import Backbone
 
 JOB = COLUMN_PREFIX + "job"  # which job a row belongs to
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
 MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """What a filling actor builds its model from. ``state_ref``: weights as safetensors bytes."""
-
-    arch: str
-    num_classes: int
-    image_size: int
-    state_ref: Reference
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    precision: str
 
 
 def fingerprint(catalog: Catalog) -> str | None:
@@ -234,14 +221,10 @@ class FillCaches:
     """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
 
     def __init__(self, *, jobs: list[CachePass], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
-        import safetensors.torch
-
         prepare_process(plan.torch_threads)
         self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
         self.jobs, self.reporter, self.precision = jobs, reporter, backbone.precision
-        model = build_model(backbone.arch, backbone.num_classes, image_size=backbone.image_size)
-        load_state(model, safetensors.torch.load(backbone.state_ref.get()))
-        chain = to_blocks(model.to(self.device).to(memory_format=torch.channels_last).eval())
+        chain = to_blocks(backbone.build().to(self.device).to(memory_format=torch.channels_last).eval())
         self.parts = []
         for job in jobs:
             cuts = sorted(cut for cut in job.specs if cut)
