@@ -5,6 +5,7 @@ import os
 import re
 import urllib.error
 from collections.abc import Callable
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -26,10 +27,16 @@ _AUXILIARY = (
 )  # GoogLeNet's and Inception's side heads, which fine-tuning leaves out
 
 
-def pretrained_model(
-    arch: str, weights: str, num_classes: int, *, seed: int, image_size: int = 224
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A model with pretrained backbone and a fresh head, and the mean and standard deviation its input expects.
+class Pretrained(NamedTuple):
+    """A model, and the mean and standard deviation of each channel that its input expects."""
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def pretrained_model(arch: str, weights: str, num_classes: int, *, seed: int, image_size: int = 224) -> Pretrained:
+    """A model with pretrained backbone and a fresh head.
 
     ``weights``: ``none``; an address that ends in ``.pth``, ``.pt`` or ``.safetensors``; the address of a bundle
     (contains ``/``); or a name that torchvision knows, downloaded by torchvision's own code unless staged.
@@ -49,7 +56,7 @@ def pretrained_model(
             state, mean, std = _from_torchvision(arch, weights)
         _load_backbone(model, state, source=weights)
     initialize_head(model, seed=seed)
-    return model, mean, std
+    return Pretrained(model, mean, std)
 
 
 def _from_torchvision(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[float, ...], tuple[float, ...]]:

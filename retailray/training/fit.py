@@ -29,7 +29,7 @@ from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
 from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase, min_rows
-from retailray.training.prepare import Images, Prepared, augmentation
+from retailray.training.prepared import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
 from retailray.training.worker import FitConfig, work
 
@@ -127,9 +127,7 @@ class Fitter:
             streamed: Source | None = None
             if None in stored:
                 part = catalog.take(chosen)
-                streams[split], count = _stream(
-                    self.config, part, targets, self.plan, self.executor, train=split == "train"
-                )
+                streams[split], count = self._stream(part, targets, train=split == "train")
                 streamed = (StreamedDataset(split, count), 0)
             sources[split] = [found or streamed for found in stored]  # type: ignore[misc]
             if split in ("temperature", "thresholds") and not _has_rows(sources[split]):
@@ -139,29 +137,29 @@ class Fitter:
                 raise CatalogError(f"{catalog.uri}: no {split} image could be read: {codes}; see `retailray check`")
         return sources, streams
 
+    def _stream(self, part: Catalog, targets: np.ndarray, *, train: bool) -> tuple[Stream, int]:
+        """Decoded rows with targets, padded to a multiple of the workers, and how many there are.
 
-def _stream(
-    config: TrainConfig, part: Catalog, targets: np.ndarray, plan: Plan, executor: Executor, *, train: bool
-) -> tuple[Stream, int]:
-    """Decoded rows with targets, padded to a multiple of the workers, and how many there are; kept decoded where there
-    is room."""
-    crop = config.transform.image_size
-    size = augmentation(config).source_px if train else crop
-    if train:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
-        order = np.random.default_rng(config.train.seed).permutation(len(part))
-        part, targets = part.take(order), targets[order]
-    table = transport_table(part).append_column(TARGET, pa.array(targets, pa.int32()))
-    missing = -len(part) % plan.num_actors
-    if missing:
-        padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))
-        table = pa.concat_tables([table, *[padding] * missing])
-    spec = DecodeSpec(config.transform.resolved_resize_size, size, limits_of(config.catalog))
-    blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
-    stream = blocks.map(decode_rows, {"spec": spec, "access": access_of(config.catalog)}, rows=CHUNK_ROWS).select(
-        [ROW_ID, TARGET, CODE, PIXELS]
-    )
-    fits = table.num_rows * spec.num_bytes < KEEP_DECODED * executor.capacity.object_store_bytes
-    return (stream.kept() if fits else stream), table.num_rows
+        They are kept decoded where there is room.
+        """
+        config, plan, executor = self.config, self.plan, self.executor
+        crop = config.transform.image_size
+        size = augmentation(config).source_px if train else crop
+        if train:  # of paths, which is cheap and global; the workers shuffle pixels within a window besides
+            order = np.random.default_rng(config.train.seed).permutation(len(part))
+            part, targets = part.take(order), targets[order]
+        table = transport_table(part).append_column(TARGET, pa.array(targets, pa.int32()))
+        missing = -len(part) % plan.num_actors
+        if missing:
+            padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))
+            table = pa.concat_tables([table, *[padding] * missing])
+        spec = DecodeSpec(config.transform.resolved_resize_size, size, limits_of(config.catalog))
+        blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
+        stream = blocks.map(decode_rows, {"spec": spec, "access": access_of(config.catalog)}, rows=CHUNK_ROWS).select(
+            [ROW_ID, TARGET, CODE, PIXELS]
+        )
+        fits = table.num_rows * spec.num_bytes < KEEP_DECODED * executor.capacity.object_store_bytes
+        return (stream.kept() if fits else stream), table.num_rows
 
 
 def _has_rows(sources: list[Source]) -> bool:

@@ -1,6 +1,8 @@
 """Before the first epoch: measure, decide what is cached, fill the cache, and open each split."""
 
 import dataclasses
+import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -9,188 +11,217 @@ import torch
 from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.access import access_of
-from retailray.data.catalog import Catalog
 from retailray.data.decoding import DecodeSpec
 from retailray.data.images import limits_of
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
-from retailray.models.blocks import BlockSequence
-from retailray.training.batches import Augmentation, CachedDataset
+from retailray.models.blocks import BlockSequence, to_blocks
+from retailray.models.bundle import state_to_bytes
+from retailray.models.weights import Pretrained
 from retailray.training.cache import store
-from retailray.training.cache.fill import CachePass, fill, fingerprint, make_spec
+from retailray.training.cache.fill import CachePass, FrozenBlocks, cache_spec, fill, fingerprint
 from retailray.training.cache.plan import CachePlan, describe, plan_cache
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
 from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase
+from retailray.training.prepared import Images, Prepared, augmentation
 
 DISK_SHARE = 0.8  # of what is free, whatever the budget says
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """Two sets of images, possibly the same: what is trained on, in augmented views, and what is looked at plainly."""
+class MeasuredModel:
+    """A pretrained model, as every process builds it and as this machine ran it. ``weights``: a digest of them."""
 
-    train: Catalog
-    plain: Catalog
+    backbone: Backbone
+    chain: BlockSequence
+    measured: Measurement
+    weights: str
+
+    def blocks(self, cut: int) -> FrozenBlocks:
+        """The first ``cut`` of them."""
+        return FrozenBlocks(self.backbone, self.chain, cut, self.measured.shapes[cut])
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """Stores by set (``train``, ``plain``) and number of blocks, and the error code of every image where they tell."""
+class Preparation:
+    """The images of a run, and the place that reads them.
 
-    plan: CachePlan
-    stores: dict[str, dict[int, CacheSpec]]
-    codes: dict[str, np.ndarray]
-    budget: int
+    ``share``: of the cache's budget, that this may take. ``decoded``: where the pixels of both sets lie already; they
+    are read in place of the images.
+    """
 
-    def source(
-        self, which: str, phase: ResolvedPhase, rows: np.ndarray, targets: np.ndarray, row_ids: np.ndarray
-    ) -> tuple[CachedDataset, int] | None:
-        """Usable ``rows`` of a set for a phase, and the blocks they went through; None where pixels are streamed.
+    config: TrainConfig
+    images: Images
+    plan: Plan
+    executor: Executor
+    share: float = 1.0
+    decoded: Prepared | None = None
 
-        ``rows``: where they lie in the caches. ``targets``, ``row_ids``: of these rows.
+    def measure(self, model: Pretrained, labels: list[str], cuts: set[int], *, precision: str) -> MeasuredModel:
+        """Measure where training will run: here where that is the same machine without a GPU, else in a task.
+
+        ``cuts``: the numbers of frozen blocks of which time and shape are wanted.
         """
-        reads = self.plan.num_cached_blocks(phase)
-        if reads is None:
-            return None
-        usable = (self.codes[which][rows] == "") & (targets >= 0)
-        spec = self.stores[which][reads]
-        return CachedDataset(spec, rows[usable], targets[usable], row_ids[usable], self.budget), reads
+        config, plan = self.config, self.plan
+        arguments: dict[str, Any] = {
+            "size_px": config.transform.image_size,
+            "cuts": sorted(cuts - {0}),
+            "precision": precision,
+            "use_gpu": plan.actor_gpus > 0,
+            "threads": plan.torch_threads,
+        }
+        if self.executor.num_nodes == 1 and not plan.actor_gpus:
+            threads = torch.get_num_threads()
+            try:
+                measured = measure(config.model.arch, len(labels), **arguments)
+            finally:
+                torch.set_num_threads(threads)
+        else:
+            reserved = {"cpus": plan.actor_cpus, "gpus": plan.actor_gpus}
+            measured = self.executor.call(measure, config.model.arch, len(labels), **reserved, **arguments)
+        weights = state_to_bytes(model.network.state_dict())
+        backbone = Backbone(
+            arch=config.model.arch,
+            num_classes=len(labels),
+            image_size=config.transform.image_size,
+            state_ref=self.executor.put(weights),
+            mean=model.mean,
+            std=model.std,
+            precision=measured.precision,
+        )
+        return MeasuredModel(backbone, to_blocks(model.network), measured, weights_digest(weights))
+
+    def decode(self, decided: CachePlan) -> Prepared:
+        """Keep the pixels of all images.
+
+        Raises:
+            RetailrayError: images or stores cannot be read or written.
+        """
+        return self._filled(decided, None, kept=True)
+
+    def run(self, model: MeasuredModel, phases: list[ResolvedPhase], *, earlier: CachePlan | None = None) -> Prepared:
+        """Decide and fill. ``earlier``: what an interrupted run had decided; it is kept to.
+
+        Raises:
+            RetailrayError: images or stores cannot be read or written.
+        """
+        if earlier:
+            nothing = not earlier.cuts and not earlier.pixels
+            return _told(_nothing(self._budget, earlier)) if nothing else self._filled(earlier, model, kept=True)
+        why = self._why_not()
+        if why:
+            return _told(_nothing(self._budget, why))
+        free, budget = store.free_bytes(self._root), self._budget
+        decided = plan_cache(
+            self.config,
+            phases,
+            model.measured,
+            num_train=len(self.images.train),
+            num_plain=len(self.images.plain),
+            budget=int(self.share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
+            source_px=augmentation(self.config).source_px,
+        )
+        return self._filled(decided, model, kept=False)
+
+    def _why_not(self) -> str | None:
+        """Why nothing can be cached, if so."""
+        if self.config.train.cache == "off":
+            return "train.cache is off"
+        if None in self._fingerprints.values():
+            return self._unversioned
+        if storage.is_local(self._root) and not store.is_writable(self._root):
+            return (
+                f"nothing can be written to {self._root}, so nothing is cached; set train.cache_uri to another folder"
+            )
+        return None
+
+    def _filled(self, decided: CachePlan, model: MeasuredModel | None, *, kept: bool) -> Prepared:
+        """Fill what is not there yet. ``kept``: the plan is of an earlier run, and nothing else will do."""
+        root, budget = self._root, self._budget
+        if self.config.train.cache == "off":
+            return _told(_nothing(budget, decided))
+        if None in self._fingerprints.values():
+            return _told(_nothing(budget, self._unversioned))
+        jobs = self._jobs(decided, model)
+        missing = [job for job in (job.missing() for job in jobs) if job.specs]
+        absent = sum(len(job.specs) for job in missing)
+        events.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
+        if missing:
+            if not _make_room(root, jobs, missing, budget):
+                if kept:
+                    raise StorageError(
+                        f"{root} has no room for the cache of the interrupted run ({decided.why}); raise train.cache_gb"
+                    )
+                return _told(_nothing(budget, "others use what the budget allows"))
+            views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
+            from_pixels = all(job.decoded for job in missing)
+            events.emit("pass", reads="cached pixels" if from_pixels else "images", **views)
+            access = access_of(self.config.catalog)
+            fill(missing, model.backbone if model else None, self.plan, self.executor, access)
+        return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
+
+    def _jobs(self, decided: CachePlan, model: MeasuredModel | None) -> list[CachePass]:
+        """What has to be there for a plan."""
+        jobs = []
+        sets = {"train": self.images.train, "plain": self.images.plain}
+        for which, wanted in _wanted(self.config, decided).items():
+            rows = str(self._fingerprints[which])
+            for views, cuts in wanted.items():
+                specs = {
+                    cut: cache_spec(
+                        self._root,
+                        rows=rows,
+                        num_rows=len(sets[which]),
+                        views=views,
+                        blocks=model.blocks(cut) if model and cut else None,
+                    )
+                    for cut in cuts
+                }
+                jobs.append(CachePass(which, sets[which], rows, views, specs))
+        if self.decoded:
+            jobs = [_from_pixels(job, self.decoded.stores[job.name][0], self._budget) for job in jobs]
+        return jobs
+
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str | None]:
+        """By set, a digest of its images; None where their store cannot tell versions of an image apart."""
+        found = {"train": fingerprint(self.images.train)}
+        same = self.images.plain is self.images.train
+        return found | {"plain": found["train"] if same else fingerprint(self.images.plain)}
+
+    @property
+    def _unversioned(self) -> str:
+        return f"the store of {self.config.catalog.uri} cannot tell versions of an image apart, so nothing is cached"
+
+    @property
+    def _budget(self) -> int:
+        return int(self.config.train.cache_gb * 1e9)
+
+    @property
+    def _root(self) -> str:
+        """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
+        if self.config.train.cache_uri:
+            return self.config.train.cache_uri
+        return storage.join(self.config.out, "cache") if self.executor.num_nodes > 1 else storage.cache_folder()
 
 
-def augmentation(config: TrainConfig) -> Augmentation:
-    transform = config.transform
-    still = transform.augment == "none"
-    source = transform.image_size if still else transform.resolved_resize_size
-    return Augmentation(transform.augment, transform.random_erasing_prob, source, transform.image_size)
+def weights_digest(weights: bytes) -> str:
+    """By which a resumed run knows the weights that it began with."""
+    return hashlib.sha256(weights).hexdigest()
 
 
-def measure_here(
-    config: TrainConfig, num_classes: int, cuts: set[int], plan: Plan, executor: Executor, *, precision: str
-) -> Measurement:
-    """Measure where training will run: in this process where that is the same machine without a GPU, else in a task.
-
-    ``cuts``: the numbers of frozen blocks of which time and shape are wanted.
-    """
-    arguments: dict[str, Any] = {
-        "size_px": config.transform.image_size,
-        "cuts": sorted(cuts - {0}),
-        "precision": precision,
-        "use_gpu": plan.actor_gpus > 0,
-        "threads": plan.torch_threads,
-    }
-    if executor.num_nodes == 1 and not plan.actor_gpus:
-        threads = torch.get_num_threads()
-        try:
-            return measure(config.model.arch, num_classes, **arguments)
-        finally:
-            torch.set_num_threads(threads)
-    reserved = {"cpus": plan.actor_cpus, "gpus": plan.actor_gpus}
-    return executor.call(measure, config.model.arch, num_classes, **reserved, **arguments)
+def _nothing(budget: int, why: str | CachePlan) -> Prepared:
+    plan = why if isinstance(why, CachePlan) else CachePlan(1, (), False, 0, why)
+    return Prepared(plan, {}, {}, budget)
 
 
-def prepare(
-    config: TrainConfig,
-    images: Images,
-    phases: list[ResolvedPhase],
-    backbone: Backbone | None,
-    chain: BlockSequence | None,
-    measured: Measurement | None,
-    plan: Plan,
-    executor: Executor,
-    *,
-    earlier: CachePlan | None = None,
-    share: float = 1.0,
-    decoded: Prepared | None = None,
-) -> Prepared:
-    """Decide and fill.
-
-    Args:
-        backbone, chain, measured: None where ``earlier`` keeps nothing but pixels.
-        earlier: what has been decided already (by the run that was interrupted, say); it is kept to.
-        share: of the budget, that this may take.
-        decoded: where the pixels of both sets lie already; they are read in place of the images.
-
-    Raises:
-        RetailrayError: images or stores cannot be read or written.
-    """
-    root = _root(config, executor.num_nodes)
-    budget = int(config.train.cache_gb * 1e9)
-    nothing = Prepared(CachePlan(1, (), False, 0, "train.cache is off"), {}, {}, budget)
-    if config.train.cache == "off" or (earlier and not earlier.cuts and not earlier.pixels):
-        return _emit_cache_event(nothing if earlier is None else dataclasses.replace(nothing, plan=earlier))
-    sets = {"train": images.train, "plain": images.plain}
-    rows = {"train": fingerprint(images.train)}
-    rows["plain"] = rows["train"] if images.plain is images.train else fingerprint(images.plain)
-    if None in rows.values():
-        why = f"the store of {config.catalog.uri} cannot tell versions of an image apart, so nothing is cached"
-        return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
-    free = store.free_bytes(root)
-    if not earlier and storage.is_local(root) and not store.is_writable(root):
-        why = f"nothing can be written to {root}, so nothing is cached; set train.cache_uri to another folder"
-        return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
-    decided = earlier or plan_cache(
-        config,
-        phases,
-        measured,  # type: ignore[arg-type]  # there, where something is to be decided
-        num_train=len(images.train),
-        num_plain=len(images.plain),
-        budget=int(share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
-        source_px=augmentation(config).source_px,
-    )
-    digests = {name: str(digest) for name, digest in rows.items()}
-    jobs = _jobs(config, root, sets, digests, decided, measured, backbone, chain)
-    if decoded:
-        jobs = [_from_pixels(job, decoded.stores[job.name][0], budget) for job in jobs]
-    missing = [job for job in (job.missing() for job in jobs) if job.specs]
-    absent = sum(len(job.specs) for job in missing)
-    events.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
-    if missing:
-        if not _make_room(root, jobs, missing, budget):
-            if earlier:
-                raise StorageError(
-                    f"{root} has no room for the cache of the interrupted run ({decided.why}); raise train.cache_gb"
-                )
-            why = "others use what the budget allows"
-            return _emit_cache_event(dataclasses.replace(nothing, plan=CachePlan(1, (), False, 0, why)))
-        views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
-        kept = all(job.decoded for job in missing)
-        events.emit("pass", reads="cached pixels" if kept else "images", **views)
-        fill(missing, backbone, plan, executor, access_of(config.catalog))
-    return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
-
-
-def _jobs(
-    config: TrainConfig,
-    root: str,
-    sets: dict[str, Catalog],
-    rows: dict[str, str],
-    decided: CachePlan,
-    measured: Measurement | None,
-    backbone: Backbone | None,
-    chain: BlockSequence | None,
-) -> list[CachePass]:
-    """What has to be there for a plan. ``rows``: the fingerprint of each set."""
-    jobs = []
-    for which, wanted in _wanted(config, decided).items():
-        for views, cuts in wanted.items():
-            specs = {
-                cut: make_spec(
-                    root=root,
-                    rows=rows[which],
-                    num_rows=len(sets[which]),
-                    views=views,
-                    cut=cut,
-                    backbone=backbone,
-                    chain=chain,
-                    shape=measured.shapes[cut] if measured and cut else (3, views.crop_size, views.crop_size),
-                )
-                for cut in cuts
-            }
-            jobs.append(CachePass(which, sets[which], rows[which], views, specs))
-    return jobs
+def _told(prepared: Prepared) -> Prepared:
+    """Emit the event of what is cached."""
+    events.emit("cache", **describe(prepared.plan))
+    return prepared
 
 
 def _from_pixels(job: CachePass, pixels: CacheSpec, budget: int) -> CachePass:
@@ -248,15 +279,3 @@ def _make_room(root: str, jobs: list[CachePass], missing: list[CachePass], budge
     if evicted:
         events.emit("evicted", stores=evicted, reason=f"train.cache_gb = {budget / 1e9:g}")
     return True
-
-
-def _root(config: TrainConfig, num_nodes: int) -> str:
-    """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
-    if config.train.cache_uri:
-        return config.train.cache_uri
-    return storage.join(config.out, "cache") if num_nodes > 1 else storage.cache_folder()
-
-
-def _emit_cache_event(prepared: Prepared) -> Prepared:
-    events.emit("cache", **describe(prepared.plan))
-    return prepared

@@ -21,7 +21,7 @@ from retailray.training.best_epoch import score_of
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Backbone, Network
 from retailray.training.phases import min_rows, resolve
-from retailray.training.prepare import augmentation
+from retailray.training.prepared import augmentation
 from retailray.training.worker import LOADER_WORKERS
 from retailray.tuning.shared_inputs import Shared, variant_key
 

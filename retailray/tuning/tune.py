@@ -15,19 +15,19 @@ from retailray.data.spreadsheets import csv_text
 from retailray.data.tables import parquet_bytes
 from retailray.errors import RetailrayError
 from retailray.evaluation.evaluate import evaluate
-from retailray.execution import Executor, executor_for_reading, plan_training, plan_trials, start_executor
+from retailray.execution import Executor, TrialPlan, executor_for_reading, plan_training, plan_trials, start_executor
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
 from retailray.execution.state import read_state
 from retailray.models.calibration import Calibration
-from retailray.models.meta import EPOCH, BundleMeta
+from retailray.models.meta import EPOCH
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
-from retailray.training.bundles import describe, leave_bundle, register
+from retailray.training.bundles import TrainedModel, register
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.tuning.report import write_search_report
-from retailray.tuning.shared_inputs import Shared, share, variant_key
+from retailray.tuning.shared_inputs import Inputs, Shared, variant_key
 from retailray.tuning.trial import MEMBER, RECORD, make_loop
 from retailray.tuning.trials_table import TrialsTable, epochs_of, seconds_of
 from retailray.tuning.tuner import run_search
@@ -50,7 +50,6 @@ def tune(config: TuneConfig) -> str:
     splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
     run = RunDirectory.resumed_or_new(config, section="tune", resume=config.tune.resume)
-    num_epochs = sum(phase.epochs for phase in config.train.phases) or config.train.epochs
     events.emit(
         "start",
         command="tune",
@@ -65,58 +64,83 @@ def tune(config: TuneConfig) -> str:
         start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as on_ray,
         executor_for_reading(on_ray, config.cluster, num_images=num_images) as executor,
     ):
-        plan = plan_training(executor.capacity, config.cluster)
         trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
+        plan = plan_training(executor.capacity, config.cluster)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
-        inputs = {"the catalog's rows": rows_digest(splits)}
-        earlier = run.decisions(section="tune", inputs=inputs)
-        shared = share(
-            config, splits, labels, plan, trial_plan, executor, run.path("trials"), earlier.get("variants", {})
-        )
-        run.decide(inputs=inputs, variants=shared.decisions())
-        prepared_s = watch.seconds
-        events.emit("search", concurrent=trial_plan.num_concurrent, cpus=trial_plan.cpus, gpus=trial_plan.gpus)
-        drawn = _drawn_before(config, run) if run.resumed else []
-        for _ in range(1 + config.train.max_failures):
-            ledger = TrialsTable(shared)
-            with ledger.shown():
-                run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
-            if not ledger.lost:
-                break
-            events.emit(
-                "warning", note=f"{ledger.lost} trials lost their process; the search continues from its records"
-            )
-            drawn = _drawn_before(config, run)
-        search_s = watch.seconds - prepared_s
+        shared = _share(Inputs(config, splits, labels, plan, executor), run, trial_plan)
+        times = {"shared_seconds": watch.seconds}
+        ledger = _search(shared, run)
+        times["search_seconds"] = watch.seconds - times["shared_seconds"]
         winner = _winner(ledger)
-        weights, calibration, best = _restored(shared, winner, executor)
-        meta = _describe(config, run, shared, winner, splits, weights, calibration, best)
-        bundle = leave_bundle(run, meta, weights, calibration, splits)
-        verified = _verify(config, run, bundle, calibration, best["validation_top1"], executor.engine)
-        registered = register(config, bundle, meta)
+        trained = _trained(shared, winner, splits, run, executor)
+        bundle = trained.save(run)
+        verified = _verify(trained, run, bundle, executor.engine)
+        registered = register(config, bundle, trained.meta)
+    _publish(ledger, trained, run, verified, watch, {"bundle": bundle, **times}, registered)
+    return bundle
+
+
+def _share(inputs: Inputs, run: RunDirectory, trial_plan: TrialPlan) -> Shared:
+    digests = {"the catalog's rows": rows_digest(inputs.splits)}
+    earlier = run.decisions(section="tune", inputs=digests)
+    shared = inputs.share(trial_plan, run.path("trials"), earlier.get("variants", {}))
+    run.decide(inputs=digests, variants=shared.decisions())
+    return shared
+
+
+def _search(shared: Shared, run: RunDirectory) -> TrialsTable:
+    """All trials; again from their records where processes were lost."""
+    config, plan = shared.config, shared.plan
+    num_epochs = sum(phase.epochs for phase in config.train.phases) or config.train.epochs
+    events.emit("search", concurrent=plan.num_concurrent, cpus=plan.cpus, gpus=plan.gpus)
+    drawn = _drawn_before(config, run) if run.resumed else []
+    for _ in range(1 + config.train.max_failures):
+        ledger = TrialsTable(shared)
+        with ledger.shown():
+            run_search(shared, ledger, num_epochs=num_epochs, resumed=drawn, storage_path=run.path("exchange"))
+        if not ledger.lost:
+            break
+        events.emit("warning", note=f"{ledger.lost} trials lost their process; the search continues from its records")
+        drawn = _drawn_before(config, run)
+    return ledger
+
+
+def _publish(
+    ledger: TrialsTable,
+    trained: TrainedModel,
+    run: RunDirectory,
+    verified: dict[str, object],
+    watch: events.Stopwatch,
+    facts: dict[str, object],
+    registered: dict[str, str],
+) -> None:
+    """Write tables, report and summary. ``facts``: where the bundle is, and times."""
+    shared, winner = ledger.shared, _winner(ledger)
     ledger.prune(again=True)
     table = _tables(run, ledger)
-    write_search_report(run, config, table, _curves(ledger), _backbones(shared), verified)
+    write_search_report(run, shared.config, table, _curves(ledger), _backbones(shared), verified)
     counts = {str(status): int(count) for status, count in table.status.value_counts().items()}
-    measured = {"best_trial": winner["trial"], ledger.metric: best[ledger.metric], "verified_top1": verified["top1"]}
-    times = {"shared_seconds": prepared_s, "search_seconds": search_s}
-    summary = {"trials": len(table), **counts, "epochs": ledger.num_epochs, **measured}
+    measured = {ledger.metric: trained.best[ledger.metric], "verified_top1": verified["top1"]}
+    summary = {
+        "trials": len(table),
+        **counts,
+        "epochs": ledger.num_epochs,
+        "best_trial": winner["trial"],
+        **measured,
+        **facts,
+        "best_config": run.path("best.yaml"),
+    }
     record = {
         "command": "tune",
         **summary,
-        "bundle": bundle,
-        "best_config": run.path("best.yaml"),
         "settings": ledger.settings(winner),
-        **times,
         "seconds": watch.seconds,
         "resumed": run.resumed,
     }
     run.publish(record, clear=["exchange"])
-    track(config, run, record, winner["history"], version=meta.version, metrics=best)
+    track(shared.config, run, record, winner["history"], version=trained.meta.version, metrics=trained.best)
     seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
-    places = {"bundle": bundle, "best_config": run.path("best.yaml"), "report": run.path("report.html"), **registered}
-    watch.summary("tune", num_images=seen, **summary, **times, **places)
-    return bundle
+    watch.summary("tune", num_images=seen, **summary, report=run.path("report.html"), **registered)
 
 
 def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, object]]:
@@ -177,41 +201,33 @@ def _restored(
     return executor.call(restore, shared, cpus=shared.plan.cpus, gpus=shared.plan.gpus)
 
 
-def _describe(
-    config: TuneConfig,
-    run: RunDirectory,
-    shared: Shared,
-    winner: dict[str, Any],
-    splits: dict[str, Catalog],
-    weights: dict[str, torch.Tensor],
-    calibration: Calibration,
-    best: dict[str, object],
-) -> BundleMeta:
-    """What the bundle says of itself; and ``best.yaml``, by which ``train --config`` trains it again."""
+def _trained(
+    shared: Shared, winner: dict[str, Any], splits: dict[str, Catalog], run: RunDirectory, executor: Executor
+) -> TrainedModel:
+    """The winner as of its best epoch; and ``best.yaml``, by which ``train --config`` trains it again."""
+    weights, calibration, best = _restored(shared, winner, executor)
     settings = shared.trial(winner["drawn"])
     variant = shared.variants[variant_key(settings)]
     if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
-        settings = config.trial(
+        settings = shared.config.trial(
             winner["drawn"],
             **{"train.precision": variant.backbone.precision, "train.num_views": variant.prepared.plan.views},
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    normalization = variant.backbone.mean, variant.backbone.std
-    return describe(settings, shared.labels, normalization, best, splits, weights, calibration, None)
+    mean, std = variant.backbone.mean, variant.backbone.std
+    return TrainedModel(settings, shared.labels, mean, std, splits, weights, calibration, best)
 
 
-def _verify(
-    config: TuneConfig, run: RunDirectory, bundle: str, calibration: Calibration, best_top1: float, engine: str
-) -> dict[str, object]:
+def _verify(trained: TrainedModel, run: RunDirectory, bundle: str, engine: str) -> dict[str, object]:
     """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
 
-    Args:
-        calibration: what the winner says of all validation rows, read from caches. best_top1: what its trial had
-            measured on those of them that choose the epoch. engine: where the images are read.
+    ``engine``: where the images are read.
 
     Raises:
-        RetailrayError: these differ.
+        RetailrayError: the measures differ from what the winner says of all validation rows, read from caches, or
+            these from what its trial had measured on those of them that choose the epoch.
     """
+    config, calibration, best_top1 = trained.config, trained.calibration, trained.best["validation_top1"]
     right = calibration.predicted == calibration.targets
     expected, chose = float(right.mean()), right[calibration.roles == EPOCH]
     if abs(chose.mean() - best_top1) > max(MAX_DIFFERENCE, SAME_ROWS / len(chose)):

@@ -130,7 +130,7 @@ class TestWhatIsKept:
         settings = shop | {"train.epochs": 2, "train.cache_gb": 1e-6, "out": tmp_path}
         settings |= {"train.cache_uri": tmp_path / "cache"}
         with monkeypatch.context() as patch:
-            patch.setattr("retailray.training.train.leave_bundle", lambda *_: 1 / 0)
+            patch.setattr("retailray.training.bundles.TrainedModel.save", lambda *_: 1 / 0)
             code, out, err = retailray("train", **settings)
         assert (code, "ZeroDivisionError" in err) == (1, True)
         assert "streamed every epoch" in said(out, "cache")[0]["why"]

@@ -12,7 +12,7 @@ from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Limits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
-from retailray.training.cache.fill import fingerprint, make_spec
+from retailray.training.cache.fill import FrozenBlocks, cache_spec, fingerprint
 from retailray.training.cache.plan import plan_cache
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
@@ -39,9 +39,8 @@ def chain():
 
 def key(catalog, chain, *, cut=8, views=VIEWS, backbone=BACKBONE):
     rows = fingerprint(catalog)
-    return make_spec(
-        root="/x", rows=rows, num_rows=2, views=views, cut=cut, backbone=backbone, chain=chain, shape=(512, 1, 1)
-    ).key
+    blocks = FrozenBlocks(backbone, chain, cut, (512, 1, 1)) if cut else None
+    return cache_spec("/x", rows=rows, num_rows=2, views=views, blocks=blocks).key
 
 
 def test_a_key_repeats(catalog, chain):

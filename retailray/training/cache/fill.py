@@ -75,41 +75,44 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def make_spec(
-    *,
-    root: str,
-    rows: str,
-    num_rows: int,
-    views: ViewSpec,
-    cut: int,
-    backbone: Backbone | None,
-    chain: BlockSequence | None,
-    shape: tuple[int, ...],
-) -> CacheSpec:
-    """The store of what ``cut`` blocks say of ``views`` of the images with fingerprint ``rows``; cut 0: the pixels."""
-    pixels = cut == 0
-    dtype = "uint8" if pixels or not backbone else "bfloat16" if backbone.precision == "bfloat16" else "float32"
+@dataclasses.dataclass(frozen=True)
+class FrozenBlocks:
+    """The first ``cut`` blocks of a backbone. ``shape``: of what they give for one image."""
+
+    backbone: Backbone
+    chain: BlockSequence
+    cut: int
+    shape: tuple[int, ...]
+
+    def content(self) -> dict[str, object]:
+        """All that their output depends on besides their input."""
+        return {
+            "arch": self.backbone.arch,
+            "image_size": self.backbone.image_size,
+            "cut": self.cut,
+            "weights": weights_digest(self.chain, self.cut),
+            "normalization": (self.backbone.mean, self.backbone.std),
+            "precision": self.backbone.precision,
+            "torch": torch.__version__,
+        }
+
+
+def cache_spec(root: str, *, rows: str, num_rows: int, views: ViewSpec, blocks: FrozenBlocks | None) -> CacheSpec:
+    """The store of what some blocks give for ``views`` of the images with fingerprint ``rows``; None: of the pixels."""
     drawn = views.augment != "none" or views.random_erasing_prob > 0
     content: dict[str, object] = {
         "code": _code_digest(),
         "rows": rows,
         "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
         "pillow": [version("pillow"), version("pillow-heif")],
-        "torchvision": version("torchvision") if drawn or not pixels else None,
+        "torchvision": version("torchvision") if drawn or blocks else None,
     }
-    if not pixels:
-        assert backbone
-        assert chain
-        content |= {
-            "arch": backbone.arch,
-            "image_size": backbone.image_size,
-            "cut": cut,
-            "weights": weights_digest(chain, cut),
-            "normalization": (backbone.mean, backbone.std),
-            "precision": backbone.precision,
-            "torch": torch.__version__,
-        }
-    return CacheSpec(root, store.content_key(content), num_rows, views.num_views, shape, dtype)
+    if blocks is None:
+        shape: tuple[int, ...] = (3, views.crop_size, views.crop_size)
+        return CacheSpec(root, store.content_key(content), num_rows, views.num_views, shape, "uint8")
+    dtype = "bfloat16" if blocks.backbone.precision == "bfloat16" else "float32"
+    key = store.content_key(content | blocks.content())
+    return CacheSpec(root, key, num_rows, views.num_views, blocks.shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
