@@ -48,7 +48,7 @@ def work(address: str, folder: str, num_nodes: int, sleep_s: float) -> None:
             if not hasattr(self, "answer"):
                 self.answer = real._predict(self, images[:1])
             time.sleep(max(0.0, sleep_s - (time.time() - began)))
-            self.relay.event.remote("slept", {"began": began, "ended": time.time(), "rows": len(images)})
+            self.reporter.event("slept", {"began": began, "ended": time.time(), "rows": len(images)})
             return self.answer * len(images)
 
     PredictBatch.__module__ = "__main__"

@@ -45,22 +45,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
     _warn_of_another_split(config, meta)
     warn_of_trained_rows(catalog, {"model": side})
-    known = set(meta.labels)
-    unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
-    if unknown:
-        events.emit(
-            "warning",
-            labels_unknown_to_the_model=list(unknown)[:10],
-            rows=sum(unknown.values()),
-            note="these rows are reported and excluded from the metrics; rename labels with catalog.label_map",
-        )
+    unknown = _unknown_labels(catalog, meta)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
     frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
-    used = frame[(frame.error_code == "") & frame.label.isin(known)].reset_index(drop=True)
+    used = frame[(frame.error_code == "") & frame.label.isin(set(meta.labels))].reset_index(drop=True)
     if used.empty:
         raise CatalogError(
             f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
@@ -74,31 +66,32 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
         "num_unlabelled": int((catalog.column("label") == "").sum()),
         "unknown_labels": unknown,
-        "labels_without_rows": sorted(known - set(used.label)),
+        "labels_without_rows": sorted(set(meta.labels) - set(used.label)),
         "model_name": meta.name,
         "model_version": meta.version,
         "catalog": config.catalog.uri,
     }
     _write(run, config, meta, used, errors, metrics)
-    run.publish(
-        {
-            "command": "evaluate",
-            "model_uri": config.model.uri,
-            "seconds": watch.seconds,
-            **{name: value for name, value in metrics.items() if name != "per_class"},
-        }
-    )
-    watch.summary(
-        "evaluate",
-        num_images=len(used),
-        rows=len(catalog),
-        evaluated=len(used),
-        failed=errors.num_rows,
-        top1=metrics["top1"],
-        macro_f1=metrics["macro_f1"],
-        report=run.path("report.html"),
-    )
+    summary = {name: value for name, value in metrics.items() if name != "per_class"}
+    run.publish({"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **summary})
+    told = {"failed": errors.num_rows, "top1": metrics["top1"], "macro_f1": metrics["macro_f1"]}
+    counts = {"rows": len(catalog), "evaluated": len(used)}
+    watch.summary("evaluate", num_images=len(used), **counts, **told, report=run.path("report.html"))
     return metrics
+
+
+def _unknown_labels(catalog: Catalog, meta: BundleMeta) -> dict[str, int]:
+    """Rows by label that the model does not know; a warning names some."""
+    known = set(meta.labels)
+    unknown = {label: count for label, count in count_labels(catalog.column("label")).items() if label not in known}
+    if unknown:
+        events.emit(
+            "warning",
+            labels_unknown_to_the_model=list(unknown)[:10],
+            rows=sum(unknown.values()),
+            note="these rows are reported and excluded from the metrics; rename labels with catalog.label_map",
+        )
+    return unknown
 
 
 def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:

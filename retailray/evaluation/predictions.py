@@ -12,7 +12,9 @@ from retailray.data.tables import gathered
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan
 from retailray.models.meta import BundleMeta
-from retailray.models.predicting import UNCALIBRATED, predict_stream
+from retailray.models.predicting import UNCALIBRATED, PredictorSettings, predict_stream
+
+TOP_K = 5
 
 
 def predict_catalog(
@@ -37,15 +39,8 @@ def predict_catalog(
     images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)
     try:
         with executor.reporter("images", len(catalog), num_predictors=plan.num_actors) as reporter:
-            predicted = predict_stream(
-                images,
-                bundle_uri=uri,
-                plan=plan,
-                batch_size=batch_size,
-                top_k=5,
-                reporter=reporter,
-                also=[UNCALIBRATED],
-            )
+            settings = PredictorSettings(uri, plan.actor_gpus > 0, plan.torch_threads, TOP_K, also=(UNCALIBRATED,))
+            predicted = predict_stream(images, settings, batch_size=batch_size, reporter=reporter)
             found = gathered(predicted.tables())
     except Exception as error:
         raise RetailrayError(f"evaluation stopped: {executor.root_cause(error)}") from error

@@ -31,71 +31,82 @@ def promote(config: PromoteConfig) -> dict[str, object]:
     check_tracking(config.track)
     address = resolve(config.model.uri)
     folder, version = storage.parent(address), address.rsplit("/", 1)[-1]
-    challenger = side_of(address)
-    if challenger.meta.version != version:
+    challenger = _registered(address, version)
+    moves = history(folder, CHAMPION)
+    now = moves[-1].version if moves else None
+    if now == version:  # a move to itself would leave nothing to go back to
+        move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
+        watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
+        return {"version": version, "champion": version, "passed": True, "problems": []}
+    sides = {CHALLENGER: challenger} | ({CHAMPION: side_of(storage.join(folder, now))} if now else {})
+    decision, run = _decide(config, sides, now, watch)
+    if decision["problems"]:
+        raise GateFailed(
+            f"{folder}@champion stays {now or 'unset'}: {'; '.join(decision['problems'])}; "
+            f"see {run.path('decision.json')}"
+        )
+    made = move(
+        folder,
+        CHAMPION,
+        version,
+        reason=config.promote.reason or "promoted",
+        evidence={"run": run.address, "top1": decision["top1"], "labelled": decision["labelled"]},
+        seen=moves[-1].number if moves else 0,
+    )
+    move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
+    watch.summary(
+        "promote",
+        num_images=2 * decision["rows"],
+        champion=f"{folder}/{version}",
+        before=made.previous,
+        top1=decision["top1"][CHALLENGER],
+        difference=decision["top1"]["difference"],
+    )
+    return decision
+
+
+def _registered(address: str, version: str) -> Side:
+    """The bundle at an address. Raises ModelError where it is no registered version."""
+    side = side_of(address)
+    if side.meta.version != version:
         raise ModelError(
             f"model.uri = {address}: not a registered version; `train` registers one as <registry>/<name>/<version> "
             "with model.registry and model.name"
         )
-    moves = history(folder, CHAMPION)
-    if moves and moves[-1].version == version:  # a move to itself would leave nothing to go back to
-        move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
-        watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
-        return {"version": version, "champion": version, "passed": True, "problems": []}
-    sides = {CHALLENGER: challenger}
-    if moves:
-        sides[CHAMPION] = side_of(storage.join(folder, moves[-1].version))
+    return side
+
+
+def _decide(
+    config: PromoteConfig, sides: dict[str, Side], now: str | None, watch: events.Stopwatch
+) -> tuple[dict[str, Any], RunDirectory]:
+    """Measure both on rows that neither was trained on, and write ``decision.json``. ``now``: the champion's version.
+
+    Raises:
+        CatalogError: there are no such rows.
+    """
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
     catalog, num_trained = _without_trained_rows(config, catalog, sides)
-    run = RunDirectory(config)
-    events.emit(
-        "start",
-        command="promote",
-        run=run.address,
-        rows=len(catalog),
-        model=address,
-        champion=moves[-1].version if moves else None,
-    )
+    run, challenger = RunDirectory(config), sides[CHALLENGER]
+    told = {"run": run.address, "rows": len(catalog), "model": challenger.uri, "champion": now}
+    events.emit("start", command="promote", **told)
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
     both = predict_both(config.catalog, catalog, against, config.cluster, batch_size=config.promote.batch_size)
     found = measure(both, bootstrap=config.promote.bootstrap)
     problems = gate_problems(config, found)
     decision = {
-        "version": version,
-        "champion": moves[-1].version if moves else None,
+        "version": challenger.meta.version,
+        "champion": now,
         "passed": not problems,
         "problems": problems,
+        "rows": len(both),
         "labelled": found["labelled"],
         "trained_on": num_trained,
         "top1": found.get("top1"),
     }
     run.write_json("decision.json", decision)
     run.publish({"command": "promote", **decision, "seconds": watch.seconds})
-    if problems:
-        raise GateFailed(
-            f"{folder}@champion stays {moves[-1].version if moves else 'unset'}: {'; '.join(problems)}; "
-            f"see {run.path('decision.json')}"
-        )
-    evidence = {"run": run.address, "top1": found["top1"], "labelled": found["labelled"]}
-    made = move(
-        folder,
-        CHAMPION,
-        version,
-        reason=config.promote.reason or "promoted",
-        evidence=evidence,
-        seen=moves[-1].number if moves else 0,
-    )
-    move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
-    watch.summary(
-        "promote",
-        num_images=2 * len(both),
-        champion=f"{folder}/{version}",
-        before=made.previous,
-        top1=found["top1"][CHALLENGER],
-        difference=found["top1"]["difference"],
-    )
-    return decision
+    return decision, run
 
 
 def _without_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> tuple[Catalog, int]:

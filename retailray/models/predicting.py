@@ -1,8 +1,10 @@
 """Decoded rows to prediction rows in a pool of predictor actors."""
 
+import dataclasses
 import datetime
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from retailray.data.decoding import CODE, MESSAGE, PIXELS, pixels_to_numpy, with
 from retailray.models.meta import EMBEDDING
 
 if TYPE_CHECKING:
-    from retailray.execution import Plan, Reporter, Stream
+    from retailray.execution import Reporter, Stream
 
 PREDICT = "predict"  # the stage
 PREDICTION_SCHEMA = pa.schema(
@@ -29,38 +31,33 @@ SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predi
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
-def predict_stream(
-    images: "Stream",
-    *,
-    bundle_uri: str,
-    plan: "Plan",
-    batch_size: int,
-    top_k: int,
-    reporter: "Reporter",
-    also: Sequence[pa.Field] = (),
-    precision: str = "auto",
-    agreement: str | None = None,
-) -> "Stream":
+@dataclasses.dataclass(frozen=True)
+class PredictorSettings:
+    """What an actor needs to know to predict.
+
+    Attributes:
+        uri: of the bundle.
+        precision: float32, bfloat16 or auto.
+        agreement: address of the file in which the first actor stores the precision that it measured for auto, and
+            which all others read; None: every actor measures.
+        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`: columns that are appended.
+    """
+
+    uri: str
+    use_gpu: bool
+    threads: int
+    top_k: int
+    precision: str = "auto"
+    agreement: str | None = None
+    also: tuple[pa.Field, ...] = ()
+
+
+def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size: int, reporter: "Reporter") -> "Stream":
     """Replace the pixels of decoded images by the columns of :data:`PREDICTION_SCHEMA` (null where a row failed).
 
-    ``also``: :data:`UNCALIBRATED` and :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`, appended. ``reporter``
-    counts every batch. ``precision``: float32, bfloat16 or auto. ``agreement``: address of the file in which the first
-    actor stores the precision that it measured for auto, and which all others read; None: every actor measures.
+    ``reporter`` counts every batch.
     """
-    return images.map_with(
-        PredictBatch,
-        {
-            "bundle_uri": bundle_uri,
-            "use_gpu": plan.actor_gpus > 0,
-            "threads": plan.torch_threads,
-            "top_k": top_k,
-            "reporter": reporter,
-            "also": list(also),
-            "precision": precision,
-            "agreement": agreement if precision == "auto" else None,
-        },
-        rows=batch_size,
-    )
+    return images.map_with(PredictBatch, {"settings": settings, "reporter": reporter}, rows=batch_size)
 
 
 def _agreed(precision: str, address: str | None, make: Callable[[str], Any]) -> Any:
@@ -83,32 +80,23 @@ def _finite(logits: np.ndarray, embedding: np.ndarray) -> tuple[np.ndarray, np.n
 class PredictBatch:
     """An actor that holds the model and turns Arrow batches with pixels into batches with predictions."""
 
-    def __init__(
-        self,
-        *,
-        bundle_uri: str,
-        use_gpu: bool,
-        threads: int,
-        top_k: int,
-        reporter: "Reporter",
-        also: list[pa.Field],
-        precision: str,
-        agreement: str | None,
-    ) -> None:
+    def __init__(self, *, settings: PredictorSettings, reporter: "Reporter") -> None:
         # torch is for actors alone: the tasks that decode and commit import this module's neighbours too
         from retailray.execution.process import prepare_process
         from retailray.models.bundle import load_bundle
         from retailray.models.predictor import Predictor
 
-        prepare_process(threads)
-        bundle = load_bundle(bundle_uri)
-        device = "cuda" if use_gpu else "cpu"
+        prepare_process(settings.threads)
+        bundle = load_bundle(settings.uri)
+        device = "cuda" if settings.use_gpu else "cpu"
         self.reporter = reporter
-        self.predictor = _agreed(precision, agreement, lambda known: Predictor(bundle, device=device, precision=known))
+        agreement = settings.agreement if settings.precision == "auto" else None
+        make = functools.partial(Predictor, bundle, device=device)
+        self.predictor = _agreed(settings.precision, agreement, lambda known: make(precision=known))
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
-        self.top_k = min(top_k, len(self.labels))
-        self.fields = [*PREDICTION_SCHEMA, *also]
+        self.top_k = min(settings.top_k, len(self.labels))
+        self.fields = [*PREDICTION_SCHEMA, *settings.also]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         started = time.monotonic()

@@ -19,7 +19,7 @@ from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
-from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, predict_stream
+from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, PredictorSettings, predict_stream
 from retailray.runs import RunDirectory
 from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
 from retailray.scoring.duplicates import SEEN_IMAGES, Seen
@@ -85,10 +85,11 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         todo = write_todo(run, batches, num_images=num, executor=executor)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
         seen = executor.shared(Seen) if config.score.dedupe else None
+        reading = {"spec": spec, "access": access_of(config.catalog), "seen": seen}
         try:
             with executor.reporter("images", num, num_predictors=plan.num_actors) as reporter:
                 started = time.monotonic()
-                parts = _run(config, run, executor, plan, todo, spec, seen, reporter)
+                parts = _run(config, run, executor, plan, todo, reading, reporter)
                 seconds = time.monotonic() - started
                 spent = reporter.spent()
                 unknown = seen.unknown() if seen else 0
@@ -112,26 +113,24 @@ def _run(
     executor: Executor,
     plan: Plan,
     todo: Todo,
-    spec: DecodeSpec,
-    seen: Seen | None,
+    reading: dict[str, object],
     reporter: Reporter,
 ) -> list[str]:
+    """Addresses of the committed parts. ``reading``: how :func:`read_units` fetches and decodes."""
     units = executor.stream([pa.table({"unit": [number]}) for number in range(todo.num_units)], plan)
-    access = access_of(config.catalog)
-    images = units.map(read_units, {"todo": todo, "spec": spec, "access": access, "seen": seen, "reporter": reporter})
+    images = units.map(read_units, {"todo": todo, "reporter": reporter, **reading})
     agreement = run.path(PRECISION)
-    predicted = predict_stream(
-        images,
-        bundle_uri=config.model.uri,
-        plan=plan,
-        batch_size=config.score.batch_size,
+    settings = PredictorSettings(
+        uri=config.model.uri,
+        use_gpu=plan.actor_gpus > 0,
+        threads=plan.torch_threads,
         top_k=config.score.top_k,
-        reporter=reporter,
         # one question here and not one of every actor's, which would import what reads from stores for it alone
         precision=storage.read_bytes(agreement).decode() if storage.exists(agreement) else "auto",
         agreement=agreement,
-        also=[EMBEDDING_FIELD, SCORED_AT],
+        also=(EMBEDDING_FIELD, SCORED_AT),
     )
+    predicted = predict_stream(images, settings, batch_size=config.score.batch_size, reporter=reporter)
     parts = predicted.map(
         commit,
         {

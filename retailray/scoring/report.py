@@ -1,5 +1,6 @@
 """The report of a scoring run: counts, confidence, doubtful pictures, errors."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,20 @@ from retailray.models.thresholds import NEVER, AcceptanceCurve
 from retailray.reports import plots
 from retailray.reports.page import data_uri, error_summary, render, thumbnails
 from retailray.runs import RunDirectory
+from retailray.scoring.drift import Drift
 
 NUM_QUEUED, NUM_CLASSES = 24, 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What is seen in the tables of a run. ``labels_before``: rows per label of the previous run."""
+
+    curve: AcceptanceCurve | None
+    drift: Sequence[Drift]
+    changed: Mapping[str, Any]
+    queue: Sequence[dict[str, object]]
+    labels_before: Mapping[str, int] | None
 
 
 def write_score_report(
@@ -20,19 +33,15 @@ def write_score_report(
     meta: BundleMeta,
     config: ScoreConfig,
     facts: Mapping[str, Any],
-    *,
-    curve: AcceptanceCurve | None,
-    drift: Sequence[object],
-    changed: Mapping[str, Any],
-    queue: Sequence[Mapping[str, object]],
-    labels_before: Mapping[str, int] | None,
+    findings: Findings,
 ) -> None:
     """Write ``report.html`` into the run directory.
 
-    ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`. ``drift``:
-    :class:`retailray.scoring.drift.Drift`. ``labels_before``: rows per label of the previous run.
+    ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`.
     """
     thresholds, stages = Thresholds(**facts["thresholds"]), facts["stages"]
+    curve, changed, queue = findings.curve, findings.changed, findings.queue
+    lines, promised = _lines(thresholds), config.score.target_precision
     page = render(
         "score.html.j2",
         title="Scored catalog",
@@ -42,19 +51,19 @@ def write_score_report(
         decisions=facts["decisions"],
         agreement=facts["label_agreement"],
         thresholds=thresholds,
-        target=config.score.target_precision,
+        target=promised,
         promise=facts["promise"],
         used_for=meta.data.get("validation_rows_used_for"),
-        acceptance=data_uri(plots.acceptance(curve, config.score.target_precision), "image/png") if curve else None,
+        acceptance=data_uri(plots.acceptance(curve, promised), "image/png") if curve else None,
         acceptable=_acceptable(curve),
         meta=meta,
         model_uri=config.model.uri,
         times=facts["times"],
-        drift=drift,
+        drift=findings.drift,
         changed=changed,
         changed_pictures=_with_pictures(changed["examples"], config.catalog),
-        histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), _lines(thresholds)), "image/png"),
-        classes=_classes(facts["labels"], labels_before, meta.data.get("labels")),
+        histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), lines), "image/png"),
+        classes=_classes(facts["labels"], findings.labels_before, meta.data.get("labels")),
         num_classes=len(facts["labels"]),
         stages=stages,
         bottleneck=max(stages, key=lambda row: (row["utilisation"], row["seconds"]), default=None),

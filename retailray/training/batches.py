@@ -51,6 +51,17 @@ class Augmentation:
     crop_px: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How rows become batches, and which of them are this worker's. ``min_rows``: of one worker in a step; 0: any."""
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    min_rows: int = 0
+
+
 def num_steps(num_rows: int, batch_size: int, world: int, min_rows: int) -> int:
     """How many steps an epoch has, if batches are as even as can be and none gives a worker fewer than ``min_rows``."""
     steps = -(-num_rows // batch_size)
@@ -62,33 +73,22 @@ class StoredBatches(Dataset):
 
     Every row once per epoch, in an order drawn from seed and epoch; worker r of w takes every w-th row of a batch. A
     row's view moves on by one from epoch to epoch. Batches of an epoch that trains differ by one row at most, so that
-    none is left with a few rows; ``min_rows``: those of one worker.
+    none is left with a few rows.
     """
 
-    def __init__(
-        self,
-        source: CachedDataset,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world: int,
-        augmentation: Augmentation | None,
-        min_rows: int = 0,
-    ) -> None:
-        self.source, self.batch_size, self.seed, self.min_rows = source, batch_size, seed, min_rows
-        self.rank, self.world = rank, world
+    def __init__(self, source: CachedDataset, batching: Batching, augmentation: Augmentation | None) -> None:
+        self.source, self.batching, self.seed = source, batching, batching.seed
         self.reader = CacheReader(source.spec, budget=source.budget)
         self.augment = None
         if augmentation:
             self.augment = make_augment(
                 augmentation.name, augmentation.crop_px, random_erasing_prob=augmentation.random_erasing_prob
             )
-        self.first_view = np.random.default_rng(seed).integers(source.spec.num_views, size=len(source.rows))
+        self.first_view = np.random.default_rng(self.seed).integers(source.spec.num_views, size=len(source.rows))
 
     @property
     def num_steps(self) -> int:
-        return num_steps(len(self.source.rows), self.batch_size, self.world, self.min_rows)
+        return num_steps(len(self.source.rows), self.batching.batch_size, self.batching.world, self.batching.min_rows)
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[Batch]:
         """The local part of every global batch; in the rows' own order where ``epoch`` is None."""
@@ -96,7 +96,7 @@ class StoredBatches(Dataset):
         if epoch is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         steps = np.array_split(order, self.num_steps) if len(order) else []
-        local = [(epoch, step[self.rank :: self.world]) for step in steps]
+        local = [(epoch, step[self.batching.rank :: self.batching.world]) for step in steps]
         num_workers = num_workers if self.augment and epoch is not None else 0  # a copy out of the map needs no process
         yield from DataLoader(
             self,
@@ -139,22 +139,11 @@ class StreamedBatches:
     A step without a row has one of weight 0, since every worker takes part in every step.
     """
 
-    def __init__(
-        self,
-        source: StreamedDataset,
-        shard: Shard,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world: int,
-        augmentation: Augmentation,
-        min_rows: int = 0,
-    ) -> None:
-        self.source, self.shard, self.seed, self.rank = source, shard, seed, rank
-        self.local_rows = source.num_rows // world
-        self.local_batch = max(1, -(-batch_size // world))
-        self.num_steps = num_steps(self.local_rows, self.local_batch, 1, min_rows)
+    def __init__(self, source: StreamedDataset, shard: Shard, batching: Batching, augmentation: Augmentation) -> None:
+        self.source, self.shard, self.seed, self.rank = source, shard, batching.seed, batching.rank
+        self.local_rows = source.num_rows // batching.world
+        self.local_batch = max(1, -(-batching.batch_size // batching.world))
+        self.num_steps = num_steps(self.local_rows, self.local_batch, 1, batching.min_rows)
         self.size = augmentation.source_px
         self.augment = make_augment(
             augmentation.name, augmentation.crop_px, random_erasing_prob=augmentation.random_erasing_prob

@@ -35,7 +35,7 @@ class TrainedModel:
     state: dict[str, torch.Tensor]
     calibration: Calibration
     best: dict[str, Any]
-    folds: dict[str, object] | None = None
+    folds: dict[str, Any] | None = None
 
     @functools.cached_property
     def meta(self) -> BundleMeta:

@@ -82,7 +82,9 @@ def train(config: TrainConfig) -> str:
             "see `retailray check`"
         )
     times = {"preparing": prepared_s, "fitting": watch.seconds - prepared_s}
-    return _publish(task, run, result, folds, watch, {"num_workers": plan.num_actors, "times": times})
+    trained = _trained(task, result, folds)
+    bundle = trained.save(run)
+    return _publish(trained, run, result, bundle, watch, {"num_workers": plan.num_actors, "times": times})
 
 
 def _plan(task: Task, executor: Executor) -> Plan:
@@ -118,28 +120,30 @@ def _prepare(task: Task, run: RunDirectory, plan: Plan, executor: Executor) -> t
     return Fitter(config, images, task.labels, task.phases, model.backbone, prepared, plan, executor), rows
 
 
-def _publish(
-    task: Task,
-    run: RunDirectory,
-    result: FitResult,
-    folds: dict[str, Any] | None,
-    watch: events.Stopwatch,
-    facts: dict[str, object],
-) -> str:
-    """Leave the bundle, its report and the run's summary; returns the bundle's address. ``facts``: for ``run.json``."""
-    config, best, history = task.config, result.history[result.best_epoch - 1], result.history
-    trained = TrainedModel(
-        config=config,
+def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> TrainedModel:
+    return TrainedModel(
+        config=task.config,
         labels=task.labels,
         mean=task.model.mean,
         std=task.model.std,
         splits=task.splits,
         state=task.model.network.state_dict() | result.best,
         calibration=result.calibration,
-        best=best,
+        best=result.history[result.best_epoch - 1],
         folds=folds,
     )
-    meta, bundle = trained.meta, trained.save(run)
+
+
+def _publish(
+    trained: TrainedModel,
+    run: RunDirectory,
+    result: FitResult,
+    bundle: str,
+    watch: events.Stopwatch,
+    facts: dict[str, object],
+) -> str:
+    """Register the bundle and leave report and summary; returns the bundle's address. ``facts``: for ``run.json``."""
+    config, meta, best, folds, history = trained.config, trained.meta, trained.best, trained.folds, result.history
     registered = register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
     write_training_report(run, meta, config, history, best, result.errors_by_code, folds)
@@ -153,8 +157,8 @@ def _publish(
         "temperature": result.calibration.temperature,
         "validation_rows_used_for": result.calibration.num_rows(),
         "folds": folds,
-        "num_labels": len(task.labels),
-        "rows": {name: len(part) for name, part in task.splits.items()},
+        "num_labels": len(trained.labels),
+        "rows": {name: len(part) for name, part in trained.splits.items()},
         "errors_by_code": result.errors_by_code,
         "resumed": run.resumed,
         **facts,

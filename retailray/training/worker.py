@@ -10,7 +10,14 @@ from retailray.config import TrainSection
 from retailray.execution import Reporter, Worker
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
-from retailray.training.batches import Augmentation, CachedDataset, StoredBatches, StreamedBatches, StreamedDataset
+from retailray.training.batches import (
+    Augmentation,
+    Batching,
+    CachedDataset,
+    StoredBatches,
+    StreamedBatches,
+    StreamedDataset,
+)
 from retailray.training.cache import store
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Backbone, Batches, Network
@@ -84,19 +91,14 @@ class _Sources:
 
     def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> Batches:
         config = self.config
-        shared: dict[str, Any] = {
-            "batch_size": config.train.batch_size,
-            "seed": config.train.seed,
-            "rank": self.world.rank,
-            "world": self.world.size,
-            "min_rows": config.min_rows if split == "train" else 0,
-        }
+        min_rows = config.min_rows if split == "train" else 0
+        batching = Batching(config.train.batch_size, config.train.seed, self.world.rank, self.world.size, min_rows)
         plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
         mine = config.augmentation if split == "train" else plain
         if isinstance(source, StreamedDataset):
-            return StreamedBatches(source, self.worker.shard(source.name), augmentation=mine, **shared)
+            return StreamedBatches(source, self.worker.shard(source.name), batching, mine)
         # kept activations are of augmented views already
-        return StoredBatches(source, augmentation=mine if num_cached_blocks == 0 else None, **shared)
+        return StoredBatches(source, batching, mine if num_cached_blocks == 0 else None)
 
     def failed(self, world: DistributedContext) -> dict[str, int]:
         """Error codes of the training rows that the last epoch streamed; stores know theirs."""

@@ -16,7 +16,7 @@ from retailray.config import TrainConfig
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import read_state, write_state
-from retailray.training.batches import Augmentation, StoredBatches
+from retailray.training.batches import Augmentation, Batching, StoredBatches
 from retailray.training.best_epoch import score_of
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Backbone, Network
@@ -154,15 +154,9 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
     def open_batches(name: str, phase: Any) -> tuple[StoredBatches, int]:
         source, num_cached_blocks = shared.source(variant, name, phase)
         mine = augmentation(config) if name == "train" else plain
-        batches = StoredBatches(
-            source,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            rank=world.rank,
-            world=world.size,
-            augmentation=mine if num_cached_blocks == 0 else None,
-            min_rows=min_rows(phases) if name == "train" else 0,
-        )
+        fewest = min_rows(phases) if name == "train" else 0
+        batching = Batching(config.train.batch_size, config.train.seed, world.rank, world.size, fewest)
+        batches = StoredBatches(source, batching, mine if num_cached_blocks == 0 else None)
         return batches, num_cached_blocks
 
     phases = resolve(config, network.chain)

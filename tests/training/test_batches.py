@@ -13,6 +13,7 @@ from retailray.errors import ConfigError
 from retailray.training.batches import (
     TARGET,
     Augmentation,
+    Batching,
     CachedDataset,
     StoredBatches,
     StreamedBatches,
@@ -43,15 +44,7 @@ def spec(tmp_path_factory):
 def open_batches(spec, *, rows=None, batch_size=5, seed=0, rank=0, world=1, augmentation=None, min_rows=0):
     rows = np.arange(NUM_ROWS) if rows is None else rows
     source = CachedDataset(spec, rows, rows % 4, rows + 1000, 10**9)
-    return StoredBatches(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world=world,
-        augmentation=augmentation,
-        min_rows=min_rows,
-    )
+    return StoredBatches(source, Batching(batch_size, seed, rank, world, min_rows), augmentation)
 
 
 def epoch_of(batches, epoch, num_workers=0):
@@ -178,12 +171,8 @@ def test_rows_of_a_stream_that_failed_are_left_out_and_every_step_is_taken(codes
     batches = StreamedBatches(
         StreamedDataset("train", len(codes)),
         shard,
-        batch_size=batch,
-        seed=0,
-        rank=0,
-        world=1,
-        augmentation=plain,
-        min_rows=1,
+        Batching(batch, seed=0, min_rows=1),
+        plain,
     )
     found = list(batches.epoch(None, num_workers=0, pin=False))
     assert len(found) == batches.num_steps

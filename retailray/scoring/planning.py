@@ -1,0 +1,87 @@
+"""What is left to do: the catalog, the stores' listings, and the ledgers of earlier runs."""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from retailray import storage
+from retailray.config import ClusterSection, ScoreConfig
+from retailray.data.images import DECODER_VERSION
+from retailray.models.meta import BundleMeta
+from retailray.provenance import inference_environment
+from retailray.runs import RunDirectory, address_of
+from retailray.scoring.formats import PRECISION, SCORED
+from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
+from retailray.scoring.previous_run import Published, read_parts
+from retailray.scoring.publishing import LEDGER, output_schema
+from retailray.scoring.staging import StagedCatalog, stage_catalog
+
+
+def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> str:
+    """A digest of all that a prediction depends on besides the image; thresholds are none of it.
+
+    Errors depend on our code and on library versions too: see :func:`_reuse`.
+    """
+    parts = {
+        "weights": weights_digest,
+        "arch": meta.arch,
+        "labels": meta.labels,
+        "transform": meta.transform.model_dump(),
+        "temperature": meta.temperature,
+        "top_k": config.score.top_k,
+        "precision": config.score.precision,
+        "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
+        "decoder": DECODER_VERSION,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    config: ScoreConfig, key: str, folder: Path, *, resumed: str | None, before: Published | None
+) -> tuple[StagedCatalog, Ledger, PlanCounts]:
+    """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
+    catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
+    ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
+    ledger.add_listing()
+    reuse = _reuse(config)
+    if resumed:
+        committed = storage.join(address_of(config.out, resumed), SCORED)
+        own = dataclasses.replace(reuse, rescore=None)  # what this run itself has made anew
+        ledger.add_known(read_parts(committed), origin=RESUMED, usable=True, reuse=own)
+    if before:
+        address, summary = before
+        usable = summary.get("scoring_key") == key
+        ledger.add_known(read_parts(storage.join(address, LEDGER)), origin=PUBLISHED, usable=usable, reuse=reuse)
+    return catalog, ledger, ledger.plan()
+
+
+def _reuse(config: ScoreConfig) -> Reuse:
+    """Errors hold for the code, the library versions and the kind of device that met them."""
+    return Reuse(config.score.rescore, inference_environment(), _expected_device(config.cluster))
+
+
+def _expected_device(section: ClusterSection) -> str:
+    """The kind of device that will predict, or ``unknown``: a cluster's is not known before it is asked for."""
+    if section.use_gpu is not None:
+        return "cuda" if section.use_gpu else "cpu"
+    if section.address or os.environ.get("RAY_ADDRESS"):
+        return "unknown"
+    return "cuda" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
+
+
+def keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
+    """Score in the precision of the previous run, so that reused and new results are comparable."""
+    if config.score.precision != "auto":
+        storage.put_if_absent(run.path(PRECISION), config.score.precision.encode())
+        return
+    if before and before[1].get("scoring_key") == key:
+        measured = storage.join(before[0], PRECISION)
+        if storage.exists(measured):
+            storage.put_if_absent(run.path(PRECISION), storage.read_bytes(measured))
+
+
+def plan_fields(plan: PlanCounts) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(plan).items() if name != "num_bytes"}
