@@ -27,20 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = argv[0]
     try:
-        if command not in COMMANDS:
-            raise ConfigError([f"unknown command {command!r}; one of: {', '.join(COMMANDS)}"])
-        if command == "submit":  # its arguments are another command's and its own
-            _submit(argv[1:])
-            return 0
-        config = arguments.parse(command, argv[1:])
-        without_driver = command == "doctor" or "cluster.address" in config.unused
-        if not (without_driver and names_dashboard(config.cluster)):
-            prepare_environment(config.cluster)
-        module, name = COMMANDS[command].function.split(":")
-        with events.own_stdout():
-            with importing():
-                action = getattr(importlib.import_module(module), name)
-            action(config)
+        _run(command, argv[1:])
     except ConfigError as error:
         for problem in error.problems:
             print(f"retailray {command}: {problem}", file=sys.stderr)
@@ -66,6 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"retailray {command}: interrupted; {COMMANDS[command].after_interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(command: str, argv: Sequence[str]) -> None:
+    if command not in COMMANDS:
+        raise ConfigError([f"unknown command {command!r}; one of: {', '.join(COMMANDS)}"])
+    if command == "submit":  # its arguments are another command's and its own
+        _submit(argv)
+        return
+    config = arguments.parse(command, argv)
+    without_driver = command == "doctor" or "cluster.address" in config.unused
+    if not (without_driver and names_dashboard(config.cluster)):
+        prepare_environment(config.cluster)
+    module, name = COMMANDS[command].function.split(":")
+    with events.own_stdout():
+        with importing():
+            action = getattr(importlib.import_module(module), name)
+        action(config)
 
 
 def _leave_traceback() -> str:

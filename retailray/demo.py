@@ -80,7 +80,7 @@ def run_demo(config: DemoConfig) -> str:
     links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
-    _write_report(run, planted, found, ordered, summary, suspects, links, catalog=_catalog(run))
+    _write_report(run, planted, found, ordered, summary, suspects, links)
     run.publish({"command": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     events.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
@@ -172,10 +172,9 @@ def _write_report(
     summary: Mapping[str, object],
     suspects: pd.DataFrame,
     links: Mapping[str, str],
-    *,
-    catalog: CatalogSection,
 ) -> None:
     """Write ``report.html`` into the run directory. ``results``: metrics by where the weights came from."""
+    catalog = _catalog(run)
     failed = found["num_rows"] - found["num_images_ok"]
     rows = [
         ("broken or missing files", planted["num_broken"], failed),

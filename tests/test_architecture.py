@@ -104,3 +104,23 @@ def test_every_job_is_thin_and_every_command_has_one():
     assert {path.stem for path in jobs.glob("*.py")} == set(COMMANDS)
     for path in (jobs / f"{command}.py" for command in COMMANDS):
         assert len(path.read_text().splitlines()) < 15
+
+
+def test_a_function_that_is_long_or_takes_much_says_why():
+    """Over 40 lines or 7 parameters: a comment that begins with "long because" or "many because"."""
+    unexplained = []
+    for path, _ in modules():
+        source = path.read_text()
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            length = node.end_lineno - node.lineno + 1
+            length -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            many = len([one for one in parameters if one.arg not in ("self", "cls")]) > 7
+            own = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            if (length > 40 and "# long because" not in own) or (many and "# many because" not in own):
+                unexplained.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}")
+    assert not unexplained

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 import posixpath
 import string
@@ -203,6 +204,15 @@ def _require(table: pa.Table, name: str, key: str, file: str) -> None:
         raise CatalogError(f"{file}: {key} = {name!r}: there is no such column" + (hint or columns))
 
 
+def _text(table: pa.Table, file: str, name: str, key: str) -> list[str]:
+    """A column as text. Raises CatalogError, with the setting ``key`` that names it."""
+    _require(table, name, key, file)
+    try:
+        return as_text(table.column(name)).to_pylist()
+    except (TypeError, pa.ArrowException) as error:
+        raise CatalogError(f"{file}: {key} = {name!r}: {error}") from error
+
+
 def _meaning(
     file: str,
     table: pa.Table,
@@ -215,14 +225,7 @@ def _meaning(
 ) -> Piece:
     """The ``rows`` of a piece of one file; ``lines``: where each of them begins."""
 
-    def text(name: str, key: str) -> list[str]:
-        _require(table, name, key, file)
-        try:
-            return as_text(table.column(name)).to_pylist()
-        except (TypeError, pa.ArrowException) as error:
-            raise CatalogError(f"{file}: {key} = {name!r}: {error}") from error
-
-    num_rows = table.num_rows
+    text = functools.partial(_text, table, file)
     folder = storage.parent(file)
     root = section.root or folder
     # files of one catalog in several folders may use the same relative paths for different images
@@ -233,34 +236,36 @@ def _meaning(
         images = text(image, "catalog.image")
         paths = _expand_template(file, table, images, section)
         addresses = [storage.join(root, path) if path else "" for path in paths]
-    has_label = needs_label or section.label in table.column_names
-    labels = text(section.label, "catalog.label") if has_label else [""] * num_rows
-    ids = [
-        _below(prefix, path) if path else f"{posixpath.basename(file)}:{line}"
-        for path, line in zip(paths, lines.tolist(), strict=True)
-    ]
-    if section.id:  # a row without an id still needs one of its own
-        ids = [value or path for value, path in zip(text(section.id, "catalog.id"), ids, strict=True)]
-    groups = ids
-    if section.group:  # rows without a product are not one product
-        groups = [value or own for value, own in zip(text(section.group, "catalog.group"), ids, strict=True)]
-    splits = [""] * num_rows
-    if section.split:
-        splits = _splits(file, text(section.split, "catalog.split"), lines)
+    own = _own_ids(file, paths, lines, prefix)
+    # a row without an id still needs one of its own, and rows without a product are not one product
+    ids = _or_else(text(section.id, "catalog.id"), own) if section.id else own
+    groups = _or_else(text(section.group, "catalog.group"), ids) if section.group else ids
+    nothing = [""] * table.num_rows
+    labels = text(section.label, "catalog.label") if needs_label or section.label in table.column_names else nothing
+    splits = _splits(file, text(section.split, "catalog.split"), lines) if section.split else nothing
     columns = {
         "id": ids,
         "image": images,
         "uri": addresses,
-        "denied_reason": [
-            refusal(path, address, file, root, section) for path, address in zip(paths, addresses, strict=True)
-        ],
+        "denied_reason": [refusal(path, to, file, root, section) for path, to in zip(paths, addresses, strict=True)],
         "label": [_label(label, section) for label in labels],
         "group": groups,
         "split": splits,
-        "file": [file] * num_rows,
+        "file": [file] * table.num_rows,
     }
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     return Piece(file, table, rows.append_column("line", pa.array(lines)))
+
+
+def _own_ids(file: str, paths: Sequence[str], lines: np.ndarray, prefix: str) -> list[str]:
+    """The path of each row's image; where there is none, file and line."""
+    name = posixpath.basename(file)
+    numbered = zip(paths, lines.tolist(), strict=True)
+    return [_below(prefix, path) if path else f"{name}:{line}" for path, line in numbered]
+
+
+def _or_else(values: Sequence[str], others: Sequence[str]) -> list[str]:
+    return [value or other for value, other in zip(values, others, strict=True)]
 
 
 def _below(prefix: str, path: str) -> str:

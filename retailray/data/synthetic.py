@@ -208,15 +208,7 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
         true = names[product % len(names)]
         path = f"images/{product:05d}_{number % 2}.{kinds[rng.integers(len(kinds))]}"
         files[path] = encode(render(PRODUCTS[true], rng), path.split(".", 1)[1])
-        rows.append(
-            {
-                "sku": f"{product:05d}",
-                "image": path,
-                "label": true,
-                "true_label": true,
-                "price": round(float(rng.uniform(3, 900)), 2),
-            }
-        )
+        rows.append(_row(f"{product:05d}", path, true, price=round(float(rng.uniform(3, 900)), 2)))
     wrong = rng.choice(num_images, round(num_images * label_noise), replace=False)
     for index in wrong:
         rows[index]["label"] = str(rng.choice([name for name in names if name != rows[index]["true_label"]]))
@@ -226,31 +218,33 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
         path = f"images/copy_{index}.{str(source['image']).split('.', 1)[1]}"
         files[path] = files[str(source["image"])]
         rows.append({**source, "sku": f"9{index:04d}", "image": path})
-    broken = 0
+    num_broken = _add_broken(rows, files, rng)
+    files["images/orphan.jpg"] = encode(render(_lamp, rng), "jpg")
+    _write(address, rows, files)
+    return {
+        "num_rows": len(rows),
+        "num_broken": num_broken,
+        "num_wrong_labels": len(wrong),
+        "num_copies": num_copies,
+        "num_orphans": 1,
+    }
+
+
+def _row(sku: str, image: str, label: str, *, price: float) -> dict[str, object]:
+    return {"sku": sku, "image": image, "label": label, "true_label": label, "price": price}
+
+
+def _add_broken(rows: list[dict[str, object]], files: dict[str, bytes], rng: np.random.Generator) -> int:
+    """Add every kind of damage twice; returns how many rows that makes."""
+    names, added = list(PRODUCTS), 0
     for turn in range(2):
         for code, data in broken_files(rng).items():
             path = f"images/broken_{code}_{turn}.{'png' if code in ('too_many_pixels', 'bad_aspect_ratio') else 'jpg'}"
             if data is not None:
                 files[path] = data
-            rows.append(
-                {
-                    "sku": f"8{broken:04d}",
-                    "image": path,
-                    "label": names[broken % len(names)],
-                    "true_label": names[broken % len(names)],
-                    "price": 1.0,
-                }
-            )
-            broken += 1
-    files["images/orphan.jpg"] = encode(render(_lamp, rng), "jpg")
-    _write(address, rows, files)
-    return {
-        "num_rows": len(rows),
-        "num_broken": broken,
-        "num_wrong_labels": len(wrong),
-        "num_copies": num_copies,
-        "num_orphans": 1,
-    }
+            rows.append(_row(f"8{added:04d}", path, names[added % len(names)], price=1.0))
+            added += 1
+    return added
 
 
 def write_pretraining_set(address: str, *, num_images: int, seed: int) -> None:

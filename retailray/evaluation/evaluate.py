@@ -18,7 +18,7 @@ from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
 from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.report import write_evaluation_report
-from retailray.evaluation.trained_rows import side_of, warn_of_trained_rows
+from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
@@ -43,9 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     side = side_of(config.model.uri)
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
-    _warn_of_another_split(config, meta)
-    warn_of_trained_rows(catalog, {"model": side})
-    unknown = _unknown_labels(catalog, meta)
+    unknown = _warn(config, catalog, side)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     predicted = _predict(config, catalog, meta)
@@ -72,12 +70,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "catalog": config.catalog.uri,
     }
     _write(run, config, meta, used, errors, metrics)
-    summary = {name: value for name, value in metrics.items() if name != "per_class"}
-    run.publish({"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **summary})
-    told = {"failed": errors.num_rows, "top1": metrics["top1"], "macro_f1": metrics["macro_f1"]}
-    counts = {"rows": len(catalog), "evaluated": len(used)}
-    watch.summary("evaluate", num_images=len(used), **counts, **told, report=run.path("report.html"))
+    summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
+    run.publish({name: value for name, value in summary.items() if name != "per_class"})
+    told = {"rows": len(catalog), "evaluated": len(used), "failed": errors.num_rows}
+    told |= {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "report": run.path("report.html")}
+    watch.summary("evaluate", num_images=len(used), **told)
     return metrics
+
+
+def _warn(config: EvaluateConfig, catalog: Catalog, side: Side) -> dict[str, int]:
+    """Say what measures of these rows would not show; returns the labels that the model does not know."""
+    _warn_of_another_split(config, side.meta)
+    warn_of_trained_rows(catalog, {"model": side})
+    return _unknown_labels(catalog, side.meta)
 
 
 def _unknown_labels(catalog: Catalog, meta: BundleMeta) -> dict[str, int]:

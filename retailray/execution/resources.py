@@ -161,12 +161,8 @@ def _plan(
     default = on_gpus if use_gpu else default_on_cpu
     count = section.num_workers or (1 if capacity.one_process else min(default, useful or default))
     if count > limit:
-        shares = f", which carry {limit}" if gpus_each < 1 else ""
-        what = (
-            f"{int(gpus)} GPUs{shares}"
-            if use_gpu
-            else f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
-        )
+        on_cpus = f"{cpus:g} CPUs, which carry {limit} at {MAX_ACTORS_PER_CPU} a CPU"
+        what = f"{int(gpus)} GPUs{f', which carry {limit}' if gpus_each < 1 else ''}" if use_gpu else on_cpus
         raise CapacityError(
             f"cluster.num_workers = {count}, and {capacity.place} has {what}; lower it to {limit} or add nodes"
         )

@@ -141,6 +141,7 @@ def find_problems(
         labels: rows per label. orphans: images in the folder that no row names. unread: files in class folders that are
             not read, by suffix. class_folders: labels are names of folders.
     """
+    # long because it is one list of all findings
     bad = scan[~scan.error_code.isin(["", "not_found", "duplicate_id"])]
     missing, repeated = scan[scan.error_code == "not_found"], scan[scan.error_code == "duplicate_id"]
     exact = same_content(scan.sha256.tolist())

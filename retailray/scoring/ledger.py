@@ -271,6 +271,7 @@ class Ledger:
 
         An image that equals another takes its result; if that other never came, it fails and is tried next time.
         """
+        # long because it is one statement of SQL
         everything = f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from done"
         sources = (
             f"select 0 as origin, {_COLUMNS} from fresh union all select origin, {_COLUMNS} from known where usable"

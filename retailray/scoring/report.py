@@ -39,6 +39,7 @@ def write_score_report(
 
     ``facts``: what ``run.json`` says, and :func:`retailray.scoring.publishing.summarize`.
     """
+    # long because a page has many parts
     thresholds, stages = Thresholds(**facts["thresholds"]), facts["stages"]
     curve, changed, queue = findings.curve, findings.changed, findings.queue
     lines, promised = _lines(thresholds), config.score.target_precision

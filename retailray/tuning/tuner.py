@@ -89,6 +89,7 @@ def run_search(
         resumed: the settings drawn before the search was interrupted, in order, where its draws depend on results.
         storage_path: where checkpoints go that trials take over from each other.
     """
+    # long because it is the one call of Tune, with all its options
     os.environ.update(ENVIRONMENT)
     config, plan = shared.config, shared.plan
     bundle = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
