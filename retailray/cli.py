@@ -12,7 +12,7 @@ from retailray import events, storage
 from retailray.config import COMMANDS, arguments
 from retailray.errors import ConfigError, RetailrayError, StorageError
 from retailray.execution import names_dashboard, prepare_environment
-from retailray.execution.interrupts import importing
+from retailray.interrupts import importing
 from retailray.provenance import version
 
 

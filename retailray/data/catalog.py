@@ -214,17 +214,9 @@ def _text(table: pa.Table, file: str, name: str, key: str) -> list[str]:
 
 
 def _meaning(
-    file: str,
-    table: pa.Table,
-    image: str,
-    section: CatalogSection,
-    uri: str,
-    needs_label: bool,
-    *,
-    lines: np.ndarray,
+    file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool, *, lines: np.ndarray
 ) -> Piece:
     """The ``rows`` of a piece of one file; ``lines``: where each of them begins."""
-
     text = functools.partial(_text, table, file)
     folder = storage.parent(file)
     root = section.root or folder

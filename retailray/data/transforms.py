@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 import torch
-from torchvision.transforms import v2
+
+from retailray.interrupts import importing
 
 Augment = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 WHITE, GREY = 255, 127
@@ -13,6 +14,8 @@ _DRAWING = threading.Lock()  # torchvision draws from torch's one generator; thr
 
 
 def _article(size_px: int) -> list[Callable]:
+    from torchvision.transforms import v2
+
     # the origin article's: rotation 0.5 degrees, shifts of 0.3, Keras' shear of 0.2 (degrees), flip
     return [
         v2.RandomAffine(degrees=0.5, translate=(0.3, 0.3), shear=0.2, fill=WHITE),
@@ -22,6 +25,8 @@ def _article(size_px: int) -> list[Callable]:
 
 
 def _standard(size_px: int) -> list[Callable]:
+    from torchvision.transforms import v2
+
     # milder than ImageNet's 8 % crops: a product fills its picture, and a corner of it is no longer that product
     return [
         v2.RandomResizedCrop(size_px, scale=(0.5, 1.0), antialias=True),
@@ -39,11 +44,14 @@ def make_augment(name: str, size_px: int, *, random_erasing_prob: float = 0.0) -
     What happens to an image depends on its seed alone: not on its neighbours, the worker or the epoch's order.
     ``random_erasing_prob``: probability that a rectangle of an image is blanked (Zhong et al. 2017, arXiv 1708.04896).
     """
+    if name == "none" and not random_erasing_prob:
+        return None
+    with importing():  # it takes as long as torch itself, and scoring with a model of our own has no use for it
+        from torchvision.transforms import v2
+
     steps = AUGMENTS[name](size_px) if name != "none" else []
     if random_erasing_prob:
         steps.append(v2.RandomErasing(p=random_erasing_prob, scale=(0.02, 0.2), value=GREY))
-    if not steps:
-        return None
     one = v2.Compose(steps)
 
     def augment(images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import ray
 
 def begin(loop_config: dict[str, object]) -> dict[str, object]:
     """``work`` and ``config``: references, which the controller passes on unread."""
-    from retailray.execution.interrupts import importing
+    from retailray.interrupts import importing
 
     with importing():
         from retailray.execution.launcher import RayWorker

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from retailray.data.tables import rechunk
 from retailray.execution.executor import FitOptions, Function, Worker
-from retailray.execution.interrupts import importing
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus
 from retailray.execution.state import read_state, write_state
+from retailray.interrupts import importing
 from retailray.provenance import note_machines
 
 CHUNK_ROWS = 64  # a unit of work: about 10 MB of pixels

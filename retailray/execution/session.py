@@ -16,8 +16,8 @@ from retailray import events
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.credentials import load_job_credentials, setup_hook
-from retailray.execution.interrupts import interrupts_wait
 from retailray.execution.resources import Capacity, asked_for
+from retailray.interrupts import interrupts_wait
 from retailray.provenance import note_machines
 
 CONNECT_S = 10.0

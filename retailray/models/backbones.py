@@ -5,10 +5,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from retailray.errors import ModelError
+from retailray.interrupts import importing
 from retailray.models.cnn import NUM_CONVOLUTIONS, SmallCNN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,6 +16,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def arch_names() -> list[str]:
+    with importing():
+        import torchvision
+
     return [*NUM_CONVOLUTIONS, *torchvision.models.list_models(module=torchvision.models)]
 
 
@@ -27,12 +30,14 @@ def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Mod
     Raises:
         ModelError: there is no such model, or not at this image size.
     """
+    if arch in NUM_CONVOLUTIONS:
+        return SmallCNN(NUM_CONVOLUTIONS[arch], num_classes, image_size=image_size)
     if arch not in arch_names():
         near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
         raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
-    if arch in NUM_CONVOLUTIONS:
-        return SmallCNN(NUM_CONVOLUTIONS[arch], num_classes, image_size=image_size)
+    import torchvision
+
     options: dict[str, object] = {}
     if arch in ("googlenet", "inception_v3"):
         # their ImageNet weights expect another normalisation, which the model makes from the usual one

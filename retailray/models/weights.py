@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 
 from retailray import storage
 from retailray.errors import ModelError
+from retailray.interrupts import importing
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_model, head_name, initialize_head, load_state
 from retailray.models.bundle import load_bundle
 from retailray.models.cnn import NUM_CONVOLUTIONS
@@ -62,6 +62,9 @@ def pretrained_model(arch: str, weights: str, num_classes: int, *, seed: int, im
 def _from_torchvision(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[float, ...], tuple[float, ...]]:
     if arch in NUM_CONVOLUTIONS:
         raise ModelError(f"model.weights = {name!r}: {arch} has no pretrained weights; leave it out, or set it to none")
+    with importing():
+        import torchvision
+
     choices = torchvision.models.get_model_weights(arch)
     try:
         weights = choices[name] if name != "DEFAULT" else choices.DEFAULT
@@ -117,7 +120,7 @@ def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
 
 def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: str) -> None:
     """Everything but the head must be there and fit; half-precision weights are widened."""
-    if isinstance(model, torchvision.models.DenseNet):
+    if type(model).__name__ == "DenseNet":
         state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     head = f"{head_name(model)}."
     own = model.state_dict()

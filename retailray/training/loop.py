@@ -15,9 +15,9 @@ import torch
 import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.transforms import v2
 
 from retailray.config import TrainSection
+from retailray.interrupts import importing
 from retailray.models.blocks import batch_norms, freeze, train_mode
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.training.best_epoch import best_epoch, epochs_since_better
@@ -225,7 +225,12 @@ class TrainingLoop:
 
     def _make_mixers(self) -> dict[str, Any]:
         """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
-        mixers: dict[str, object] = {}
+        mixers: dict[str, Any] = {}
+        if not self.train.mixup and not self.train.cutmix:
+            return mixers
+        with importing():
+            from torchvision.transforms import v2
+
         if self.train.mixup:
             mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.network.num_classes)
         if self.train.cutmix:

@@ -10,7 +10,8 @@ import torchvision
 
 from retailray.errors import ModelError
 from retailray.models.backbones import arch_names, build_model, head_name
-from retailray.models.blocks import FAMILIES, freeze, to_blocks, train_mode
+from retailray.models.blocks import freeze, to_blocks, train_mode
+from retailray.models.families import FAMILIES
 from retailray.models.cnn import NUM_CONVOLUTIONS
 
 # one of every family and every branch of its code; the transformers want their own image size
