@@ -11,8 +11,8 @@ import torchvision
 from retailray.errors import ModelError
 from retailray.models.backbones import arch_names, build_model, head_name
 from retailray.models.blocks import freeze, to_blocks, train_mode
-from retailray.models.families import FAMILIES
 from retailray.models.cnn import NUM_CONVOLUTIONS
+from retailray.models.families import FAMILIES
 
 # one of every family and every branch of its code; the transformers want their own image size
 FAMILY_ARCHS = {
