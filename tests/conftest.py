@@ -189,17 +189,17 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory):
-    """An untrained resnet18 bundle for the made-up products at 32 px: (address, labels)."""
+    """An untrained bundle of the smallest network for the made-up products at 32 px: (address, labels)."""
     from retailray.data.synthetic import PRODUCTS
     from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
     from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
     from retailray.models.weights import pretrained_model
 
     labels = sorted(PRODUCTS)
-    model, _, _ = pretrained_model("resnet18", "none", len(labels), seed=0)
+    model, _, _ = pretrained_model("cnn1", "none", len(labels), seed=0, image_size=32)
     transform = EvalTransform(resize_size=36, crop_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     address = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    meta = BundleMeta(name="untrained", version="1", arch="resnet18", labels=labels, transform=transform)
+    meta = BundleMeta(name="untrained", version="1", arch="cnn1", labels=labels, transform=transform)
     save_bundle(address, meta, model.state_dict())
     return address, labels
 

@@ -1,12 +1,20 @@
 """Read what commands leave, with other programs' readers."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import fsspec
+import psutil
+
+from retailray.cli import main
 
 INLINE = ("check", "train", "evaluate", "compare", "promote", "score")  # what runs without Ray too
 
@@ -44,6 +52,58 @@ def words_of(command: str, settings: dict[str, object], *, inline: bool = True) 
     ):
         settings = settings | {"cluster.engine": "inline"}
     return [command, *[part for key, value in settings.items() for part in (f"--{key}", str(value))]]
+
+
+class Heard(io.StringIO):
+    """Standard output of a command in this process, which another thread can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = threading.Condition()
+
+    def write(self, text: str) -> int:
+        with self._more:
+            self._more.notify_all()
+            return super().write(text)
+
+    def until(self, name: str, count: int) -> None:
+        """Until the event of this name has come so many times."""
+        with self._more:
+            assert self._more.wait_for(lambda: self.getvalue().count(f'"event": "{name}"') >= count, 120), name
+
+
+def run_beside(words: list[str], interfere: Callable[[Heard], None]) -> tuple[int, list[dict]]:
+    """A command in this process, and ``interfere`` in a thread meanwhile: its exit code and events."""
+    heard, failed = Heard(), []
+
+    def work() -> None:
+        try:
+            interfere(heard)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with contextlib.redirect_stdout(heard):
+        code = main(words)
+    thread.join(120)
+    assert not failed, failed
+    return code, events(heard.getvalue())
+
+
+def interrupt() -> None:
+    """Ctrl-C for the command that runs in this process."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def ray_processes(title: str) -> list[psutil.Process]:
+    """The processes of this title below this one: those of a Ray that tests share, too."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(title in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def start_command(command: str, *flags: str, **settings: object) -> subprocess.Popen:
