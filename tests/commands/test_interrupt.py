@@ -8,34 +8,32 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.commands.helpers import latest, start_command, words_of
+from tests.commands.helpers import latest, ray_processes, run_beside, start_command, words_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Pixels are decoded by the first training of this module, and read by the others."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def training(started, small_catalog, out, engine, cache):
-    settings = {
+def settings_of(small_catalog, out, engine):
+    """A training that does not end by itself."""
+    return {
         "catalog.uri": small_catalog[0] / "catalog.csv",
         "catalog.max_pixels": 20_000_000,
-        "model.arch": "resnet18",
-        "model.weights": "none",
-        "transform.image_size": 64,
-        "train.epochs": 500,
+        "model.arch": "cnn1",
+        "transform.image_size": 32,
+        "transform.augment": "none",
+        "train.epochs": 100_000,
         "train.max_failures": 0,
-        "train.cache_uri": cache,
+        "train.cache_uri": small_catalog[0] / "cache",  # filled once for all of these
         "cluster.engine": engine,
+        "out": out,
     }
-    process = start_command("train", **settings, out=out)
+
+
+def training(started, small_catalog, out, engine):
+    process = start_command("train", **settings_of(small_catalog, out, engine))
     started.append(process)
     return process
 
@@ -56,9 +54,9 @@ def wait_for_epoch(process):
     raise AssertionError(process.stderr.read())
 
 
-def test_ctrl_c_while_training(started, small_catalog, tmp_path, cache):
+def test_ctrl_c_while_training(started, small_catalog, tmp_path):
     """On Ray: :mod:`tests.commands.test_fine_tuning`, where the run is resumed too."""
-    process = training(started, small_catalog, tmp_path, "inline", cache)
+    process = training(started, small_catalog, tmp_path, "inline")
     wait_for_epoch(process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -70,8 +68,8 @@ def test_ctrl_c_while_training(started, small_catalog, tmp_path, cache):
 
 
 @pytest.mark.parametrize(("engine", "seconds"), [("inline", 0.3), ("ray", 3)])
-def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds, cache):
-    process = training(started, small_catalog, tmp_path, engine, cache)
+def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds):
+    process = training(started, small_catalog, tmp_path, engine)
     assert '"event": "start"' in process.stdout.readline()
     time.sleep(seconds)  # into the start of Ray, and somewhat further
     process.send_signal(signal.SIGINT)
@@ -99,7 +97,7 @@ def foreign(thread):  # Arrow's own threads that have called Python once are nev
 threading.Thread(target=interrupt, daemon=True).start()
 codes = [main(command)]
 interrupted.wait(60)
-codes += [main(command), main([*command[:-1], command[-1] + "-again"])]
+codes += [main(command), main([*command[:-3], "inline", "--out", command[-1] + "-again"])]
 deadline = time.monotonic() + 30
 while any(map(foreign, threading.enumerate())) or psutil.Process().children(recursive=True):
     if time.monotonic() > deadline:
@@ -115,10 +113,13 @@ print(json.dumps({"codes": codes, "left": left}), file=sys.stderr)
 def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
     engine, small_catalog, small_bundle, tmp_path
 ):
-    """Three runs in one process, the first of them interrupted: no thread and no process outlives them."""
+    """Three runs in one process: one interrupted, the same again, and one that nothing interrupts, without Ray.
+
+    No thread and no process outlives them.
+    """
     settings = {"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000}
     settings |= {"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8}
-    words = words_of("score", settings | {"cluster.engine": engine, "out": tmp_path / "out"})
+    words = [*words_of("score", settings), "--cluster.engine", engine, "--out", str(tmp_path / "out")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     done = subprocess.run([sys.executable, "-c", NOTEBOOK, json.dumps(words), tmp_path / "out"],
                           capture_output=True, text=True, timeout=500, env=environment)  # fmt: skip
@@ -133,18 +134,19 @@ def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
     assert len(once) == len(set(once)) > 50
 
 
-def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(started, small_catalog, tmp_path, cache):
-    process = training(started, small_catalog, tmp_path, "ray", cache)
-    wait_for_epoch(process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("RayTrainWorker" in part for part in child.cmdline())
-    ]
-    assert len(workers) == 1
-    workers[0].kill()
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
+@pytest.mark.usefixtures("ray_session_cpus")
+def test_a_worker_killed_more_often_than_allowed_is_one_clear_line(small_catalog, tmp_path, capfd):
+    words = words_of("train", settings_of(small_catalog, tmp_path, "ray"))
+
+    def interfere(heard):
+        heard.until("epoch", 2)
+        [worker] = ray_processes("RayTrainWorker")
+        worker.kill()
+
+    capfd.readouterr()
+    code, _ = run_beside(words, interfere)
+    err = capfd.readouterr().err
+    assert code == 1
     # Ray adds its own word about the dead process before ours
     assert err.splitlines()[-1].startswith("retailray train: training failed:")
     assert "Traceback" not in err
