@@ -34,9 +34,15 @@ class TrialsTable(tune.Callback):
     # -- what Tune calls ----------------------------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: object) -> None:
-        """Note new trials as they were drawn, which is not the order in which they start or are tried again."""
         if self.interrupted:
             raise KeyboardInterrupt
+        self._note(trials)
+
+    def _note(self, trials: list[Any]) -> None:
+        """Note new trials as they were drawn, which is not the order in which they start or are tried again.
+
+        Tune draws within a step, and a trial can fail in the same one.
+        """
         if len(trials) == len(self.rows):
             return
         for trial in trials:
@@ -45,8 +51,9 @@ class TrialsTable(tune.Callback):
                 self.rows[trial.trial_id] = row | {"history": [], "key": None, "recorded": False, "message": ""}
 
     def on_trial_result(
-        self, iteration: int, trials: list[object], trial: Any, result: dict[str, Any], **info: object
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: object
     ) -> None:
+        self._note(trials)
         row = self.rows[trial.trial_id]
         row["drawn"] = dict(trial.config)  # population-based training changes them
         row |= {name: result[name] for name in ("key", "finished", "recorded")}
@@ -59,7 +66,8 @@ class TrialsTable(tune.Callback):
         if self.show:
             self.show()
 
-    def on_trial_complete(self, iteration: int, trials: list[object], trial: Any, **info: object) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: object) -> None:
+        self._note(trials)
         row = self.rows[trial.trial_id]
         row["status"] = "finished" if row.get("finished") else "stopped"
         if row["status"] == "stopped" and row["key"] and not (row["recorded"] or self.shared.is_population):
@@ -75,9 +83,10 @@ class TrialsTable(tune.Callback):
                 row["status"] = "stopped"
                 self._say(row)
 
-    def on_trial_error(self, iteration: int, trials: list[object], trial: Any, **info: object) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: object) -> None:
         error = trial.get_pickled_error() or trial.get_error()
         lines = [line for line in str(error).splitlines() if line.strip()]
+        self._note(trials)
         row = self.rows[trial.trial_id]
         row |= {"status": "failed", "message": lines[-1].strip() if lines else "no message"}
         row["lost"] = isinstance(error, RayActorError)

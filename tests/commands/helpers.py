@@ -87,7 +87,7 @@ def run_beside(words: list[str], interfere: Callable[[Heard], None]) -> tuple[in
     with contextlib.redirect_stdout(heard):
         code = main(words)
     thread.join(120)
-    assert not failed, failed
+    assert not failed, (failed, code, heard.getvalue()[-1500:])
     return code, events(heard.getvalue())
 
 
@@ -96,12 +96,12 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def ray_processes(title: str) -> list[psutil.Process]:
-    """The processes of this title below this one: those of a Ray that tests share, too."""
+def ray_processes(*titles: str) -> list[psutil.Process]:
+    """The processes of these titles below this one: those of a Ray that tests share, too."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if any(title in part for part in child.cmdline()):
+            if any(title in part for part in child.cmdline() for title in titles):
                 found.append(child)
     return found
 

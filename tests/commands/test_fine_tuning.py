@@ -106,7 +106,9 @@ class TestWhatIsKept:
         code, _, _ = retailray("train", **shop | still | kept)
         assert code == 0
         streamed = {key: value for key, value in (shop | still).items() if key != "train.cache_uri"}
-        streamed |= {"train.cache": "off", "cluster.num_workers": 2, "out": tmp_path / "streamed"}
+        # an elastic range of workers, all of which are there; more: tests/training/test_workers.py
+        workers = {"cluster.num_workers": 2, "cluster.min_workers": 1}
+        streamed |= workers | {"train.cache": "off", "out": tmp_path / "streamed"}
         code, _, _ = retailray("train", **streamed)
         assert code == 0
         runs = [latest(str(tmp_path / name)) for name in ("kept", "streamed")]
@@ -177,16 +179,6 @@ def assert_kept_is_computed(shop, uri, run, *, cut, tolerance):
         with torch.no_grad():
             direct, cached = model(((image - mean) / std)[None]), suffix(kept[position][None])
         assert torch.allclose(direct, cached, atol=tolerance * direct.abs().max().item()), position
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session_cpus")
-def test_more_workers_train_alike(shop, one_worker, retailray, tmp_path):
-    """A global batch of 14 is the same batch on one and on an elastic range of workers; two are tried above."""
-    workers = {"cluster.num_workers": 3, "cluster.min_workers": 1}
-    code, _, _ = retailray("train", **shop | ONE | workers | {"out": tmp_path})
-    assert code == 0
-    assert_same_training(one_worker, history_of(latest(str(tmp_path))), rtol=1e-3)
 
 
 def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):

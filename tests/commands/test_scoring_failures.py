@@ -10,8 +10,9 @@ import psutil
 import pytest
 import s3fs
 
+from retailray.cli import main
 from retailray.data.synthetic import write_catalog
-from tests.commands.helpers import events, latest, read_json, start_command
+from tests.commands.helpers import events, latest, read_json, start_command, words_of
 from tests.conftest import start_proxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
@@ -56,9 +57,7 @@ def tables(out):
 
 @pytest.fixture(scope="module")
 def quiet_night(settings):
-    process = start_command("score", **settings, out="s3://night/quiet")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    assert main(words_of("score", settings | {"out": "s3://night/quiet"})) == 0
     return tables("s3://night/quiet")
 
 
@@ -84,8 +83,11 @@ def assert_same_night(quiet_night, out):
         pd.testing.assert_frame_equal(quiet[columns], killed[columns], rtol=1e-4)
 
 
-def test_a_killed_predictor_is_replaced_and_a_killed_driver_goes_on_from_what_is_committed(settings, quiet_night):
-    """On Ray; the quiet night was one without."""
+@pytest.mark.usefixtures("ray_session_cpus")
+def test_a_killed_predictor_is_replaced_and_a_killed_driver_goes_on_from_what_is_committed(
+    settings, quiet_night, retailray
+):
+    """Killed on a Ray of its own, resumed on another; the quiet night was one without."""
     out = "s3://night/killed"
     settings = settings | {"cluster.engine": "ray"}
     fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
@@ -104,13 +106,12 @@ def test_a_killed_predictor_is_replaced_and_a_killed_driver_goes_on_from_what_is
     parts = fs.glob("night/killed/run_id=*/scored/*.parquet")
     committed = sum(len(pd.read_parquet(fs.open(name))) for name in parts)
     written = fs.cat(fs.glob("night/killed/run_id=*/config.yaml")[0])
-    output, err = start_command("score", **settings, out=out, **{"score.plan_only": "true"}).communicate(timeout=300)
+    _, output, err = retailray("score", **settings, out=out, **{"score.plan_only": "true"})
     foreseen = events(output)[-1]
     assert foreseen["resumed"] > 0, err
     assert fs.cat(fs.glob("night/killed/run_id=*/config.yaml")[0]) == written, "a plan leaves the run as it is"
-    process = start_command("score", **settings, out=out)
-    output, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    code, output, err = retailray("score", **settings, out=out)
+    assert code == 0, err
     assert_same_night(quiet_night, out)
     assert len(fs.glob("night/killed/run_id=*")) == 1, "the same run went on"
     told = events(output)

@@ -1,20 +1,27 @@
 """Searches as commands: trials share their passes, every searcher and scheduler ends, kills lose and repeat nothing."""
 
 import json
-import random
 import signal
-import time
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 
 from tests import oracles
-from tests.commands.helpers import events, latest, read_json, read_text, start_command, words_of
+from tests.commands.helpers import (
+    events,
+    interrupt,
+    latest,
+    ray_processes,
+    read_json,
+    read_text,
+    run_beside,
+    start_command,
+    words_of,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SPACE = {
@@ -22,8 +29,10 @@ SPACE = {
     "train.head_lr": {"loguniform": [1e-3, 3e-2]},
     "train.backbone_lr": {"loguniform": [1e-4, 3e-3]},
 }
-# one process runs one trial after another: what a process costs to start is most of a small search
-SEARCH = {"train.epochs": 3, "train.num_views": 2, "tune.space": json.dumps(SPACE), "tune.max_concurrent": 1}
+# the smallest network with a depth to choose: what a process costs to start is most of a small search
+SMALL = {"model.arch": "cnn2", "model.weights": "none", "transform.augment": "none"}
+# one process runs one trial after another
+SEARCH = SMALL | {"train.epochs": 3, "tune.space": json.dumps(SPACE), "tune.max_concurrent": 1}
 TIMES = ["seconds"]
 
 
@@ -98,18 +107,21 @@ class TestSearches:
         ],
     )
     def test_every_searcher_and_scheduler(self, shop, retailray, tmp_path, searcher, scheduler, space, count):
-        settings = shop | {
-            "model.trainable": "head",
-            "train.epochs": 4,
-            "train.num_views": 2,
-            "tune.searcher": searcher,
-            "tune.scheduler": scheduler,
-            "tune.trials": 4,
-            "tune.space": json.dumps(space),
-            "tune.max_concurrent": 2 if scheduler == "pbt" else 1,
-            "train.metric": "loss",
-            "out": tmp_path,
-        }
+        settings = (
+            shop
+            | SMALL
+            | {
+                "model.trainable": "head",
+                "train.epochs": 4,
+                "tune.searcher": searcher,
+                "tune.scheduler": scheduler,
+                "tune.trials": 4,
+                "tune.space": json.dumps(space),
+                "tune.max_concurrent": 2 if scheduler == "pbt" else 1,
+                "train.metric": "loss",
+                "out": tmp_path,
+            }
+        )
         code, _, err = retailray("tune", **settings)
         assert code == 0, err
         run = latest(str(tmp_path))
@@ -148,11 +160,9 @@ class TestSearches:
         assert "Which backbone" in read_text(f"{run}/report.html")
 
     def test_two_workers_a_trial_train_alike(self, shop, retailray, tmp_path):
-        shared = {
+        shared = SMALL | {
             "model.trainable": "head",
             "train.epochs": 2,
-            "train.num_views": 1,
-            "transform.augment": "none",
             "train.batch_size": 14,
             "tune.space": '{"train.head_lr": [0.01]}',
             "tune.searcher": "grid",
@@ -190,7 +200,9 @@ class TestKills:
 
     @pytest.fixture(scope="class")
     def settings(self, shop):
-        return shop | SEARCH | {"tune.trials": 10, "train.epochs": 4, "train.checkpoint_interval_s": 0}
+        """Small steps and many, so that there is time to interfere."""
+        many = {"tune.trials": 10, "train.epochs": 20, "train.batch_size": 4}
+        return shop | SEARCH | many | {"train.checkpoint_interval_s": 0}
 
     @pytest.fixture(scope="class")
     def uninterrupted(self, settings, ray_session_cpus, tmp_path_factory):
@@ -202,46 +214,39 @@ class TestKills:
         assert set(trials.status) == {"finished", "stopped"}
         return trials
 
-    def wait_for_trials(self, process, count):
-        """Until so many trials have ended, and a moment longer."""
-        for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "trial":
-                count -= 1
-            if count <= 0:
-                time.sleep(random.uniform(0, 0.5))
-                return
-        raise AssertionError(process.stderr.read())
-
-    def kill_a_trial(self, process):
-        family = psutil.Process(process.pid).children(recursive=True)
-        [trial] = [child for child in family if any("ResourceTrainable" in part for part in child.cmdline())]
-        trial.kill()
-
+    @pytest.mark.usefixtures("ray_session_cpus")
     def test_a_search_whose_trial_is_killed_and_that_is_killed_and_interrupted_ends_with_the_same_table(
         self, settings, uninterrupted, tmp_path
     ):
-        flags = []
-        for ended, how in ((4, signal.SIGKILL), (7, signal.SIGINT)):
-            process = start_command("tune", *flags, **settings, out=tmp_path)
-            try:
-                if not flags:
-                    self.wait_for_trials(process, 1)
-                    self.kill_a_trial(process)
-                self.wait_for_trials(process, ended if flags else ended - 1)
-                process.send_signal(how)
-                _, err = process.communicate(timeout=60)
-            finally:
-                process.kill()
-            assert process.returncode == (130 if how == signal.SIGINT else -how)
-            assert how != signal.SIGINT or "--tune.resume" in err
-            flags = ["--tune.resume"]
+        """Killed in a process of its own; interrupted and resumed in this one."""
+        words = words_of("tune", settings | {"out": tmp_path})
+        process = start_command("tune", **settings, out=tmp_path)
+        try:
+            for line in process.stdout:
+                if json.loads(line)["event"] == "trial":
+                    break
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+        finally:
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+
+        def interfere(heard):
+            told = len(list(tmp_path.glob("run_id=*/trials/*/record.json")))
+            heard.until("trial", told + 1)
+            [trial] = ray_processes("SearchTrial", "ResourceTrainable")  # between two steps, and within one
+            trial.kill()
+            heard.until("trial", told + 3)
+            interrupt()
+
+        code, found = run_beside([*words, "--tune.resume"], interfere)
+        assert code == 130
+        assert found[0]["resumed"]
         finished = {path.parent.name: path.stat().st_mtime for path in tmp_path.glob("run_id=*/trials/*/record.json")}
-        assert len(finished) >= 7
-        process = start_command("tune", *flags, **settings, out=tmp_path)
-        output, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert events(output)[0]["resumed"]
+        assert 3 <= len(finished) < 10
+        code, found = run_beside([*words, "--tune.resume"], lambda heard: None)
+        assert code == 0
+        assert found[0]["resumed"]
         run = Path(latest(str(tmp_path)))
         assert_same_tables(uninterrupted, trials_of(run))
         now = {key: (run / "trials" / key / "record.json").stat().st_mtime for key in finished}

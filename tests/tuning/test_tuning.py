@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from ray.exceptions import RayActorError
 
 from retailray.config import ClusterSection, Domain, TuneConfig, TuneSection, arguments
 from retailray.data.catalog import read_catalog
@@ -292,6 +293,16 @@ class TestRecords:
             self.hear(ledger, self.trial(name, rate), [epoch(1, top1, loss=1.0 if top1 == top1 else float("nan"))])
         assert [path.parent.name for path in tmp_path.glob("*/state.pt")] == ["key-b"]
         assert [row["trial"] for row in ledger.ranked()] == [2, 1], "what diverged has no rank"
+
+    def test_a_trial_that_fails_in_the_step_that_drew_it_is_a_row(self, shared):
+        """Kind of fault: a process that dies between two trials ends the search."""
+        ledger = TrialsTable(shared)
+        first, second = self.trial("a", 0.1), self.trial("b", 0.2)
+        self.hear(ledger, first, [epoch(1, 0.1)])
+        second.get_pickled_error = lambda: RayActorError()
+        ledger.on_trial_error(0, [first, second], second)
+        assert [(row["trial"], row["status"]) for row in ledger.rows.values()] == [(1, "finished"), (2, "failed")]
+        assert ledger.lost == 1
 
     def test_what_a_budget_ends_was_stopped(self, shared):
         ledger = TrialsTable(shared)

@@ -1,0 +1,106 @@
+"""Workers that train together train what one trains alone: real processes, real gradients, without Ray.
+
+On Ray: :mod:`tests.commands.test_fine_tuning`.
+"""
+
+import multiprocessing
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed
+
+from retailray.config import TrainSection
+from retailray.execution.distributed import DistributedContext
+from retailray.models.backbones import build_model
+from retailray.training.batches import Batching, CachedDataset, StoredBatches
+from retailray.training.cache import store
+from retailray.training.cache.store import CacheSpec
+from retailray.training.loop import TrainingLoop
+from retailray.training.network import Backbone, Network
+from retailray.training.phases import ResolvedPhase
+
+SIZE, CLASSES = 16, 3
+TRAIN_ROWS, VALIDATION_ROWS = 41, 17  # of no multiple of workers or batches
+BACKBONE = Backbone("cnn1", CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["retailray.training.loop"])  # torch is imported once for all workers
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Pixels whose brightness tells the class, kept as training keeps them."""
+    made = {}
+    for name, num_rows in (("train", TRAIN_ROWS), ("validation", VALIDATION_ROWS)):
+        targets = np.arange(num_rows) % CLASSES
+        noise = np.random.default_rng(num_rows).integers(0, 60, (num_rows, 3, SIZE, SIZE))
+        spec = CacheSpec(str(tmp_path_factory.mktemp(name)), name, num_rows, 1, (3, SIZE, SIZE), "uint8")
+        store.create(spec)
+        store.write_rows(spec, np.arange(num_rows), (noise + 60 * targets[:, None, None, None]).astype(np.uint8))
+        store.finish(spec, pa.table({"error_code": [""] * num_rows, "message": [""] * num_rows}))
+        made[name] = CachedDataset(spec, np.arange(num_rows), targets, np.arange(num_rows), 10**9)
+    return made
+
+
+def train(stores, batch_size, settings, rank=0, world=1):
+    """Four epochs: the numbers of every epoch, and the weights of the best epoch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    context = DistributedContext(rank, world)
+    network = Network(build_model("cnn1", CLASSES, image_size=SIZE), BACKBONE, context)
+
+    def open_batches(name, phase):
+        batching = Batching(batch_size, 0, rank, world, min_rows=1 if name == "train" else 0)
+        return StoredBatches(stores[name], batching, None), 0
+
+    section = TrainSection(batch_size=batch_size, **settings)
+    phases = [ResolvedPhase(4, "all", 0, 0, 1e-2, 1e-2)]
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    loop = TrainingLoop(network, phases=phases, train=section, open_batches=open_batches, class_weights=weights)
+    for _ in loop.epochs(None):
+        pass
+    rows = loop.validator.outputs("validation")[0]
+    other = ("seconds", "train_seconds", "trainable", "precision")
+    history = [{name: value for name, value in row.items() if name not in other} for row in loop.progress.history]
+    return history, {name: value.numpy() for name, value in loop.best.items()}, len(rows)
+
+
+def one_of_many(folder, answers, rank, world, arguments):
+    group = f"file://{folder}/group"
+    torch.distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=world)
+    found = train(*arguments, rank, world)
+    if rank == 0:
+        answers.put(found)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("world", "batch_size", "settings"),
+    [
+        (2, 14, {}),
+        (3, 14, {"optimizer": "sgd", "ema_decay": 0.5}),
+        (3, 4, {}),
+        (2, 1000, {"metric": "loss", "label_smoothing": 0.1}),
+    ],
+)
+def test_more_workers_train_alike(world, batch_size, settings, stores, tmp_path):
+    """Kind of fault: a row is dropped, repeated or weighs another share because there are several workers."""
+    answers = processes.Queue()
+    arguments = (stores, batch_size, settings)
+    workers = [
+        processes.Process(target=one_of_many, args=(tmp_path, answers, rank, world, arguments)) for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    history, weights, num_rows = answers.get(timeout=120)
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    alone, expected, _ = train(*arguments)
+    assert num_rows == VALIDATION_ROWS
+    assert [row["train_rows"] for row in history] == [TRAIN_ROWS] * 4
+    for mine, theirs in zip(history, alone, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    for name, value in expected.items():
+        np.testing.assert_allclose(weights[name], value, atol=1e-3, err_msg=name)
