@@ -8,7 +8,8 @@ demo: .venv/installed
 	$(BIN)/retailray demo --out demo-run
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
 test-fast: .venv/installed-test  # for the inner loop: no Ray, no S3 server, no whole commands, no real photos
 	$(BIN)/python -m pytest -n auto -m "not ray and not s3 and not slow and not real"

@@ -18,7 +18,7 @@ from tests.cluster.nodes import BUCKET, SECRET, TOKEN, Submitted, wait_for
 from tests.commands.helpers import latest, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
-TINY = {"transform.image_size": 32, "transform.resize_size": 36, "model.arch": "cnn1",
+TINY = {"transform.image_size": 32, "transform.resize_size": 36, "transform.augment": "none", "model.arch": "cnn1",
         "train.batch_size": 16, "train.precision": "float32", "split.validation": 0.3}  # fmt: skip
 
 
@@ -79,12 +79,13 @@ def test_a_search_survives_a_lost_machine(nodes, shop):
 def test_scoring_survives_a_lost_machine(nodes, shop, small_bundle):
     """Every row once, and Prometheus can follow it."""
     fs = s3fs.S3FileSystem(use_listings_cache=False)
-    images = 600
+    images, files = 600, {}
     for number in range(images):
         values = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(values).resize((64, 64)).save(buffer, "JPEG")
-        fs.pipe_file(f"{BUCKET}/tiny/{number}.jpg", b"broken" if number % 100 == 7 else buffer.getvalue())
+        files[f"{BUCKET}/tiny/{number}.jpg"] = b"broken" if number % 100 == 7 else buffer.getvalue()
+    fs.pipe(files)
     fs.pipe_file(f"{BUCKET}/tiny.csv", ("image\n" + "".join(f"tiny/{n}.jpg\n" for n in range(images))).encode())
     out = f"s3://{BUCKET}/scores"
     job = Submitted(

@@ -67,6 +67,8 @@ def test_every_kind_of_work_runs_on_one_cpu(one_cpu_ray, small_catalog, tmp_path
         1,
         "--transform.image_size",
         32,
+        "--transform.augment",
+        "none",
     ]
     code, out, err = run_job(
         one_cpu_ray, "train", *catalog, *recipe, "--cluster.num_workers", 2, "--out", tmp_path / "train"
