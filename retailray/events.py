@@ -9,13 +9,14 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 _own: TextIO | None = None
 _run_id: str | None = None
@@ -96,7 +97,7 @@ def _print_event(event: str, fields: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int) -> Iterator[Any]:
+def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on a terminal; yields a function that sets (completed, note). Silent elsewhere."""
     if not on_terminal():
         yield lambda completed, note="": None
@@ -119,7 +120,7 @@ def bar(label: str, total: int) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def live() -> Iterator[Any]:
+def live() -> Iterator[Callable[[Table], None]]:
     """A renderable below the printed lines of a terminal; yields a function that sets it. Silent elsewhere."""
     if not on_terminal():
         yield lambda renderable: None

@@ -7,14 +7,18 @@ variables (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``, ``MLFLOW_
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retailray import events, storage
 from retailray.config import TrackSection, TrainConfig
 from retailray.config.arguments import leaves
 from retailray.errors import ConfigError, StorageError
 from retailray.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ARTIFACTS = ("config.yaml", "run.json", "report.html", "history.csv", "trials.csv", "best.yaml", "curves.png")
 AT_ONCE = 100  # parameters in a request; MLflow's own limit
@@ -46,10 +50,10 @@ def track(
     config: TrainConfig,
     run: RunDirectory,
     summary: dict[str, object],
-    history: list[dict[str, object]],
+    history: Sequence[Mapping[str, Any]],
     *,
     version: str,
-    metrics: dict[str, object],
+    metrics: Mapping[str, object],
 ) -> None:
     """Copy a finished run to MLflow. ``history``: one row per epoch; ``version``: the bundle's.
 
@@ -81,7 +85,7 @@ def move_alias(section: TrackSection, name: str, alias: str, version: str) -> No
         events.emit("warning", note=note)
 
 
-def _client(section: TrackSection) -> Any:
+def _client(section: TrackSection) -> "MlflowClient":
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -98,9 +102,9 @@ def _track(
     config: TrainConfig,
     run: RunDirectory,
     summary: dict[str, Any],
-    history: list[dict[str, Any]],
+    history: Sequence[Mapping[str, Any]],
     version: str,
-    metrics: dict[str, object],
+    metrics: Mapping[str, object],
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
@@ -140,7 +144,7 @@ def _tags(run: RunDirectory, summary: dict[str, Any], version: str) -> dict[str,
     }
 
 
-def _log_files(client: Any, run_id: str, run: RunDirectory, bundle: str) -> str:
+def _log_files(client: "MlflowClient", run_id: str, run: RunDirectory, bundle: str) -> str:
     """Log reports and, where MLflow could not read it from its address, the bundle; returns the bundle's source."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ARTIFACTS:
@@ -153,7 +157,7 @@ def _log_files(client: Any, run_id: str, run: RunDirectory, bundle: str) -> str:
     return f"{client.get_run(run_id).info.artifact_uri}/bundle"
 
 
-def _register(client: Any, name: str, source: str, run_id: str, version: str) -> None:
+def _register(client: "MlflowClient", name: str, source: str, run_id: str, version: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -169,5 +173,5 @@ def _params(settings: dict[str, object]) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in leaves(settings) if value is not None and value not in ({}, [])]
 
 
-def _numbers(row: dict[str, object]) -> list[tuple[str, float]]:
+def _numbers(row: Mapping[str, object]) -> list[tuple[str, float]]:
     return [(key, float(value)) for key, value in row.items() if isinstance(value, int | float)]

@@ -1,7 +1,7 @@
 """Sections about rows and pixels."""
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -131,13 +131,13 @@ class CatalogSection(Section):
 
     @field_validator("label_map", mode="before")
     @classmethod
-    def _labels_are_names(cls, value: Any) -> Any:
+    def _labels_are_names(cls, value: object) -> object:
         # YAML reads the 0 of `0: PC` as a number
         return {str(old): str(new) for old, new in value.items()} if isinstance(value, dict) else value
 
     @field_validator("delimiter", mode="before")
     @classmethod
-    def _tab_has_a_name(cls, value: Any) -> Any:
+    def _tab_has_a_name(cls, value: object) -> object:
         return "\t" if value in ("tab", "\\t") else value
 
     _same = field_validator("uri", "root", "validation_uri", "test_uri", "corrections")(normalized)

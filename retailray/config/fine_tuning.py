@@ -1,5 +1,6 @@
 """What ``train`` and ``tune`` read, and which of their settings would mean nothing beside others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -75,18 +76,18 @@ class TuneConfig(TrainConfig):
             return rates
         return {"model.trainable": Domain(choice=["head", "last1", "last2", "last5"])} | rates
 
-    def trial(self, drawn: dict[str, Any], **pinned: Any) -> TrainConfig:
+    def trial(self, drawn: Mapping[str, object], **pinned: object) -> TrainConfig:
         """What a trial is: these settings with the drawn ones, less those that would mean nothing beside them.
 
         Raises:
             ValidationError: a drawn value is not allowed.
         """
-        values, defaults = self._merged(drawn | pinned), TrainSection()
+        values, defaults = self._merged({**drawn, **pinned}), TrainSection()
         for name in self._idle(values):
             values["train"][name] = getattr(defaults, name)
         return TrainConfig(**values)
 
-    def effective(self, drawn: dict[str, Any]) -> dict[str, Any]:
+    def effective(self, drawn: Mapping[str, object]) -> dict[str, object]:
         """Drawn settings as their types have them; None for those that mean nothing beside the others."""
         trial, idle = self.trial(drawn), {f"train.{name}" for name in self._idle(self._merged(drawn))}
         found = {}
@@ -95,7 +96,7 @@ class TuneConfig(TrainConfig):
             found[key] = None if key in idle else getattr(getattr(trial, section), name)
         return found
 
-    def _merged(self, drawn: dict[str, Any]) -> dict[str, Any]:
+    def _merged(self, drawn: Mapping[str, object]) -> dict[str, Any]:
         values = self.model_dump(exclude={"tune"})
         for key, value in drawn.items():
             section, _, name = key.partition(".")

@@ -5,8 +5,10 @@ A test fails when the page is not what this module prints.
 
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from retailray.config import COMMANDS
-from retailray.config.arguments import is_section, known_keys, type_name
+from retailray.config.keys import is_section, known_keys, type_name
 
 HEAD = """\
 # Reference
@@ -49,7 +51,7 @@ def reference() -> str:
     return page
 
 
-def _cells(key: str, field: Any) -> tuple[str, str, str, str]:
+def _cells(key: str, field: FieldInfo) -> tuple[str, str, str, str]:
     default = "required" if field.is_required() else "" if field.default in (None, "", [], {}) else f"`{field.default}`"
     cells = f"`{key}`", type_name(field.annotation), default, field.description or ""
     first, second, third, fourth = (cell.replace("|", "\\|") for cell in cells)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_serializer, model_validator
 
 from retailray.config.base import RENAMED, Section
 
@@ -29,14 +29,14 @@ class Domain(Section):
     """What one setting is drawn from: one of these kinds. A bare list is a choice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    choice: list[Any] | None = Field(None, min_length=1)
+    choice: list[JsonValue] | None = Field(None, min_length=1)
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = Field(None, alias="int", description="both ends included")
 
     @model_validator(mode="before")
     @classmethod
-    def _list_is_a_choice(cls, value: Any) -> Any:
+    def _list_is_a_choice(cls, value: object) -> object:
         return {"choice": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")

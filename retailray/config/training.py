@@ -1,6 +1,6 @@
 """Sections about models and how they are trained."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,7 +46,7 @@ class ModelSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_scratch(cls, given: Any) -> Any:
+    def _from_scratch(cls, given: object) -> object:
         """Without pretrained weights there is nothing to freeze."""
         if not isinstance(given, dict):
             return given

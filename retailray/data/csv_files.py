@@ -136,7 +136,7 @@ class CsvReader:
             self._taken.append(line)
             yield line
 
-    def _next(self, reader: Any, width: int | None) -> tuple[list[str], int] | None:
+    def _next(self, reader: Iterator[list[str]], width: int | None) -> tuple[list[str], int] | None:
         """Values and line of the next record that is not a blank line; None at the end.
 
         ``width``: how many values it should have, None for the header.

@@ -6,7 +6,7 @@ nothing of where they run.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
@@ -61,10 +61,10 @@ class Worker(Protocol):
 
     def shard(self, name: str) -> Shard: ...
 
-    def last_state(self) -> dict[str, Any] | None:
+    def last_state(self) -> dict[str, object] | None:
         """What was reported last, by this run or by one that was interrupted."""
 
-    def report(self, epoch: int, state: dict[str, object] | None) -> None:
+    def report(self, epoch: int, state: Mapping[str, object] | None) -> None:
         """Every worker calls this; ``state``, of rank 0, is kept for :meth:`last_state`."""
 
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -223,6 +223,6 @@ class InlineWorker:
     def last_state(self) -> dict[str, object] | None:
         return read_state(self._checkpoints)
 
-    def report(self, epoch: int, state: dict[str, object] | None) -> None:
+    def report(self, epoch: int, state: Mapping[str, object] | None) -> None:
         if state is not None:
             write_state(self._checkpoints, state)

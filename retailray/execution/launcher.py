@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -60,7 +60,7 @@ def run_trainer(
         return result.return_value, read_state(folder) or {}
 
 
-def _run(trainer: Any) -> Any:
+def _run(trainer: "ray.train.torch.TorchTrainer") -> ray.train.Result:
     """``trainer.fit()`` with its failures in one line, and Ctrl-C as everywhere else."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -104,7 +104,7 @@ class RayWorker:
         with checkpoint.as_directory() as folder:
             return read_state(folder)
 
-    def report(self, epoch: int, state: dict[str, object] | None) -> None:
+    def report(self, epoch: int, state: Mapping[str, object] | None) -> None:
         if state is None:
             ray.train.report({"epoch": epoch})
             return

@@ -1,14 +1,14 @@
 """What a fit or a trial continues from: tensors and plain values in one file of a folder; nothing in it is code."""
 
 import io
-from typing import Any
+from collections.abc import Mapping
 
 from retailray import storage
 
 STATE = "state.pt"
 
 
-def write_state(folder: str, state: dict[str, object] | None) -> None:
+def write_state(folder: str, state: Mapping[str, object] | None) -> None:
     import torch
 
     buffer = io.BytesIO()
@@ -16,7 +16,7 @@ def write_state(folder: str, state: dict[str, object] | None) -> None:
     storage.write_bytes(storage.join(folder, STATE), buffer.getvalue())
 
 
-def read_state(folder: str) -> dict[str, Any] | None:
+def read_state(folder: str) -> dict[str, object] | None:
     """None where there is none."""
     import torch
 

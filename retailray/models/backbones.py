@@ -2,7 +2,6 @@
 
 import difflib
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +41,10 @@ def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Mod
     if arch in ("googlenet", "inception_v3"):
         # their ImageNet weights expect another normalisation, which the model makes from the usual one
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    sizes: dict[str, Any] = {"vit_": {"image_size": image_size}, "maxvit_": {"input_size": (image_size, image_size)}}
+    sizes: dict[str, dict[str, object]] = {
+        "vit_": {"image_size": image_size},
+        "maxvit_": {"input_size": (image_size, image_size)},
+    }
     for prefix, size in sizes.items():
         options |= size if arch.startswith(prefix) else {}
     try:

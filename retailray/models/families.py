@@ -107,7 +107,7 @@ def _squeezenet(model: tv.SqueezeNet) -> BlockSequence:
 
 
 def _densenet(model: tv.DenseNet) -> BlockSequence:
-    features = dict(model.features.namedchildren())
+    features = dict(model.features.named_children())
     stem = [("stem", nn.Sequential(*[features.pop(name) for name in ("conv0", "norm0", "relu0", "pool0")]))]
     norm = features.pop("norm5")
     end = [norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -132,7 +132,7 @@ def _mnasnet(model: tv.MNASNet) -> BlockSequence:
 def _inception(model: tv.GoogLeNet | tv.Inception3) -> BlockSequence:
     """GoogLeNet and Inception v3, without their auxiliary heads."""
     blocks: list[Named] = []
-    for name, child in model.namedchildren():
+    for name, child in model.named_children():
         if name in ("avgpool", "dropout", "fc"):
             continue
         if name.startswith("maxpool"):  # goes with the convolution before it

@@ -5,7 +5,7 @@ import datetime
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from retailray.models.meta import EMBEDDING
 
 if TYPE_CHECKING:
     from retailray.execution import Reporter, Stream
+    from retailray.models.predictor import Predictor
 
 PREDICT = "predict"  # the stage
 PREDICTION_SCHEMA = pa.schema(
@@ -60,7 +61,7 @@ def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size:
     return images.map_with(PredictBatch, {"settings": settings, "reporter": reporter}, rows=batch_size)
 
 
-def _agreed(precision: str, address: str | None, make: Callable[[str], Any]) -> Any:
+def _agreed(precision: str, address: str | None, make: Callable[[str], "Predictor"]) -> "Predictor":
     """A predictor in ``precision``, or, of auto, in what stands at ``address``; the first one there decides it."""
     if address and storage.exists(address):
         return make(storage.read_bytes(address).decode())

@@ -74,7 +74,10 @@ class Ledger:
 
     def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
         self.not_listed: list[dict[str, Any]] = []
-        options: dict[str, Any] = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(folder / "spill")}
+        options: dict[str, Any] = {
+            "memory_limit": f"{memory_gb}GB",
+            "temp_directory": str(folder / "spill"),
+        }
         self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
         self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
         self._db.execute(

@@ -2,18 +2,53 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypedDict
 
 WORST = -1e9  # of what diverged: below all that can be measured, and still a number for searchers
 
 
-def score_of(epoch: dict[str, Any], metric: str) -> float:
+class TrainMeasures(TypedDict):
+    """Of the training rows of an epoch, as they were seen: a mean, a share and a count."""
+
+    train_loss: float
+    train_top1: float
+    train_rows: int
+
+
+class ValidationMeasures(TypedDict):
+    """Of the validation rows after an epoch."""
+
+    validation_loss: float
+    validation_top1: float
+    validation_macro_f1: float
+    validation_rows: int
+
+
+class Epoch(TrainMeasures, ValidationMeasures):
+    """A row of ``history.csv``. ``seconds``: of training and validation together."""
+
+    epoch: int
+    phase: int
+    trainable: str
+    precision: str
+    train_seconds: float
+    seconds: float
+
+
+def measure_of(epoch: Epoch, metric: str) -> float:
+    """One of its measures on the validation rows: ``top1``, ``macro_f1`` or ``loss`` (:class:`TrainSection.metric`)."""
+    if metric == "loss":
+        return epoch["validation_loss"]
+    return epoch["validation_macro_f1"] if metric == "macro_f1" else epoch["validation_top1"]
+
+
+def score_of(epoch: Epoch, metric: str) -> float:
     """More is better. What diverged is never the best, whatever its measure says."""
-    value = float(epoch[f"validation_{metric}"]) * (-1 if metric == "loss" else 1)
+    value = measure_of(epoch, metric) * (-1 if metric == "loss" else 1)
     return value if math.isfinite(epoch["validation_loss"]) else WORST
 
 
-def best_epoch(history: Iterable[dict[str, Any]], metric: str) -> dict[str, object] | None:
+def best_epoch(history: Iterable[Epoch], metric: str) -> Epoch | None:
     """The epoch to keep, as can be said after each one without looking back; None where all diverged.
 
     It is the last one whose score is within one standard error, ``sqrt(s (1 - s) / rows)``, of the best score ``s`` so
@@ -29,7 +64,7 @@ def best_epoch(history: Iterable[dict[str, Any]], metric: str) -> dict[str, obje
     return kept
 
 
-def epochs_since_better(history: Sequence[dict[str, Any]], metric: str) -> int:
+def epochs_since_better(history: Sequence[Epoch], metric: str) -> int:
     """Epochs after the one with the best score; of equals that with the lower loss."""
     measures = [(score_of(epoch, metric), -epoch["validation_loss"]) for epoch in history]
     return len(measures) - 1 - measures.index(max(measures)) if measures else 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from retailray.models.calibration import Calibration
 from retailray.models.meta import EMBEDDING
 from retailray.provenance import provenance
 from retailray.runs import RunDirectory
+from retailray.training.best_epoch import Epoch
 from retailray.training.rows import rows_digest
 
 
@@ -34,15 +36,20 @@ class TrainedModel:
     splits: dict[str, Catalog]
     state: dict[str, torch.Tensor]
     calibration: Calibration
-    best: dict[str, Any]
-    folds: dict[str, Any] | None = None
+    best: Epoch
+    folds: Mapping[str, Any] | None = None
 
     @functools.cached_property
     def meta(self) -> BundleMeta:
         """What the bundle says of itself."""
         config, transform = self.config, self.config.transform
-        measures = ("epoch", "validation_top1", "validation_macro_f1", "validation_loss")
-        metrics = {name: self.best[name] for name in measures}
+        best = self.best
+        metrics: dict[str, object] = {
+            "epoch": best["epoch"],
+            "validation_top1": best["validation_top1"],
+            "validation_macro_f1": best["validation_macro_f1"],
+            "validation_loss": best["validation_loss"],
+        }
         return BundleMeta(
             name=config.model.name or config.model.arch,
             version=new_version(self.state),

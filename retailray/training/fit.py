@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
+from retailray.training.best_epoch import Epoch
 from retailray.training.network import Backbone
 from retailray.training.phases import ResolvedPhase, min_rows
 from retailray.training.prepared import Images, Prepared, augmentation
@@ -42,7 +43,7 @@ KEEP_DECODED = 0.2  # of the object store, for each split; above it images are d
 class FitResult:
     """``best``: the trained tensors of the best epoch. ``test``: what `TrainingLoop.guesses` returns for it."""
 
-    history: list[dict[str, Any]]
+    history: list[Epoch]
     best_epoch: int
     best: dict[str, torch.Tensor]
     calibration: Calibration
@@ -63,7 +64,7 @@ class Fitter:
     plan: Plan
     executor: Executor
 
-    def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: dict[str, Any]) -> FitResult:
+    def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: Mapping[str, object]) -> FitResult:
         """Fine-tune on ``rows``: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
 
         A fit that finds checkpoints at ``checkpoints``, an address that all nodes can write, continues from the last

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.distributed
@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retailray.config import TrainSection
+from retailray.execution.state import read_state
 from retailray.interrupts import importing
 from retailray.models.blocks import batch_norms, freeze, train_mode
 from retailray.models.precision import autocast, spare_slow_gradients
-from retailray.training.best_epoch import best_epoch, epochs_since_better
+from retailray.training.best_epoch import Epoch, TrainMeasures, best_epoch, epochs_since_better
 from retailray.training.network import Batches, Network
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase
@@ -34,7 +35,25 @@ class Progress:
     phase: int = 0
     phase_epochs: int = 0  # done in this phase
     best_epoch: int = 0
-    history: list[dict[str, object]] = dataclasses.field(default_factory=list)
+    history: list[Epoch] = dataclasses.field(default_factory=list)
+
+
+class State(TypedDict, total=False):
+    """What a checkpoint holds. ``codes``, ``over``: what the loop's callers add to it."""
+
+    progress: dict[str, Any]  # the fields of Progress
+    best: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, object]
+    schedule: dict[str, object]
+    average: dict[str, torch.Tensor] | None
+    codes: dict[str, int]
+    over: bool
+
+
+def saved_state(folder: str) -> State | None:
+    """What was saved in a folder, if anything was."""
+    return cast(State | None, read_state(folder))
 
 
 # (split, phase) → batches, and the number of blocks they went through
@@ -70,7 +89,7 @@ class TrainingLoop:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def epochs(self, start: dict[str, Any] | None) -> Iterator[dict[str, object]]:
+    def epochs(self, start: State | None) -> Iterator[Epoch]:
         """Run all phases, from the state of a checkpoint if there is one; the best weights are in the model then.
 
         Yields:
@@ -95,7 +114,7 @@ class TrainingLoop:
             self.progress.phase += 1
             self.progress.phase_epochs = 0
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> State:
         """Return everything that :meth:`epochs` needs to continue from here, for ``torch.save``."""
         return {
             "progress": dataclasses.asdict(self.progress),
@@ -126,7 +145,7 @@ class TrainingLoop:
         self.stepped = stepped
         self.mixers = self._make_mixers()
 
-    def _restore(self, start: dict[str, Any]) -> None:
+    def _restore(self, start: State) -> None:
         load_optimizer(self.optimizer, self.schedule, start)
         if self.average and start["average"]:
             self.average.load_state_dict(start["average"])
@@ -141,26 +160,30 @@ class TrainingLoop:
         """Whether the last epoch of the last phase is done."""
         return self.progress.phase + 1 == len(self.phases) and self.phase_is_over()
 
-    def load_progress(self, state: dict[str, Any]) -> None:
+    def load_progress(self, state: State) -> None:
         """Take the history and the best weights of a :meth:`state`, to look at and not to continue from."""
         self.progress, self.best = Progress(**state["progress"]), state["best"]
         self.network.load(self.best)
 
     # -- an epoch -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self) -> dict[str, object]:
+    def _epoch(self) -> Epoch:
         started = time.monotonic()
         progress = self.progress
         epoch = len(progress.history) + 1
-        metrics: dict[str, object] = {"epoch": epoch, "phase": progress.phase + 1, "trainable": self.phase.trainable}
-        metrics |= self._train_epoch(epoch)
+        measured = self._train_epoch(epoch)
         trained = time.monotonic() - started
         with self._averaged():
             if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
                 for buffer in self.suffix.buffers():
                     torch.distributed.broadcast(buffer, 0)
-            metrics |= validate(self.network, self.validation_batches, self.validation_cached_blocks)
-            metrics |= {
+            validated = validate(self.network, self.validation_batches, self.validation_cached_blocks)
+            metrics: Epoch = {
+                "epoch": epoch,
+                "phase": progress.phase + 1,
+                "trainable": self.phase.trainable,
+                **measured,
+                **validated,
                 "precision": self.network.precision,
                 "train_seconds": trained,
                 "seconds": time.monotonic() - started,
@@ -172,7 +195,7 @@ class TrainingLoop:
         progress.phase_epochs += 1
         return metrics
 
-    def _train_epoch(self, epoch: int) -> dict[str, object]:
+    def _train_epoch(self, epoch: int) -> TrainMeasures:
         torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
         self.network.model.eval()
         train_mode(self.network.chain, self.phase.num_frozen_blocks)
@@ -223,9 +246,9 @@ class TrainingLoop:
         correct = (logits.argmax(1) == target) * weight
         return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).detach().double()
 
-    def _make_mixers(self) -> dict[str, Any]:
+    def _make_mixers(self) -> dict[str, nn.Module]:
         """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
-        mixers: dict[str, Any] = {}
+        mixers: dict[str, nn.Module] = {}
         if not self.train.mixup and not self.train.cutmix:
             return mixers
         with importing():
@@ -252,7 +275,7 @@ class TrainingLoop:
             self.suffix.load_state_dict(kept)
 
 
-def _mix(mixer: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _mix(mixer: nn.Module, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """torchvision mixes images ``(B, C, H, W)``; features and tokens take that form for it."""
     mixed, soft = mixer(inputs.reshape(len(inputs), -1, 1, 1) if inputs.ndim != 4 else inputs, target)
     return mixed.reshape(inputs.shape), soft

@@ -1,15 +1,19 @@
 """Optimizers, schedules and averaged weights over the trained part of a model."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retailray.config import TrainSection
 from retailray.models.blocks import BlockSequence
 from retailray.training.phases import ResolvedPhase
+
+if TYPE_CHECKING:
+    from retailray.training.loop import State
 
 
 def make_optimizer(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> torch.optim.Optimizer:
@@ -36,7 +40,7 @@ def _groups(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> 
                 yield {"params": parameters, "lr": rate, "weight_decay": decay}
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> Any:
+def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> LRScheduler:
     """Linear warm-up over a share of the steps, then a cosine to zero."""
     schedules = torch.optim.lr_scheduler
     rising = max(1, int(num_steps * warmup)) if warmup else 0
@@ -47,7 +51,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: floa
     return schedules.SequentialLR(optimizer, [rise, fall], milestones=[rising])
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: "State") -> None:
     """Continue from ``state["optimizer"]`` and ``state["schedule"]``, with the peak rates and decays of this config.
 
     They are unchanged, except in population based training, where a trial loads the state of another one and keeps

@@ -1,21 +1,21 @@
 """The report of a training run: curves, epochs, what it was trained on."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from retailray.config import TrainConfig
 from retailray.models.meta import BundleMeta
 from retailray.reports import plots
 from retailray.reports.page import data_uri, error_summary, render
 from retailray.runs import RunDirectory
+from retailray.training.best_epoch import Epoch
 
 
 def write_training_report(
     run: RunDirectory,
     meta: BundleMeta,
     config: TrainConfig,
-    history: Sequence[Mapping[str, object]],
-    best: Mapping[str, Any],
+    history: Sequence[Epoch],
+    best: Epoch,
     failed: Mapping[str, int],
     folds: Mapping[str, object] | None,
 ) -> None:
@@ -40,7 +40,7 @@ def write_training_report(
     run.write("report.html", page)
 
 
-def _phases(history: Sequence[Mapping[str, Any]]) -> str:
+def _phases(history: Sequence[Epoch]) -> str:
     """``2 epochs of head, 8 of last2``."""
     depths: dict[int, list[str]] = {}
     for row in history:

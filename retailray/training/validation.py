@@ -10,6 +10,7 @@ from torch import nn
 
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
+from retailray.training.best_epoch import ValidationMeasures
 from retailray.training.network import Batches, Network
 from retailray.training.rows import SPLIT_OF_ROLE
 
@@ -23,7 +24,7 @@ LOGITS_BYTES = 256 << 20  # memory limit of the logits that fit the temperature;
 
 
 @torch.no_grad()
-def validate(network: Network, batches: Batches, num_cached_blocks: int) -> dict[str, object]:
+def validate(network: Network, batches: Batches, num_cached_blocks: int) -> ValidationMeasures:
     """Loss, top-1, macro F1 and the number of rows, over all workers."""
     network.model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=network.device)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 
@@ -18,8 +19,9 @@ from retailray.training.batches import (
     StreamedBatches,
     StreamedDataset,
 )
+from retailray.training.best_epoch import Epoch
 from retailray.training.cache import store
-from retailray.training.loop import TrainingLoop
+from retailray.training.loop import State, TrainingLoop
 from retailray.training.network import Backbone, Batches, Network
 from retailray.training.phases import ResolvedPhase
 
@@ -40,7 +42,7 @@ class FitConfig:
     min_rows: int  # of a worker in one step
     threads: int
     reporter: Reporter
-    tags: dict[str, object]  # said with every epoch
+    tags: Mapping[str, object]  # said with every epoch
 
 
 def work(config: FitConfig, worker: Worker) -> dict[str, object]:
@@ -61,8 +63,8 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for phase in config.phases:
             sources.open(split, phase)
-    report, start = _Report(config, worker), worker.last_state()
-    codes: dict[str, int] = (start or {}).get("codes", {})
+    report, start = _Report(config, worker), cast(State | None, worker.last_state())
+    codes = start.get("codes", {}) if start else {}
     for metrics in loop.epochs(start):
         codes = sources.failed(world)
         report(loop, metrics, codes)
@@ -118,7 +120,7 @@ class _Report:
         self.config, self.worker = config, worker
         self.saved_at = self.touched_at = time.monotonic()
 
-    def __call__(self, loop: TrainingLoop, metrics: dict[str, Any], codes: dict[str, int]) -> None:
+    def __call__(self, loop: TrainingLoop, metrics: Epoch, codes: dict[str, int]) -> None:
         config, world = self.config, loop.world
         if world.rank == 0:
             total = sum(phase.epochs for phase in config.phases)

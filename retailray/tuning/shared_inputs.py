@@ -23,7 +23,7 @@ from retailray.training.prepared import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
 
 VARYING = ("model.arch", "transform.augment", "transform.random_erasing_prob")  # what asks for a pass of its own
-Key = tuple[Any, ...]
+Key = tuple[str, str, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from retailray import storage
 from retailray.config import TrainConfig
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
-from retailray.execution.state import read_state, write_state
+from retailray.execution.state import write_state
 from retailray.training.batches import Augmentation, Batching, StoredBatches
-from retailray.training.best_epoch import score_of
-from retailray.training.loop import TrainingLoop
+from retailray.training.best_epoch import Epoch, score_of
+from retailray.training.loop import State, TrainingLoop, saved_state
 from retailray.training.network import Backbone, Network
-from retailray.training.phases import min_rows, resolve
+from retailray.training.phases import ResolvedPhase, min_rows, resolve
 from retailray.training.prepared import augmentation
 from retailray.training.worker import LOADER_WORKERS
 from retailray.tuning.shared_inputs import Shared, variant_key
@@ -42,18 +43,18 @@ class Trial:
         self.key = member or trial_key(shared, drawn)
         self.folder = storage.join(shared.records, self.key)
         self.record = None if member else read_json(storage.join(self.folder, RECORD))
-        self.start = None if self.record else read_state(self.folder)
+        self.start = None if self.record else saved_state(self.folder)
         self.loop: TrainingLoop | None = None
         self.peers: Peers | None = None
-        self.told: deque[dict[str, object]] = deque(self.record["history"] if self.record else [])
-        self.rows: list[dict[str, Any]] = []
+        self.told: deque[Epoch] = deque(self.record["history"] if self.record else [])
+        self.rows: list[Epoch] = []
         self.saved_at = time.monotonic()
         if member:  # for a resumed search, which begins with the settings that members had come to
             storage.write_bytes(storage.join(self.folder, MEMBER), json.dumps(drawn).encode())
         if self.start:
             self._take_up(self.start)
 
-    def _take_up(self, state: dict[str, Any]) -> None:
+    def _take_up(self, state: State) -> None:
         """What there is to tell of a state: all of it again, or by a member only its end, where it is over."""
         history = list(state["progress"]["history"])
         if not self.member:
@@ -88,7 +89,7 @@ class Trial:
             "done": over,
         }
 
-    def _epochs(self) -> Any:
+    def _epochs(self) -> Iterator[Epoch]:
         """The running epochs; a model is built only where something is left to run."""
         if self.loop is None:
             if self.shared.plan.num_workers > 1:
@@ -99,13 +100,13 @@ class Trial:
             self.running = self.loop.epochs(self.start)
         return self.running
 
-    def state(self) -> dict[str, object] | None:
+    def state(self) -> State | None:
         """What :meth:`load` continues from: the training loop's state, and whether it is over."""
         if not self.loop:  # nothing has run since it was loaded, if it was
             return self.start
         return self.loop.state() | {"over": self.loop.is_over}
 
-    def load(self, state: dict[str, object] | None) -> None:
+    def load(self, state: State | None) -> None:
         """Continue from another trial's state with one's own settings."""
         self.leave()
         self.start, self.loop, self.told, self.rows = state, None, deque(), []
@@ -123,15 +124,13 @@ class Trial:
         self.saved_at = time.monotonic()
 
 
-def _run_rank(
-    shared: Shared, drawn: dict[str, object], start: dict[str, object] | None, world: DistributedContext
-) -> None:
+def _run_rank(shared: Shared, drawn: dict[str, object], start: State | None, world: DistributedContext) -> None:
     """The epochs of a trial on another rank's rows, until rank 0 ends it."""
     for _ in make_loop(shared, shared.trial(drawn), world).epochs(start):
         pass
 
 
-def write_record(folder: str, *, drawn: dict[str, object], finished: bool, history: list[dict[str, object]]) -> None:
+def write_record(folder: str, *, drawn: dict[str, object], finished: bool, history: list[Epoch]) -> None:
     """From here on a trial has ended; ``finished``: by itself."""
     record = {"drawn": drawn, "finished": finished, "at": time.time(), "history": history}
     storage.write_bytes(storage.join(folder, RECORD), json.dumps(record).encode())
@@ -151,7 +150,7 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
     network = Network(copy.deepcopy(_pristine(backbone)), backbone, world, loader_workers=loaders)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
-    def open_batches(name: str, phase: Any) -> tuple[StoredBatches, int]:
+    def open_batches(name: str, phase: ResolvedPhase) -> tuple[StoredBatches, int]:
         source, num_cached_blocks = shared.source(variant, name, phase)
         mine = augmentation(config) if name == "train" else plain
         fewest = min_rows(phases) if name == "train" else 0

@@ -1,7 +1,6 @@
 """The driver's side of ``tune``: share, search, and leave the winner as a bundle, as a config and as a table."""
 
 import json
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,17 +18,18 @@ from retailray.execution import Executor, TrialPlan, executor_for_reading, plan_
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import device_of
 from retailray.execution.process import prepare_process
-from retailray.execution.state import read_state
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EPOCH
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
+from retailray.training.best_epoch import Epoch, measure_of
 from retailray.training.bundles import TrainedModel, register
+from retailray.training.loop import saved_state
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.tuning.report import write_search_report
 from retailray.tuning.shared_inputs import Inputs, Shared, variant_key
 from retailray.tuning.trial import MEMBER, RECORD, make_loop
-from retailray.tuning.trials_table import TrialsTable, epochs_of, seconds_of
+from retailray.tuning.trials_table import Row, TrialsTable
 from retailray.tuning.tuner import run_search
 
 MAX_DIFFERENCE = 0.02  # of top-1 with and without the cache: bfloat16 rounds, and a row or two may change
@@ -120,12 +120,12 @@ def _publish(
     table = _tables(run, ledger)
     write_search_report(run, shared.config, table, _curves(ledger), _backbones(shared), verified)
     counts = {str(status): int(count) for status, count in table.status.value_counts().items()}
-    measured = {ledger.metric: trained.best[ledger.metric], "verified_top1": verified["top1"]}
+    measured = {ledger.metric: measure_of(trained.best, shared.config.train.metric), "verified_top1": verified["top1"]}
     summary = {
         "trials": len(table),
         **counts,
         "epochs": ledger.num_epochs,
-        "best_trial": winner["trial"],
+        "best_trial": winner.trial,
         **measured,
         **facts,
         "best_config": run.path("best.yaml"),
@@ -138,8 +138,8 @@ def _publish(
         "resumed": run.resumed,
     }
     run.publish(record, clear=["exchange"])
-    track(shared.config, run, record, winner["history"], version=trained.meta.version, metrics=trained.best)
-    seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row["history"])
+    track(shared.config, run, record, winner.history, version=trained.meta.version, metrics=trained.best)
+    seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row.history)
     watch.summary("tune", num_images=seen, **summary, report=run.path("report.html"), **registered)
 
 
@@ -160,33 +160,31 @@ def _files(run: RunDirectory, name: str) -> list[str]:
     return sorted(found for found in storage.list_files(run.path("trials")) if found.endswith(f"/{name}"))
 
 
-def _winner(ledger: TrialsTable) -> dict[str, Any]:
+def _winner(ledger: TrialsTable) -> Row:
     """The best trial. Raises RetailrayError where no trial ended well."""
     for row in ledger.ranked():
         return row
-    messages = [row["message"] for row in ledger.rows.values() if row["message"]]
+    messages = [row.message for row in ledger.rows.values() if row.message]
     why = f"the first failure: {messages[0]}" if messages else "all diverged; search lower learning rates"
     raise RetailrayError(f"none of {len(ledger.rows)} trials finished; {why}")
 
 
-def _restored(
-    shared: Shared, winner: dict[str, Any], executor: Executor
-) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, Any]]:
+def _restored(shared: Shared, winner: Row, executor: Executor) -> tuple[dict[str, torch.Tensor], Calibration, Epoch]:
     """The winner's whole state dict as of its best epoch, its calibration and that epoch: computed where trials run.
 
     Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
     """
 
-    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, dict[str, object]]:
+    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, Epoch]:
         prepare_process(shared.plan.torch_threads)
-        state = read_state(storage.join(shared.records, winner["key"]))
-        loop = make_loop(shared, shared.trial(winner["drawn"]), DistributedContext(0, 1, device_of(shared.plan)))
+        state = saved_state(storage.join(shared.records, winner.key)) if winner.key else None
+        loop = make_loop(shared, shared.trial(winner.drawn), DistributedContext(0, 1, device_of(shared.plan)))
         known = len(state["progress"]["history"]) if state else 0
-        if state and known >= epochs_of(winner):
+        if state and known >= winner.epochs:
             loop.load_progress(state)
         else:
             running = loop.epochs(state)
-            for _ in range(epochs_of(winner) - known):
+            for _ in range(winner.epochs - known):
                 next(running)
             loop.load_progress(loop.state())
         best = loop.progress.history[loop.progress.best_epoch - 1]
@@ -202,15 +200,15 @@ def _restored(
 
 
 def _trained(
-    shared: Shared, winner: dict[str, Any], splits: dict[str, Catalog], run: RunDirectory, executor: Executor
+    shared: Shared, winner: Row, splits: dict[str, Catalog], run: RunDirectory, executor: Executor
 ) -> TrainedModel:
     """The winner as of its best epoch; and ``best.yaml``, by which ``train --config`` trains it again."""
     weights, calibration, best = _restored(shared, winner, executor)
-    settings = shared.trial(winner["drawn"])
+    settings = shared.trial(winner.drawn)
     variant = shared.variants[variant_key(settings)]
     if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
         settings = shared.config.trial(
-            winner["drawn"],
+            winner.drawn,
             **{"train.precision": variant.backbone.precision, "train.num_views": variant.prepared.plan.views},
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
@@ -262,15 +260,15 @@ def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
         best = ledger.best_epoch(row)
         rows.append(
             {
-                "trial": row["trial"],
-                "status": row["status"],
-                ledger.metric: best[ledger.metric] if best else None,
+                "trial": row.trial,
+                "status": row.status,
+                ledger.metric: ledger.value(row),
                 "best_epoch": best["epoch"] if best else None,
-                "epochs": epochs_of(row),
-                "seconds": seconds_of(row),
+                "epochs": row.epochs,
+                "seconds": row.seconds,
                 **ledger.settings(row),
-                "key": row["key"],
-                "message": row["message"],
+                "key": row.key,
+                "message": row.message,
             }
         )
     table = pd.DataFrame(rows).convert_dtypes(dtype_backend="numpy_nullable")
@@ -282,7 +280,7 @@ def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
 
 def _curves(ledger: TrialsTable) -> list[dict[str, object]]:
     """One row per epoch of every trial."""
-    return [{"trial": row["trial"], **epoch} for row in ledger.rows.values() for epoch in row["history"]]
+    return [{"trial": row.trial, **epoch} for row in ledger.rows.values() for epoch in row.history]
 
 
 def _backbones(shared: Shared) -> dict[str, dict[str, float]]:

@@ -20,7 +20,8 @@ from retailray import storage
 from retailray.config import Domain, TuneConfig
 from retailray.errors import ConfigError
 from retailray.execution.process import prepare_process
-from retailray.execution.state import read_state, write_state
+from retailray.execution.state import write_state
+from retailray.training.loop import saved_state
 from retailray.tuning.shared_inputs import Shared
 from retailray.tuning.trial import Trial
 from retailray.tuning.trials_table import TrialsTable
@@ -76,7 +77,7 @@ class SearchTrial(tune.Trainable):
         write_state(checkpoint_dir, self._trial().state())
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        self._trial().load(read_state(checkpoint))
+        self._trial().load(saved_state(checkpoint))
 
 
 def run_search(

@@ -274,9 +274,9 @@ class TestRecords:
         self.hear(ledger, trial, [epoch(1, 0.1), epoch(2, 0.3), epoch(3, 0.2)])
         assert ledger.num_epochs == 3
         [row] = ledger.ranked()
-        assert [row["epoch"] for row in row["history"]] == [1, 2, 3]
+        assert [row["epoch"] for row in row.history] == [1, 2, 3]
         assert ledger.best_epoch(row)["epoch"] == 2
-        assert row["status"] == "finished"
+        assert row.status == "finished"
 
     def test_stopped_trials_get_a_record_and_recorded_ones_keep_theirs(self, shared, tmp_path):
         ledger = TrialsTable(shared)
@@ -292,7 +292,7 @@ class TestRecords:
             (tmp_path / f"key-{name}" / "state.pt").write_bytes(b"weights")
             self.hear(ledger, self.trial(name, rate), [epoch(1, top1, loss=1.0 if top1 == top1 else float("nan"))])
         assert [path.parent.name for path in tmp_path.glob("*/state.pt")] == ["key-b"]
-        assert [row["trial"] for row in ledger.ranked()] == [2, 1], "what diverged has no rank"
+        assert [row.trial for row in ledger.ranked()] == [2, 1], "what diverged has no rank"
 
     def test_a_trial_that_fails_in_the_step_that_drew_it_is_a_row(self, shared):
         """Kind of fault: a process that dies between two trials ends the search."""
@@ -301,14 +301,14 @@ class TestRecords:
         self.hear(ledger, first, [epoch(1, 0.1)])
         second.get_pickled_error = lambda: RayActorError()
         ledger.on_trial_error(0, [first, second], second)
-        assert [(row["trial"], row["status"]) for row in ledger.rows.values()] == [(1, "finished"), (2, "failed")]
+        assert [(row.trial, row.status) for row in ledger.rows.values()] == [(1, "finished"), (2, "failed")]
         assert ledger.lost == 1
 
     def test_what_a_budget_ends_was_stopped(self, shared):
         ledger = TrialsTable(shared)
         self.hear(ledger, self.trial("a", 0.1), [epoch(1, 0.1)], done=False, finished=False)
         ledger.end()
-        assert [row["status"] for row in ledger.rows.values()] == ["stopped"]
+        assert [row.status for row in ledger.rows.values()] == ["stopped"]
 
 
 def test_a_population_stays_in_its_ranges():
