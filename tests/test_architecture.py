@@ -1,6 +1,7 @@
 """Layers import downwards only; what is meant to be torch only has no Ray; the public surface is pinned."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,18 @@ def test_a_function_that_is_long_or_takes_much_says_why():
             if (length > 40 and "# long because" not in own) or (many and "# many because" not in own):
                 unexplained.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}")
     assert not unexplained
+
+
+def test_the_page_on_the_architecture_names_files_and_functions_that_exist():
+    """Each line of the table "How do I", and each file in the paragraph of a folder."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    wrong = []
+    for folder, text in re.findall(r"^- \*\*`(\w+)/`\*\*:(.*?)(?=^- |^Words)", page, re.S | re.M):
+        names = re.findall(r"`(\w+\.py)`", text)
+        wrong += [f"{folder}/{name}" for name in names if not list((PACKAGE / folder).rglob(name))]
+    for name, inside in re.findall(r"`([\w/]+\.py)` \(((?:`\w+`(?:, )?)+)\)", page):
+        [path] = [found for found in (PACKAGE / name, PACKAGE.parent / name) if found.exists()][:1] or [None]
+        known = path.read_text() if path else ""
+        wrong += [f"{name}: {word}" for word in re.findall(r"`(\w+)`", inside) if word not in known]
+    assert len(re.findall(r"\.py`", page)) > 40
+    assert not wrong
