@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
@@ -18,6 +18,9 @@ from retailray import events
 from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.credentials import ray_token
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 T = TypeVar("T")
 
@@ -153,10 +156,10 @@ class Cluster:
             )
         return True
 
-    def find(self, submission_id: str) -> Any | None:
-        """The job's details (Ray's JobDetails); None where there is none."""
+    def find(self, submission_id: str) -> "JobDetails | None":
+        """The job's details; None where there is none."""
 
-        def look() -> object | None:
+        def look() -> "JobDetails | None":
             try:
                 return self._client.get_job_info(submission_id)
             except RuntimeError as error:
@@ -166,7 +169,7 @@ class Cluster:
 
         return self.with_retries(look)
 
-    def jobs(self) -> list[object]:
+    def jobs(self) -> "list[JobDetails]":
         """Our jobs, the newest first."""
         found = self.with_retries(self._client.list_jobs)
         ours = [job for job in found if "retailray" in (job.metadata or {})]
@@ -201,7 +204,7 @@ class Cluster:
                     said = True
                 time.sleep(RETRY_S)
 
-    def follow(self, submission_id: str, lines: Lines) -> Any:
+    def follow(self, submission_id: str, lines: Lines) -> "JobDetails":
         """Hand every line of the job's output to ``lines``, once and whole, until it has ended; returns its details.
 
         The stream of lines may break as often as it likes: the status says when the job has ended, and a new stream

@@ -3,9 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 AGAIN_S = 1.0  # between two streams
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 
 class Lines:
@@ -34,7 +37,7 @@ class Lines:
 class Stream(threading.Thread):
     """Follows the dashboard's stream of a job's output; begins again where it breaks."""
 
-    def __init__(self, client: Any, submission_id: str, lines: Lines) -> None:
+    def __init__(self, client: "JobSubmissionClient", submission_id: str, lines: Lines) -> None:
         super().__init__(daemon=True)
         self._client, self._id, self._lines = client, submission_id, lines
         self._stopped = threading.Event()

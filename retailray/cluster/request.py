@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from retailray import storage
 from retailray.cluster.package import CONFIG
@@ -47,10 +47,10 @@ def parse(command: str, argv: Sequence[str]) -> Request:
     ours, theirs = arguments.divide(argv, set(arguments.known_keys(SubmitConfig)))
     files = [pair for pair in theirs if pair[0] == "config"]
     problems: list[str] = []
-    submission: Any = None
+    submission: SubmitConfig | None = None
     settings: dict[str, object] = {}
     try:
-        submission = arguments.parse("submit", arguments.join([*files, *ours]))
+        submission = cast(SubmitConfig, arguments.parse("submit", arguments.join([*files, *ours])))
         problems += _unusable_requirements(submission)
     except ConfigError as error:
         problems += error.problems
@@ -58,7 +58,7 @@ def parse(command: str, argv: Sequence[str]) -> Request:
         settings = settings_of(arguments.parse(command, arguments.join(theirs)))
     except ConfigError as error:
         problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
+    if problems or submission is None:
         raise ConfigError(problems)
     return Request(command, submission, settings)
 
@@ -68,7 +68,7 @@ def settings_of(config: CommandConfig) -> dict[str, object]:
     return config.model_dump(mode="json", exclude={"cluster": {"address"}})
 
 
-def _unusable_requirements(submission: Any) -> list[str]:
+def _unusable_requirements(submission: SubmitConfig) -> list[str]:
     path = submission.submit.requirements
     if path is None:
         return []

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from retailray import events
 from retailray.cluster.health import CLIENT, versions
@@ -29,6 +29,9 @@ from retailray.config import SubmitConfig, arguments
 from retailray.errors import ConfigError, JobEnded, RetailrayError
 from retailray.execution.credentials import SEALED, encrypt_credentials, new_key, storage_environment
 from retailray.provenance import version
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 OWN_CODES = (1, 2, 3, 4, 130)
 # Ctrl-C in place of SIGTERM, and time to write down where to continue
@@ -161,7 +164,7 @@ def _of_jobs(what: str, argv: Sequence[str]) -> None:
         _follow(cluster, submission_id)
 
 
-def _say_job(job: Any) -> None:
+def _say_job(job: "JobDetails") -> None:
     started = datetime.datetime.fromtimestamp((job.start_time or 0) / 1000, datetime.UTC)
     events.emit(
         "job",
@@ -173,7 +176,7 @@ def _say_job(job: Any) -> None:
     )
 
 
-def _exit_code(job: Any) -> int | None:
+def _exit_code(job: "JobDetails") -> int | None:
     """The job's own; 130 for one that was stopped, 1 for one that a signal or the cluster ended."""
     if not job.status.is_terminal():
         return None

@@ -15,6 +15,7 @@ from retailray.events import Reporter
 from retailray.execution.resources import Capacity, Plan
 
 T = TypeVar("T")
+C = TypeVar("C")
 Function = Callable[..., pa.Table | Iterator[pa.Table]]
 
 
@@ -106,13 +107,13 @@ class Executor(Protocol):
     ) -> contextlib.AbstractContextManager[Reporter]:
         """What is reported is shown for the length of the block: a bar, or a line now and then."""
 
-    def shared(self, make: Callable[[], object]) -> Any:
+    def shared(self, make: Callable[[], T]) -> T:
         """One object for all tasks; calls of its methods return what it returns."""
 
     def fit(
         self,
-        work: Callable[[Any, Worker], dict[str, object]],
-        config: object,
+        work: Callable[[C, Worker], dict[str, object]],
+        config: C,
         streams: dict[str, Stream],
         plan: Plan,
         *,

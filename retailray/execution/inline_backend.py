@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import numpy as np
@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 
 from retailray.data.tables import rechunk
-from retailray.execution.executor import FitOptions, Function, Worker
+from retailray.execution.executor import C, FitOptions, Function, T, Worker
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus
 from retailray.execution.state import read_state, write_state
@@ -68,9 +68,7 @@ class InlineExecutor:
     def put(self, value: object) -> "Held":
         return Held(value)
 
-    def call(
-        self, function: Callable[..., object], *arguments: object, cpus: float, gpus: float, **options: object
-    ) -> Any:
+    def call(self, function: Callable[..., T], *arguments: object, cpus: float, gpus: float, **options: object) -> T:
         return function(*arguments, **options)
 
     @contextlib.contextmanager
@@ -79,13 +77,13 @@ class InlineExecutor:
         with shown(counter.take, label, total):
             yield counter
 
-    def shared(self, make: Callable[[], object]) -> object:
-        return _Locked(make())
+    def shared(self, make: Callable[[], T]) -> T:
+        return cast(T, _Locked(make()))
 
     def fit(
         self,
-        work: Callable[[object, Worker], dict[str, object]],
-        config: object,
+        work: Callable[[C, Worker], dict[str, object]],
+        config: C,
         streams: dict[str, Any],
         plan: Plan,
         *,

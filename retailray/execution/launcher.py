@@ -14,14 +14,14 @@ import ray.train
 from retailray import storage
 from retailray.errors import RetailrayError
 from retailray.execution.entry import begin
-from retailray.execution.executor import FitOptions
+from retailray.execution.executor import C, FitOptions
 from retailray.execution.resources import Plan
 from retailray.execution.state import read_state, write_state
 
 
 def run_trainer(
-    work: Callable[[object, Any], dict[str, object]],
-    config: object,
+    work: Callable[[C, Any], dict[str, object]],
+    config: C,
     datasets: dict[str, ray.data.Dataset],
     plan: Plan,
     *,

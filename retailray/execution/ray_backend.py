@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
 import ray.data
 
 from retailray.config import ClusterSection
-from retailray.execution.executor import FitOptions, Function, Worker
+from retailray.execution.executor import C, FitOptions, Function, T, Worker
 from retailray.execution.launcher import run_trainer
 from retailray.execution.progress_actor import ProgressActor, RayReporter
 from retailray.execution.reporting import shown
@@ -60,9 +60,7 @@ class RayExecutor:
     def put(self, value: object) -> "RayReference":
         return RayReference(ray.put(value))
 
-    def call(
-        self, function: Callable[..., object], *arguments: object, cpus: float, gpus: float, **options: object
-    ) -> Any:
+    def call(self, function: Callable[..., T], *arguments: object, cpus: float, gpus: float, **options: object) -> T:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
         return ray.get(task.remote(*arguments, **options))
 
@@ -72,13 +70,13 @@ class RayExecutor:
         with shown(lambda: ray.get(actor.take.remote()), label, total):
             yield RayReporter(actor)
 
-    def shared(self, make: Callable[[], object]) -> object:
-        return RayShared(pin_to_driver_node(make).remote())
+    def shared(self, make: Callable[[], T]) -> T:
+        return cast(T, RayShared(pin_to_driver_node(make).remote()))
 
     def fit(
         self,
-        work: Callable[[object, Worker], dict[str, object]],
-        config: object,
+        work: Callable[[C, Worker], dict[str, object]],
+        config: C,
         streams: dict[str, Any],
         plan: Plan,
         *,

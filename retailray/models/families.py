@@ -1,7 +1,6 @@
 """How each family of torchvision's classification models is cut into blocks."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 import torchvision.models as tv
@@ -71,7 +70,7 @@ def _resnet(model: tv.ResNet) -> BlockSequence:
     return _chain([stem, *stages], [model.avgpool, nn.Flatten()], [model.fc])
 
 
-def _features_and_classifier(model: Any) -> BlockSequence:
+def _features_and_classifier(model: tv.MobileNetV2 | tv.MobileNetV3 | tv.EfficientNet) -> BlockSequence:
     """MobileNet V2 and V3, EfficientNet: the classifier's own hidden layer, where there is one, is a block."""
     *hidden, dropout, linear = model.classifier
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

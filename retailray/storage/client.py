@@ -45,7 +45,7 @@ WORKER_ENV = (
 )
 
 
-def filesystem(address: str) -> tuple[Any, str]:
+def filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of an address and the path inside it.
 
     Raises:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retailray.errors import ImageError, StorageError
@@ -188,7 +189,7 @@ def _cat_with_retries(fs: object, paths: list[str], up_to: int) -> dict[str, Any
     return found
 
 
-def _cat(fs: Any, paths: list[str], up_to: int) -> dict[str, object]:
+def _cat(fs: fsspec.AbstractFileSystem, paths: list[str], up_to: int) -> dict[str, object]:
     """Bytes or exception by path. ``cat_ranges`` and not ``cat``, which takes ``*`` and ``[`` in names for patterns."""
     try:
         found = fs.cat_ranges(paths, 0, _ends(fs, paths, up_to), on_error="return")

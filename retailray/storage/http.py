@@ -8,8 +8,7 @@ import socket
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import aiohttp
 import aiohttp.abc
@@ -92,7 +91,7 @@ async def _patiently(
 
 async def _follow(
     address: str, access: Access, up_to: int, public: aiohttp.ClientSession, any_host: aiohttp.ClientSession
-) -> tuple[int, Any, bytes]:
+) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body of what an address leads to."""
     url = _as_written(address)
     headers = access.headers_for(address)

@@ -4,7 +4,8 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+
+import fsspec
 
 from retailray.errors import StorageError
 from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded
@@ -74,7 +75,7 @@ def _remote_identities(members: set[str]) -> dict[str, str | None]:
         return dict(zip(asked, found, strict=True))
 
 
-def _ask(fs: Any, address: str, name: str) -> str | None:
+def _ask(fs: fsspec.AbstractFileSystem, address: str, name: str) -> str | None:
     for form in (name, *other_unicode_forms(name)):  # as reading does
         try:
             return remote_identity(with_deadline(address, functools.partial(fs.info, form)))
