@@ -91,6 +91,7 @@ TASKS = ["scoring.chunks", "training.cache.views", "quality.scan", "execution.en
     ],
     ids=["tasks", "check", "workers", "score"],
 )
+@pytest.mark.slow  # a process of its own
 def test_a_process_imports_what_it_uses(modules, without):
     """What is imported for somebody else's sake is time before every first image."""
     imported = ", ".join(f"retailray.{name}" for name in modules)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from retailray.provenance import git_commit
 
 PACKAGE = Path(__file__).parents[1] / "retailray"
@@ -18,6 +20,7 @@ def git(folder, *arguments):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_commit_is_of_this_code_and_of_no_repository_around_it(tmp_path):
     """A package that is installed inside of somebody's checkout has no commit."""
     assert git_commit() == git(PACKAGE.parent, "rev-parse", "HEAD")

@@ -271,6 +271,7 @@ def test_parquet_parts_that_differ_in_how_a_column_is_packed(tmp_path):
     assert table.column("image").to_pylist() == [f"{number}.png" for number in range(4)]
 
 
+@pytest.mark.slow  # a process of its own
 def test_signed_addresses_and_other_answers_of_servers(inputs):
     """The server of the report; what it does not know it answers with 404."""
     port = free_port()

@@ -123,6 +123,7 @@ except RetailrayError as error:
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_an_owner_that_cannot_renew_stops_at_once(tmp_path):
     """Kind of fault: a run goes on for hours after another one took over, and finds out when it publishes."""
     done = subprocess.run([sys.executable, "-c", LOSES, str(tmp_path)], capture_output=True, text=True, timeout=60)

@@ -253,6 +253,7 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # a process of its own
 def test_compiled_training_is_the_same_training():
     plain, compiled = make_loop([phase(1, "last1")]), make_loop([phase(1, "last1")], TrainSection(compile=True))
     run(plain)

@@ -84,6 +84,7 @@ def one_of_many(folder, answers, rank, world, arguments):
         (2, 1000, {"metric": "loss", "label_smoothing": 0.1}),
     ],
 )
+@pytest.mark.slow  # a process of its own
 def test_more_workers_train_alike(world, batch_size, settings, stores, tmp_path):
     """Kind of fault: a row is dropped, repeated or weighs another share because there are several workers."""
     answers = processes.Queue()
