@@ -1,7 +1,9 @@
 """The same commands in this process and on Ray leave the same tables; and which back end a command gets."""
 
+import itertools
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -76,7 +78,10 @@ def test_streams(engine, request):
         assert sorted(values(together)) == sorted([*range(9), *range(0, 18, 2)])
         found = pa.concat_tables(stream.map_with(AddsWhatItHasSeen, {"start": 10}, rows=4).tables())
         assert found.column("n").to_pylist() == list(range(9))
-        assert found.column("seen").to_pylist() == [14] * 4 + [18] * 4 + [19]
+        seen = Counter(found.column("seen").to_pylist())  # one actor saw all, in batches that may overtake each other
+        assert max(seen.values()) <= 4
+        assert [before + seen[now] for before, now in itertools.pairwise([10, *sorted(seen)])] == sorted(seen)
+        assert max(seen) == 19
         assert values(stream.map(twice, {}).kept().select(["n"])) == [2 * n for n in range(9)]
         assert executor.put({"a": 1}).get() == {"a": 1}
         assert executor.call(power, 3, to=4, cpus=0.5, gpus=0) == 81
