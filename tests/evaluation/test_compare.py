@@ -31,6 +31,13 @@ def test_rows_without_a_label_count_for_changes_only():
     assert {row["label"]: row["difference"] for row in found["per_class"]} == {"a": 0.0, "b": 0.0}
 
 
+def test_rows_that_only_one_of_them_gets_right_are_counted_for_that_one():
+    both = frame(["a", "b", "b", "b"])  # the champion: rows 1, 3 and 4; the challenger: 1, 2 and 3
+    both.loc[4] = ["b", "p5", "b", "a"]  # and another one that only the champion has right
+    top1 = measure(both, bootstrap=10)["top1"]
+    assert (top1["only_challenger"], top1["only_champion"]) == (1, 2)
+
+
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     """Challengers that are truly 5 points better, 300 rows, again and again."""
