@@ -17,7 +17,9 @@ def beside(work: Callable[[Ended], None], *, join_s: float = 5.0) -> Iterator[No
     """
     # not threading.Event: Ctrl-C within its set() can leave its lock taken for ever
     end: queue.SimpleQueue[None] = queue.SimpleQueue()
-    block = _Block()  # gone with this frame, even where Ctrl-C comes before the first line of the clean-up
+    # gone with this frame, even where Ctrl-C comes before the first line of the clean-up: once nobody holds what was
+    # raised, as a command line does not
+    block = _Block()
     thread = threading.Thread(target=work, args=(_wait(end, weakref.ref(block)),), daemon=True)
     thread.start()
     try:

@@ -23,7 +23,7 @@ def interrupts_wait() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, handler)
     if caught:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # to whoever handles it outside: a block around this one, perhaps
 
 
 @contextlib.contextmanager

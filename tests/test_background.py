@@ -1,5 +1,6 @@
 """Kind of fault: Ctrl-C in the middle of a clean-up, which then does not run to its end."""
 
+import signal
 import sys
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from retailray.background import beside
+from retailray.interrupts import importing, interrupts_wait
 
 
 def run_interrupted_at(step):
@@ -67,3 +69,18 @@ def test_what_is_raised_in_the_block_is_raised():
     with pytest.raises(ZeroDivisionError), beside(lambda ended: ended(10)):
         raise ZeroDivisionError
     assert threading.active_count() == before
+
+
+def test_interrupts_that_wait_wait_for_the_outermost_block():
+    """Kind of fault: an import within a protected start-up lets Ctrl-C through."""
+    reached = []
+
+    def start():
+        with interrupts_wait():
+            with importing():
+                signal.raise_signal(signal.SIGINT)
+            reached.append("after the inner block")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert reached

@@ -228,12 +228,12 @@ def _meaning(
         images = text(image, "catalog.image")
         paths = _expand_template(file, table, images, section)
         addresses = [storage.join(root, path) if path else "" for path in paths]
+    nothing = [""] * table.num_rows
+    labels = text(section.label, "catalog.label") if needs_label or section.label in table.column_names else nothing
     own = _own_ids(file, paths, lines, prefix)
     # a row without an id still needs one of its own, and rows without a product are not one product
     ids = _or_else(text(section.id, "catalog.id"), own) if section.id else own
     groups = _or_else(text(section.group, "catalog.group"), ids) if section.group else ids
-    nothing = [""] * table.num_rows
-    labels = text(section.label, "catalog.label") if needs_label or section.label in table.column_names else nothing
     splits = _splits(file, text(section.split, "catalog.split"), lines) if section.split else nothing
     columns = {
         "id": ids,

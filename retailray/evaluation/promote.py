@@ -39,7 +39,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
         return {"version": version, "champion": version, "passed": True, "problems": []}
     sides = {CHALLENGER: challenger} | ({CHAMPION: side_of(storage.join(folder, now))} if now else {})
-    decision, run = _decide(config, sides, now, watch)
+    decision, run, num_rows = _decide(config, sides, now, watch)
     if decision["problems"]:
         raise GateFailed(
             f"{folder}@champion stays {now or 'unset'}: {'; '.join(decision['problems'])}; "
@@ -56,7 +56,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
     move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
     watch.summary(
         "promote",
-        num_images=2 * decision["rows"],
+        num_images=2 * num_rows,
         champion=f"{folder}/{version}",
         before=made.previous,
         top1=decision["top1"][CHALLENGER],
@@ -78,8 +78,13 @@ def _registered(address: str, version: str) -> Side:
 
 def _decide(
     config: PromoteConfig, sides: dict[str, Side], now: str | None, watch: events.Stopwatch
-) -> tuple[dict[str, Any], RunDirectory]:
-    """Measure both on rows that neither was trained on, and write ``decision.json``. ``now``: the champion's version.
+) -> tuple[dict[str, Any], RunDirectory, int]:
+    """Measure both on rows that neither was trained on, and write ``decision.json``.
+
+    ``now``: the champion's version.
+
+    Returns:
+        The decision, its run, and how many rows both could predict.
 
     Raises:
         CatalogError: there are no such rows.
@@ -99,14 +104,13 @@ def _decide(
         "champion": now,
         "passed": not problems,
         "problems": problems,
-        "rows": len(both),
         "labelled": found["labelled"],
         "trained_on": num_trained,
         "top1": found.get("top1"),
     }
     run.write_json("decision.json", decision)
     run.publish({"command": "promote", **decision, "seconds": watch.seconds})
-    return decision, run
+    return decision, run, len(both)
 
 
 def _without_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> tuple[Catalog, int]:

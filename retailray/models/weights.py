@@ -120,7 +120,7 @@ def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
 
 def _load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: str) -> None:
     """Everything but the head must be there and fit; half-precision weights are widened."""
-    if type(model).__name__ == "DenseNet":
+    if type(model).__name__ == "DenseNet":  # by name, which asks for no import of torchvision
         state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     head = f"{head_name(model)}."
     own = model.state_dict()

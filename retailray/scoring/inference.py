@@ -25,6 +25,7 @@ from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo
 from retailray.scoring.duplicates import SEEN_IMAGES, Seen
 from retailray.scoring.formats import PRECISION, SCORED, TODO
 
+Reading = dict[str, DecodeSpec | storage.Access | Seen | None]
 TARGET_PARTS = 200  # aim for about this many committed parts: a killed run loses those in flight
 MIN_PART_IMAGES, MAX_PART_IMAGES = 64, 20_000
 STAGES = (FETCH, DECODE, PREDICT, COMMIT)
@@ -78,6 +79,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         RetailrayError: it could not continue; what is committed stays, and the same command takes it up.
     """
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(config.catalog))
+    access = access_of(config.catalog)
     with start_executor(config.cluster, num_images=num) as executor:
         capacity = executor.capacity
         plan = plan_scoring(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
@@ -85,7 +87,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
         todo = write_todo(run, batches, num_images=num, executor=executor)
         plan = dataclasses.replace(plan, num_actors=min(plan.num_actors, todo.num_units))
         seen = executor.shared(Seen) if config.score.dedupe else None
-        reading = {"spec": spec, "access": access_of(config.catalog), "seen": seen}
+        reading: Reading = {"spec": spec, "access": access, "seen": seen}
         try:
             with executor.reporter("images", num, num_predictors=plan.num_actors) as reporter:
                 started = time.monotonic()
@@ -113,7 +115,7 @@ def _run(
     executor: Executor,
     plan: Plan,
     todo: Todo,
-    reading: dict[str, object],
+    reading: Reading,
     reporter: Reporter,
 ) -> list[str]:
     """Addresses of the committed parts. ``reading``: how :func:`read_units` fetches and decodes."""

@@ -89,12 +89,12 @@ class _ScoringRun:
         self.config, self.meta, self.key, self.run = config, meta, key, run
         self.lease, self.watch = lease, watch
         self.validation = read_validation(config.model.uri, config.score)
+        self.said = corrections_of(config.catalog)
         self.before = last_published(config.out)
 
     def perform(self, folder: Path) -> None:
         """``folder``: on this machine, for the catalog and the ledger."""
         config, run, watch = self.config, self.run, self.watch
-        said = corrections_of(config.catalog)
         resumed = run.run_id if run.resumed else None
         catalog, ledger, plan = make_plan(config, self.key, folder, resumed=resumed, before=self.before)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
@@ -108,8 +108,8 @@ class _ScoringRun:
             inferred = infer(config, self.meta, run, ledger.todo(PIECE_ROWS), plan.images)
             ledger.add_fresh(map(read_part, inferred.parts))
         times["inference"] = watch.seconds - times["planning"]
-        if said is not None:
-            ledger.add_corrections(said)
+        if self.said is not None:
+            ledger.add_corrections(self.said)
         promise = make_promise(config.score, self.validation)
         thresholds = promise.thresholds(self.meta.thresholds.abstain) if promise else self.meta.thresholds
         ledger.resolve_results(thresholds)
@@ -127,8 +127,8 @@ class _ScoringRun:
         }
         facts |= self._of_inference(inferred, times["inference"])
         facts |= self._report(ledger, facts)
-        if said is not None:
-            warn_of_strangers(said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
+        if self.said is not None:
+            warn_of_strangers(self.said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
         ledger.close()
         self.lease.check()
         self._publish(facts)

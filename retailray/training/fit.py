@@ -41,7 +41,7 @@ KEEP_DECODED = 0.2  # of the object store, for each split; above it images are d
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """``best``: the trained tensors of the best epoch. ``test``: what `TrainingLoop.guesses` returns for it."""
+    """``best``: the trained tensors of the best epoch. ``test``: what `Validator.guesses` returns for it."""
 
     history: list[Epoch]
     best_epoch: int

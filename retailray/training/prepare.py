@@ -1,8 +1,7 @@
-"""Before the first epoch: measure, decide what is cached, fill the cache, and open each split."""
+"""Before the first epoch: measure, decide what is cached, and fill the cache."""
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from retailray.data.images import limits_of
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
 from retailray.models.blocks import BlockSequence, to_blocks
-from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import Pretrained
 from retailray.training.cache import store
 from retailray.training.cache.fill import CachePass, FrozenBlocks, cache_spec, fill, fingerprint
@@ -33,16 +31,15 @@ DISK_SHARE = 0.8  # of what is free, whatever the budget says
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredModel:
-    """A pretrained model, as every process builds it and as this machine ran it. ``weights``: a digest of them."""
+    """A pretrained model, as every process builds it, and how fast it is where training will run."""
 
     backbone: Backbone
     chain: BlockSequence
-    measured: Measurement
-    weights: str
+    measurement: Measurement
 
     def blocks(self, cut: int) -> FrozenBlocks:
-        """The first ``cut`` of them."""
-        return FrozenBlocks(self.backbone, self.chain, cut, self.measured.shapes[cut])
+        """The first ``cut`` blocks of the model."""
+        return FrozenBlocks(self.backbone, self.chain, cut, self.measurement.shapes[cut])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +57,13 @@ class Preparation:
     share: float = 1.0
     decoded: Prepared | None = None
 
-    def measure(self, model: Pretrained, labels: list[str], cuts: set[int], *, precision: str) -> MeasuredModel:
+    def measure(
+        self, model: Pretrained, weights: bytes, labels: list[str], cuts: set[int], *, precision: str
+    ) -> MeasuredModel:
         """Measure where training will run: here where that is the same machine without a GPU, else in a task.
 
-        ``cuts``: the numbers of frozen blocks of which time and shape are wanted.
+        ``weights``: the model's, which every process will read. ``cuts``: the numbers of frozen blocks of which time
+        and shape are wanted.
         """
         config, plan = self.config, self.plan
         arguments: dict[str, Any] = {
@@ -82,7 +82,6 @@ class Preparation:
         else:
             reserved = {"cpus": plan.actor_cpus, "gpus": plan.actor_gpus}
             measured = self.executor.call(measure, config.model.arch, len(labels), **reserved, **arguments)
-        weights = state_to_bytes(model.network.state_dict())
         backbone = Backbone(
             arch=config.model.arch,
             num_classes=len(labels),
@@ -92,7 +91,7 @@ class Preparation:
             std=model.std,
             precision=measured.precision,
         )
-        return MeasuredModel(backbone, to_blocks(model.network), measured, weights_digest(weights))
+        return MeasuredModel(backbone, to_blocks(model.network), measured)
 
     def decode(self, decided: CachePlan) -> Prepared:
         """Keep the pixels of all images.
@@ -100,7 +99,7 @@ class Preparation:
         Raises:
             RetailrayError: images or stores cannot be read or written.
         """
-        return self._filled(decided, None, kept=True)
+        return self._filled(decided, None, required=True)
 
     def run(self, model: MeasuredModel, phases: list[ResolvedPhase], *, earlier: CachePlan | None = None) -> Prepared:
         """Decide and fill. ``earlier``: what an interrupted run had decided; it is kept to.
@@ -109,22 +108,23 @@ class Preparation:
             RetailrayError: images or stores cannot be read or written.
         """
         if earlier:
-            nothing = not earlier.cuts and not earlier.pixels
-            return _told(_nothing(self._budget, earlier)) if nothing else self._filled(earlier, model, kept=True)
+            if not earlier.cuts and not earlier.pixels:
+                return _emit_cache_event(Prepared(earlier, {}, {}, self._budget))
+            return self._filled(earlier, model, required=True)
         why = self._why_not()
         if why:
-            return _told(_nothing(self._budget, why))
+            return _emit_cache_event(_nothing(self._budget, why))
         free, budget = store.free_bytes(self._root), self._budget
         decided = plan_cache(
             self.config,
             phases,
-            model.measured,
+            model.measurement,
             num_train=len(self.images.train),
             num_plain=len(self.images.plain),
             budget=int(self.share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
             source_px=augmentation(self.config).source_px,
         )
-        return self._filled(decided, model, kept=False)
+        return self._filled(decided, model, required=False)
 
     def _why_not(self) -> str | None:
         """Why nothing can be cached, if so."""
@@ -138,24 +138,24 @@ class Preparation:
             )
         return None
 
-    def _filled(self, decided: CachePlan, model: MeasuredModel | None, *, kept: bool) -> Prepared:
-        """Fill what is not there yet. ``kept``: the plan is of an earlier run, and nothing else will do."""
+    def _filled(self, decided: CachePlan, model: MeasuredModel | None, *, required: bool) -> Prepared:
+        """Fill what is not there yet. ``required``: nothing else will do."""
         root, budget = self._root, self._budget
         if self.config.train.cache == "off":
-            return _told(_nothing(budget, decided))
+            return _emit_cache_event(Prepared(decided, {}, {}, budget))
         if None in self._fingerprints.values():
-            return _told(_nothing(budget, self._unversioned))
+            return _emit_cache_event(_nothing(budget, self._unversioned))
         jobs = self._jobs(decided, model)
         missing = [job for job in (job.missing() for job in jobs) if job.specs]
         absent = sum(len(job.specs) for job in missing)
         events.emit("cache", **describe(decided), reused=sum(len(job.specs) for job in jobs) - absent)
         if missing:
             if not _make_room(root, jobs, missing, budget):
-                if kept:
+                if required:
                     raise StorageError(
-                        f"{root} has no room for the cache of the interrupted run ({decided.why}); raise train.cache_gb"
+                        f"{root} has no room for what was decided to be cached ({decided.why}); raise train.cache_gb"
                     )
-                return _told(_nothing(budget, "others use what the budget allows"))
+                return _emit_cache_event(_nothing(budget, "others use what the budget allows"))
             views = {job.name: len(job.catalog) * job.views.num_views for job in missing}
             from_pixels = all(job.decoded for job in missing)
             events.emit("pass", reads="cached pixels" if from_pixels else "images", **views)
@@ -170,6 +170,7 @@ class Preparation:
         for which, wanted in _wanted(self.config, decided).items():
             rows = str(self._fingerprints[which])
             for views, cuts in wanted.items():
+                assert model or not any(cuts), "pixels alone need no model"
                 specs = {
                     cut: cache_spec(
                         self._root,
@@ -208,18 +209,11 @@ class Preparation:
         return storage.join(self.config.out, "cache") if self.executor.num_nodes > 1 else storage.cache_folder()
 
 
-def weights_digest(weights: bytes) -> str:
-    """By which a resumed run knows the weights that it began with."""
-    return hashlib.sha256(weights).hexdigest()
+def _nothing(budget: int, why: str) -> Prepared:
+    return Prepared(CachePlan(1, (), False, 0, why), {}, {}, budget)
 
 
-def _nothing(budget: int, why: str | CachePlan) -> Prepared:
-    plan = why if isinstance(why, CachePlan) else CachePlan(1, (), False, 0, why)
-    return Prepared(plan, {}, {}, budget)
-
-
-def _told(prepared: Prepared) -> Prepared:
-    """Emit the event of what is cached."""
+def _emit_cache_event(prepared: Prepared) -> Prepared:
     events.emit("cache", **describe(prepared.plan))
     return prepared
 

@@ -1,6 +1,7 @@
 """The driver's side of ``train``: read, plan, fit, and leave a bundle with its curves."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from retailray.training.cache.plan import CachePlan
 from retailray.training.fit import FitResult, Fitter
 from retailray.training.folds import make_folds, run_folds
 from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve
-from retailray.training.prepare import Preparation, weights_digest
+from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
@@ -81,10 +82,10 @@ def train(config: TrainConfig) -> str:
             f"{config.catalog.uri}: no training or no validation image could be read: {result.errors_by_code}; "
             "see `retailray check`"
         )
-    times = {"preparing": prepared_s, "fitting": watch.seconds - prepared_s}
     trained = _trained(task, result, folds)
     bundle = trained.save(run)
-    return _publish(trained, run, result, bundle, watch, {"num_workers": plan.num_actors, "times": times})
+    _publish(trained, run, result, bundle, watch, num_workers=plan.num_actors, prepared_s=prepared_s)
+    return bundle
 
 
 def _plan(task: Task, executor: Executor) -> Plan:
@@ -109,12 +110,12 @@ def _prepare(task: Task, run: RunDirectory, plan: Plan, executor: Executor) -> t
         images = Images(splits["train"], splits["validation"])
         rows = {"train": np.arange(num_train), "validation": np.arange(num_validation)}
     preparation = Preparation(config, images, plan, executor)
-    weights = weights_digest(state_to_bytes(task.model.network.state_dict()))
-    inputs = {"the catalog's rows": rows_digest(splits), "model.weights": weights}
+    weights = state_to_bytes(task.model.network.state_dict())
+    inputs = {"the catalog's rows": rows_digest(splits), "model.weights": hashlib.sha256(weights).hexdigest()}
     earlier = run.decisions(section="train", inputs=inputs)
     precision = earlier.get("precision", config.train.precision)
     cuts = {phase.num_cached_blocks for phase in task.phases} if config.train.cache == "auto" else set()
-    model = preparation.measure(task.model, task.labels, cuts, precision=precision)
+    model = preparation.measure(task.model, weights, task.labels, cuts, precision=precision)
     prepared = preparation.run(model, task.phases, earlier=CachePlan(**earlier["cache"]) if earlier else None)
     run.decide(inputs=inputs, precision=model.backbone.precision, cache=dataclasses.asdict(prepared.plan))
     return Fitter(config, images, task.labels, task.phases, model.backbone, prepared, plan, executor), rows
@@ -140,15 +141,17 @@ def _publish(
     result: FitResult,
     bundle: str,
     watch: events.Stopwatch,
-    facts: dict[str, object],
-) -> str:
-    """Register the bundle and leave report and summary; returns the bundle's address. ``facts``: for ``run.json``."""
+    *,
+    num_workers: int,
+    prepared_s: float,
+) -> None:
+    """Register the bundle, and leave report and summary. ``prepared_s``: when the first fit began."""
     config, meta, best, folds, history = trained.config, trained.meta, trained.best, trained.folds, result.history
     registered = register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
     write_training_report(run, meta, config, history, best, result.errors_by_code, folds)
     measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
-    summary = {
+    summary: dict[str, object] = {
         "command": "train",
         "bundle": bundle,
         "model_name": meta.name,
@@ -161,7 +164,8 @@ def _publish(
         "rows": {name: len(part) for name, part in trained.splits.items()},
         "errors_by_code": result.errors_by_code,
         "resumed": run.resumed,
-        **facts,
+        "num_workers": num_workers,
+        "times": {"preparing": prepared_s, "fitting": watch.seconds - prepared_s},
         "seconds": watch.seconds,
     }
     run.publish(summary, clear=["checkpoints"])
@@ -170,4 +174,3 @@ def _publish(
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}
     counts = {"epochs": len(history), "images": seen, "failed": failed}
     watch.summary("train", num_images=seen, **counts, **measures, **tested, bundle=bundle, **registered)
-    return bundle

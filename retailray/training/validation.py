@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import nn
 
 from retailray.models.calibration import Calibration, calibrate
@@ -49,7 +48,7 @@ def validate(network: Network, batches: Batches, num_cached_blocks: int) -> Vali
 
 
 class Validator:
-    """Reads splits through the model as it is when a method is called, all blocks as in the last phase."""
+    """Runs whole splits through the model with its current weights; batches are those of the last phase."""
 
     def __init__(self, network: Network, open_batches: "OpenBatches", phase: "ResolvedPhase", batch_size: int) -> None:
         self._network, self._open, self._phase, self._batch_size = network, open_batches, phase, batch_size

@@ -1,6 +1,7 @@
 """What the trials of a search share: images decoded once, frozen blocks run once for each backbone and augmentation."""
 
 import dataclasses
+import hashlib
 import itertools
 from typing import Any
 
@@ -12,6 +13,7 @@ from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError, ConfigError, StorageError
 from retailray.execution import Executor, Plan, TrialPlan
 from retailray.models.blocks import BlockSequence, to_blocks
+from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.training.batches import CachedDataset
 from retailray.training.cache import store
@@ -150,9 +152,11 @@ class Inputs:
         phases = self._phases(one, chain, num_variants)
         precision = earlier["precision"] if earlier else self.config.train.precision
         cuts = {phase.num_cached_blocks for phase in phases} | {len(chain.blocks)}
-        measured = preparation.measure(model, self.labels, cuts, precision=precision)
-        if earlier and earlier["weights"] != measured.weights:
+        weights = state_to_bytes(model.network.state_dict())
+        digest = hashlib.sha256(weights).hexdigest()
+        if earlier and earlier["weights"] != digest:
             raise ConfigError([f"tune.resume: {source} changed since the search was interrupted"])
+        measured = preparation.measure(model, weights, self.labels, cuts, precision=precision)
         found = preparation.run(measured, phases, earlier=CachePlan(**earlier["cache"]) if earlier else None)
         if any(found.plan.num_cached_blocks(phase) is None for phase in phases):
             raise StorageError(
@@ -160,8 +164,8 @@ class Inputs:
                 "raise train.cache_gb, or leave depths or augmentations out of tune.space"
             )
         num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
-        images_per_s = 1 / measured.measured.seconds[len(chain.blocks)]
-        return Variant(measured.backbone, found, measured.weights, images_per_s, num_parameters)
+        images_per_s = 1 / measured.measurement.seconds[len(chain.blocks)]
+        return Variant(measured.backbone, found, digest, images_per_s, num_parameters)
 
     def _phases(self, one: TrainConfig, chain: BlockSequence, num_variants: int) -> list[ResolvedPhase]:
         """The phases of all depths of the space, each with the epochs of all its trials."""

@@ -32,8 +32,8 @@ def settings_of(small_catalog, out, engine):
     }
 
 
-def training(started, small_catalog, out, engine):
-    process = start_command("train", **settings_of(small_catalog, out, engine))
+def training(started, small_catalog, out, engine, **changes):
+    process = start_command("train", **settings_of(small_catalog, out, engine) | changes)
     started.append(process)
     return process
 
@@ -55,7 +55,7 @@ def wait_for_epoch(process):
 
 
 def test_ctrl_c_while_training(started, small_catalog, tmp_path):
-    """On Ray: :mod:`tests.commands.test_fine_tuning`, where the run is resumed too."""
+    """On Ray, where a worker is killed and the run resumed: :mod:`tests.commands.test_fine_tuning`."""
     process = training(started, small_catalog, tmp_path, "inline")
     wait_for_epoch(process)
     process.send_signal(signal.SIGINT)
@@ -69,7 +69,12 @@ def test_ctrl_c_while_training(started, small_catalog, tmp_path):
 
 @pytest.mark.parametrize(("engine", "seconds"), [("inline", 0.3), ("ray", 3)])
 def test_ctrl_c_while_starting(started, small_catalog, tmp_path, engine, seconds):
-    process = training(started, small_catalog, tmp_path, engine)
+    vision = (
+        {"model.arch": "resnet18", "model.weights": "none", "transform.augment": "standard"}
+        if engine == "inline"
+        else {}
+    )
+    process = training(started, small_catalog, tmp_path, engine, **vision)
     assert '"event": "start"' in process.stdout.readline()
     time.sleep(seconds)  # into the start of Ray, and somewhat further
     process.send_signal(signal.SIGINT)

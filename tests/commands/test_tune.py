@@ -52,7 +52,8 @@ def assert_same_tables(left, right):
 class TestSearches:
     def test_trials_share_one_pass_and_the_winner_is_a_config_and_a_bundle(self, shop, retailray, tmp_path):
         """Two trials at once; images are read in the driver, where they are as few as here."""
-        settings = shop | SEARCH | {"tune.trials": 8, "tune.max_concurrent": 2, "out": tmp_path / "o"}
+        deep = {"train.epochs": 3, "train.num_views": 2, "tune.space": json.dumps(SPACE)}
+        settings = shop | deep | {"tune.trials": 8, "tune.max_concurrent": 2, "out": tmp_path / "o"}
         code, out, err = retailray("tune", **settings)
         assert code == 0, err
         assert len(said(out, "cache")) == 1
@@ -216,7 +217,7 @@ class TestKills:
 
     @pytest.mark.usefixtures("ray_session_cpus")
     def test_a_search_whose_trial_is_killed_and_that_is_killed_and_interrupted_ends_with_the_same_table(
-        self, settings, uninterrupted, tmp_path
+        self, settings, uninterrupted, tmp_path, capfd
     ):
         """Killed in a process of its own; interrupted and resumed in this one."""
         words = words_of("tune", settings | {"out": tmp_path})
@@ -239,8 +240,10 @@ class TestKills:
             heard.until("trial", told + 3)
             interrupt()
 
+        capfd.readouterr()
         code, found = run_beside([*words, "--tune.resume"], interfere)
         assert code == 130
+        assert "--tune.resume" in capfd.readouterr().err.splitlines()[-1]
         assert found[0]["resumed"]
         finished = {path.parent.name: path.stat().st_mtime for path in tmp_path.glob("run_id=*/trials/*/record.json")}
         assert 3 <= len(finished) < 10

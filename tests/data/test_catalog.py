@@ -163,7 +163,6 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow  # a process of its own
 def test_one_long_id_costs_its_own_length_and_not_that_of_all_rows(tmp_path):
     """Kind of fault: texts of fixed width, of which every row takes as much as the longest (8 GB here)."""
     lines = [f"{row}.png,label {row % 7}" for row in range(20_000)]

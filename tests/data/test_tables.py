@@ -178,7 +178,6 @@ def test_gathered_tables_are_what_they_were():
 
 
 @pytest.mark.slow
-@pytest.mark.slow  # a process of its own
 def test_what_is_predicted_takes_the_memory_of_the_predictions(tmp_path):
     """Kind of fault: small results that are kept split the heap, and the memory of every batch stays taken."""
     code = """

@@ -88,7 +88,6 @@ def test_confusion():
 
 
 @pytest.mark.slow
-@pytest.mark.slow  # a process of its own
 def test_many_labels_and_a_long_one_cost_their_own_size():
     """Kind of fault: the square of the labels, or every row as long as the longest label (10 GB here, either way)."""
     code = """

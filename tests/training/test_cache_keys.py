@@ -39,7 +39,7 @@ def chain():
 
 def key(catalog, chain, *, cut=8, views=VIEWS, backbone=BACKBONE):
     rows = fingerprint(catalog)
-    blocks = FrozenBlocks(backbone, chain, cut, (512, 1, 1)) if cut else None
+    blocks = FrozenBlocks(backbone, chain, cut, (512, 1, 1)) if cut else None  # None: the pixels
     return cache_spec("/x", rows=rows, num_rows=2, views=views, blocks=blocks).key
 
 
@@ -99,6 +99,13 @@ def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
     ]
     keys = [key(catalog, chain, **variant) for variant in variants]
     assert len(set(keys)) == len(keys)
+
+
+def test_pixels_have_a_key_of_their_own_that_no_model_changes(catalog, chain):
+    pixels = key(catalog, chain, cut=0)
+    assert pixels != key(catalog, chain)
+    assert key(catalog, chain, cut=0, backbone=dataclasses.replace(BACKBONE, precision="float32")) == pixels
+    assert key(catalog, chain, cut=0, views=dataclasses.replace(VIEWS, crop_size=30)) != pixels
 
 
 def test_views_without_augmentation_have_no_seed(catalog, chain):

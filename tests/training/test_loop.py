@@ -253,7 +253,6 @@ def test_soft_targets_keep_the_model_from_certainty(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.slow  # a process of its own
 def test_compiled_training_is_the_same_training():
     plain, compiled = make_loop([phase(1, "last1")]), make_loop([phase(1, "last1")], TrainSection(compile=True))
     run(plain)
@@ -294,6 +293,29 @@ def test_every_number_of_steps_warms_up_and_falls(num_steps, warmup):
         assert max(rates) == pytest.approx(0.1)
         assert rates[-1] < 0.05
         assert (rates[0] < 0.1) == (warmup > 0)
+
+
+def test_running_statistics_of_batch_norm_are_part_of_a_state_and_of_the_best_weights():
+    """Kind of fault: a model goes on with the statistics of before its interruption, or is served with them."""
+
+    def make():
+        torch.manual_seed(0)
+        rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
+        return TrainingLoop(
+            Network(build_model("resnet18", CLASSES, image_size=32), BACKBONE, DistributedContext()),
+            phases=[ResolvedPhase(3, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
+            train=TrainSection(),
+            open_batches=lambda split, _: (rows[split], 0),
+        )
+
+    whole, again = make(), make()
+    before = whole.network.model.bn1.running_mean.clone()
+    files = run(whole)
+    assert not torch.equal(whole.network.model.bn1.running_mean, before)
+    run(again, torch.load(files[0], weights_only=True))
+    assert same(weights(again), weights(whole))
+    assert same(again.best, whole.best)
+    assert "bn1.running_mean" in whole.best
 
 
 class SteppedRows(MadeUpRows):

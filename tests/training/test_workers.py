@@ -20,6 +20,7 @@ from retailray.training.cache.store import CacheSpec
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Backbone, Network
 from retailray.training.phases import ResolvedPhase
+from retailray.training.validation import validate
 
 SIZE, CLASSES = 16, 3
 TRAIN_ROWS, VALIDATION_ROWS = 41, 17  # of no multiple of workers or batches
@@ -64,6 +65,52 @@ def train(stores, batch_size, settings, rank=0, world=1):
     other = ("seconds", "train_seconds", "trainable", "precision")
     history = [{name: value for name, value in row.items() if name not in other} for row in loop.progress.history]
     return history, {name: value.numpy() for name, value in loop.best.items()}, len(rows)
+
+
+def train_batch_norm(stores, rank, world):
+    """Two epochs of a network with BatchNorm: the best validation loss, and what its weights give on all rows."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = Network(build_model("resnet18", CLASSES), BACKBONE, DistributedContext(rank, world))
+
+    def open_batches(name, phase):
+        batching = Batching(20, 0, rank, world, min_rows=8 if name == "train" else 0)
+        return StoredBatches(stores[name], batching, None), 0
+
+    phases = [ResolvedPhase(2, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)]
+    section = TrainSection(batch_size=20, metric="loss")
+    loop = TrainingLoop(network, phases=phases, train=section, open_batches=open_batches)
+    list(loop.epochs(None))
+    told = loop.progress.history[loop.progress.best_epoch - 1]["validation_loss"]
+    return told, loop.best
+
+
+def batch_norm_of_many(folder, answers, rank, world, stores):
+    group = f"file://{folder}/group"
+    torch.distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=world)
+    told, best = train_batch_norm(stores, rank, world)
+    if rank == 0:
+        answers.put((told, {name: value.numpy() for name, value in best.items()}))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # processes of its own
+def test_all_workers_validate_with_the_statistics_that_are_saved(stores, tmp_path):
+    """Kind of fault: each worker measures its rows with BatchNorm's statistics of its own part of the batches."""
+    answers = processes.Queue()
+    workers = [
+        processes.Process(target=batch_norm_of_many, args=(tmp_path, answers, rank, 2, stores)) for rank in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    told, best = answers.get(timeout=120)
+    for worker in workers:
+        worker.join(60)
+    model = build_model("resnet18", CLASSES)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
+    network = Network(model.eval(), BACKBONE, DistributedContext())
+    batches = StoredBatches(stores["validation"], Batching(20, 0), None)
+    assert validate(network, batches, 0)["validation_loss"] == pytest.approx(told, rel=1e-4)
 
 
 def one_of_many(folder, answers, rank, world, arguments):
