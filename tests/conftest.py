@@ -187,23 +187,28 @@ def shop(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory):
-    """An untrained bundle of the smallest network for the made-up products at 32 px: (address, labels)."""
+def save_untrained(folder, arch):
+    """A bundle of an untrained network for the made-up products at 32 px: (address, labels)."""
     from retailray.data.synthetic import PRODUCTS
-    from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, head_name
     from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
     from retailray.models.weights import pretrained_model
 
     labels = sorted(PRODUCTS)
-    model, _, _ = pretrained_model("cnn1", "none", len(labels), seed=0, image_size=32)
+    model, _, _ = pretrained_model(arch, "none", len(labels), seed=0, image_size=32)
     transform = EvalTransform(resize_size=36, crop_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    address = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    meta = BundleMeta(name="untrained", version="1", arch="cnn1", labels=labels, transform=transform)
+    meta = BundleMeta(name="untrained", version="1", arch=arch, labels=labels, transform=transform)
     # heads begin with small weights, and all confidences would be alike
-    state = {name: tensor * 40 if name == "head.weight" else tensor for name, tensor in model.state_dict().items()}
-    save_bundle(address, meta, state)
-    return address, labels
+    head = f"{head_name(model)}.weight"
+    state = {name: tensor * 40 if name == head else tensor for name, tensor in model.state_dict().items()}
+    save_bundle(str(folder / "bundle"), meta, state)
+    return str(folder / "bundle"), labels
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory):
+    """Of the smallest network, which asks for no torchvision."""
+    return save_untrained(tmp_path_factory.mktemp("bundle"), "cnn1")
 
 
 @pytest.fixture(scope="session")

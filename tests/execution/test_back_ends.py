@@ -16,6 +16,7 @@ from retailray.errors import CapacityError, StorageError
 from retailray.execution import Plan, start_executor
 from retailray.execution.inline_backend import inline_executor
 from tests.commands.helpers import events, latest, read_json
+from tests.conftest import save_untrained
 
 PLAN = Plan(1, 1.0, 0.0, 1.0, 1)
 STAMP = ("run_id", "scored_at")
@@ -202,14 +203,14 @@ def test_on_ray_a_task_that_a_store_did_not_answer_is_tried_again_and_what_lasts
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small_catalog, small_bundle, tmp_path):
-    """``check``, ``score`` and ``evaluate``; training is compared in commands/test_fine_tuning.py."""
-    found = {}
+def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small_catalog, tmp_path):
+    """A model of torchvision; ``check``, ``score`` and ``evaluate``; training is compared in commands/test_fine_tuning.py."""
+    found, (bundle, _) = {}, save_untrained(tmp_path, "resnet18")
     for engine in ("inline", "ray"):
         out = tmp_path / engine
         common = {"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000}
         common |= {"cluster.engine": engine}
-        model = {"model.uri": small_bundle[0]}
+        model = {"model.uri": bundle}
         assert retailray("check", **common, out=out / "check")[0] == 0
         assert retailray("score", **common, **model, **{"score.max_error_rate": 1, "out": out / "score"})[0] == 0
         assert retailray("evaluate", **common, **model, out=out / "evaluate")[0] == 0
