@@ -204,7 +204,7 @@ def test_on_ray_a_task_that_a_store_did_not_answer_is_tried_again_and_what_lasts
 @pytest.mark.ray
 @pytest.mark.slow
 def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small_catalog, tmp_path):
-    """A model of torchvision; ``check``, ``score`` and ``evaluate``; training is compared in commands/test_fine_tuning.py."""
+    """``check``, ``score`` and ``evaluate``, with a model of torchvision; training: commands/test_fine_tuning.py."""
     found, (bundle, _) = {}, save_untrained(tmp_path, "resnet18")
     for engine in ("inline", "ray"):
         out = tmp_path / engine
