@@ -23,7 +23,7 @@ def interrupts_wait() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, handler)
     if caught:
-        signal.raise_signal(signal.SIGINT)  # to whoever handles it outside: a block around this one, perhaps
+        signal.raise_signal(signal.SIGINT)  # for the handler that was installed before; it may belong to an outer block
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ MOST_VALUES = 100_000  # of a config file
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML that says no to a key that is given twice: the first one would be ignored in silence."""
+    """A YAML loader that raises an error for a duplicate key; PyYAML would silently ignore the first value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: dict[str, int] = {}

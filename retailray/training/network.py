@@ -15,6 +15,8 @@ from retailray.models.blocks import to_blocks
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 
+LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
@@ -50,13 +52,12 @@ class Network:
 
     Args:
         model: moved to the device.
-        loader_workers: processes that read batches beside a GPU.
+        threads: of this worker; beside a GPU, as many processes read its batches, up to :data:`LOADER_WORKERS`.
     """
 
-    def __init__(
-        self, model: nn.Module, backbone: Backbone, world: DistributedContext, *, loader_workers: int = 0
-    ) -> None:
-        self.world, self.device, self.loader_workers = world, world.device, loader_workers
+    def __init__(self, model: nn.Module, backbone: Backbone, world: DistributedContext, *, threads: int = 0) -> None:
+        self.world, self.device = world, world.device
+        self.loader_workers = min(LOADER_WORKERS, threads) if world.device.type == "cuda" else 0
         self.precision, self.num_classes = backbone.precision, backbone.num_classes
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.chain = to_blocks(self.model)

@@ -203,7 +203,7 @@ class Preparation:
 
     @property
     def _root(self) -> str:
-        """Where stores are: as asked, else on this machine's disk, or beside the results where machines are several."""
+        """The cache folder: train.cache_uri, else on the local disk; with several machines, below ``out``."""
         if self.config.train.cache_uri:
             return self.config.train.cache_uri
         return storage.join(self.config.out, "cache") if self.executor.num_nodes > 1 else storage.cache_folder()

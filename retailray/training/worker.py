@@ -26,7 +26,6 @@ from retailray.training.network import Backbone, Batches, Network
 from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
-LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
     prepare_process(config.threads)
     device = torch.device(worker.device)
     world = DistributedContext(worker.rank, worker.size, device)
-    loaders = min(LOADER_WORKERS, config.threads) if device.type == "cuda" else 0
-    network = Network(config.backbone.build(), config.backbone, world, loader_workers=loaders)
+    network = Network(config.backbone.build(), config.backbone, world, threads=config.threads)
     sources = _Sources(config, world, worker)
     loop = TrainingLoop(
         network,

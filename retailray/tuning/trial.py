@@ -23,7 +23,6 @@ from retailray.training.loop import State, TrainingLoop, saved_state
 from retailray.training.network import Backbone, Network
 from retailray.training.phases import ResolvedPhase, min_rows, resolve
 from retailray.training.prepared import augmentation
-from retailray.training.worker import LOADER_WORKERS
 from retailray.tuning.shared_inputs import Shared, variant_key
 
 RECORD, MEMBER = "record.json", "member.json"
@@ -146,8 +145,7 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
     """The loop of one trial over kept rows; this process keeps one pristine model a backbone."""
     variant = shared.variants[variant_key(config)]
     backbone = variant.backbone
-    loaders = min(LOADER_WORKERS, shared.plan.torch_threads) if world.device.type == "cuda" else 0
-    network = Network(copy.deepcopy(_pristine(backbone)), backbone, world, loader_workers=loaders)
+    network = Network(copy.deepcopy(_pristine(backbone)), backbone, world, threads=shared.plan.torch_threads)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
     def open_batches(name: str, phase: ResolvedPhase) -> tuple[StoredBatches, int]:
