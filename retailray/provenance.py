@@ -13,6 +13,10 @@ from pathlib import Path
 
 # our code between the bytes of an image and its prediction or error
 INFERENCE_CODE = (
+    "data/containers/gif.py",
+    "data/containers/jpeg.py",
+    "data/containers/lengths.py",
+    "data/containers/png.py",
     "data/image_files.py",
     "data/images.py",
     "data/decoding.py",

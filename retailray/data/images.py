@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from retailray.config import CatalogSection
-from retailray.data.image_files import completed, ends_early, format_of, without_text
+from retailray.data.containers import png
+from retailray.data.image_files import completed, ends_early, format_of
 from retailray.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -74,7 +75,7 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
             "export the picture as JPEG",
         )
     if format == "PNG":
-        data = without_text(data)
+        data = png.without_text(data)
     check = functools.partial(_check_limits, limits=limits)
     if format and ends_early(data, format):
         data = completed(data, format, check)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from retailray.data import image_files, images
+from retailray.data import images
+from retailray.data.containers import gif
 from retailray.data.images import Limits, _load, decode, open_image
 from retailray.data.synthetic import PRODUCTS, broken_files, render
 from retailray.errors import ImageError
@@ -209,7 +210,7 @@ def test_texts_that_begin_like_pictures(data):
 def test_a_gif_with_impossible_codes_is_corrupt():
     """Kind of fault: the length of a table is taken from the file, and takes all memory."""
     data = bytearray(ENDS["gif"])
-    _, start = image_files._gif_picture(bytes(data))
+    _, start = gif._picture(bytes(data))
     data[start] = 30
     assert outcome(bytes(data[: len(data) // 2])) in ("corrupt", "truncated")
 

@@ -11,7 +11,9 @@ import torch
 
 from retailray import storage
 from retailray.data import decoding, image_files, images, listing, transforms
+from retailray.data.arrow_tables import gathered
 from retailray.data.catalog import Catalog
+from retailray.data.containers import gif, jpeg, lengths, png
 from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
@@ -26,7 +28,6 @@ from retailray.data.decoding import (
     with_errors,
 )
 from retailray.data.row_ids import in_order_of
-from retailray.data.tables import gathered
 from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, Plan, Reporter, Stream
 from retailray.execution.process import prepare_process
@@ -70,7 +71,8 @@ def weights_digest(chain: BlockSequence, cut: int) -> str:
 def _code_digest() -> str:
     """A digest of our own code between an image's bytes and the numbers that are kept."""
     digest = hashlib.sha256()
-    for module in (image_files, images, decoding, views, transforms, blocks, predictor):
+    containers = (gif, jpeg, lengths, png)
+    for module in (*containers, image_files, images, decoding, views, transforms, blocks, predictor):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(Path(str(blocks.__file__)).with_name("families.py").read_bytes())  # not imported: that is torchvision
     return digest.hexdigest()
