@@ -30,6 +30,7 @@ from retailray.storage.client import (
 )
 from retailray.storage.fetching import fetch_groups, fetch_in_turn, fetch_many
 from retailray.storage.identity import identities, local_identity, remote_identity
+from retailray.storage.object_pages import object_pages
 from retailray.storage.objects import (
     arrow_filesystem,
     compare_and_swap,
@@ -74,6 +75,7 @@ __all__ = [
     "local_identity",
     "names_private_host",
     "normalize",
+    "object_pages",
     "open_binary",
     "other_unicode_forms",
     "parent",

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
+from retailray import storage
 from retailray.data import listing
 from retailray.errors import StorageError
 
@@ -26,7 +27,7 @@ def folder(s3_endpoint):
 )
 def test_every_object_is_told_once(folder, cuts):
     bounds = sorted((f"{folder}/{cut}" for cut in cuts), key=str.encode)
-    told = [row for page in listing.iterate(folder, bounds=bounds) for row in page]
+    told = [row for page in storage.object_pages(folder, bounds=bounds) for row in page]
     assert sorted(address for address, _, _ in told) == sorted(f"{folder}/{name}" for name in NAMES)
     assert {size for address, _, size in told if "/d/" in address} == {6}
 
@@ -34,8 +35,8 @@ def test_every_object_is_told_once(folder, cuts):
 def test_a_catalogs_own_addresses_cut_the_listing(folder, monkeypatch):
     monkeypatch.setattr(listing, "RANGE_ROWS", 100)
     asked = []
-    iterate = listing.iterate
-    monkeypatch.setattr(listing, "iterate", lambda *a, **k: asked.append(k["bounds"]) or iterate(*a, **k))
+    iterate = storage.object_pages
+    monkeypatch.setattr(storage, "object_pages", lambda *a, **k: asked.append(k["bounds"]) or iterate(*a, **k))
     uris = [f"{folder}/{name}" for name in NAMES]
     covered = []
     pages = listing.list_images([uris], [folder], len(uris), covered=covered, given_up=[], sample=uris[::7])
@@ -46,7 +47,7 @@ def test_a_catalogs_own_addresses_cut_the_listing(folder, monkeypatch):
 
 def test_what_fails_in_a_range_is_said():
     with pytest.raises(StorageError):
-        list(listing.iterate("s3://no-such-bucket/x", bounds=["s3://no-such-bucket/x/m"]))
+        list(storage.object_pages("s3://no-such-bucket/x", bounds=["s3://no-such-bucket/x/m"]))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,14 @@ def crowded(s3_endpoint):
 def told_by(monkeypatch):
     """What listings tell, as they tell it."""
     told = []
-    inner = listing.iterate
+    inner = storage.object_pages
 
     def noted(*arguments, **options):
         for page in inner(*arguments, **options):
             told.append((arguments[0], len(page)))
             yield page
 
-    monkeypatch.setattr(listing, "iterate", noted)
+    monkeypatch.setattr(storage, "object_pages", noted)
     return told
 
 
