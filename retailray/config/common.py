@@ -1,8 +1,8 @@
 """The base class of all command configs."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from retailray.config.base import normalized
@@ -28,6 +28,16 @@ class CommandConfig(BaseSettings):
     cluster: ClusterSection = ClusterSection()
 
     _same = field_validator("out")(normalized)
+
+    def problems(self) -> list[str]:
+        """Return the settings that contradict each other, or that others make mean nothing: a sentence each."""
+        return []
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+        return self
 
     @classmethod
     def settings_customise_sources(

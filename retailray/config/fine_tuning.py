@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError
 
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
@@ -20,16 +20,13 @@ class TrainConfig(CommandConfig):
     train: TrainSection = TrainSection()
     track: TrackSection = TrackSection()
 
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> "TrainConfig":
+    def problems(self) -> list[str]:
         problems = ignored_splits(self.catalog, self.split) + self._ignored_training()
         if (self.model.registry is None) != (self.model.name is None):
             problems.append("model.registry and model.name go together: one is given and the other is not")
         if self.transform.resolved_resize_size < self.transform.image_size:
             problems.append("transform.resize_size must be at least transform.image_size")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     def _ignored_training(self) -> list[str]:
         train = self.train
@@ -113,9 +110,10 @@ class TuneConfig(TrainConfig):
         still = transform["augment"] == "none" and not transform["random_erasing_prob"]
         return idle + (["num_views"] if still or depths == {"all"} or train["cutmix"] else [])
 
-    @model_validator(mode="after")
-    def _every_corner_of_the_space_is_allowed(self) -> "TuneConfig":
-        problems = []
+    def problems(self) -> list[str]:
+        """Those of ``train``; where there are none, the values at the ends of the space that are not allowed."""
+        if problems := super().problems():
+            return problems
         if self.tune.scheduler == "pbt" and self.tune.searcher != "random":
             problems.append(f"tune.scheduler pbt draws at random; tune.searcher {self.tune.searcher} would be ignored")
         for key, domain in self.space.items():
@@ -130,6 +128,4 @@ class TuneConfig(TrainConfig):
                 except ValidationError as error:
                     reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
                     problems.append(f"tune.space: {key} = {value!r}: {reasons}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems

@@ -1,0 +1,141 @@
+"""What each command reads: one class each (``train`` and ``tune``: ``fine_tuning.py``)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from retailray.config.catalog import CatalogSection, CheckSection, DemoSection, SplitSection
+from retailray.config.cluster import (
+    ClusterSection,
+    DoctorCatalog,
+    DoctorModel,
+    DoctorSection,
+    KuberaySection,
+    SubmitSection,
+)
+from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
+from retailray.config.scoring import (
+    CompareSection,
+    EvaluateSection,
+    NightlySection,
+    PromoteSection,
+    RollbackSection,
+    ScoreSection,
+)
+from retailray.config.training import BundleSection, TrackSection
+
+SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
+
+
+class CheckConfig(CommandConfig):
+    unused = CommandConfig.unused | OF_PREDICTORS | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    check: CheckSection = CheckSection()
+
+    def problems(self) -> list[str]:
+        return ignored_splits(self.catalog, self.split)
+
+
+class EvaluateConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def problems(self) -> list[str]:
+        given = [f"catalog.{name}" for name in ("split", "validation_uri", "test_uri") if getattr(self.catalog, name)]
+        defaults = SplitSection()
+        given += [
+            f"split.{name}"
+            for name in SplitSection.model_fields
+            if getattr(self.split, name) != getattr(defaults, name)
+        ]
+        if given and self.evaluate.split == "all":
+            return [f"{', '.join(given)} would be ignored: evaluate.split is all; set it to train, validation or test"]
+        return ignored_splits(self.catalog, self.split)
+
+
+class CompareConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    compare: CompareSection
+
+
+class PromoteConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    model: BundleSection
+    promote: PromoteSection = PromoteSection()
+    track: TrackSection = TrackSection()
+
+
+class RollbackConfig(CommandConfig):
+    unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields)})
+    out: str = Field(".", description="Not used.")
+    model: BundleSection
+    rollback: RollbackSection = RollbackSection()
+    track: TrackSection = TrackSection()
+
+
+class ScoreConfig(CommandConfig):
+    unused = CommandConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
+    catalog: CatalogSection
+    model: BundleSection
+    score: ScoreSection = ScoreSection()
+
+
+class DemoConfig(CommandConfig):
+    out: str = Field("demo-run", description="Folder for the catalog, the models and the reports.")
+    demo: DemoSection = DemoSection()
+
+
+class SubmitConfig(CommandConfig):
+    unused = frozenset({"out", *(f"cluster.{name}" for name in ClusterSection.model_fields if name != "address")})
+    out: str = Field(".", description="Setting of the submitted command.")
+    detach: bool = Field(False, description="Submit the job, print its id and return.")
+    render: Literal["kuberay"] | None = Field(None, description="Print Kubernetes manifests instead of submitting.")
+    submit: SubmitSection = SubmitSection()
+    kuberay: KuberaySection = KuberaySection()
+
+    def problems(self) -> list[str]:
+        given = [f"submit.{name}" for name in ("id", "requirements", "python") if getattr(self.submit, name)]
+        given += ["detach"] if self.detach else []
+        if self.render and given:
+            return [f"{', '.join(given)} would be ignored: render prints manifests, and submits nothing"]
+        return []
+
+
+class NightlyConfig(CommandConfig):
+    unused = CommandConfig.unused | {"split.folds", "score.plan_only"}
+    out: str = Field(description="Folder for the results; run directories go to its subfolders checks and scores.")
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    check: CheckSection = CheckSection()
+    model: BundleSection
+    score: ScoreSection = ScoreSection()
+    nightly: NightlySection = NightlySection()
+
+    @property
+    def checks(self) -> bool:
+        """Whether the catalog is checked before it is scored."""
+        given = bool(self.check.non_default_fields())
+        return given if self.nightly.check is None else self.nightly.check
+
+    def problems(self) -> list[str]:
+        problems = ignored_splits(self.catalog, self.split) if self.checks else []
+        if not self.checks and (given := sorted(self.check.non_default_fields())):
+            problems += [f"check.{name} would be ignored: nightly.check is false" for name in given]
+        return problems
+
+
+class DoctorConfig(CommandConfig):
+    unused = frozenset({f"cluster.{name}" for name in ClusterSection.model_fields} - SCALING - {"cluster.address"})
+    out: str = Field("", description="Folder that workers must be able to write to; default: not tested.")
+    catalog: DoctorCatalog = DoctorCatalog()
+    model: DoctorModel = DoctorModel()
+    doctor: DoctorSection = DoctorSection()
