@@ -4,36 +4,24 @@ import json
 
 import pandas as pd
 import pyarrow as pa
-import torch
-import yaml
 
 from retailray import events, storage
-from retailray.config import BundleSection, EvaluateConfig, EvaluateSection, TuneConfig
-from retailray.data.catalog import Catalog, count_labels
+from retailray.config import TuneConfig
+from retailray.data.arrow_tables import parquet_bytes
+from retailray.data.catalog import count_labels
 from retailray.data.spreadsheets import csv_text
-from retailray.data.tables import parquet_bytes
-from retailray.errors import RetailrayError
-from retailray.evaluation.evaluate import evaluate
-from retailray.execution import Executor, TrialPlan, executor_for_reading, plan_training, plan_trials, start_executor
-from retailray.execution.distributed import DistributedContext
-from retailray.execution.peers import device_of
-from retailray.execution.process import prepare_process
-from retailray.models.calibration import Calibration
-from retailray.models.meta import EPOCH
+from retailray.execution import TrialPlan, executor_for_reading, plan_training, plan_trials, start_executor
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
-from retailray.training.best_epoch import Epoch, measure_of
-from retailray.training.bundles import TrainedModel, register
-from retailray.training.loop import saved_state
+from retailray.training.best_epoch import measure_of
+from retailray.training.bundles import register
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.tuning.report import write_search_report
-from retailray.tuning.shared_inputs import Inputs, Shared, variant_key
-from retailray.tuning.trial import MEMBER, RECORD, make_loop
-from retailray.tuning.trials_table import Row, TrialsTable
+from retailray.tuning.shared_inputs import Inputs, Shared
+from retailray.tuning.trial import MEMBER, RECORD
+from retailray.tuning.trials_table import TrialsTable
 from retailray.tuning.tuner import run_search
-
-MAX_DIFFERENCE = 0.02  # of top-1 with and without the cache: bfloat16 rounds, and a row or two may change
-SAME_ROWS = 2
+from retailray.tuning.winner import Winner, find_winner, trained_winner, verify
 
 
 def tune(config: TuneConfig) -> str:
@@ -71,12 +59,12 @@ def tune(config: TuneConfig) -> str:
         times = {"shared_seconds": watch.seconds}
         ledger = _search(shared, run)
         times["search_seconds"] = watch.seconds - times["shared_seconds"]
-        winner = _winner(ledger)
-        trained = _trained(shared, winner, splits, run, executor)
+        row = find_winner(ledger)
+        trained = trained_winner(shared, row, splits, run, executor)
         bundle = trained.save(run)
-        verified = _verify(trained, run, bundle, executor.engine)
+        winner = Winner(row, trained, verify(trained, run, bundle, executor.engine))
         registered = register(config, bundle, trained.meta)
-    _publish(ledger, trained, run, verified, watch, {"bundle": bundle, **times}, registered)
+    _publish(ledger, winner, run, watch, {"bundle": bundle, **times}, registered)
     return bundle
 
 
@@ -107,15 +95,14 @@ def _search(shared: Shared, run: RunDirectory) -> TrialsTable:
 
 def _publish(
     ledger: TrialsTable,
-    trained: TrainedModel,
+    winner: Winner,
     run: RunDirectory,
-    verified: dict[str, object],
     watch: events.Stopwatch,
     facts: dict[str, object],
     registered: dict[str, str],
 ) -> None:
     """Write tables, report and summary. ``facts``: where the bundle is, and times."""
-    shared, winner = ledger.shared, _winner(ledger)
+    shared, row, trained, verified = ledger.shared, winner.row, winner.model, winner.verified
     ledger.prune(again=True)
     table = _tables(run, ledger)
     write_search_report(run, shared.config, table, _curves(ledger), _backbones(shared), verified)
@@ -125,7 +112,7 @@ def _publish(
         "trials": len(table),
         **counts,
         "epochs": ledger.num_epochs,
-        "best_trial": winner.trial,
+        "best_trial": row.trial,
         **measured,
         **facts,
         "best_config": run.path("best.yaml"),
@@ -133,13 +120,13 @@ def _publish(
     record = {
         "command": "tune",
         **summary,
-        "settings": ledger.settings(winner),
+        "settings": ledger.settings(row),
         "seconds": watch.seconds,
         "resumed": run.resumed,
     }
     run.publish(record, clear=["exchange"])
-    track(shared.config, run, record, winner.history, version=trained.meta.version, metrics=trained.best)
-    seen = sum(epoch["train_rows"] for row in ledger.rows.values() for epoch in row.history)
+    track(shared.config, run, record, row.history, version=trained.meta.version, metrics=trained.best)
+    seen = sum(epoch["train_rows"] for one in ledger.rows.values() for epoch in one.history)
     watch.summary("tune", num_images=seen, **summary, report=run.path("report.html"), **registered)
 
 
@@ -158,98 +145,6 @@ def _drawn_before(config: TuneConfig, run: RunDirectory) -> list[dict[str, objec
 
 def _files(run: RunDirectory, name: str) -> list[str]:
     return sorted(found for found in storage.list_files(run.path("trials")) if found.endswith(f"/{name}"))
-
-
-def _winner(ledger: TrialsTable) -> Row:
-    """The best trial. Raises RetailrayError where no trial ended well."""
-    for row in ledger.ranked():
-        return row
-    messages = [row.message for row in ledger.rows.values() if row.message]
-    why = f"the first failure: {messages[0]}" if messages else "all diverged; search lower learning rates"
-    raise RetailrayError(f"none of {len(ledger.rows)} trials finished; {why}")
-
-
-def _restored(shared: Shared, winner: Row, executor: Executor) -> tuple[dict[str, torch.Tensor], Calibration, Epoch]:
-    """The winner's whole state dict as of its best epoch, its calibration and that epoch: computed where trials run.
-
-    Epochs that its state does not have (a budget ended it, or its state is gone) are run again.
-    """
-
-    def restore(shared: Shared) -> tuple[dict[str, torch.Tensor], Calibration, Epoch]:
-        prepare_process(shared.plan.torch_threads)
-        state = saved_state(storage.join(shared.records, winner.key)) if winner.key else None
-        loop = make_loop(shared, shared.trial(winner.drawn), DistributedContext(0, 1, device_of(shared.plan)))
-        known = len(state["progress"]["history"]) if state else 0
-        if state and known >= winner.epochs:
-            loop.load_progress(state)
-        else:
-            running = loop.epochs(state)
-            for _ in range(winner.epochs - known):
-                next(running)
-            loop.load_progress(loop.state())
-        best = loop.progress.history[loop.progress.best_epoch - 1]
-        calibration = loop.validator.calibration(shared.rows)
-        assert calibration, "this is rank 0"
-        return (
-            {name: tensor.cpu().clone() for name, tensor in loop.network.model.state_dict().items()},
-            calibration,
-            best,
-        )
-
-    return executor.call(restore, shared, cpus=shared.plan.cpus, gpus=shared.plan.gpus)
-
-
-def _trained(
-    shared: Shared, winner: Row, splits: dict[str, Catalog], run: RunDirectory, executor: Executor
-) -> TrainedModel:
-    """The winner as of its best epoch; and ``best.yaml``, by which ``train --config`` trains it again."""
-    weights, calibration, best = _restored(shared, winner, executor)
-    settings = shared.trial(winner.drawn)
-    variant = shared.variants[variant_key(settings)]
-    if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
-        settings = shared.config.trial(
-            winner.drawn,
-            **{"train.precision": variant.backbone.precision, "train.num_views": variant.prepared.plan.views},
-        )
-    run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    mean, std = variant.backbone.mean, variant.backbone.std
-    return TrainedModel(settings, shared.labels, mean, std, splits, weights, calibration, best)
-
-
-def _verify(trained: TrainedModel, run: RunDirectory, bundle: str, engine: str) -> dict[str, object]:
-    """Evaluate the bundle on the validation images themselves, as anyone would who has nothing of what is cached.
-
-    ``engine``: where the images are read.
-
-    Raises:
-        RetailrayError: the measures differ from what the winner says of all validation rows, read from caches, or
-            these from what its trial had measured on those of them that choose the epoch.
-    """
-    config, calibration, best_top1 = trained.config, trained.calibration, trained.best["validation_top1"]
-    right = calibration.predicted == calibration.targets
-    expected, chose = float(right.mean()), right[calibration.roles == EPOCH]
-    if abs(chose.mean() - best_top1) > max(MAX_DIFFERENCE, SAME_ROWS / len(chose)):
-        raise RetailrayError(
-            f"the winner's top-1 is {chose.mean():.4f} on the rows that chose its epoch, and its trial had measured "
-            f"{best_top1:.4f}; please report this ({bundle})"
-        )
-    with events.nested_run():
-        metrics = evaluate(
-            EvaluateConfig(
-                catalog=config.catalog,
-                split=config.split,
-                model=BundleSection(uri=bundle),
-                evaluate=EvaluateSection(split="validation"),
-                cluster=config.cluster.model_copy(update={"engine": engine}),
-                out=run.path("verification"),
-            )
-        )
-    if abs(metrics["top1"] - expected) > max(MAX_DIFFERENCE, SAME_ROWS / max(1, metrics["num_rows"])):
-        raise RetailrayError(
-            f"the winner's top-1 is {metrics['top1']:.4f} on the validation images, and its trial had measured "
-            f"{expected:.4f} from the cache; please report this ({bundle})"
-        )
-    return {name: metrics[name] for name in ("top1", "top5", "macro_f1", "ece", "num_rows")} | {"trial_top1": expected}
 
 
 def _tables(run: RunDirectory, ledger: TrialsTable) -> pd.DataFrame:
