@@ -6,7 +6,9 @@ it is. The categories of :data:`PRETRAIN` and :data:`PRODUCTS` do not overlap.
 
 import io
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -220,7 +222,9 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
         rows.append({**source, "sku": f"9{index:04d}", "image": path})
     num_broken = _add_broken(rows, files, rng)
     files["images/orphan.jpg"] = encode(render(_lamp, rng), "jpg")
-    _write(address, rows, files)
+    for path, data in files.items():
+        storage.write_bytes(storage.join(address, path), data)
+    storage.write_bytes(storage.join(address, "catalog.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
     return {
         "num_rows": len(rows),
         "num_broken": num_broken,
@@ -249,17 +253,12 @@ def _add_broken(rows: list[dict[str, object]], files: dict[str, bytes], rng: np.
 
 def write_pretraining_set(address: str, *, num_images: int, seed: int) -> None:
     """Write class folders of the :data:`PRETRAIN` categories to an address."""
-    rng = np.random.default_rng(seed)
     names = list(PRETRAIN)
-    files = {}
-    for number in range(num_images):
+
+    def write(number: int, rng: np.random.Generator) -> None:
         name = names[number % len(names)]
-        files[f"{name}/{number:05d}.jpg"] = encode(render(PRETRAIN[name], rng), "jpg")
-    _write(address, [], files)
+        picture = encode(render(PRETRAIN[name], rng), "jpg")
+        storage.write_bytes(storage.join(address, f"{name}/{number:05d}.jpg"), picture)
 
-
-def _write(address: str, rows: list[dict], files: dict[str, bytes]) -> None:
-    for path, data in files.items():
-        storage.write_bytes(storage.join(address, path), data)
-    if rows:
-        storage.write_bytes(storage.join(address, "catalog.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow leaves the interpreter to others while it draws
+        list(threads.map(write, range(num_images), np.random.default_rng(seed).spawn(num_images)))
