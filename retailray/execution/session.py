@@ -122,6 +122,7 @@ def _start(section: ClusterSection) -> None:
         return
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)  # workers inherit it
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine back
     try:
         with _silent_stderr():
             ray.init(address="local", include_dashboard=False, **quiet)
