@@ -1,13 +1,49 @@
-"""Folders as labels: which files lie in them, and which folders share a name."""
+"""Folders as labels: which files lie in them, what they say of an image, and which folders share a name."""
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import pyarrow as pa
+
 from retailray import events, storage
 from retailray.config import CatalogSection
+from retailray.data.columns import SPLIT_NAMES, Piece, meaning_of
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.tables import table_files
+from retailray.errors import CatalogError
+
+
+def read_class_folders(uri: str, section: CatalogSection) -> Piece:
+    """Folders as labels: ``uri/<label>/<image>``, at any depth, below folders of splits or not (train/mug/1.jpg)."""
+    read = {"uri", "label_map", "validation_uri", "test_uri", "max_pixels", "max_aspect_ratio", "max_bytes", "encoding"}
+    ignored = section.non_default_fields() - read - {"corrections", "folder_labels", "normalize_labels", "allow"}
+    if ignored:
+        names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
+        raise CatalogError(
+            f"{uri}: there is no table in it, so it is read as class folders, and {names} would be ignored"
+        )
+    files = class_folder_files(uri)
+    found = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not found:
+        raise CatalogError(f"{uri}: contains neither a table nor images")
+    if len(found) < len(files):
+        events.emit("warning", not_read=len(files) - len(found), note="files without the suffix of an image format")
+    relative = [name[len(uri) :].lstrip("/") for name in found]
+    tops = [SPLIT_NAMES.get(name.split("/")[0].lower(), "") if name.count("/") > 1 else "" for name in relative]
+    splits = tops if all(tops) else [""] * len(relative)
+    folders = [
+        os.path.dirname(name.partition("/")[2] if split else name) for name, split in zip(relative, splits, strict=True)
+    ]
+    if section.folder_labels == "leaf":
+        warn_of_equal_leaves(folders)
+        folders = [os.path.basename(folder) for folder in folders]
+    table = pa.table({"image": relative, "label": folders})
+    plain = CatalogSection(uri=uri, label_map=section.label_map, normalize_labels=section.normalize_labels)
+    piece = meaning_of(f"{uri}/", table, "image", plain, uri, True, lines=np.arange(1, len(relative) + 1))
+    at = piece.rows.column_names.index("split")
+    return Piece(uri, table, piece.rows.set_column(at, "split", pa.array(splits, pa.string())))
 
 
 def class_folder_files(uri: str) -> list[str]:

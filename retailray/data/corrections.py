@@ -7,8 +7,9 @@ import pandas as pd
 import pyarrow as pa
 
 from retailray import events, storage
+from retailray.data.arrow_tables import as_text
 from retailray.data.spreadsheets import without_apostrophe
-from retailray.data.tables import as_text, stream_lines, table_files, table_suffix
+from retailray.data.tables import stream_lines, table_files, table_suffix
 from retailray.errors import CatalogError
 
 # our names, and those of Label Studio's CSV export where they differ

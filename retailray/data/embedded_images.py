@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from retailray import storage
 from retailray.config import CatalogSection
-from retailray.data.tables import as_text
+from retailray.data.arrow_tables import as_text
 from retailray.errors import CatalogError
 
 

@@ -1,11 +1,19 @@
 """Text files in any encoding, read as UTF-8 with line feeds; what is no text is named as what it is."""
 
+import bz2
 import codecs
+import contextlib
+import gzip
 import io
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
+from retailray import storage
 from retailray.errors import CatalogError
 
+COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
+PIECE_ROWS = 20_000
 _HEAD_BYTES = 1 << 16
 _NOT_TEXT = (
     (b"PK\x03\x04", "an Excel workbook (.xlsx) or another ZIP archive"),
@@ -91,3 +99,27 @@ def _detect_encoding(address: str, head: bytes, encoding: str) -> str:
                     "save the file as UTF-8"
                 )
     return encoding
+
+
+@contextlib.contextmanager
+def opened(address: str) -> Iterator[object]:
+    """The bytes of a file, decompressed by its name."""
+    with storage.open_binary(address) as raw:
+        decompressor = next((made for end, made in COMPRESSIONS.items() if address.lower().endswith(end)), None)
+        if decompressor is None:
+            yield raw
+            return
+        try:
+            with decompressor(raw) as plain:
+                yield plain
+        except (OSError, EOFError, zlib.error) as error:  # what is wrong with the store comes as a StorageError
+            raise CatalogError(f"{address}: not {address[address.rfind('.') :]} data ({error})") from error
+
+
+@contextlib.contextmanager
+def text_of(address: str, encoding: str) -> Iterator[Any]:
+    with opened(address) as plain:
+        text = io.BufferedReader(Utf8Reader(address, plain, encoding), 1 << 20)
+        if not text.peek(1):
+            raise CatalogError(f"{address}: the file is empty")
+        yield text

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from retailray import events
 from retailray.config import CatalogSection, ClusterSection, CompareConfig
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import rows_of_split
-from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
 from retailray.evaluation.predictions import predict_catalog

@@ -10,11 +10,11 @@ import scipy.sparse
 
 from retailray import events
 from retailray.config import EvaluateConfig
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
-from retailray.data.tables import parquet_bytes
 from retailray.errors import CatalogError
 from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.report import write_evaluation_report

@@ -4,11 +4,11 @@ import pyarrow as pa
 
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
+from retailray.data.arrow_tables import gathered
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CHUNK_ROWS, DecodeSpec, blocks_of, decode_rows, transport_table
 from retailray.data.images import limits_of
 from retailray.data.row_ids import ROW_ID, in_order_of
-from retailray.data.tables import gathered
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan
 from retailray.models.meta import BundleMeta

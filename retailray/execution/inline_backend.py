@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from retailray.data.tables import rechunk
+from retailray.data.arrow_tables import rechunk
 from retailray.execution.executor import C, FitOptions, Function, T, Worker
 from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus

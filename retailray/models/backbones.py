@@ -1,7 +1,6 @@
 """Torchvision's classification models, and the small baselines, by name, with a head of our own size."""
 
 import difflib
-from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -55,8 +54,10 @@ def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Mod
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
     """``load_state_dict`` for tensors that come without PyTorch's metadata (MNASNet asks for its version)."""
-    with_metadata = OrderedDict(state)
-    with_metadata._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    with_metadata = model.state_dict()
+    for name in with_metadata.keys() - state.keys():
+        del with_metadata[name]
+    with_metadata.update(state)
     model.load_state_dict(with_metadata, strict=strict)
 
 

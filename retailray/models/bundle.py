@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from retailray import storage
-from retailray.data.tables import parquet_bytes
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.errors import ModelError
 from retailray.models.backbones import build_model, load_state
 from retailray.models.meta import (

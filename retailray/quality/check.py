@@ -11,14 +11,15 @@ import pyarrow as pa
 from retailray import events, storage
 from retailray.config import CheckConfig
 from retailray.data.access import access_of
-from retailray.data.catalog import Catalog, count_labels, visible_images, with_split
+from retailray.data.arrow_tables import gathered, parquet_bytes
+from retailray.data.catalog import Catalog, count_labels, visible_images
 from retailray.data.class_folders import unread_suffixes
+from retailray.data.columns import with_split
 from retailray.data.decoding import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
 from retailray.data.images import limits_of
 from retailray.data.listing import files_below
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.splits import read_splits
-from retailray.data.tables import gathered, parquet_bytes
 from retailray.errors import GateFailed, StorageError
 from retailray.execution import plan_reading, start_executor
 from retailray.quality.findings import Result, find_problems

@@ -13,8 +13,8 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from retailray.config import CheckSection
-from retailray.data.catalog import SPLIT_NAMES
 from retailray.data.class_folders import equal_leaves
+from retailray.data.columns import SPLIT_NAMES
 
 HASH_BITS = 64
 ADVICE = {

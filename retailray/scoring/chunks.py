@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import storage
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
@@ -29,7 +30,6 @@ from retailray.data.decoding import (
     with_errors,
 )
 from retailray.data.images import decode
-from retailray.data.tables import parquet_bytes
 from retailray.errors import ImageError
 from retailray.models.predicting import SCORED_AT
 from retailray.provenance import inference_environment

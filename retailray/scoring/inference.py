@@ -13,9 +13,9 @@ import pyarrow as pa
 from retailray import events, storage
 from retailray.config import ScoreConfig
 from retailray.data.access import access_of
+from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.decoding import CHUNK_ROWS, DecodeSpec
 from retailray.data.images import limits_of
-from retailray.data.tables import parquet_bytes, rechunk
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
 from retailray.models.meta import BundleMeta

@@ -15,9 +15,9 @@ import duckdb
 import pyarrow as pa
 
 from retailray import storage
+from retailray.data.arrow_tables import rechunk
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.data.listing import list_images, narrowed, shared_folder
-from retailray.data.tables import rechunk
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
 from retailray.scoring.formats import LEDGER_SCHEMA

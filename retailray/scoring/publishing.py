@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from retailray import storage
 from retailray.config import CatalogSection
+from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.row_ids import ROW_ID, in_order_of
-from retailray.data.tables import PIECE_ROWS, parquet_bytes, rechunk
+from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.models.predicting import PREDICTION_SCHEMA

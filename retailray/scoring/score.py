@@ -14,7 +14,7 @@ from retailray import events
 from retailray.config import ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
-from retailray.data.tables import PIECE_ROWS
+from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
 from retailray.models.registry import resolve_alias

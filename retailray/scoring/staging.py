@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray.config import CatalogSection
-from retailray.data.catalog import Piece, meaningful_columns, stream_catalog
+from retailray.data.arrow_tables import LosslessTypes, to_schema, unify_schemas
+from retailray.data.catalog import stream_catalog
+from retailray.data.columns import Piece, meaningful_columns
 from retailray.data.decoding import COLUMN_PREFIX, ROW_ID
-from retailray.data.tables import LosslessTypes, to_schema, unify_schemas
 from retailray.errors import CatalogError
 
 # columns of a catalog row that scoring needs

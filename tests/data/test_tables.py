@@ -7,8 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from retailray.data.arrow_tables import LosslessTypes, as_text, gathered
 from retailray.data.spreadsheets import csv_text, without_apostrophe
-from retailray.data.tables import LosslessTypes, as_text, gathered, read_table, stream_table
+from retailray.data.tables import read_table, stream_table
 from retailray.errors import CatalogError
 
 
@@ -182,7 +183,7 @@ def test_what_is_predicted_takes_the_memory_of_the_predictions(tmp_path):
     """Kind of fault: small results that are kept split the heap, and the memory of every batch stays taken."""
     code = """
 import sys, psutil, torch, pyarrow as pa
-from retailray.data.tables import gathered
+from retailray.data.arrow_tables import gathered
 
 def batches():
     for number in range(150):

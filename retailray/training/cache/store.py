@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retailray import storage
-from retailray.data.tables import parquet_bytes
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.errors import StorageError
 
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
