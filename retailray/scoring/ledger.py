@@ -14,19 +14,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from retailray import storage
-from retailray.data.arrow_tables import rechunk
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
-from retailray.data.listing import list_images, narrowed, shared_folder
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
 from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.staging import StagedCatalog
 
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
-ASKED_ROWS = 5_000  # images that are asked for one by one, at a time
-LISTED_ROWS = 200_000  # objects of a listing that are joined at once
-SAMPLE = 2000  # addresses that are sampled to divide the listing of a bucket into ranges
 _COLUMNS = ", ".join(LEDGER_SCHEMA.names)
 _RESULT = ", ".join(name for name in LEDGER_SCHEMA.names if name not in ("uri", "identity", "sha256"))
 _RETRIED = ", ".join(f"'{code}'" for code, (stage, _) in ERROR_CODES.items() if stage == "fetch")
@@ -73,7 +67,7 @@ class Ledger:
     """The tables of one run; see :meth:`plan` and :meth:`resolve_results`."""
 
     def __init__(self, folder: Path, catalog: StagedCatalog, *, memory_gb: float) -> None:
-        self.not_listed: list[dict[str, Any]] = []
+        self.not_listed: list[dict[str, Any]] = []  # folders whose listing was given up, with the numbers
         options: dict[str, Any] = {
             "memory_limit": f"{memory_gb}GB",
             "temp_directory": str(folder / "spill"),
@@ -97,6 +91,7 @@ class Ledger:
             "create table images as select uri, min(row_id) as first_row from rows where code = '' group by 1"
         )
         self._db.execute("create table listed (uri varchar, identity varchar, size bigint)")
+        self._db.execute("create table absent (uri varchar)")  # no store has them
         self._db.register("ledger_columns", LEDGER_SCHEMA.empty_table())
         self._db.execute("create table known as select 0 as origin, true as usable, * from ledger_columns")
         self._db.execute("create table fresh as from ledger_columns")
@@ -107,6 +102,10 @@ class Ledger:
         """The one value that a query gives."""
         [(value,)] = self._db.execute(query, list(values)).fetchall()
         return value
+
+    def query(self, query: str, **values: object) -> list[tuple[Any, ...]]:
+        """The rows of a query whose parameters are named."""
+        return self._db.execute(query, values).fetchall()
 
     def table(self, query: str) -> pa.Table:
         return self._db.sql(query).to_arrow_table()
@@ -124,79 +123,6 @@ class Ledger:
                 if batch.num_rows:
                     yield pa.Table.from_batches([batch])
 
-    def _image_uris(self) -> Iterator[list[str]]:
-        for table in self.batches("select uri from images", 50_000):
-            yield table.column("uri").to_pylist()
-
-    def folders(self) -> list[str]:
-        """Folders that hold all images: for every scheme and bucket (or root of a disk), the one that they share, or
-        those in it that hold them."""
-        found = self._db.execute(
-            "select min(uri), max(uri) from images group by regexp_extract(uri, '^([a-z0-9+.-]+://)?[^/]*', 0)"
-        ).fetchall()
-        return narrowed(sorted(shared_folder(first, last) for first, last in found), self._children)
-
-    def _children(self, folder: str, most: int) -> tuple[list[str], bool]:
-        inside = (
-            "from (select substr(uri, length($folder) + 2) as path from images where starts_with(uri, $folder || '/'))"
-        )
-        values = {"folder": folder}
-        query = f"select distinct split_part(path, '/', 1) {inside} where contains(path, '/') limit {most}"
-        names = [name for (name,) in self._db.execute(query, values).fetchall()]
-        [(has_own,)] = self._db.execute(
-            f"select count(*) > 0 {inside} where not contains(path, '/')", values
-        ).fetchall()
-        return sorted(names), has_own
-
-    def add_listing(self) -> None:
-        """Ask the stores for what identifies the images, and for which are not there.
-
-        Folders whose listing was given up are in ``not_listed``, with the numbers; their images are asked for one by
-        one. Raises StorageError.
-        """
-        covered: list[str] = []
-        num_images = self.one("select count(*) from images")
-        drawn = self.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
-        sample = drawn.column(0).to_pylist()
-        pages = list_images(
-            self._image_uris(), self.folders(), num_images, covered=covered, given_up=self.not_listed, sample=sample
-        )
-        for pages_together in rechunk(pages, LISTED_ROWS):  # every join reads all of the images
-            self._insert("listed", pages_together, "select uri, identity, size from piece semi join images using (uri)")
-        self._add_embedded()
-        for facts in self.not_listed:
-            self._ask_for(facts["folder"])
-        self._db.execute(
-            """
-            create table absent as select uri from images anti join listed using (uri) where exists (
-                select 1 from (select unnest($1::varchar[]) as folder) where case when folder = ''
-                then not contains(uri, '://') else starts_with(uri, folder || '/') end)
-            """,
-            [covered],
-        )
-
-    def _ask_for(self, folder: str) -> None:
-        """What identifies the images below a folder that no listing told, by a question each."""
-        below = f"select uri from images anti join listed using (uri) where starts_with(uri, '{_quoted(folder)}/')"
-        for table in self.batches(below, ASKED_ROWS):
-            uris = table.column("uri")
-            identities = storage.identities(uris.to_pylist())
-            piece = pa.table({"uri": uris, "identity": pa.array(identities, pa.string())})
-            self._insert("listed", piece, "select uri, identity, null from piece where identity not in ('', 'absent')")
-
-    def _add_embedded(self) -> None:
-        """An image that lies in a Parquet file has the identity of its file."""
-        row = r"'#[^/]+/[0-9]+$'"
-        embedded = f"from images where regexp_matches(uri, '[.](parquet|pq)' || {row}, 'i')"
-        files = self.table(f"select distinct regexp_replace(uri, {row}, '') as file {embedded}").column(0).to_pylist()
-        known = [(file, identity) for file, identity in zip(files, storage.identities(files), strict=True) if identity]
-        if known:
-            piece = pa.table({"file": [file for file, _ in known], "identity": [identity for _, identity in known]})
-            query = (
-                f"(select uri, regexp_replace(uri, {row}, '') as file, regexp_extract(uri, {row}) as place {embedded})"
-            )
-            self._insert("listed", piece, f"select uri, identity || place, null from {query} join piece using (file)")
-
     def add_known(self, pieces: Iterable[pa.Table], *, origin: int, usable: bool, reuse: Reuse = EVERYTHING) -> None:
         """Ledger rows of earlier runs; ``usable``: of the same model and transform; ``reuse``: which of those hold."""
         error = f"error_code in ({_FINAL_CODES})"
@@ -209,18 +135,19 @@ class Ledger:
         for piece in pieces:
             # runs of older versions lack columns
             piece = pa.concat_tables([LEDGER_SCHEMA.empty_table(), piece], promote_options="default")
-            self._insert("known", piece, f"select {origin}, {kept}, {_COLUMNS} from piece")
+            self.insert("known", piece, f"select {origin}, {kept}, {_COLUMNS} from piece")
 
     def add_fresh(self, pieces: Iterable[pa.Table]) -> None:
         """Ledger rows that this attempt has committed."""
         for piece in pieces:
-            self._insert("fresh", piece, f"select {_COLUMNS} from piece")
+            self.insert("fresh", piece, f"select {_COLUMNS} from piece")
 
     def add_corrections(self, said: pa.Table) -> None:
         """What :func:`retailray.data.corrections.read_corrections` found."""
-        self._insert("corrections", said, f"select {', '.join(CORRECTIONS_SCHEMA.names)} from piece")
+        self.insert("corrections", said, f"select {', '.join(CORRECTIONS_SCHEMA.names)} from piece")
 
-    def _insert(self, target: str, piece: pa.Table, query: str) -> None:
+    def insert(self, target: str, piece: pa.Table, query: str) -> None:
+        """Add to the table ``target`` what a query gives of ``piece``."""
         self._db.register("piece", piece)
         self._db.execute(f"insert into {target} {query}")
         self._db.unregister("piece")
@@ -335,7 +262,3 @@ class Ledger:
 
     def close(self) -> None:
         self._db.close()
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")

@@ -14,6 +14,7 @@ from retailray.models.meta import BundleMeta
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
 from retailray.scoring.formats import PRECISION, SCORED
+from retailray.scoring.image_identities import add_identities
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
 from retailray.scoring.previous_run import Published, read_parts
 from retailray.scoring.publishing import LEDGER, output_schema
@@ -45,7 +46,7 @@ def make_plan(
     """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
     catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
-    ledger.add_listing()
+    add_identities(ledger)
     reuse = _reuse(config)
     if resumed:
         committed = storage.join(address_of(config.out, resumed), SCORED)

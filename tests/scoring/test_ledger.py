@@ -10,6 +10,7 @@ from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
 from retailray.scoring.drift import OutlierModel
 from retailray.scoring.formats import LEDGER_SCHEMA
+from retailray.scoring.image_identities import add_identities, folders_of
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, Reuse
 from retailray.scoring.review import make_queue
 from retailray.scoring.staging import stage_catalog
@@ -27,7 +28,7 @@ def shop(tmp_path):
         folder.mkdir()
         catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), folder, reserved=())
         ledger = Ledger(folder, catalog, memory_gb=0.25)
-        ledger.add_listing()
+        add_identities(ledger)
         return ledger
 
     return make, tmp_path
@@ -132,7 +133,7 @@ def test_images_in_a_parquet_file_have_the_identity_of_their_file(tmp_path):
         folder = tmp_path / f"work-{len(list(tmp_path.glob('work-*')))}"
         folder.mkdir()
         ledger = Ledger(folder, stage_catalog(CatalogSection(uri=str(path)), folder, reserved=()), memory_gb=0.25)
-        ledger.add_listing()
+        add_identities(ledger)
         return ledger
 
     ledger = write()
@@ -204,7 +205,7 @@ def test_listings_find_the_folders_that_hold_images_in_each_store(tmp_path):
     )
     catalog = stage_catalog(CatalogSection(uri=str(tmp_path / "c.csv")), tmp_path, reserved=())
     ledger = Ledger(tmp_path, catalog, memory_gb=0.25)
-    assert ledger.folders() == ["/tmp", "https://cdn/z", "s3://one/x/a", "s3://one/x/b", "s3://two/y"]
+    assert folders_of(ledger) == ["/tmp", "https://cdn/z", "s3://one/x/a", "s3://one/x/b", "s3://two/y"]
 
 
 def test_what_people_said_overrides_the_model_as_long_as_it_is_the_same_picture(shop):
