@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint check-types bench clean
+.PHONY: demo article test test-fast lint check-types bench clean
 
 demo: .venv/installed
 	$(BIN)/retailray demo --out demo-run
+
+article: .venv/installed  # the article's experiment on generated pictures; the report is in article-run/study
+	$(BIN)/python -m retailray.article article-run
+	$(BIN)/retailray study --config jobs/configs/article.yaml
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray"
@@ -35,4 +39,4 @@ bench: .venv/installed-test  # make bench BENCH=quality; each module says what i
 	touch $@
 
 clean:
-	rm -rf .venv demo-run build *.egg-info
+	rm -rf .venv demo-run article-run build *.egg-info

@@ -25,8 +25,8 @@ LAYERS = [
     {"scoring", "quality"},
     {"evaluation"},
     {"training"},
-    {"tuning"},
-    {"demo", "nightly"},
+    {"tuning", "study"},
+    {"demo", "article", "nightly"},
     {"cli"},
     {"__main__"},
 ]

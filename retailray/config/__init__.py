@@ -26,12 +26,14 @@ from retailray.config.commands import (
     PromoteConfig,
     RollbackConfig,
     ScoreConfig,
+    StudyConfig,
     SubmitConfig,
     TrainConfig,
     TuneConfig,
 )
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
+from retailray.config.study import StudyModel, StudySection
 from retailray.config.training import BundleSection, ModelSection, Phase, TrackSection, TrainSection
 
 __all__ = [
@@ -68,6 +70,9 @@ __all__ = [
     "ScoreSection",
     "Section",
     "SplitSection",
+    "StudyConfig",
+    "StudyModel",
+    "StudySection",
     "SubmitConfig",
     "SubmitSection",
     "TrackSection",

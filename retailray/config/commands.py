@@ -20,6 +20,7 @@ from retailray.config.command_configs import (
 )
 from retailray.config.common import CommandConfig
 from retailray.config.fine_tuning import TrainConfig, TuneConfig
+from retailray.config.study import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,15 @@ COMMANDS = {
             example="--catalog.uri catalog.csv --model.arch resnet50 --model.weights weights.pth --tune.trials 20 "
             "--out searches",
             after_interrupt="the same command with --tune.resume continues; finished trials are kept",
+            uses_gpus=True,
+        ),
+        Command(
+            "study",
+            "train several models with several seeds on the same rows, and say which is better",
+            StudyConfig,
+            "retailray.study.study:study",
+            example="--config jobs/configs/article.yaml",
+            after_interrupt="the same command with --study.resume continues; finished fits are kept",
             uses_gpus=True,
         ),
         Command(

@@ -100,6 +100,8 @@ PRODUCTS: dict[str, Draw] = {
     "chair": _chair,
 }
 
+ARTICLE = ("laptop", "laptop bag")  # the two classes of the article
+
 
 def _abstract(number: int) -> Draw:
     """A category of its own for pre-training: a fixed arrangement of a few solids."""
@@ -232,6 +234,23 @@ def write_catalog(address: str, *, num_images: int, label_noise: float, seed: in
         "num_copies": num_copies,
         "num_orphans": 1,
     }
+
+
+def write_article_set(address: str, *, seed: int, num_train: int = 80, num_test: int = 20) -> None:
+    """Write two classes in the layout of the article that this project began with.
+
+    ``train.csv`` and ``test.csv`` have the columns ``name`` and ``category``; pictures are in ``images/train`` and
+    ``images/test``.
+    """
+    rng = np.random.default_rng(seed)
+    for split, number in (("train", num_train), ("test", num_test)):
+        rows = []
+        for at in range(number):
+            category = ARTICLE[at % len(ARTICLE)]
+            rows.append({"name": f"{split}_{at:05d}.jpg", "category": category})
+            picture = encode(render(PRODUCTS[category], rng), "jpg")
+            storage.write_bytes(storage.join(address, f"images/{split}/{rows[-1]['name']}"), picture)
+        storage.write_bytes(storage.join(address, f"{split}.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 def _row(sku: str, image: str, label: str, *, price: float) -> dict[str, object]:

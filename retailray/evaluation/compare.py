@@ -120,11 +120,11 @@ def paired(
         "only_challenger": int((difference > 0).sum()),
         "only_champion": int((difference < 0).sum()),
         "products": len(of_product),
-        "p_value": _sign_flip_p_value(of_product, seed),
+        "p_value": sign_flip_p_value(of_product, seed),
     }
 
 
-def _sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
+def sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
     """How often the sum of products' differences, each with a random sign, is as far from zero as it is."""
     nonzero = of_product[of_product != 0]
     if not len(nonzero):

@@ -1,0 +1,103 @@
+"""What ``study`` reads: several models, the seeds of each, and what they share."""
+
+from collections import Counter
+
+from pydantic import Field, ValidationError
+
+from retailray.config.base import Section
+from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
+from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
+from retailray.config.fine_tuning import TrainConfig
+from retailray.config.training import ModelSection, Phase, TrainSection
+
+
+class StudyModel(Section):
+    """One model of a study; rates and phases that are left out are train's."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$", description="Name in tables and plots, e.g. cnn2 or resnet50 head."
+    )
+    model: ModelSection = Field(description="Architecture, initial weights and freeze depth, as for train.")
+    phases: list[Phase] = Field(
+        [], description="Phases instead of model.trainable; their epochs together must be train.epochs."
+    )
+    head_lr: float | None = Field(None, gt=0, description="Peak learning rate of the head.")
+    backbone_lr: float | None = Field(None, gt=0, description="Peak learning rate of the last block of the backbone.")
+
+
+class StudySection(Section):
+    """Several models on the same rows, each trained with several seeds, and compared on the test rows."""
+
+    models: list[StudyModel] = Field(
+        min_length=1,
+        description=(
+            "The models, as a list in the config file: {name: cnn2, model: {arch: cnn2}}, {name: resnet50 head, model: "
+            "{arch: resnet50, weights: weights.pth, trainable: head}}, ..."
+        ),
+    )
+    weights: str | None = Field(
+        None,
+        description=(
+            "Initial weights of the models that name none themselves, as for model.weights ({arch} is replaced by "
+            "the model's)."
+        ),
+    )
+    seeds: int = Field(3, ge=1, description="Fits of every model, with the seeds train.seed, train.seed + 1 and so on.")
+    bootstrap: int = Field(2000, ge=100, description="Number of resamples behind the 95 % intervals.")
+    samples: int = Field(4, ge=0, description="Sample pictures of every label in the report; 0: none.")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Maximum number of fits at the same time on Ray; default: one per GPU, else per CPU."
+    )
+    resume: bool = Field(
+        False, description="Continue the unfinished study with the same settings under out, if there is one."
+    )
+
+
+class StudyConfig(CommandConfig):
+    unused = OF_PREDICTORS | OF_WORKERS | {"train.phases", "train.resume", "split.folds", "cluster.num_workers"}
+    catalog: CatalogSection
+    split: SplitSection = SplitSection()
+    transform: TransformSection = TransformSection()
+    train: TrainSection = TrainSection()
+    study: StudySection
+
+    def fit(self, model: StudyModel, number: int, *, out: str, resume: bool = False) -> TrainConfig:
+        """What ``train`` reads to fit one model with one seed in this process. ``number``: of the fit, from 0.
+
+        Raises:
+            ValidationError: settings contradict each other.
+        """
+        rates = {name: value for name in ("head_lr", "backbone_lr") if (value := getattr(model, name)) is not None}
+        given = {"seed": self.train.seed + number, "resume": resume, **rates}
+        if model.phases:
+            given |= {"phases": model.phases, "epochs": TrainSection().epochs}
+        start = model.model
+        if self.study.weights and start.weights == ModelSection.model_fields["weights"].default:
+            start = ModelSection(**start.model_dump() | {"weights": self.study.weights})
+        return TrainConfig(
+            out=out,
+            catalog=self.catalog,
+            split=self.split,
+            transform=self.transform,
+            model=start,
+            train=self.train.model_copy(update=given),
+            cluster=self.cluster.model_copy(update={"engine": "inline", "address": None}),
+        )
+
+    def problems(self) -> list[str]:
+        problems = ignored_splits(self.catalog, self.split)
+        counts = Counter(model.name for model in self.study.models)
+        problems += [f"study.models: the name {name!r} is given {n} times" for name, n in counts.items() if n > 1]
+        for model in self.study.models:
+            epochs = sum(phase.epochs for phase in model.phases)
+            if model.phases and epochs != self.train.epochs:
+                problems.append(
+                    f"study.models: {model.name}: its phases have {epochs} epochs, and train.epochs is "
+                    f"{self.train.epochs}; all models of a study train for as long"
+                )
+            try:
+                self.fit(model, 0, out=self.out)
+            except ValidationError as error:
+                reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+                problems.append(f"study.models: {model.name}: {reasons}")
+        return problems

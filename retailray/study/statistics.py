@@ -1,0 +1,113 @@
+"""Test accuracy with intervals over products and seeds, paired tests of all pairs of models, and the winner."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from retailray.evaluation.compare import sign_flip_p_value
+from retailray.models.metrics import resampled_rows
+
+SIGNIFICANT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Top-1 on the test rows: the mean over seeds, each seed's own, and the 95 % interval over products and seeds."""
+
+    top1: float
+    by_seed: list[float]
+    interval: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """``first`` is at least as good as ``second``. ``difference``: of top-1, with its 95 % interval.
+
+    ``p_value``: of 'both are equally good' by random signs of whole products' differences. ``adjusted_p_value``: by
+    Holm's method, since all pairs are tested.
+    """
+
+    first: str
+    second: str
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    adjusted_p_value: float
+
+    @property
+    def is_sure(self) -> bool:
+        return self.adjusted_p_value < SIGNIFICANT and self.interval[0] > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All models, the best first. ``winner``: the best one where it is better than each other one beyond chance."""
+
+    accuracies: dict[str, Accuracy]
+    pairs: list[Pair]
+    winner: str | None
+
+    @property
+    def rivals(self) -> list[str]:
+        """Models that the best one is not surely better than."""
+        best = next(iter(self.accuracies))
+        return [pair.second for pair in self.pairs if pair.first == best and not pair.is_sure]
+
+
+def compare_models(right: Mapping[str, np.ndarray], groups: np.ndarray, *, bootstrap: int, seed: int = 0) -> Comparison:
+    """Compare models on the same rows.
+
+    Args:
+        right: by model, bool ``(S, N)``: whether each of S seeds' fits is right on each of N rows.
+        groups: product names, object ``(N,)``; pictures of a product are not independent.
+        bootstrap: resamples of products and of seeds behind the intervals.
+    """
+    means = {name: hits.mean(0) for name, hits in right.items()}  # (N,): the share of seeds that are right
+    order = sorted(right, key=lambda name: -float(means[name].mean()))
+    draws = _draws(right, groups, bootstrap, seed)
+    accuracies = {
+        name: Accuracy(float(means[name].mean()), right[name].mean(1).tolist(), _interval(draws[name]))
+        for name in order
+    }
+    _, of_row = np.unique(groups.astype(object), return_inverse=True)
+    found = []
+    for first, second in itertools.combinations(order, 2):
+        difference = means[first] - means[second]
+        p_value = sign_flip_p_value(np.bincount(of_row, difference), seed)
+        found.append((first, second, float(difference.mean()), _interval(draws[first] - draws[second]), p_value))
+    adjusted = holm([p_value for *_, p_value in found])
+    pairs = [Pair(*facts, adjusted_p_value) for facts, adjusted_p_value in zip(found, adjusted, strict=True)]
+    with_best = [pair for pair in pairs if pair.first == order[0]]
+    winner = order[0] if all(pair.is_sure for pair in with_best) else None
+    return Comparison(accuracies, pairs, winner)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of any false one is kept (Holm 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+def _draws(right: Mapping[str, np.ndarray], groups: np.ndarray, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+    """Top-1 of every model in every resample, float ``(B,)``: products and seeds are drawn with replacement.
+
+    Products are the same ones for all models in a resample, seeds are each model's own: seed 1 of one network has
+    nothing to do with seed 1 of another.
+    """
+    generator = np.random.default_rng(seed)
+    draws: dict[str, list[float]] = {name: [] for name in right}
+    for times in resampled_rows(groups, bootstrap, seed):
+        for name, hits in right.items():
+            seeds = generator.integers(0, len(hits), len(hits))
+            draws[name].append(float((hits[seeds] @ times).mean() / times.sum()))
+    return {name: np.array(values) for name, values in draws.items()}
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

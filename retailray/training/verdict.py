@@ -1,0 +1,64 @@
+"""What the epochs of a fit say, in words: over-fitting, under-fitting, or neither."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from retailray.training.best_epoch import Epoch
+
+LAST = 3  # epochs at the end over which a slope is taken
+RISEN = 0.05  # of the lowest validation loss, and in itself: it has risen
+FALLING = 0.01  # of the loss in an epoch: it still falls
+POOR = 0.7  # of the way from chance to certainty: what is less is not learned
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """``name``: over-fitting, under-fitting, still improving, diverged or good fit. ``text``: with the numbers.
+
+    ``gap``: top-1 of training less that of validation, in the last epoch. ``slope``: of the validation loss in an epoch
+    at the end. ``lowest``: the epoch of the lowest validation loss.
+    """
+
+    name: str
+    text: str
+    gap: float
+    slope: float
+    lowest: int
+
+
+def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
+    """Judge a fit by its losses and accuracies.
+
+    Over-fitting: the validation loss has risen since its lowest by over :data:`RISEN`, while the training loss fell.
+    Under-fitting: the training accuracy stays below :data:`POOR` of what chance leaves, and the loss falls no more.
+    """
+    losses = np.array([row["validation_loss"] for row in history], float)
+    last = history[-1]
+    gap = last["train_top1"] - last["validation_top1"]
+    if not np.isfinite(losses).all():
+        first = history[int(np.flatnonzero(~np.isfinite(losses))[0])]["epoch"]
+        return Verdict("diverged", f"the loss is no number from epoch {first} on; lower the rates", gap, np.nan, 0)
+    at = int(losses.argmin())
+    lowest, since = history[at]["epoch"], len(history) - 1 - at
+    slope = float(np.polyfit(range(len(losses[-LAST:])), losses[-LAST:], 1)[0]) if len(history) > 1 else 0.0
+    told = f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation at the end"
+    learned = (last["train_top1"] - 1 / num_labels) / (1 - 1 / num_labels)
+    falls = slope < -FALLING * losses[-1]
+    risen = losses[-1] - losses[at] > RISEN * max(1.0, losses[at])
+    if risen and last["train_loss"] < history[at]["train_loss"]:
+        name = "over-fitting"
+        text = (
+            f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}) and has risen for {since} epochs, to "
+            f"{losses[-1]:.3f}; {told}. More pictures, more augmentation or fewer trained blocks would help"
+        )
+    elif falls:
+        name = "still improving"
+        text = f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help"
+    elif learned < POOR:
+        name = "under-fitting"
+        text = f"validation loss falls no more ({losses[-1]:.3f}); {told}. Train more blocks, or at higher rates"
+    else:
+        name, text = "good fit", f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}); {told}"
+    return Verdict(name, text, float(gap), slope, lowest)
