@@ -254,6 +254,52 @@ def audit_trials(trials, epochs, metric="validation_top1"):
     return problems + ([] if ranks == sorted(ranks) else ["the best is not the first"])
 
 
+def audit_study(run, truth, path_of):
+    """Differences between a study's tables and what its bundles say of the test files.
+
+    Args:
+        truth: the test table, with ``id`` and ``label``. path_of: from an id to the file of its picture.
+    """
+    with open(f"{run}/study.json") as file:
+        facts = json.load(file)
+    tables = {name: pd.read_parquet(f"{run}/{name}.parquet") for name in ("fits", "epochs", "predictions", "pairs")}
+    fits, predictions = tables["fits"], tables["predictions"]
+    problems = []
+    accuracy = {}
+    for fit in fits.itertuples():
+        mine = predictions[(predictions.model == fit.model) & (predictions.seed == fit.seed)].set_index("id")
+        if set(mine.index) != set(truth.id) or (mine.label[truth.id].to_numpy() != truth.label.to_numpy()).any():
+            problems.append(f"{fit.model} {fit.seed}: its rows are not the test rows")
+        right = float((mine.pred_label[truth.id].to_numpy() == truth.label.to_numpy()).mean())
+        accuracy.setdefault(fit.model, []).append(right)
+        if not np.isclose(right, fit.test_top1):
+            problems.append(f"{fit.model} {fit.seed}: test_top1 {fit.test_top1}, and {right} are right")
+        epochs = tables["epochs"].query("model == @fit.model and seed == @fit.seed").sort_values("epoch")
+        kept = best_epoch(epochs.to_dict("records"))
+        if kept["epoch"] != fit.best_epoch or not np.isclose(kept["validation_top1"], fit.validation_top1):
+            problems.append(f"{fit.model} {fit.seed}: epoch {fit.best_epoch}, and {kept['epoch']} is to be kept")
+        if fit.arch.startswith("cnn"):  # not torchvision's
+            continue
+        model, _ = model_of(fit.bundle)
+        if sum(parameter.numel() for parameter in model.parameters()) != fit.parameters:
+            problems.append(f"{fit.model}: {fit.parameters} parameters")
+        found, meta = predict(fit.bundle, [path_of(one) for one in mine.index])
+        for (one, row), (label, shares) in zip(mine.iterrows(), found, strict=True):
+            share = float(shares[meta["labels"].index(row.pred_label)])
+            if abs(share - row.pred_score) > 0.05 or (label != row.pred_label and shares.max() - share > 0.05):
+                problems.append(f"{fit.model} {fit.seed} {one}: {row.pred_label} {row.pred_score}, torch says {label}")
+    means = {name: float(np.mean(values)) for name, values in accuracy.items()}
+    for name, mean in means.items():
+        if not np.isclose(facts["models"][name]["top1"], mean):
+            problems.append(f"{name}: {facts['models'][name]['top1']}, and the mean over seeds is {mean}")
+    if means[facts["best"]] != max(means.values()) or facts["winner"] not in (None, facts["best"]):
+        problems.append(f"the best is {facts['best']}, the winner {facts['winner']}")
+    for pair in tables["pairs"].itertuples():
+        if not np.isclose(pair.difference, means[pair.first] - means[pair.second]):
+            problems.append(f"{pair.first} - {pair.second}: {pair.difference}")
+    return problems
+
+
 def latest(out):
     with open(f"{out}/LATEST") as file:
         return f"{out}/{file.read().strip()}"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from retailray import events, storage
 from retailray.config import StudyConfig, StudyModel, TrainConfig
+from retailray.errors import RetailrayError
 from retailray.execution import Executor
 from retailray.models.bundle import load_bundle
 from retailray.runs import RunDirectory
@@ -82,7 +83,11 @@ def run_fits(config: StudyConfig, run: RunDirectory, executor: Executor) -> Iter
         if not (run.resumed and storage.exists(storage.join(out, "LATEST"))):
             settings = config.fit(model, number, out=out, resume=run.resumed)
             environment = {} if executor.engine == "inline" else ON_RAY
-            executor.call(_train_here, settings, environment, cpus=1.0, gpus=float(use_gpu))
+            try:
+                executor.call(_train_here, settings, environment, cpus=1.0, gpus=float(use_gpu))
+            except RetailrayError as error:
+                why = executor.root_cause(error)
+                raise RetailrayError(f"study.models: {model.name}, seed {seed}: {why}") from error
         return read_fit(model, seed, out)
 
     with ThreadPoolExecutor(max(1, at_once)) as threads:

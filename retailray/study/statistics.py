@@ -14,7 +14,11 @@ SIGNIFICANT = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Top-1 on the test rows: the mean over seeds, each seed's own, and the 95 % interval over products and seeds."""
+    """Top-1 on the test rows: the mean over seeds, each seed's own, and the 95 % interval over products and seeds.
+
+    Where every fit is right on every row, or on none, resamples are all alike: the exact binomial interval of so many
+    products is taken.
+    """
 
     top1: float
     by_seed: list[float]
@@ -67,11 +71,12 @@ def compare_models(right: Mapping[str, np.ndarray], groups: np.ndarray, *, boots
     means = {name: hits.mean(0) for name, hits in right.items()}  # (N,): the share of seeds that are right
     order = sorted(right, key=lambda name: -float(means[name].mean()))
     draws = _draws(right, groups, bootstrap, seed)
-    accuracies = {
-        name: Accuracy(float(means[name].mean()), right[name].mean(1).tolist(), _interval(draws[name]))
-        for name in order
-    }
-    _, of_row = np.unique(groups.astype(object), return_inverse=True)
+    products, of_row = np.unique(groups.astype(object), return_inverse=True)
+    accuracies = {}
+    for name in order:
+        top1 = float(means[name].mean())
+        interval = _interval(draws[name]) if 0 < top1 < 1 else _exact_interval(top1, len(products))
+        accuracies[name] = Accuracy(top1, right[name].mean(1).tolist(), interval)
     found = []
     for first, second in itertools.combinations(order, 2):
         difference = means[first] - means[second]
@@ -106,6 +111,14 @@ def _draws(right: Mapping[str, np.ndarray], groups: np.ndarray, bootstrap: int, 
             seeds = generator.integers(0, len(hits), len(hits))
             draws[name].append(float((hits[seeds] @ times).mean() / times.sum()))
     return {name: np.array(values) for name, values in draws.items()}
+
+
+def _exact_interval(share: float, count: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of none or all of so many."""
+    import scipy.stats  # a second
+
+    found = scipy.stats.binomtest(round(share * count), count).proportion_ci()
+    return float(found.low), float(found.high)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

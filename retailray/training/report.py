@@ -8,6 +8,8 @@ from retailray.reports import plots
 from retailray.reports.page import data_uri, error_summary, render
 from retailray.runs import RunDirectory
 from retailray.training.best_epoch import Epoch
+from retailray.training.fit import FitResult
+from retailray.training.verdict import Verdict
 
 
 def write_training_report(
@@ -15,11 +17,12 @@ def write_training_report(
     meta: BundleMeta,
     config: TrainConfig,
     history: Sequence[Epoch],
-    best: Epoch,
-    failed: Mapping[str, int],
+    verdict: Verdict,
+    result: FitResult,
     folds: Mapping[str, object] | None,
 ) -> None:
     """Write ``curves.png`` and ``report.html`` into the run directory."""
+    best = history[result.best_epoch - 1]
     curves = plots.curves(history, best["epoch"])
     run.write("curves.png", curves)
     page = render(
@@ -29,13 +32,14 @@ def write_training_report(
         f"{config.transform.image_size} px · augment {config.transform.augment}",
         run_id=run.run_id,
         best=best,
+        verdict=verdict,
         history=history,
         folds=folds,
         num_labels=len(meta.labels),
         used_for=meta.data["validation_rows_used_for"],
         curves=data_uri(curves, "image/png"),
         labels=data_uri(plots.label_bars(meta.data["labels"], "training rows"), "image/png"),
-        errors=error_summary(failed, {}),
+        errors=error_summary(result.errors_by_code, {}),
     )
     run.write("report.html", page)
 

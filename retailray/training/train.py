@@ -26,6 +26,7 @@ from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
+from retailray.training.verdict import verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +150,10 @@ def _publish(
     config, meta, best, folds, history = trained.config, trained.meta, trained.best, trained.folds, result.history
     registered = register(config, bundle, meta)
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
-    write_training_report(run, meta, config, history, best, result.errors_by_code, folds)
-    measures = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
+    judged = verdict(history, num_labels=len(trained.labels))
+    write_training_report(run, meta, config, history, judged, result, folds)
+    measures: dict[str, object] = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
+    measures |= {"verdict": judged.name, "verdict_text": judged.text}
     summary: dict[str, object] = {
         "command": "train",
         "bundle": bundle,

@@ -55,6 +55,8 @@ def test_the_training_run_is_whole(shop):
     history = pd.read_csv(io.StringIO(read_text(f"{run}/history.csv")))
     assert history.epoch.tolist() == [1, 2]
     assert summary["best_epoch"] in (1, 2)
+    assert summary["verdict"] in ("still improving", "under-fitting", "over-fitting", "good fit")
+    assert summary["verdict_text"][1:] in read_text(f"{run}/report.html")
     assert len(meta["labels"]) == 8
     assert meta["labels"] == sorted(meta["labels"])
     assert meta["transform"]["crop_size"] == 32

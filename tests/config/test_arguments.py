@@ -58,7 +58,8 @@ def test_what_is_required_is_named_as_it_is_called(command, capsys):
     shown = capsys.readouterr().out
     for key in asked:
         assert f"--{key} " in shown
-    given = [part for key in asked for part in (f"--{key}", "/x")]
+    values = {"study.models": '[{"name": "one", "model": {"arch": "cnn1"}}]'}
+    given = [part for key in asked for part in (f"--{key}", values.get(key, "/x"))]
     assert arguments.parse(command, given)
 
 
@@ -126,7 +127,7 @@ def test_settings_that_would_be_ignored_are_refused():
     assert "model.trainable" in problems("train", *base, "--model.trainable", "last0")[0]
     assert "model.name" in problems("train", *base, "--model.registry", "/r")[0]
     assert (
-        "it belongs to check, train, tune, evaluate"
+        "it belongs to check, train, tune, study, evaluate"
         in problems("score", *base, "--model.uri", "/b", "--catalog.split", "s")[0]
     )
     both = "both say which rows"

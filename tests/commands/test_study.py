@@ -1,0 +1,197 @@
+"""A study of a few small models: its tables against its files, what is done once, and what is refused."""
+
+import os
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import yaml
+
+from retailray.cli import main
+from tests import oracles
+from tests.commands.helpers import events, latest, ray_processes, read_json, read_text, run_beside
+
+EPOCHS = 2
+MODELS = [
+    {"name": "cnn1", "model": {"arch": "cnn1"}},
+    {"name": "head", "model": {"arch": "squeezenet1_1", "trainable": "head"}},
+    {
+        "name": "two phases",
+        "model": {"arch": "squeezenet1_1"},
+        "phases": [{"epochs": 1, "trainable": "head"}, {"epochs": 1, "trainable": "all"}],
+        "backbone_lr": 3e-4,
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def article(tmp_path_factory):
+    """The article's layout with a broken test picture, weights, and a config of three models."""
+    import safetensors.torch
+    import torch
+
+    from retailray.data.synthetic import write_article_set
+    from retailray.models.backbones import build_model
+
+    folder = tmp_path_factory.mktemp("article")
+    write_article_set(str(folder), seed=3, num_train=48, num_test=17)
+    (folder / "images/test/test_00016.jpg").write_bytes(b"no picture")
+    torch.manual_seed(0)
+    safetensors.torch.save_file(build_model("squeezenet1_1", 10).state_dict(), folder / "squeezenet1_1.safetensors")
+    config = {
+        "catalog": {
+            "uri": str(folder / "train.csv"),
+            "test_uri": str(folder / "test.csv"),
+            "image": "name",
+            "image_template": "images/{stem}/{name}",
+            "label": "category",
+        },
+        "split": {"validation": 0.3},
+        "transform": {"image_size": 32, "resize_size": 36, "augment": "article"},
+        "train": {"epochs": EPOCHS, "batch_size": 8, "precision": "float32", "cache_uri": str(folder / "cache")},
+        "study": {
+            "seeds": 2,
+            "weights": str(folder / "{arch}.safetensors"),
+            "models": MODELS,
+            "bootstrap": 200,
+        },
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def usable_test_rows(folder):
+    table = pd.read_csv(folder / "test.csv").iloc[:16]
+    names = "images/test/" + table.name
+    return pd.DataFrame({"id": names, "label": table.category})
+
+
+@pytest.mark.slow
+class TestInline:
+    @pytest.fixture(scope="class")
+    def run(self, article):
+        assert main(["study", "--config", str(article / "study.yaml"), "--out", str(article / "studies")]) == 0
+        return latest(str(article / "studies"))
+
+    def test_its_tables_are_what_the_bundles_say_of_the_files(self, run, article):
+        truth = usable_test_rows(article)
+        assert oracles.audit_study(run, truth, lambda one: article / one) == []
+        fits = pd.read_csv(f"{run}/fits.csv")
+        assert list(zip(fits.model, fits.seed, strict=True)) == [(m["name"], s) for m in MODELS for s in (0, 1)]
+        assert (fits.epochs == EPOCHS).all()
+        assert read_json(f"{run}/study.json")["test_rows_used"] == 16, "the broken picture is nobody's mistake"
+
+    def test_seeds_share_their_rows_and_differ_in_their_weights(self, run):
+        epochs = pd.read_parquet(f"{run}/epochs.parquet")
+        assert epochs.groupby("epoch").train_rows.nunique().eq(1).all()
+        assert epochs.groupby(["model", "epoch"]).train_loss.nunique().eq(2).all()
+
+    def test_the_report_says_it_on_one_page(self, run):
+        page = read_text(f"{run}/report.html")
+        for words in ("Which model is better?", "two phases", "Learning curves", "What augmentation does", "view 4"):
+            assert words in page
+        assert "<script" not in page
+        assert "http" not in page.replace("http://www.w3.org", "")
+        assert os.path.getsize(f"{run}/report.html") < 3_000_000
+
+    def test_what_an_interrupted_study_has_is_kept(self, run, article, capfd):
+        """As after a kill while the last fit was trained: its folder is there and not complete."""
+        study = Path(run)
+        bundles = sorted(study.glob("fits/*/run_id=*/bundle"))
+        lost = study / "fits/two phases seed 1"
+        (lost / "LATEST").unlink()
+        for path in (study / "_SUCCESS", *lost.glob("run_id=*/_SUCCESS")):
+            path.unlink()
+        before = pd.read_csv(study / "fits.csv")
+        words = ["study", "--config", str(article / "study.yaml"), "--out", str(article / "studies")]
+        capfd.readouterr()
+        assert main([*words, "--study.resume", "true"]) == 0
+        told = events(capfd.readouterr().out)
+        assert latest(str(article / "studies")) == run
+        trained = [event for event in told if event["event"] == "start" and event["command"] == "train"]
+        assert len(trained) == 1
+        assert sorted(study.glob("fits/*/run_id=*/bundle")) == bundles, "the one that was lost continued in its folder"
+        after = pd.read_csv(study / "fits.csv")
+        columns = ["model", "seed", "train_top1", "validation_loss", "test_top1"]
+        pd.testing.assert_frame_equal(after[columns], before[columns])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"phases": [{"epochs": 5, "trainable": "head"}]}, "its phases have 5 epochs, and train.epochs is 2"),
+        ({"name": "cnn1"}, "the name 'cnn1' is given 2 times"),
+        ({"head_lr": 0}, "head_lr"),
+        ({"model": {"arch": "squeezenet1_1", "trainable": "head"}, "backbone_lr": 0.1}, "only the head is trained"),
+    ],
+)
+def test_what_means_nothing_is_refused_with_the_models_name(article, change, words, retailray, tmp_path):
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    config["study"]["models"] = [MODELS[0], MODELS[1] | change]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = retailray("study", config=tmp_path / "study.yaml", out=tmp_path)
+    assert code == 2
+    assert words in err
+
+
+def test_a_study_without_test_rows_says_what_to_set(article, retailray, tmp_path):
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    del config["catalog"]["test_uri"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = retailray("study", config=tmp_path / "study.yaml", out=tmp_path)
+    assert code != 0
+    assert "split.test" in err
+    assert "catalog.test_uri" in err
+
+
+@pytest.mark.slow
+def test_a_fit_that_fails_names_its_model(article, retailray, tmp_path):
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    config["study"]["models"] = [MODELS[1] | {"model": {"arch": "squeezenet1_1", "weights": "nowhere.pth"}}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = retailray("study", config=tmp_path / "study.yaml", out=tmp_path)
+    assert code == 1
+    assert "study.models: head, seed 0: " in err
+    assert "nowhere.pth" in err
+
+
+@ray.remote(num_cpus=1)
+def warm_up():
+    """A process that is there already takes its fit at once; one that has to start may find none left."""
+    import retailray.training.train
+
+    time.sleep(2)
+    return retailray.training.train.__name__
+
+
+@pytest.mark.timeout(600)
+def test_on_ray_fits_run_side_by_side_and_train_alike(article, ray_session_cpus, tmp_path):
+    """Each fit is a task: two at a time, and each with the weights that it would have had alone."""
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    config["study"] |= {"models": MODELS[:1], "seeds": 3, "max_concurrent": 2}
+    config["train"]["epochs"] = 8
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    words = ["study", "--config", str(tmp_path / "study.yaml")]
+    assert main([*words, "--out", str(tmp_path / "inline"), "--cluster.engine", "inline"]) == 0
+    most = []
+
+    def count(heard):
+        while heard.getvalue().count('"event": "fit"') != 3:
+            most.append(len(ray_processes("_train_here")))
+            time.sleep(0.1)
+
+    ray.get([warm_up.remote() for _ in range(2)])
+    code, _ = run_beside([*words, "--out", str(tmp_path / "ray"), "--cluster.engine", "ray"], count)
+    assert code == 0
+    assert max(most) == 2
+    inline, on_ray = (pd.read_parquet(f"{latest(str(tmp_path / one))}/epochs.parquet") for one in ("inline", "ray"))
+    columns = ["model", "seed", "epoch", "train_rows", "validation_rows"]
+    pd.testing.assert_frame_equal(on_ray[columns], inline[columns])
+    begin = inline.epoch <= 4  # one thread and two add up in another order, which every epoch makes more visible
+    losses = ["train_loss", "validation_loss"]
+    assert on_ray[begin][losses].to_numpy() == pytest.approx(inline[begin][losses].to_numpy(), rel=1e-3)
+    assert (
+        oracles.audit_study(latest(str(tmp_path / "ray")), usable_test_rows(article), lambda one: article / one) == []
+    )

@@ -1,0 +1,63 @@
+"""What is said of a fit's curves, with the numbers in it."""
+
+import numpy as np
+import pytest
+
+from retailray.training.verdict import verdict
+
+
+def history(train_loss, validation_loss, train_top1, validation_top1):
+    columns = {
+        "train_loss": train_loss,
+        "validation_loss": validation_loss,
+        "train_top1": train_top1,
+        "validation_top1": validation_top1,
+    }
+    size = len(validation_loss)
+    return [{"epoch": at + 1} | {name: values[at] for name, values in columns.items()} for at in range(size)]
+
+
+def line(first, last, count=10):
+    return np.linspace(first, last, count).tolist()
+
+
+VALLEY = [*line(1.5, 0.6, 6), *line(0.65, 1.0, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "validation", "accuracies", "words"),
+    [
+        (
+            "over-fitting",
+            line(1.5, 0.05, 15),
+            VALLEY,
+            (1.0, 0.8),
+            "lowest in epoch 6 (0.600) and has risen for 9 epochs",
+        ),
+        ("still improving", line(1.5, 0.5), line(1.5, 0.6), (0.8, 0.78), "still falls, by 0.100 an epoch"),
+        ("under-fitting", line(1.5, 1.3), [1.4] * 10, (0.35, 0.34), "falls no more (1.400)"),
+        ("good fit", line(1.5, 0.1), [*line(1.0, 0.3, 8), 0.3, 0.3], (0.97, 0.9), "lowest in epoch 8 (0.300)"),
+        # a loss that is next to nothing doubles, and nothing is the worse for it
+        ("good fit", line(1.5, 0.1), [*line(1.0, 0.02, 8), 0.03, 0.04], (0.97, 1.0), "lowest in epoch 8 (0.020)"),
+        ("diverged", line(1.5, 0.1), [1.0, 1.0, *[float("nan")] * 8], (0.5, 0.5), "from epoch 3 on"),
+    ],
+)
+def test_what_curves_say(name, losses, validation, accuracies, words):
+    size = len(validation)
+    train_top1, validation_top1 = (line(0.2, top, size) for top in accuracies)
+    found = verdict(history(losses, validation, train_top1, validation_top1), num_labels=5)
+    assert found.name == name
+    assert words in found.text
+    assert found.gap == pytest.approx(accuracies[0] - accuracies[1])
+
+
+def test_one_epoch_is_enough_for_a_word():
+    assert verdict(history([1.0], [1.0], [0.9], [0.9]), num_labels=2).name == "good fit"
+
+
+def test_chance_is_not_learning():
+    """Of two labels half is chance: 0.6 is next to nothing learned, and of a hundred it is much."""
+    flat = history([0.7] * 5, [0.69] * 5, [0.6] * 5, [0.6] * 5)
+    assert verdict(flat, num_labels=2).name == "under-fitting"
+    learned = history([0.7] * 5, [0.69] * 5, [0.75] * 5, [0.6] * 5)
+    assert verdict(learned, num_labels=100).name == "good fit"
