@@ -124,6 +124,26 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
 
 
 @styled
+def training_signals(history: Sequence[Mapping[str, Any]]) -> bytes:
+    """Learning rate, norm of the gradients, and the share of training in which batches were waited for, by epoch."""
+    figure, axes = new_figure(3, width=9.6, height=2.2)
+    epochs = [row["epoch"] for row in history]
+    waited = [100 * row["data_wait_seconds"] / max(row["train_seconds"], 1e-9) for row in history]
+    for ax, values, title in zip(
+        axes,
+        ([row["lr"] for row in history], [row["grad_norm"] for row in history], waited),
+        ("learning rate, highest", "norm of the gradients", "waiting for data [%]"),
+        strict=True,
+    ):
+        ax.plot(epochs, values, color=ACCENT, marker="o", markersize=3)
+        ax.set_ylim(0, max(1e-9, *values) * 1.1)
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return png(figure)
+
+
+@styled
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     """Rows are the truth, normalised to 1; columns the prediction. Numbers only where they can be read."""
     size = len(labels)

@@ -8,11 +8,18 @@ WORST = -1e9  # of what diverged: below all that can be measured, and still a nu
 
 
 class TrainMeasures(TypedDict):
-    """Of the training rows of an epoch, as they were seen: a mean, a share and a count."""
+    """Of the training rows of an epoch, as they were seen: a mean, a share and a count.
+
+    ``lr``: the highest learning rate. ``grad_norm``: of all gradients, the mean over steps.
+    ``data_wait_seconds``: in which this worker waited for batches.
+    """
 
     train_loss: float
     train_top1: float
     train_rows: int
+    lr: float
+    grad_norm: float
+    data_wait_seconds: float
 
 
 class ValidationMeasures(TypedDict):

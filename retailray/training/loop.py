@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict, cast
+from typing import Any, Generic, TypedDict, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -26,6 +26,8 @@ from retailray.training.network import Batches, Network
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase
 from retailray.training.validation import Validator, validate
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -199,15 +201,20 @@ class TrainingLoop:
         torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
         self.network.model.eval()
         train_mode(self.network.chain, self.phase.num_frozen_blocks)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for num_rows, (values, target, weight, _) in self.network.batches(self.train_batches, epoch):
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        batches, rate = Waiting(self.network.batches(self.train_batches, epoch)), 0.0
+        for num_rows, (values, target, weight, _) in batches:
             with self._norms_of_few(num_rows):
+                rate = max(rate, *(group["lr"] for group in self.optimizer.param_groups))
                 sums += self._step(values, target, weight)
-        loss_sum, correct, count = self.world.sum(sums).tolist()
+        loss_sum, correct, count, norms = self.world.sum(sums).tolist()
         return {
             "train_loss": loss_sum / max(count, 1),
             "train_top1": correct / max(count, 1),
             "train_rows": int(count),
+            "lr": rate,
+            "grad_norm": norms / self.world.size / self.train_batches.num_steps,  # all workers have the same gradients
+            "data_wait_seconds": batches.seconds,
         }
 
     @contextlib.contextmanager
@@ -221,7 +228,7 @@ class TrainingLoop:
             norm.train()
 
     def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows)."""
+        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows, gradients' norm)."""
         soft = nn.functional.one_hot(target, self.network.num_classes).float()
         mixed = "cutmix" in self.mixers and ("mixup" not in self.mixers or bool(torch.rand(()) < 0.5))
         if mixed:
@@ -239,12 +246,13 @@ class TrainingLoop:
         loss = (losses * share).sum() * self.world.size / total
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norm = nn.utils.get_total_norm([one.grad for one in self.suffix.parameters() if one.grad is not None])
         self.optimizer.step()
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.suffix)
         correct = (logits.argmax(1) == target) * weight
-        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).detach().double()
+        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum(), norm]).detach().double()
 
     def _make_mixers(self) -> dict[str, nn.Module]:
         """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
@@ -273,6 +281,23 @@ class TrainingLoop:
             yield
         finally:
             self.suffix.load_state_dict(kept)
+
+
+class Waiting(Generic[T]):
+    """What an iterator yields, and the ``seconds`` in which it was waited for."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        asked = time.monotonic()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.monotonic() - asked
 
 
 def _mix(mixer: nn.Module, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,6 +38,7 @@ def write_training_report(
         num_labels=len(meta.labels),
         used_for=meta.data["validation_rows_used_for"],
         curves=data_uri(curves, "image/png"),
+        signals=data_uri(plots.training_signals(history), "image/png"),
         labels=data_uri(plots.label_bars(meta.data["labels"], "training rows"), "image/png"),
         errors=error_summary(result.errors_by_code, {}),
     )

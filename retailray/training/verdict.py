@@ -10,6 +10,7 @@ from retailray.training.best_epoch import Epoch
 LAST = 3  # epochs at the end over which a slope is taken
 RISEN = 0.05  # of the lowest validation loss, and in itself: it has risen
 FALLING = 0.01  # of the loss in an epoch: it still falls
+PATIENCE = 3  # epochs without a better one, for advice
 POOR = 0.7  # of the way from chance to certainty: what is less is not learned
 
 
@@ -26,6 +27,11 @@ class Verdict:
     gap: float
     slope: float
     lowest: int
+
+
+def _stopped(lowest: int, since: int) -> str:
+    """What early stopping would have done."""
+    return f" (train.patience {PATIENCE} ends after epoch {lowest + PATIENCE})" if since > PATIENCE else ""
 
 
 def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
@@ -51,11 +57,15 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
         name = "over-fitting"
         text = (
             f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}) and has risen for {since} epochs, to "
-            f"{losses[-1]:.3f}; {told}. More pictures, more augmentation or fewer trained blocks would help"
+            f"{losses[-1]:.3f}{_stopped(lowest, since)}; {told}. More pictures, more augmentation or fewer trained "
+            "blocks would help"
         )
     elif falls:
         name = "still improving"
-        text = f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help"
+        text = (
+            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: try "
+            f"--train.epochs {2 * len(history)}"
+        )
     elif learned < POOR:
         name = "under-fitting"
         text = f"validation loss falls no more ({losses[-1]:.3f}); {told}. Train more blocks, or at higher rates"

@@ -33,7 +33,7 @@ from tests.commands.helpers import (
 
 pytestmark = pytest.mark.slow
 ONE = {"model.trainable": "head", "train.epochs": 3, "train.batch_size": 14, "train.num_views": 2}
-TIMES = ["seconds", "train_seconds"]
+TIMES = ["seconds", "train_seconds", "data_wait_seconds"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import time
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_going_on_from_a_state_ends_where_an_uninterrupted_run_ends(stop, settin
     files = run(whole)
     again = make_loop(phases, train)
     run(again, torch.load(files[stop - 1], weights_only=True))
-    times = {"seconds", "train_seconds"}
+    times = {"seconds", "train_seconds", "data_wait_seconds"}
     strip = lambda history: [{key: row[key] for key in row.keys() - times} for row in history]  # noqa: E731
     assert strip(again.progress.history) == strip(whole.progress.history)
     assert same(weights(again), weights(whole))
@@ -350,3 +351,36 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     assert (loop.network.model.fc.weight != 0).any()
     loop.network.model.train()
     assert all(norm.training for norm in loop.norms), "later steps learn again"
+
+
+def test_the_gradients_norm_is_what_autograd_gives_for_the_batch():
+    """Oracle: the gradient of the mean cross-entropy over all parameters, written out, before the first step."""
+    rows = MadeUpRows(num_rows=16)
+    loop = make_loop([phase(epochs=1)], rows={"train": rows, "validation": rows, "temperature": rows})
+    torch.manual_seed(0)
+    model = build_model("cnn2", CLASSES, image_size=SIZE).train()
+    values = (torch.from_numpy(rows.images) / 255 - 0.5) / 0.2
+    torch.nn.functional.cross_entropy(model(values), torch.from_numpy(rows.targets)).backward()
+    expected = torch.cat([one.grad.flatten() for one in model.parameters()]).norm().item()
+    [measured] = loop.epochs(None)
+    assert measured["grad_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_learning_rate_of_an_epoch_is_its_highest():
+    """Of ten epochs of three steps: a tenth of the steps rise to the head's rate, then a cosine falls to nothing."""
+    rates = [row["lr"] for row in make_loop([phase(epochs=10)]).epochs(None)]
+    assert max(rates) == rates[1] == pytest.approx(1e-2)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_waiting_for_data_is_counted_and_training_is_not():
+    class SlowRows(MadeUpRows):
+        def epoch(self, epoch, **options):
+            for batch in super().epoch(epoch, **options):
+                time.sleep(0.05)
+                yield batch
+
+    rows = {"train": SlowRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
+    [measured] = make_loop([phase(epochs=1)], rows=rows).epochs(None)
+    assert 0.15 <= measured["data_wait_seconds"] < measured["train_seconds"]

@@ -32,9 +32,15 @@ VALLEY = [*line(1.5, 0.6, 6), *line(0.65, 1.0, 9)]
             line(1.5, 0.05, 15),
             VALLEY,
             (1.0, 0.8),
-            "lowest in epoch 6 (0.600) and has risen for 9 epochs",
+            "has risen for 9 epochs, to 1.000 (train.patience 3 ends after epoch 9)",
         ),
-        ("still improving", line(1.5, 0.5), line(1.5, 0.6), (0.8, 0.78), "still falls, by 0.100 an epoch"),
+        (
+            "still improving",
+            line(1.5, 0.5),
+            line(1.5, 0.6),
+            (0.8, 0.78),
+            "would help: try --train.epochs 20",
+        ),
         ("under-fitting", line(1.5, 1.3), [1.4] * 10, (0.35, 0.34), "falls no more (1.400)"),
         ("good fit", line(1.5, 0.1), [*line(1.0, 0.3, 8), 0.3, 0.3], (0.97, 0.9), "lowest in epoch 8 (0.300)"),
         # a loss that is next to nothing doubles, and nothing is the worse for it

@@ -62,7 +62,7 @@ def train(stores, batch_size, settings, rank=0, world=1):
     for _ in loop.epochs(None):
         pass
     rows = loop.validator.outputs("validation")[0]
-    other = ("seconds", "train_seconds", "trainable", "precision")
+    other = ("seconds", "train_seconds", "data_wait_seconds", "trainable", "precision")
     history = [{name: value for name, value in row.items() if name not in other} for row in loop.progress.history]
     return history, {name: value.numpy() for name, value in loop.best.items()}, len(rows)
 
