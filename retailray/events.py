@@ -25,10 +25,13 @@ _live: Progress | Live | None = None  # lines printed while a bar is shown must 
 
 
 @contextlib.contextmanager
-def own_stdout() -> Iterator[None]:
-    """Keep standard output for events alone: whatever else prints (Ray does) goes to standard error."""
+def own_stdout(instead: TextIO | None = None) -> Iterator[None]:
+    """Keep standard output for events alone: whatever else prints (Ray does) goes to standard error.
+
+    ``instead``: where events go in its place.
+    """
     global _own, _run_id, _run
-    _own, _run = sys.stdout, None
+    _own, _run = instead or sys.stdout, None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

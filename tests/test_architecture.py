@@ -25,9 +25,9 @@ LAYERS = [
     {"scoring", "quality"},
     {"evaluation"},
     {"training"},
-    {"tuning", "study"},
+    {"tuning", "studies"},
     {"demo", "article", "nightly"},
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 LEVEL = {layer: level for level, layers in enumerate(LAYERS) for layer in layers}

@@ -7,6 +7,7 @@ at the first error, where this reports all of them with their source.
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic_settings import CliApp
 
 from retailray import storage
 from retailray.config import COMMANDS, CommandConfig
-from retailray.config.base import RENAMED
+from retailray.config.base import RENAMED, Section
 from retailray.config.help_page import print_help
 from retailray.config.keys import annotation_of, is_section, known_keys
 from retailray.config.yaml_files import load_yaml
@@ -33,15 +34,56 @@ def parse(command: str, argv: Sequence[str]) -> CommandConfig:
     Raises:
         ConfigError: with every problem found in the files and on the command line.
     """
-    model = COMMANDS[command].config
     if "--help" in argv or "-h" in argv:
-        print_help(command, model)
+        print_help(command, COMMANDS[command].config)
         raise SystemExit(0)
     problems: list[str] = []
     files, arguments = _split_arguments(command, argv, problems)
     values, sources, incomplete = _read_files(command, files, problems)
     sources |= dict.fromkeys((key for key, _ in arguments), "command line")
     tokens = list(itertools.chain.from_iterable((f"--{key}", value) for key, value in arguments))
+    return _build(command, nest(values), tokens, sources, problems, incomplete=incomplete)
+
+
+def from_keywords(command: str, files: Sequence[str], given: Mapping[str, Any]) -> CommandConfig:
+    """The config of one command, of files and of what a Python program gives; the latter takes precedence.
+
+    Args:
+        given: settings by dotted key, or sections as mappings or config sections; for a section with a ``uri``, the
+            address alone will do.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems: list[str] = []
+    keys = set(known_keys(COMMANDS[command].config))
+    values, sources, incomplete = _read_files(command, list(files), problems)
+    plain = {name: _plain(name, value, keys) for name, value in given.items() if value is not None}
+    for key, value in _flatten(plain, keys):
+        if key in keys:
+            values[key], sources[key] = os.fspath(value) if isinstance(value, os.PathLike) else value, "keyword"
+        else:
+            problems.append(_unknown(command, key, "keyword"))
+    return _build(command, nest(values), [], sources, problems, incomplete=incomplete)
+
+
+def _plain(name: str, value: object, keys: set[str]) -> object:
+    if isinstance(value, Section):
+        return value.model_dump(exclude_unset=True)
+    return {"uri": value} if isinstance(value, os.PathLike | str) and f"{name}.uri" in keys else value
+
+
+def _build(
+    command: str,
+    values: dict[str, Any],
+    tokens: list[str],
+    sources: dict[str, str],
+    problems: list[str],
+    *,
+    incomplete: bool,
+) -> CommandConfig:
+    """Validate all together. ``incomplete``: what is missing may stand in a file that could not be read."""
+    model = COMMANDS[command].config
     try:
         config = CliApp.run(model, cli_args=tokens, cli_exit_on_error=False, **values)
     except ValidationError as error:
@@ -147,7 +189,7 @@ def _read_files(command: str, files: list[str], problems: list[str]) -> tuple[di
     """Merge YAML files, later over earlier. One file may serve several commands: what only others read is left.
 
     Returns:
-        The values by section, the file of each key, and whether some of what is missing may stand in what could not be
+        The values by dotted key, the file of each, and whether some of what is missing may stand in what could not be
         read.
     """
     keys, merged, sources, incomplete = set(known_keys(COMMANDS[command].config)), {}, {}, False
@@ -172,7 +214,7 @@ def _read_files(command: str, files: list[str], problems: list[str]) -> tuple[di
                 problems.append(f"{key} ({file}): a section with settings is expected, found {_kind(value)}")
             elif key not in everyone:
                 problems.append(_unknown(command, key, file))
-    return nest(merged), sources, incomplete
+    return merged, sources, incomplete
 
 
 def _kind(value: object) -> str:

@@ -86,7 +86,7 @@ COMMANDS = {
             "study",
             "train several models with several seeds on the same rows, and say which is better",
             StudyConfig,
-            "retailray.study.study:study",
+            "retailray.studies.study:study",
             example="--config jobs/configs/article.yaml",
             after_interrupt="the same command with --study.resume continues; finished fits are kept",
             uses_gpus=True,

@@ -19,9 +19,9 @@ from retailray.execution import Executor, plan_scoring, start_executor
 from retailray.models.meta import load_meta
 from retailray.quality.check import check
 from retailray.runs import RunDirectory
-from retailray.study.fits import Fit, run_fits
-from retailray.study.report import write_study_report
-from retailray.study.statistics import Comparison, compare_models
+from retailray.studies.fits import Fit, run_fits
+from retailray.studies.report import write_study_report
+from retailray.studies.statistics import Comparison, compare_models
 
 PREDICT_BATCH = 64
 

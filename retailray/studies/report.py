@@ -20,9 +20,9 @@ from retailray.models.metrics import confused_pairs, confusion
 from retailray.reports import plots as shared_plots
 from retailray.reports.page import data_uri, render, thumbnails
 from retailray.runs import RunDirectory
-from retailray.study import plots
-from retailray.study.fits import Fit
-from retailray.study.statistics import Comparison
+from retailray.studies import plots
+from retailray.studies.fits import Fit
+from retailray.studies.statistics import Comparison
 
 AUGMENTED, VIEWS = 6, 4  # pictures that are shown augmented, and how often each
 PAIRS, PICTURES_A_PAIR = 6, 3

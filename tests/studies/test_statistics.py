@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from retailray.study.statistics import compare_models, holm
+from retailray.studies.statistics import compare_models, holm
 
 
 def names(count):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from retailray.reports.plots import ACCENT, GREY, SECOND, new_figure, png, short, styled
-from retailray.study.statistics import Accuracy
+from retailray.studies.statistics import Accuracy
 from retailray.training.best_epoch import Epoch
 
 
