@@ -7,10 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import matplotlib
-
-matplotlib.use("Agg")
-
+import matplotlib  # and no pyplot: how figures are shown is the program's that imports us, a notebook's say
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
