@@ -1,6 +1,7 @@
 """``retailray COMMAND``: parse, call one function, set the exit code."""
 
 import contextlib
+import difflib
 import importlib
 import os
 import sys
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, argv: Sequence[str]) -> None:
     if command not in COMMANDS:
-        raise ConfigError([f"unknown command {command!r}; one of: {', '.join(COMMANDS)}"])
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
+        raise ConfigError([f"unknown command {command!r}; {hint}"])
     if command == "submit":  # its arguments are another command's and its own
         _submit(argv)
         return

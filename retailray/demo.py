@@ -163,7 +163,7 @@ def _label_suspects(scored: str, limit: int = 12) -> pd.DataFrame:
     table = pd.read_parquet(storage.join(scored, "predictions"))
     table["is_wrong"] = table.label != table.true_label
     doubted = table[table.label != table.pred_label].sort_values("pred_score", ascending=False)
-    doubted.attrs["found_in_all"] = int(np.sum(doubted.is_wrong))
+    doubted.attrs |= {"found_in_all": int(np.sum(doubted.is_wrong)), "doubted": len(doubted)}
     return doubted.head(limit)
 
 
@@ -179,20 +179,12 @@ def _write_report(
     """Write ``report.html`` into the run directory. ``results``: metrics by where the weights came from."""
     catalog = _catalog(run)
     failed = found["num_rows"] - found["num_images_ok"]
+    num_found, num_doubted = suspects.attrs["found_in_all"], suspects.attrs["doubted"]
     rows = [
         ("broken or missing files", planted["num_broken"], failed),
         ("exact copies", planted["num_copies"], found["num_exact_duplicates"]),
         ("images without a row", planted["num_orphans"], found["num_orphans"]),
-        ("wrong labels (the model disagrees)", planted["num_wrong_labels"], suspects.attrs["found_in_all"]),
-    ]
-    pictures = thumbnails([storage.join(storage.parent(catalog.uri), image) for image in suspects.image], catalog)
-    doubted = [
-        {
-            "picture": picture,
-            "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
-            f"{'label is wrong' if row.is_wrong else 'label is right'}",
-        }
-        for picture, row in zip(pictures, suspects.itertuples(), strict=True)
+        (f"wrong labels, of {num_doubted} that the model doubts", planted["num_wrong_labels"], num_found),
     ]
     page = render(
         "demo.html.j2",
@@ -204,10 +196,23 @@ def _write_report(
         results=results,
         counts=summary["counts"],
         decisions=summary["decisions"],
-        doubted=doubted,
+        doubted=_doubted(suspects, catalog),
         links={name: _relative(link, run.address) for name, link in links.items()},
     )
     run.write("report.html", page)
+
+
+def _doubted(suspects: pd.DataFrame, catalog: CatalogSection) -> list[dict[str, object]]:
+    """Pictures of rows whose label the model doubts, and what it says of them."""
+    pictures = thumbnails([storage.join(storage.parent(catalog.uri), image) for image in suspects.image], catalog)
+    return [
+        {
+            "picture": picture,
+            "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
+            f"{'label is wrong' if row.is_wrong else 'label is right'}",
+        }
+        for picture, row in zip(pictures, suspects.itertuples(), strict=True)
+    ]
 
 
 def _relative(link: str, base: str) -> str:

@@ -7,7 +7,7 @@ RetailrayError            1
 ├── ModelError            1   an architecture, weights file or bundle cannot be used
 ├── CapacityError         1   the Ray cluster lacks what the command needs
 ├── JobEnded              *   a submitted job ended with this exit code
-├── GateFailed            4   a gate said no; the results are written
+├── GateFailed            4   a limit that the user set failed; what was found is written
 └── TooManyRowErrors      3   done and published, but more rows failed than score.max_error_rate
 ImageError                    one bad image: becomes an error row, never ends a run
 """
@@ -54,7 +54,7 @@ class JobEnded(RetailrayError):
 
 
 class GateFailed(RetailrayError):
-    """A gate said no. The results have been written."""
+    """A limit that the user set failed. What was found is written; whether anything moves is the command's."""
 
     exit_code = 4
 
@@ -78,7 +78,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "fetch_failed": ("fetch", "reading failed for another reason, given in the message"),
     "too_many_bytes": ("fetch", "the object is larger than catalog.max_bytes; it is not read to its end"),
     "empty_file": ("decode", "the object has zero bytes"),
-    "not_an_image": ("decode", "the bytes are no image format we read (HTML pages land here)"),
+    "not_an_image": ("decode", "the bytes are no image format that is read (HTML pages land here)"),
     "truncated": ("decode", "the image file ends too early: a row of pixels or more is missing"),
     "corrupt": ("decode", "the image file is damaged before its end"),
     "too_many_pixels": ("decode", "larger than catalog.max_pixels (a decompression bomb)"),

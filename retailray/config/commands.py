@@ -1,7 +1,7 @@
 """The commands: one record each.
 
-To add one: a config class in ``command_configs.py``, a record here, and a thin file in ``jobs/``. The command line, its
-help, ``submit`` and tests are derived from the records.
+To add one: a config class in ``command_configs.py``, a record here, its function, and a thin file in ``jobs/``. The
+command line, its help, ``submit`` and tests are derived from the records.
 """
 
 import dataclasses

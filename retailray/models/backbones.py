@@ -33,7 +33,7 @@ def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Mod
     if arch not in arch_names():
         near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
-        raise ModelError(f"model.arch = {arch!r}: torchvision has no such model; {hint}")
+        raise ModelError(f"model.arch = {arch!r}: there is no such model; {hint}")
     import torchvision
 
     options: dict[str, object] = {}

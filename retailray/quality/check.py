@@ -70,6 +70,7 @@ def check(config: CheckConfig) -> dict[str, object]:
         ok=report["num_images_ok"],
         failed=failed,
         errors_by_code=report["errors_by_code"],
+        findings={result.name: result.count for result in results if result.count},
         report=run.path("report.html"),
     )
     _gate(results, config.check.fail_on, run)

@@ -196,9 +196,11 @@ class _ScoringRun:
         self.watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
         if too_many:
             where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"
+            codes = sorted(facts["errors_by_code"].items(), key=lambda item: -item[1])[:3]
+            most = ", ".join(f"{count} {code}" for code, count in codes)
             raise TooManyRowErrors(
                 f"{counts['failed']} of {counts['rows']} rows failed ({rate:.1%}), more than score.max_error_rate = "
-                f"{config.score.max_error_rate:.1%}; {where}, the reasons are in {run.path('errors')}"
+                f"{config.score.max_error_rate:.1%}: {most}; {where}, the reasons are in {run.path('errors')}"
             )
         _gate(config, facts["drift"], run)
 

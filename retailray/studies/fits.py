@@ -13,11 +13,14 @@ import pandas as pd
 
 from retailray import events, storage
 from retailray.config import StudyConfig, StudyModel, TrainConfig
-from retailray.errors import RetailrayError
+from retailray.errors import ConfigError, RetailrayError
 from retailray.execution import Executor
+from retailray.models.blocks import to_blocks
 from retailray.models.bundle import load_bundle
-from retailray.runs import RunDirectory
+from retailray.models.weights import pretrained_model
+from retailray.runs import RunDirectory, list_runs
 from retailray.training.best_epoch import Epoch
+from retailray.training.phases import resolve
 from retailray.training.train import train
 from retailray.training.verdict import Verdict, verdict
 
@@ -66,6 +69,26 @@ class Fit:
         }
 
 
+def check_models(config: StudyConfig, labels: list[str]) -> None:
+    """Build every model once, before hours go into the first one.
+
+    Raises:
+        ConfigError: models that cannot be built from their settings and weights, all of them.
+    """
+    problems = []
+    size = config.transform.image_size
+    for model in config.study.models:
+        section = config.fit(model, 0, out=config.out)
+        try:
+            weights = section.model.resolved_weights
+            built = pretrained_model(section.model.arch, weights, len(labels), seed=0, image_size=size)
+            resolve(section, to_blocks(built.network))
+        except RetailrayError as error:
+            problems.append(f"study.models: {model.name}: {error}")
+    if problems:
+        raise ConfigError(problems)
+
+
 def run_fits(config: StudyConfig, run: RunDirectory, executor: Executor) -> Iterator[Fit]:
     """All fits in the order of models and seeds; those that an interrupted study had finished are not run again.
 
@@ -81,7 +104,8 @@ def run_fits(config: StudyConfig, run: RunDirectory, executor: Executor) -> Iter
         seed = config.train.seed + number
         out = run.path("fits", f"{model.name} seed {seed}")
         if not (run.resumed and storage.exists(storage.join(out, "LATEST"))):
-            settings = config.fit(model, number, out=out, resume=run.resumed)
+            begun = run.resumed and bool(list_runs(out))
+            settings = config.fit(model, number, out=out, resume=begun)
             environment = {} if executor.engine == "inline" else ON_RAY
             try:
                 executor.call(_train_here, settings, environment, cpus=1.0, gpus=float(use_gpu))

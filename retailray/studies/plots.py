@@ -11,11 +11,12 @@ from retailray.training.best_epoch import Epoch
 
 
 @styled
-def accuracy_bars(accuracies: Mapping[str, Accuracy]) -> bytes:
+def accuracy_bars(accuracies: Mapping[str, Accuracy], *, winner: str | None, baseline: float) -> bytes:
     """Test accuracy of every model with its 95 % interval; a dot for every seed."""
     figure, (axes,) = new_figure(1, width=7.2, height=0.42 * len(accuracies) + 1.0)
-    for at, one in enumerate(accuracies.values()):
-        axes.barh(at, one.top1, height=0.6, color=ACCENT if at == 0 else GREY)
+    axes.axvline(baseline, color="#334155", linewidth=1, linestyle=":")
+    for at, (name, one) in enumerate(accuracies.items()):
+        axes.barh(at, one.top1, height=0.6, color=ACCENT if name == winner else GREY)
         axes.plot(one.interval, [at, at], color="#334155", linewidth=1.5)
         axes.plot(one.by_seed, [at] * len(one.by_seed), "o", color=SECOND, markersize=3.5)
     axes.set_yticks(range(len(accuracies)), [short(name) for name in accuracies])

@@ -40,10 +40,7 @@ def write_study_report(
     """Write ``report.html`` into the run directory. ``train``: the training rows."""
     best = next(iter(compared.accuracies))
     of_best = predictions[predictions.model == best]
-    check = storage.join("check", storage.read_bytes(run.path("check", "LATEST")).decode())
-    images = pd.read_parquet(io.BytesIO(storage.read_bytes(run.path(check, "images.parquet"))))
-    readable = images[images.error_code == ""]
-    matrix, labels = confusion(of_best.label.to_numpy(object), of_best.pred_label.to_numpy(object))
+    bars = plots.accuracy_bars(compared.accuracies, winner=compared.winner, baseline=compared.baseline)
     page = render(
         "study.html.j2",
         title="Study",
@@ -56,20 +53,36 @@ def write_study_report(
         num_tested=predictions.row_id.nunique(),
         models=[_model(name, fits, compared) for name in compared.accuracies],
         pairs=compared.pairs[:MAX_PAIRS],
-        accuracy=data_uri(plots.accuracy_bars(compared.accuracies), "image/png"),
-        confusion=data_uri(shared_plots.confusion(matrix.toarray(), labels), "image/png")
-        if len(labels) <= shared_plots.MAX_CONFUSION
-        else None,
+        accuracy=data_uri(bars, "image/png"),
+        confusion=_confusion(of_best),
         confused=[_pair(of_best, *pair, config=config) for pair in _pairs(of_best)],
-        check=json.loads(storage.read_bytes(run.path(check, "check.json"))),
-        check_report=f"{check}/report.html",
-        labels_plot=data_uri(shared_plots.label_bars(Counter(train.column("label")), "training rows"), "image/png"),
-        sizes=data_uri(
-            plots.picture_sizes(readable.width.to_numpy(float), readable.height.to_numpy(float)), "image/png"
-        ),
         augmented=_augmented(config, train),
+        **_catalog(run, train),
     )
     run.write("report.html", page)
+
+
+def _confusion(of_best: pd.DataFrame) -> str | None:
+    """The confusion matrix of all seeds together; None where it has too many labels to be read."""
+    matrix, labels = confusion(of_best.label.to_numpy(object), of_best.pred_label.to_numpy(object))
+    if len(labels) > shared_plots.MAX_CONFUSION:
+        return None
+    return data_uri(shared_plots.confusion(matrix.toarray(), labels), "image/png")
+
+
+def _catalog(run: RunDirectory, train: Catalog) -> dict[str, object]:
+    """What the study's check found, and what the training rows are."""
+    check = storage.join("check", storage.read_bytes(run.path("check", "LATEST")).decode())
+    images = pd.read_parquet(io.BytesIO(storage.read_bytes(run.path(check, "images.parquet"))))
+    readable = images[images.error_code == ""]
+    sizes = plots.picture_sizes(readable.width.to_numpy(float), readable.height.to_numpy(float))
+    labels = shared_plots.label_bars(Counter(train.column("label")), "training rows")
+    return {
+        "check": json.loads(storage.read_bytes(run.path(check, "check.json"))),
+        "check_report": f"{check}/report.html",
+        "labels_plot": data_uri(labels, "image/png"),
+        "sizes": data_uri(sizes, "image/png"),
+    }
 
 
 def _model(name: str, fits: Sequence[Fit], compared: Comparison) -> dict[str, Any]:

@@ -47,11 +47,28 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All models, the best first. ``winner``: the best one where it is better than each other one beyond chance."""
+    """All models, the best first. ``baseline``: top-1 of always saying the most frequent label of the test rows."""
 
     accuracies: dict[str, Accuracy]
     pairs: list[Pair]
-    winner: str | None
+    baseline: float
+
+    @property
+    def winner(self) -> str | None:
+        """The best one, where it is better than each other one beyond chance, and has learned anything."""
+        return None if self.why else next(iter(self.accuracies))
+
+    @property
+    def why(self) -> str:
+        """Why there is no winner; '' where there is one."""
+        best, accuracy = next(iter(self.accuracies.items()))
+        if len(self.accuracies) == 1:
+            return "there is one model only"
+        if accuracy.interval[0] <= self.baseline:
+            return f"no model is surely better than always saying the most frequent label ({self.baseline:.1%})"
+        if len(accuracy.by_seed) == 1:
+            return "with one seed for each model, what is the seed's and what is the model's cannot be told apart"
+        return f"{best} is not surely better than {', '.join(self.rivals)}" if self.rivals else ""
 
     @property
     def rivals(self) -> list[str]:
@@ -60,7 +77,9 @@ class Comparison:
         return [pair.second for pair in self.pairs if pair.first == best and not pair.is_sure]
 
 
-def compare_models(right: Mapping[str, np.ndarray], groups: np.ndarray, *, bootstrap: int, seed: int = 0) -> Comparison:
+def compare_models(
+    right: Mapping[str, np.ndarray], groups: np.ndarray, *, bootstrap: int, baseline: float = 0.0, seed: int = 0
+) -> Comparison:
     """Compare models on the same rows.
 
     Args:
@@ -84,9 +103,7 @@ def compare_models(right: Mapping[str, np.ndarray], groups: np.ndarray, *, boots
         found.append((first, second, float(difference.mean()), _interval(draws[first] - draws[second]), p_value))
     adjusted = holm([p_value for *_, p_value in found])
     pairs = [Pair(*facts, adjusted_p_value) for facts, adjusted_p_value in zip(found, adjusted, strict=True)]
-    with_best = [pair for pair in pairs if pair.first == order[0]]
-    winner = order[0] if all(pair.is_sure for pair in with_best) else None
-    return Comparison(accuracies, pairs, winner)
+    return Comparison(accuracies, pairs, baseline)
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from retailray import events
+from retailray import events, storage
 from retailray.config import CheckConfig, CheckSection, StudyConfig
 from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import Catalog, count_labels
@@ -19,7 +19,7 @@ from retailray.execution import Executor, plan_scoring, start_executor
 from retailray.models.meta import load_meta
 from retailray.quality.check import check
 from retailray.runs import RunDirectory
-from retailray.studies.fits import Fit, run_fits
+from retailray.studies.fits import Fit, check_models, run_fits
 from retailray.studies.report import write_study_report
 from retailray.studies.statistics import Comparison, compare_models
 
@@ -39,18 +39,22 @@ def study(config: StudyConfig) -> str:
     watch = events.Stopwatch()
     splits = read_splits(config.catalog, config.split)
     test = _test_rows(config, splits)
+    check_models(config, sorted(count_labels(splits["train"].column("label"))))
     run = RunDirectory.resumed_or_new(config, section="study", resume=config.study.resume)
     rows = {name: len(part) for name, part in splits.items()}
     names = [model.name for model in config.study.models]
-    events.emit("start", command="study", run=run.address, models=names, seeds=config.study.seeds, **rows)
+    told: dict[str, object] = {"resumed": run.resumed, "models": names, "seeds": config.study.seeds}
+    events.emit("start", command="study", run=run.address, **told, **rows)
     num_images = sum(rows.values()) * len(names) * config.study.seeds
     with start_executor(config.cluster, num_images=num_images) as executor:
-        with events.nested_run():
-            check(_check_config(config, run))
+        if not (run.resumed and storage.exists(run.path("check", "LATEST"))):
+            with events.nested_run():
+                check(_check_config(config, run))
         fits = list(run_fits(config, run, executor))
         predictions = predict_test_rows(config, fits, test, executor)
     right, groups = hits(predictions)
-    compared = compare_models(right, groups, bootstrap=config.study.bootstrap)
+    usual = float(predictions.drop_duplicates("row_id").label.value_counts(normalize=True).iloc[0])
+    compared = compare_models(right, groups, bootstrap=config.study.bootstrap, baseline=usual)
     tables = _tables(fits, predictions, compared)
     for name, table in tables.items():
         run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
@@ -61,7 +65,7 @@ def study(config: StudyConfig) -> str:
     write_study_report(run, config, fits, predictions, compared, splits["train"])
     run.publish({"command": "study", **facts, "seconds": watch.seconds})
     seen = sum(row["train_rows"] for fit in fits for row in fit.history)
-    told = {name: facts[name] for name in ("winner", "best", "top1", "not_surely_worse")}
+    told = {name: facts[name] for name in ("winner", "why", "best", "top1", "not_surely_worse")}
     watch.summary("study", num_images=seen, fits=len(fits), **told, report=run.path("report.html"))
     return run.address
 
@@ -148,6 +152,8 @@ def _facts(compared: Comparison, rows: dict[str, int], *, num_tested: int) -> di
         "best": best,
         "top1": accuracy.top1,
         "winner": compared.winner,
+        "why": compared.why,
+        "most_frequent_label": compared.baseline,
         "not_surely_worse": compared.rivals,
         "models": {name: dataclasses.asdict(one) for name, one in compared.accuracies.items()},
         "rows": rows,

@@ -9,7 +9,7 @@ from retailray.training.best_epoch import Epoch
 
 LAST = 3  # epochs at the end over which a slope is taken
 RISEN = 0.05  # of the lowest validation loss, and in itself: it has risen
-FALLING = 0.01  # of the loss in an epoch: it still falls
+FALLING = 0.01  # in an epoch, of the loss and in itself: it still falls
 PATIENCE = 3  # epochs without a better one, for advice
 POOR = 0.7  # of the way from chance to certainty: what is less is not learned
 
@@ -49,14 +49,17 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
     at = int(losses.argmin())
     lowest, since = history[at]["epoch"], len(history) - 1 - at
     slope = float(np.polyfit(range(len(losses[-LAST:])), losses[-LAST:], 1)[0]) if len(history) > 1 else 0.0
-    told = f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation at the end"
+    told = (
+        f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation "
+        f"({last['validation_rows']} rows) at the end"
+    )
     learned = (last["train_top1"] - 1 / num_labels) / (1 - 1 / num_labels)
-    falls = slope < -FALLING * losses[-1]
+    falls = slope < -FALLING * max(1.0, losses[-1])
     risen = losses[-1] - losses[at] > RISEN * max(1.0, losses[at])
     if risen and last["train_loss"] < history[at]["train_loss"]:
         name = "over-fitting"
         text = (
-            f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}) and has risen for {since} epochs, to "
+            f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}), and {since} epochs later it is "
             f"{losses[-1]:.3f}{_stopped(lowest, since)}; {told}. More pictures, more augmentation or fewer trained "
             "blocks would help"
         )
@@ -68,7 +71,8 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
         )
     elif learned < POOR:
         name = "under-fitting"
-        text = f"validation loss falls no more ({losses[-1]:.3f}); {told}. Train more blocks, or at higher rates"
+        more = "Train longer or at higher rates" if last["trainable"] == "all" else "Train more blocks, or longer"
+        text = f"validation loss does not fall at the end ({losses[-1]:.3f}); {told}. {more}"
     else:
         name, text = "good fit", f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}); {told}"
     return Verdict(name, text, float(gap), slope, lowest)

@@ -14,7 +14,8 @@ def history(train_loss, validation_loss, train_top1, validation_top1):
         "validation_top1": validation_top1,
     }
     size = len(validation_loss)
-    return [{"epoch": at + 1} | {name: values[at] for name, values in columns.items()} for at in range(size)]
+    facts = {"validation_rows": 40, "trainable": "all"}
+    return [{"epoch": at + 1} | facts | {name: values[at] for name, values in columns.items()} for at in range(size)]
 
 
 def line(first, last, count=10):
@@ -32,7 +33,7 @@ VALLEY = [*line(1.5, 0.6, 6), *line(0.65, 1.0, 9)]
             line(1.5, 0.05, 15),
             VALLEY,
             (1.0, 0.8),
-            "has risen for 9 epochs, to 1.000 (train.patience 3 ends after epoch 9)",
+            "9 epochs later it is 1.000 (train.patience 3 ends after epoch 9)",
         ),
         (
             "still improving",
@@ -41,8 +42,10 @@ VALLEY = [*line(1.5, 0.6, 6), *line(0.65, 1.0, 9)]
             (0.8, 0.78),
             "would help: try --train.epochs 20",
         ),
-        ("under-fitting", line(1.5, 1.3), [1.4] * 10, (0.35, 0.34), "falls no more (1.400)"),
+        ("under-fitting", line(1.5, 1.3), [1.4] * 10, (0.35, 0.34), "does not fall at the end (1.400)"),
         ("good fit", line(1.5, 0.1), [*line(1.0, 0.3, 8), 0.3, 0.3], (0.97, 0.9), "lowest in epoch 8 (0.300)"),
+        # and one that is next to nothing and halves has not much to gain
+        ("good fit", line(1.5, 0.1), [*line(1.0, 0.02, 8), 0.01, 0.005], (0.97, 1.0), "lowest in epoch 10 (0.005)"),
         # a loss that is next to nothing doubles, and nothing is the worse for it
         ("good fit", line(1.5, 0.1), [*line(1.0, 0.02, 8), 0.03, 0.04], (0.97, 1.0), "lowest in epoch 8 (0.020)"),
         ("diverged", line(1.5, 0.1), [1.0, 1.0, *[float("nan")] * 8], (0.5, 0.5), "from epoch 3 on"),
@@ -67,3 +70,10 @@ def test_chance_is_not_learning():
     assert verdict(flat, num_labels=2).name == "under-fitting"
     learned = history([0.7] * 5, [0.69] * 5, [0.75] * 5, [0.6] * 5)
     assert verdict(learned, num_labels=100).name == "good fit"
+
+
+def test_advice_is_about_what_can_be_changed():
+    """Kind of fault: 'train more blocks' where all of them are trained."""
+    flat = history([1.4] * 5, [1.4] * 5, [0.3] * 5, [0.3] * 5)
+    assert "Train longer or at higher rates" in verdict(flat, num_labels=5).text
+    assert "Train more blocks" in verdict([row | {"trainable": "head"} for row in flat], num_labels=5).text
