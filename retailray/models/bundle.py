@@ -1,7 +1,7 @@
 """A bundle: all that is needed to serve a model, in one directory, written once and never changed.
 
-``bundle.json`` says what it is, ``model.safetensors`` holds the weights, ``MANIFEST`` has their SHA-256 sums and is
-written last, so that a bundle with a MANIFEST is whole.
+``bundle.json`` says what it is, ``model.safetensors`` holds the weights, ``README.md`` is its model card, ``MANIFEST``
+has their SHA-256 sums and is written last, so that a bundle with a MANIFEST is whole.
 """
 
 import datetime
@@ -18,7 +18,9 @@ from retailray import storage
 from retailray.data.arrow_tables import parquet_bytes
 from retailray.errors import ModelError
 from retailray.models.backbones import build_model, load_state
+from retailray.models.card import model_card
 from retailray.models.meta import (
+    CARD_NAME,
     MANIFEST_NAME,
     META_NAME,
     TRAINING_NAME,
@@ -93,6 +95,7 @@ def save_bundle(
     files = {
         META_NAME: meta.model_dump_json(indent=2).encode(),
         WEIGHTS_NAME: state_to_bytes(state),
+        CARD_NAME: model_card(meta).encode(),
         **{
             name: parquet_bytes(table)
             for name, table in ((VALIDATION_NAME, validation), (TRAINING_NAME, training_rows))

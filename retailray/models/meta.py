@@ -14,7 +14,7 @@ from retailray.errors import ModelError, StorageError
 from retailray.models.registry import resolve
 
 SCHEMA_VERSION = 1
-META_NAME, WEIGHTS_NAME, MANIFEST_NAME = "bundle.json", "model.safetensors", "MANIFEST"
+META_NAME, WEIGHTS_NAME, MANIFEST_NAME, CARD_NAME = "bundle.json", "model.safetensors", "MANIFEST", "README.md"
 VALIDATION_NAME, TRAINING_NAME = "validation.parquet", "training_rows.parquet"
 EPOCH, TEMPERATURE, THRESHOLDS = ROLES = ("epoch", "temperature", "thresholds")  # what a validation row is used for
 EMBEDDING = "embedding"  # a column: see retailray.models.embedding

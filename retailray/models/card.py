@@ -1,0 +1,90 @@
+"""The model card of a bundle: ``README.md`` in the form that Hugging Face shows, made of what the bundle says."""
+
+import yaml
+
+from retailray.models.meta import BundleMeta
+
+MOST_LABELS = 100  # in the table
+_USE = """```sh
+retailray score --catalog.uri catalog.csv --model.uri <this folder> --out scores
+```
+"""
+
+
+def model_card(meta: BundleMeta) -> str:
+    """The card as Markdown, with its facts as YAML in front."""
+    front = yaml.safe_dump(_front(meta), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{front}---\n\n# {meta.name}\n", _about(meta), f"## How to use it\n\n{_USE}", _measures(meta)]
+    return "\n".join([*parts, _data(meta), _limits(meta), _origin(meta)])
+
+
+def _front(meta: BundleMeta) -> dict[str, object]:
+    front: dict[str, object] = {
+        "library_name": "retailray",
+        "pipeline_tag": "image-classification",
+        "tags": ["retail", "product-images", meta.arch],
+    }
+    if "validation_top1" not in meta.metrics:
+        return front
+    measured = [{"type": "accuracy", "value": meta.metrics["validation_top1"], "name": "top-1 on validation rows"}]
+    task = {"type": "image-classification"}
+    data = {"name": "validation rows of the training catalog", "type": "retail-catalog"}
+    return front | {
+        "model-index": [{"name": meta.name, "results": [{"task": task, "dataset": data, "metrics": measured}]}]
+    }
+
+
+def _about(meta: BundleMeta) -> str:
+    start = (meta.config.get("model") or {}).get("weights")
+    begun = f", fine-tuned from the weights `{start}`" if start and start != "none" else ""
+    transform = meta.transform
+    return (
+        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. A picture's shorter "
+        f"side is scaled to {transform.resize_size} px, and its central square of {transform.crop_size} px is what the model "
+        f"sees.\n"
+    )
+
+
+def _measures(meta: BundleMeta) -> str:
+    names = {
+        "validation_top1": "top-1",
+        "validation_macro_f1": "macro F1",
+        "validation_loss": "loss (cross-entropy)",
+    }
+    rows = [f"| {text} | {meta.metrics[name]:.4f} |" for name, text in names.items() if name in meta.metrics]
+    if not rows:
+        return "## Measures\n\nNone were taken.\n"
+    used = (meta.data.get("validation_rows_used_for") or {}).get("epoch")
+    where = f"on {used} validation rows" if used else "on validation rows"
+    table = "\n".join(["| measure | value |", "|---|---|", *rows])
+    return (
+        f"## Measures\n\n{table}\n\nOf epoch {meta.metrics.get('epoch')}, {where}, which chose that epoch: `retailray evaluate` "
+        f"measures on test rows, with intervals.\nConfidences are calibrated with the temperature {meta.temperature:.3f}.\n"
+    )
+
+
+def _data(meta: BundleMeta) -> str:
+    counts = meta.data.get("labels") or dict.fromkeys(meta.labels)
+    shown = sorted(counts.items(), key=lambda item: -(item[1] or 0))[:MOST_LABELS]
+    rows = [f"| {_cell(label)} | {'' if count is None else count} |" for label, count in shown]
+    more = f"\n\n{len(counts) - MOST_LABELS} more labels are in `bundle.json`." if len(counts) > MOST_LABELS else ""
+    catalog = f"Catalog: `{meta.data['catalog']}`.\n\n" if meta.data.get("catalog") else ""
+    return f"## Training data\n\n{catalog}" + "\n".join(["| label | rows |", "|---|---|", *rows]) + more + "\n"
+
+
+def _limits(meta: BundleMeta) -> str:
+    return (
+        f"## Limits\n\nEvery picture gets one of the labels above, also one that shows none of them: predictions below a "
+        f"confidence of {meta.thresholds.accept:g} are for people to look at, and below {meta.thresholds.abstain:g} nothing is "
+        "claimed. Pictures that differ from those of the training catalog (other cameras, other backgrounds, other "
+        "products) are predicted worse than the measures say.\n"
+    )
+
+
+def _origin(meta: BundleMeta) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in meta.libraries.items())
+    return f"## Origin\n\nVersion `{meta.version}`, {meta.created_at or 'time unknown'}. {versions}\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")[:200]
