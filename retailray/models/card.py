@@ -39,9 +39,9 @@ def _about(meta: BundleMeta) -> str:
     begun = f", fine-tuned from the weights `{start}`" if start and start != "none" else ""
     transform = meta.transform
     return (
-        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. A picture's shorter "
-        f"side is scaled to {transform.resize_size} px, and its central square of {transform.crop_size} px is what the model "
-        f"sees.\n"
+        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. A picture's "
+        f"shorter side is scaled to {transform.resize_size} px, and its central square of {transform.crop_size} px is "
+        "what the model sees.\n"
     )
 
 
@@ -58,8 +58,9 @@ def _measures(meta: BundleMeta) -> str:
     where = f"on {used} validation rows" if used else "on validation rows"
     table = "\n".join(["| measure | value |", "|---|---|", *rows])
     return (
-        f"## Measures\n\n{table}\n\nOf epoch {meta.metrics.get('epoch')}, {where}, which chose that epoch: `retailray evaluate` "
-        f"measures on test rows, with intervals.\nConfidences are calibrated with the temperature {meta.temperature:.3f}.\n"
+        f"## Measures\n\n{table}\n\nOf epoch {meta.metrics.get('epoch')}, {where}, which chose that epoch: "
+        "`retailray evaluate` measures on test rows, with intervals.\n"
+        f"Confidences are calibrated with the temperature {meta.temperature:.3f}.\n"
     )
 
 
@@ -74,9 +75,9 @@ def _data(meta: BundleMeta) -> str:
 
 def _limits(meta: BundleMeta) -> str:
     return (
-        f"## Limits\n\nEvery picture gets one of the labels above, also one that shows none of them: predictions below a "
-        f"confidence of {meta.thresholds.accept:g} are for people to look at, and below {meta.thresholds.abstain:g} nothing is "
-        "claimed. Pictures that differ from those of the training catalog (other cameras, other backgrounds, other "
+        "## Limits\n\nEvery picture gets one of the labels above, also one that shows none of them: predictions below "
+        f"a confidence of {meta.thresholds.accept:g} are for people to look at, and below {meta.thresholds.abstain:g} "
+        "nothing is claimed. Pictures that differ from those of the training catalog (other cameras, other backgrounds, other "
         "products) are predicted worse than the measures say.\n"
     )
 
