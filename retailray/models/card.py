@@ -77,7 +77,7 @@ def _limits(meta: BundleMeta) -> str:
     return (
         "## Limits\n\nEvery picture gets one of the labels above, also one that shows none of them: predictions below "
         f"a confidence of {meta.thresholds.accept:g} are for people to look at, and below {meta.thresholds.abstain:g} "
-        "nothing is claimed. Pictures that differ from those of the training catalog (other cameras, other backgrounds, other "
+        "nothing is claimed. Pictures that differ from those of the training catalog (other cameras, backgrounds, "
         "products) are predicted worse than the measures say.\n"
     )
 
