@@ -2,6 +2,7 @@
 
 import io
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -118,7 +119,9 @@ def _pair(of_best: pd.DataFrame, truth: str, guess: str, count: int, *, config: 
     by_row = mistakes.groupby(["row_id", "uri", "id"], as_index=False).seed.count().sort_values("seed", ascending=False)
     shown = by_row.head(PICTURES_A_PAIR)
     pictures = thumbnails(shown.uri.tolist(), config.catalog)
-    captions = [f"{row.seed} of {config.study.seeds} seeds · {row.id}" for row in shown.itertuples()]
+    captions = [
+        f"{row.seed} of {config.study.seeds} seeds · {posixpath.basename(row.id)}" for row in shown.itertuples()
+    ]
     members = [{"picture": one, "caption": caption} for one, caption in zip(pictures, captions, strict=True)]
     return {"truth": truth, "guess": guess, "count": count, "members": members}
 
