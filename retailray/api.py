@@ -21,7 +21,7 @@ import pyarrow.dataset
 
 from retailray import events, storage
 from retailray.config import COMMANDS, arguments
-from retailray.errors import StorageError
+from retailray.errors import ConfigError, StorageError
 from retailray.execution import prepare_environment
 from retailray.interrupts import importing
 
@@ -100,7 +100,7 @@ class CheckRun(Run):
     @functools.cached_property
     def findings(self) -> pd.DataFrame:
         """Problems: ``name, count, advice`` and examples."""
-        return pd.DataFrame(self.facts["findings"])
+        return pd.DataFrame(self.facts["findings"], columns=["name", "count", "advice", "examples"])
 
     @functools.cached_property
     def images(self) -> pd.DataFrame:
@@ -113,7 +113,7 @@ class CheckRun(Run):
 
 
 class TrainRun(Run):
-    """What :func:`train` leaves. ``bundle``: the address of the model, or where it was registered."""
+    """What :func:`train` leaves. ``bundle``: the address of the model."""
 
     @property
     def bundle(self) -> str:
@@ -274,7 +274,8 @@ def _run(command: str, kind: type[R], config: Config, quiet: bool, settings: dic
     with events.own_stdout(_Warnings() if quiet else None):
         action(parsed)
         address = events.last_run()
-    assert address, "a command that returns has begun a run"
+    if not address:
+        raise ConfigError(["score.plan_only: a plan leaves no run; use `retailray score --score.plan_only`"])
     return kind(address)
 
 

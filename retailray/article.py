@@ -18,6 +18,8 @@ ARCH, IMAGE_PX, NUM_SHAPES, EPOCHS = "shufflenet_v2_x1_0", 64, 1920, 8
 
 def write_article(folder: str, *, seed: int = 0, num_shapes: int = NUM_SHAPES, epochs: int = EPOCHS) -> None:
     """Write ``train.csv``, ``test.csv``, ``images/`` and the bundle ``pretrained/`` into a folder."""
+    if storage.exists(storage.join(folder, "pretrained", "MANIFEST")):
+        return  # all of it is there from an earlier time; the network comes last
     write_article_set(folder, seed=seed)
     with tempfile.TemporaryDirectory() as work:
         write_pretraining_set(storage.join(work, "shapes"), num_images=num_shapes, seed=seed + 1)

@@ -80,13 +80,13 @@ class TuneConfig(TrainConfig):
             ValidationError: a drawn value is not allowed.
         """
         values, defaults = self._merged({**drawn, **pinned}), TrainSection()
-        for name in self._idle(values):
+        for name in idle_settings(values):
             values["train"][name] = getattr(defaults, name)
         return TrainConfig(**values)
 
     def effective(self, drawn: Mapping[str, object]) -> dict[str, object]:
         """Drawn settings as their types have them; None for those that mean nothing beside the others."""
-        trial, idle = self.trial(drawn), {f"train.{name}" for name in self._idle(self._merged(drawn))}
+        trial, idle = self.trial(drawn), {f"train.{name}" for name in idle_settings(self._merged(drawn))}
         found = {}
         for key in drawn:
             section, _, name = key.partition(".")
@@ -99,16 +99,6 @@ class TuneConfig(TrainConfig):
             section, _, name = key.partition(".")
             values[section][name] = value
         return values
-
-    @staticmethod
-    def _idle(values: dict[str, Any]) -> list[str]:
-        """Settings of train that others of these values overrule."""
-        train, transform = values["train"], values["transform"]
-        depths = {phase["trainable"] for phase in train["phases"]} or {values["model"]["trainable"]}
-        idle = ["backbone_lr", "layer_decay"] if depths == {"head"} else []
-        idle += [] if train["optimizer"] == "sgd" else ["momentum"]
-        still = transform["augment"] == "none" and not transform["random_erasing_prob"]
-        return idle + (["num_views"] if still or depths == {"all"} or train["cutmix"] else [])
 
     def problems(self) -> list[str]:
         """Those of ``train``; where there are none, the values at the ends of the space that are not allowed."""
@@ -129,3 +119,13 @@ class TuneConfig(TrainConfig):
                     reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
                     problems.append(f"tune.space: {key} = {value!r}: {reasons}")
         return problems
+
+
+def idle_settings(values: dict[str, Any]) -> list[str]:
+    """Settings of train that others of these values overrule."""
+    train, transform = values["train"], values["transform"]
+    depths = {phase["trainable"] for phase in train["phases"]} or {values["model"]["trainable"]}
+    idle = ["backbone_lr", "layer_decay"] if depths == {"head"} else []
+    idle += [] if train["optimizer"] == "sgd" else ["momentum"]
+    still = transform["augment"] == "none" and not transform["random_erasing_prob"]
+    return idle + (["num_views"] if still or depths == {"all"} or train["cutmix"] else [])

@@ -6,8 +6,9 @@ from pydantic import Field, ValidationError
 
 from retailray.config.base import Section
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
+from retailray.config.cluster import ClusterSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
-from retailray.config.fine_tuning import TrainConfig
+from retailray.config.fine_tuning import TrainConfig, idle_settings
 from retailray.config.training import ModelSection, Phase, TrainSection
 
 
@@ -74,14 +75,17 @@ class StudyConfig(CommandConfig):
         start = model.model
         if self.study.weights and start.weights == ModelSection.model_fields["weights"].default:
             start = ModelSection(**start.model_dump() | {"weights": self.study.weights})
+        train = self.train.model_copy(update=given)
+        values = {"train": train.model_dump(), "model": start.model_dump(), "transform": self.transform.model_dump()}
+        idle = {name: getattr(TrainSection(), name) for name in idle_settings(values)}  # beside what this model is
         return TrainConfig(
             out=out,
             catalog=self.catalog,
             split=self.split,
             transform=self.transform,
             model=start,
-            train=self.train.model_copy(update=given),
-            cluster=self.cluster.model_copy(update={"engine": "inline", "address": None}),
+            train=train.model_copy(update={name: value for name, value in idle.items() if name not in rates}),
+            cluster=ClusterSection(engine="inline", use_gpu=self.cluster.use_gpu),
         )
 
     def problems(self) -> list[str]:
@@ -98,6 +102,7 @@ class StudyConfig(CommandConfig):
             try:
                 self.fit(model, 0, out=self.out)
             except ValidationError as error:
-                reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
-                problems.append(f"study.models: {model.name}: {reasons}")
+                said = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+                reasons = [reason for reason in said.split("; ") if reason not in problems]
+                problems += [f"study.models: {model.name}: {'; '.join(reasons)}"] if reasons else []
         return problems

@@ -81,7 +81,7 @@ def stream_catalog(
 ) -> Iterator[Piece]:
     """The same a piece at a time, so that memory does not grow with the catalog (class folders are listed whole).
 
-    Text columns of CSV are text still: see :class:`retailray.data.tables.LosslessTypes`.
+    Text columns of CSV are text still: see :class:`retailray.data.arrow_tables.LosslessTypes`.
     """
     uri = uri or section.uri
     storage.check_readable(uri)

@@ -1,7 +1,10 @@
 """The model card of a bundle: ``README.md`` in the form that Hugging Face shows, made of what the bundle says."""
 
+import posixpath
+
 import yaml
 
+from retailray import storage
 from retailray.models.meta import BundleMeta
 
 MOST_LABELS = 100  # in the table
@@ -36,7 +39,7 @@ def _front(meta: BundleMeta) -> dict[str, object]:
 
 def _about(meta: BundleMeta) -> str:
     start = (meta.config.get("model") or {}).get("weights")
-    begun = f", fine-tuned from the weights `{start}`" if start and start != "none" else ""
+    begun = f", fine-tuned from the weights `{_name(start)}`" if start and start != "none" else ""
     transform = meta.transform
     return (
         f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. A picture's "
@@ -54,7 +57,7 @@ def _measures(meta: BundleMeta) -> str:
     rows = [f"| {text} | {meta.metrics[name]:.4f} |" for name, text in names.items() if name in meta.metrics]
     if not rows:
         return "## Measures\n\nNone were taken.\n"
-    used = (meta.data.get("validation_rows_used_for") or {}).get("epoch")
+    used = meta.metrics.get("validation_rows")
     where = f"on {used} validation rows" if used else "on validation rows"
     table = "\n".join(["| measure | value |", "|---|---|", *rows])
     return (
@@ -69,7 +72,7 @@ def _data(meta: BundleMeta) -> str:
     shown = sorted(counts.items(), key=lambda item: -(item[1] or 0))[:MOST_LABELS]
     rows = [f"| {_cell(label)} | {'' if count is None else count} |" for label, count in shown]
     more = f"\n\n{len(counts) - MOST_LABELS} more labels are in `bundle.json`." if len(counts) > MOST_LABELS else ""
-    catalog = f"Catalog: `{meta.data['catalog']}`.\n\n" if meta.data.get("catalog") else ""
+    catalog = f"Catalog: `{_name(meta.data['catalog'])}`.\n\n" if meta.data.get("catalog") else ""
     return f"## Training data\n\n{catalog}" + "\n".join(["| label | rows |", "|---|---|", *rows]) + more + "\n"
 
 
@@ -85,6 +88,11 @@ def _limits(meta: BundleMeta) -> str:
 def _origin(meta: BundleMeta) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in meta.libraries.items())
     return f"## Origin\n\nVersion `{meta.version}`, {meta.created_at or 'time unknown'}. {versions}\n"
+
+
+def _name(address: str) -> str:
+    """An address as a reader elsewhere may see it: of a file of this machine only its name."""
+    return address if storage.is_uri(address) else posixpath.basename(address)
 
 
 def _cell(text: str) -> str:

@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -133,7 +134,7 @@ def training_signals(history: Sequence[Mapping[str, Any]]) -> bytes:
         strict=True,
     ):
         ax.plot(epochs, values, color=ACCENT, marker="o", markersize=3)
-        ax.set_ylim(0, max(1e-9, *values) * 1.1)
+        ax.set_ylim(0, max([1e-9, *filter(math.isfinite, values)]) * 1.1)  # gradients can overflow
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -135,7 +135,7 @@ def _augmented(config: StudyConfig, train: Catalog) -> list[dict[str, object]]:
     import torch  # not before it is known to be wanted
 
     chosen = train.take(np.linspace(0, len(train) - 1, min(AUGMENTED, len(train))).astype(int))
-    size = transform.resolved_resize_size
+    size = transform.image_size if transform.augment == "none" else transform.resolved_resize_size
     spec = DecodeSpec(size, size, limits_of(config.catalog))
     decoded = decode_rows(transport_table(chosen), spec=spec, access=access_of(config.catalog))
     pixels = pixels_to_numpy(decoded.column(PIXELS), size)

@@ -29,8 +29,9 @@ class Accuracy:
 class Pair:
     """``first`` is at least as good as ``second``. ``difference``: of top-1, with its 95 % interval.
 
-    ``p_value``: of 'both are equally good' by random signs of whole products' differences. ``adjusted_p_value``: by
-    Holm's method, since all pairs are tested.
+    ``p_value``: of 'both are equally good', the larger one of two: by random signs of whole products' differences,
+    which takes the fits as they are, and by other products and other seeds. ``adjusted_p_value``: by Holm's method,
+    since all pairs are tested.
     """
 
     first: str
@@ -94,13 +95,15 @@ def compare_models(
     accuracies = {}
     for name in order:
         top1 = float(means[name].mean())
-        interval = _interval(draws[name]) if 0 < top1 < 1 else _exact_interval(top1, len(products))
+        interval = _interval(draws[name].clip(0, 1)) if 0 < top1 < 1 else _exact_interval(top1, len(products))
         accuracies[name] = Accuracy(top1, right[name].mean(1).tolist(), interval)
     found = []
     for first, second in itertools.combinations(order, 2):
         difference = means[first] - means[second]
-        p_value = sign_flip_p_value(np.bincount(of_row, difference), seed)
-        found.append((first, second, float(difference.mean()), _interval(draws[first] - draws[second]), p_value))
+        apart = draws[first] - draws[second]
+        # of other products alone, exact where it can be; and of other products and seeds
+        p_values = sign_flip_p_value(np.bincount(of_row, difference), seed), _p_value(apart)
+        found.append((first, second, float(difference.mean()), _interval(apart), max(p_values)))
     adjusted = holm([p_value for *_, p_value in found])
     pairs = [Pair(*facts, adjusted_p_value) for facts, adjusted_p_value in zip(found, adjusted, strict=True)]
     return Comparison(accuracies, pairs, baseline)
@@ -116,18 +119,27 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _draws(right: Mapping[str, np.ndarray], groups: np.ndarray, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
-    """Top-1 of every model in every resample, float ``(B,)``: products and seeds are drawn with replacement.
+    """Top-1 of every model as it might have come out, float ``(B,)``: with other products, and with other seeds.
 
-    Products are the same ones for all models in a resample, seeds are each model's own: seed 1 of one network has
-    nothing to do with seed 1 of another.
+    Products are drawn with replacement, the same ones for all models. Two or three seeds cannot be resampled so: that
+    would make their variance too small. Instead a draw of Student's distribution is added, scaled to the standard error
+    of a mean over seeds; its degrees of freedom are of the seeds of all models together.
     """
-    generator = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in right}
+    means = {name: hits.mean(0) for name, hits in right.items()}
+    drawn: dict[str, list[float]] = {name: [] for name in right}
     for times in resampled_rows(groups, bootstrap, seed):
-        for name, hits in right.items():
-            seeds = generator.integers(0, len(hits), len(hits))
-            draws[name].append(float((hits[seeds] @ times).mean() / times.sum()))
-    return {name: np.array(values) for name, values in draws.items()}
+        for name, mean in means.items():
+            drawn[name].append(float(times @ mean / times.sum()))
+    seeds = {name: hits.mean(1) for name, hits in right.items()}
+    free = sum(len(values) - 1 for values in seeds.values())
+    pooled = sum(float(((values - values.mean()) ** 2).sum()) for values in seeds.values()) / max(1, free)
+    generator = np.random.default_rng(seed)
+    draws = {}
+    for name, values in seeds.items():
+        own = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+        error = np.sqrt(max(own, pooled) / len(values))
+        draws[name] = np.array(drawn[name]) + error * generator.standard_t(max(1, free), bootstrap)
+    return draws
 
 
 def _exact_interval(share: float, count: int) -> tuple[float, float]:
@@ -136,6 +148,12 @@ def _exact_interval(share: float, count: int) -> tuple[float, float]:
 
     found = scipy.stats.binomtest(round(share * count), count).proportion_ci()
     return float(found.low), float(found.high)
+
+
+def _p_value(differences: np.ndarray) -> float:
+    """Twice the share of differences on the rarer side of zero."""
+    rarer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(differences) + 1))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

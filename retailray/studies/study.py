@@ -22,8 +22,10 @@ from retailray.runs import RunDirectory
 from retailray.studies.fits import Fit, check_models, run_fits
 from retailray.studies.report import write_study_report
 from retailray.studies.statistics import Comparison, compare_models
+from retailray.training.rows import rows_digest
 
 PREDICT_BATCH = 64
+PAIR_COLUMNS = ["first", "second", "difference", "low", "high", "p_value", "adjusted_p_value", "is_sure"]
 
 
 def study(config: StudyConfig) -> str:
@@ -39,8 +41,14 @@ def study(config: StudyConfig) -> str:
     watch = events.Stopwatch()
     splits = read_splits(config.catalog, config.split)
     test = _test_rows(config, splits)
-    check_models(config, sorted(count_labels(splits["train"].column("label"))))
+    weights = check_models(config, splits)
     run = RunDirectory.resumed_or_new(config, section="study", resume=config.study.resume)
+    inputs = {
+        "the catalog's rows": rows_digest(splits),
+        **{f"the weights of {name}": one for name, one in weights.items()},
+    }
+    run.decisions(section="study", inputs=inputs)
+    run.decide(inputs=inputs)
     rows = {name: len(part) for name, part in splits.items()}
     names = [model.name for model in config.study.models]
     told: dict[str, object] = {"resumed": run.resumed, "models": names, "seeds": config.study.seeds}
@@ -88,6 +96,8 @@ def _test_rows(config: StudyConfig, splits: dict[str, Catalog]) -> Catalog:
         CatalogError: there are none.
     """
     known = list(count_labels(splits["train"].column("label"))) if "train" in splits else []
+    if not {"train", "validation"} <= set(splits):
+        raise CatalogError(f"{config.catalog.uri}: there are no training or no validation rows; see split.validation")
     test = splits.get("test")
     test = test.select(np.isin(test.column("label"), known)) if test else None
     if not test or not len(test):
@@ -142,7 +152,7 @@ def _tables(fits: list[Fit], predictions: pd.DataFrame, compared: Comparison) ->
         "fits": pd.DataFrame(rows),
         "epochs": pd.DataFrame(epochs),
         "predictions": predictions,
-        "pairs": pd.DataFrame(pairs),
+        "pairs": pd.DataFrame(pairs, columns=PAIR_COLUMNS),
     }
 
 

@@ -49,6 +49,7 @@ class TrainedModel:
             "validation_top1": best["validation_top1"],
             "validation_macro_f1": best["validation_macro_f1"],
             "validation_loss": best["validation_loss"],
+            "validation_rows": best["validation_rows"],
         }
         return BundleMeta(
             name=config.model.name or config.model.arch,

@@ -29,9 +29,12 @@ class Verdict:
     lowest: int
 
 
-def _stopped(lowest: int, since: int) -> str:
-    """What early stopping would have done."""
-    return f" (train.patience {PATIENCE} ends after epoch {lowest + PATIENCE})" if since > PATIENCE else ""
+def _stopped(history: Sequence[Epoch], lowest: int) -> str:
+    """What early stopping by the loss would have done."""
+    end = lowest + PATIENCE
+    if len({row["phase"] for row in history}) > 1 or end >= len(history):
+        return ""
+    return f" (early stopping by train.metric loss with train.patience {PATIENCE} ends after epoch {end})"
 
 
 def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
@@ -53,26 +56,29 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
         f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation "
         f"({last['validation_rows']} rows) at the end"
     )
-    learned = (last["train_top1"] - 1 / num_labels) / (1 - 1 / num_labels)
+    # training rows may be mixed and augmented beyond recognition, and validation rows are not
+    top1 = max(last["train_top1"], last["validation_top1"])
+    learned = (top1 - 1 / num_labels) / (1 - 1 / num_labels)
     falls = slope < -FALLING * max(1.0, losses[-1])
     risen = losses[-1] - losses[at] > RISEN * max(1.0, losses[at])
     if risen and last["train_loss"] < history[at]["train_loss"]:
         name = "over-fitting"
         text = (
             f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}), and {since} epochs later it is "
-            f"{losses[-1]:.3f}{_stopped(lowest, since)}; {told}. More pictures, more augmentation or fewer trained "
+            f"{losses[-1]:.3f}{_stopped(history, lowest)}; {told}. More pictures, more augmentation or fewer trained "
             "blocks would help"
         )
     elif falls:
         name = "still improving"
         text = (
-            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: try "
-            f"--train.epochs {2 * len(history)}"
+            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help, "
+            f"{2 * len(history)} say"
         )
     elif learned < POOR:
         name = "under-fitting"
         more = "Train longer or at higher rates" if last["trainable"] == "all" else "Train more blocks, or longer"
-        text = f"validation loss does not fall at the end ({losses[-1]:.3f}); {told}. {more}"
+        trend = "does not fall at the end" if len(history) > 1 else "after one epoch is what it is"
+        text = f"validation loss {trend} ({losses[-1]:.3f}); {told}. {more}"
     else:
         name, text = "good fit", f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}); {told}"
     return Verdict(name, text, float(gap), slope, lowest)
