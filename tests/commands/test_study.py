@@ -12,7 +12,7 @@ import yaml
 
 from retailray.cli import main
 from tests import oracles
-from tests.commands.helpers import events, latest, read_json, read_text
+from tests.commands.helpers import events, interrupt, latest, read_json, read_text, run_beside
 
 EPOCHS = 2
 MODELS = [
@@ -213,3 +213,51 @@ def test_on_ray_fits_run_side_by_side_and_train_alike(article, ray_session_cpus,
     assert (
         oracles.audit_study(latest(str(tmp_path / "ray")), usable_test_rows(article), lambda one: article / one) == []
     )
+
+
+@pytest.mark.slow
+def test_a_study_that_is_interrupted_goes_on_with_the_fit_that_was_in_flight(article, tmp_path):
+    """Ctrl-C in the middle of the second fit: its epochs are not trained again, and its result is what it would be."""
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    config["study"] |= {"models": MODELS[:1]}
+    config["train"] |= {"epochs": 30, "checkpoint_interval_s": 0.0}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    words = ["study", "--config", str(tmp_path / "study.yaml"), "--cluster.engine", "inline", "--out"]
+
+    def break_off(heard):
+        heard.until("epoch", 35)
+        interrupt()
+
+    code, told = run_beside([*words, str(tmp_path / "broken")], break_off)
+    assert code == 130
+    assert [event["seed"] for event in told if event["event"] == "fit"] == [0]
+    done = sum(event["event"] == "epoch" for event in told)
+    code, told = run_beside([*words, str(tmp_path / "broken"), "--study.resume"], lambda heard: None)
+    assert code == 0
+    trained = sum(event["event"] == "epoch" for event in told)
+    assert done + trained in (60, 61), "an epoch is told before its state is kept"
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    broken, whole = (pd.read_csv(f"{latest(str(tmp_path / name))}/fits.csv") for name in ("broken", "whole"))
+    columns = ["seed", "epochs", "best_epoch", "train_top1", "validation_loss", "test_top1"]
+    pd.testing.assert_frame_equal(broken[columns], whole[columns])
+
+
+@pytest.mark.slow
+def test_a_study_is_not_resumed_on_other_rows(article, tmp_path, retailray):
+    """Kind of fault: some models have learned from rows that others are tested on."""
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    table = pd.read_csv(article / "train.csv")
+    table["name"] = str(article / "images/train") + "/" + table.name
+    table.to_csv(tmp_path / "train.csv", index=False)
+    config["catalog"] |= {"uri": str(tmp_path / "train.csv"), "image_template": "{name}", "test_uri": None}
+    config["catalog"]["allow"] = [str(article)]
+    config["split"]["test"] = 0.3
+    config["study"] |= {"models": MODELS[:1], "seeds": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    words = {"config": tmp_path / "study.yaml", "out": tmp_path / "out"}
+    assert retailray("study", **words)[0] == 0
+    (Path(latest(str(tmp_path / "out"))) / "_SUCCESS").unlink()
+    table.iloc[:-4].to_csv(tmp_path / "train.csv", index=False)
+    code, _, err = retailray("study", **words, **{"study.resume": "true"})
+    assert code == 2
+    assert "study.resume: the catalog's rows changed" in err
