@@ -18,6 +18,7 @@ from retailray import events
 from retailray.cluster.output import Lines, Stream
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution.credentials import ray_token
+from retailray.interrupts import interrupts_wait
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -161,7 +162,9 @@ class Cluster:
 
         def look() -> "JobDetails | None":
             try:
-                return self._client.get_job_info(submission_id)
+                # Ctrl-C waits for the answer: Python drops it where a connection is cleared away, and nobody hears of it
+                with interrupts_wait():
+                    return self._client.get_job_info(submission_id)
             except RuntimeError as error:
                 if _status(error) == 404:
                     return None
