@@ -162,7 +162,7 @@ class Cluster:
 
         def look() -> "JobDetails | None":
             try:
-                # Ctrl-C waits for the answer: Python drops it where a connection is cleared away, and nobody hears of it
+                # Ctrl-C waits for the answer: Python drops it where a connection is cleared away, in a finalizer
                 with interrupts_wait():
                     return self._client.get_job_info(submission_id)
             except RuntimeError as error:
