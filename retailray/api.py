@@ -24,6 +24,7 @@ from retailray.config import COMMANDS, arguments
 from retailray.errors import ConfigError, StorageError
 from retailray.execution import prepare_environment
 from retailray.interrupts import importing
+from retailray.runs import latest_run
 
 R = TypeVar("R", bound="Run")
 Config = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -43,8 +44,7 @@ class Run:
         Raises:
             StorageError: there is none.
         """
-        folder = storage.normalize(os.fspath(out))
-        return cls(storage.join(folder, storage.read_bytes(storage.join(folder, "LATEST")).decode()))
+        return cls(latest_run(storage.normalize(os.fspath(out))))
 
     def path(self, *parts: str) -> str:
         return storage.join(self.address, *parts)
@@ -77,8 +77,9 @@ class Run:
         """The report, to be shown in a notebook. Needs IPython."""
         from IPython.display import IFrame
 
-        page = storage.read_bytes(self.report)
-        return IFrame(src=f"data:text/html;base64,{_base64(page)}", width="100%", height=height)
+        from retailray.reports.page import data_uri
+
+        return IFrame(src=data_uri(self.read("report.html"), "text/html"), width="100%", height=height)
 
     def _picture(self, name: str) -> Any:
         from IPython.display import Image
@@ -289,9 +290,3 @@ class _Warnings(io.StringIO):
                 said = {key: value for key, value in fields.items() if key not in ("event", "time", "run_id")}
                 warnings.warn(f"retailray: {said.pop('note', '')} {said or ''}".strip(), stacklevel=2)
         return len(text)
-
-
-def _base64(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode()

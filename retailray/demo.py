@@ -17,6 +17,7 @@ from retailray.config import (
     BundleSection,
     CatalogSection,
     CheckConfig,
+    ClusterSection,
     DemoConfig,
     EvaluateConfig,
     EvaluateSection,
@@ -33,7 +34,7 @@ from retailray.evaluation.evaluate import evaluate
 from retailray.execution import start_executor
 from retailray.quality.check import check
 from retailray.reports.page import render, thumbnails
-from retailray.runs import RunDirectory
+from retailray.runs import RunDirectory, latest_run
 from retailray.scoring.score import score
 from retailray.training.train import train
 
@@ -63,7 +64,8 @@ def run_demo(config: DemoConfig) -> str:
         found = check(
             CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
         )
-        backbone = _pretrain(config, run)
+        where = {"out": run.path("pretrain"), "cache": run.path("cache")}
+        backbone = pretrain(run.path("pretraining"), **where, seed=config.demo.seed, cluster=config.cluster)
         results = {}
         for start in reversed(STARTS):  # the pretrained one last, so that LATEST points to it
             results[start] = _fine_tune(config, run, backbone if start == STARTS[0] else "none")
@@ -78,7 +80,10 @@ def run_demo(config: DemoConfig) -> str:
             )
         )
     summary = json.loads(storage.read_bytes(storage.join(scored, "run.json")))
-    links = {name: _latest(run.path(name)) for name in ("check", "train", "evaluate", "score")}
+    links = {
+        name: storage.join(latest_run(run.path(name)), "report.html")
+        for name in ("check", "train", "evaluate", "score")
+    }
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
     _write_report(run, planted, found, ordered, summary, suspects, links)
@@ -112,18 +117,17 @@ def _transform() -> TransformSection:
     return TransformSection(image_size=IMAGE_PX, resize_size=IMAGE_PX + 8)
 
 
-def _pretrain(config: DemoConfig, run: RunDirectory) -> str:
+def pretrain(shapes: str, *, out: str, cache: str, seed: int, cluster: ClusterSection) -> str:
+    """Train a network on class folders of pictures that are none of the catalog's; the address of its bundle."""
     return train(
         TrainConfig(
-            out=run.path("pretrain"),
-            catalog=CatalogSection(uri=run.path("pretraining")),
+            out=out,
+            catalog=CatalogSection(uri=shapes),
             split=SplitSection(validation=0.1),
             transform=_transform(),
             model=ModelSection(arch=ARCH, weights="none", trainable="all"),
-            train=TrainSection(
-                epochs=EPOCHS, batch_size=32, backbone_lr=5e-3, seed=config.demo.seed, cache_uri=run.path("cache")
-            ),
-            cluster=config.cluster,
+            train=TrainSection(epochs=EPOCHS, batch_size=32, backbone_lr=5e-3, seed=seed, cache_uri=cache),
+            cluster=cluster,
         )
     )
 
@@ -152,10 +156,6 @@ def _fine_tune(config: DemoConfig, run: RunDirectory, weights: str) -> dict[str,
         )
     )
     return {"bundle": bundle, **metrics}
-
-
-def _latest(out: str) -> str:
-    return storage.join(out, storage.read_bytes(storage.join(out, "LATEST")).decode(), "report.html")
 
 
 def _label_suspects(scored: str, limit: int = 12) -> pd.DataFrame:

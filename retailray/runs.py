@@ -134,6 +134,11 @@ def address_of(out: str, run_id: str) -> str:
     return storage.join(out, f"run_id={run_id}")
 
 
+def latest_run(out: str) -> str:
+    """The address of the run that ``LATEST`` names. Raises StorageError where there is none."""
+    return storage.join(out, storage.read_bytes(storage.join(out, "LATEST")).decode())
+
+
 def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
     """The run id of the newest run of these settings below ``out`` without ``_SUCCESS``; ``ignoring``: dotted keys."""
     wanted = _without(config.model_dump(mode="json"), ignoring)

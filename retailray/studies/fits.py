@@ -21,7 +21,7 @@ from retailray.execution import Executor
 from retailray.models.blocks import to_blocks
 from retailray.models.bundle import load_bundle, state_to_bytes
 from retailray.models.weights import pretrained_model
-from retailray.runs import RunDirectory, list_runs
+from retailray.runs import RunDirectory, latest_run, list_runs
 from retailray.training.best_epoch import Epoch
 from retailray.training.phases import check_batch_size, resolve
 from retailray.training.train import train
@@ -181,7 +181,7 @@ def _train_in_task(config: TrainConfig, environment: dict[str, str]) -> None:
 
 def read_fit(model: StudyModel, seed: int, out: str) -> Fit:
     """What a finished ``train`` left in ``out``."""
-    folder = storage.join(out, storage.read_bytes(storage.join(out, "LATEST")).decode())
+    folder = latest_run(out)
     summary = json.loads(storage.read_bytes(storage.join(folder, "run.json")))
     table = pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(folder, "history.csv"))))
     history = cast(list[Epoch], table.to_dict("records"))

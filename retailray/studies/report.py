@@ -20,7 +20,7 @@ from retailray.data.transforms import draw_seed, make_augment
 from retailray.models.metrics import confused_pairs, confusion
 from retailray.reports import plots as shared_plots
 from retailray.reports.page import data_uri, render, thumbnails
-from retailray.runs import RunDirectory
+from retailray.runs import RunDirectory, latest_run
 from retailray.studies import plots
 from retailray.studies.fits import Fit
 from retailray.studies.statistics import Comparison
@@ -73,7 +73,7 @@ def _confusion(of_best: pd.DataFrame) -> str | None:
 
 def _catalog(run: RunDirectory, train: Catalog) -> dict[str, object]:
     """What the study's check found, and what the training rows are."""
-    check = storage.join("check", storage.read_bytes(run.path("check", "LATEST")).decode())
+    check = storage.join("check", posixpath.basename(latest_run(run.path("check"))))
     images = pd.read_parquet(io.BytesIO(storage.read_bytes(run.path(check, "images.parquet"))))
     readable = images[images.error_code == ""]
     sizes = plots.picture_sizes(readable.width.to_numpy(float), readable.height.to_numpy(float))
