@@ -30,7 +30,8 @@ POLL_S = 0.5
 RETRY_S = 1.0
 TOLD_S = 15.0  # for what a head's agent tells the dashboard
 FIRST_TRIES = 3  # of the first word: an address that is wrong should be an answer, not a wait
-TAIL_S = 5.0  # for the last lines, once a job has ended
+TAIL_S = 5.0  # for the stream to end, once a job has ended
+LAST_S = 30.0  # for its whole output, if that had not come: its machine may be gone
 CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -181,11 +182,15 @@ class Cluster:
     def stop(self, submission_id: str) -> None:
         self.with_retries(lambda: self._client.stop_job(submission_id))
 
-    def with_retries(self, action: Callable[[], T]) -> T:
-        """Retry while the cluster does not answer. Raises CapacityError after ``unreachable_timeout_s``."""
+    def with_retries(self, action: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        """Retry while the cluster does not answer. Raises CapacityError after ``timeout_s``.
+
+        That is ``unreachable_timeout_s``, unless it is given.
+        """
         from ray.exceptions import RayError  # not before RAY_AUTH_MODE is set: Ray reads it when it is imported
 
-        deadline, said = time.monotonic() + self.unreachable_timeout_s, False
+        timeout_s = self.unreachable_timeout_s if timeout_s is None else timeout_s
+        deadline, said = time.monotonic() + timeout_s, False
         while True:
             try:
                 return action()
@@ -194,7 +199,7 @@ class Cluster:
                     raise CapacityError(f"{self.address} refuses: {_first_line(error)}") from error
                 if time.monotonic() > deadline:
                     raise CapacityError(
-                        f"{self.address} gave no answer for {self.unreachable_timeout_s:.0f} s "
+                        f"{self.address} gave no answer for {timeout_s:.0f} s "
                         f"({type(error).__name__}); a submitted job may still run: `retailray submit list` and "
                         "`submit attach ID` tell"
                     ) from error
@@ -202,7 +207,7 @@ class Cluster:
                     events.emit(
                         "waiting",
                         reason=f"{self.address} gives no answer",
-                        unreachable_timeout_s=self.unreachable_timeout_s,
+                        unreachable_timeout_s=timeout_s,
                     )
                     said = True
                 time.sleep(RETRY_S)
@@ -229,7 +234,10 @@ class Cluster:
         finally:
             stream.stop()
         try:
-            lines.take(self._client.get_job_logs(submission_id))
+            output = self.with_retries(
+                lambda: self._client.get_job_logs(submission_id), timeout_s=min(LAST_S, self.unreachable_timeout_s)
+            )
+            lines.take(output)
         except Exception as error:  # the job has ended, and its exit code is known, whatever its machine says
             events.emit("warning", note=f"the job's last lines may be missing: {_first_line(error)}")
         lines.close()
