@@ -56,11 +56,11 @@ def run_demo(config: DemoConfig) -> str:
     """
     watch = events.Stopwatch()
     run = RunDirectory(config)
+    events.emit("start", command="demo", run=run.address, images=config.demo.num_images)
     planted = _generate(config, run)
-    with (
-        events.nested_run(),
-        start_executor(config.cluster, num_images=config.demo.num_images),
-    ):  # one Ray for all, if any
+    # one Ray for all, if any
+    with events.nested_run(), start_executor(config.cluster, num_images=config.demo.num_images) as executor:
+        run.machines = executor.machines
         found = check(
             CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
         )

@@ -5,6 +5,7 @@ event on standard output. The last line is always the summary: counts, seconds, 
 """
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import sys
@@ -18,10 +19,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-_own: TextIO | None = None
-_run_id: str | None = None
-_run: str | None = None  # the address of the run that began last
-_live: Progress | Live | None = None  # lines printed while a bar is shown must go through it
+
+@dataclasses.dataclass
+class _State:
+    """Of the command that this process runs: one for all its threads, as standard output is."""
+
+    own: TextIO | None = None  # where events go in place of standard output
+    run_id: str | None = None
+    run: str | None = None  # the address of the run that began last
+    live: Progress | Live | None = None  # lines printed while a bar is shown must go through it
+
+
+_state = _State()
 
 
 @contextlib.contextmanager
@@ -30,18 +39,17 @@ def own_stdout(instead: TextIO | None = None) -> Iterator[None]:
 
     ``instead``: where events go in its place.
     """
-    global _own, _run_id, _run
-    _own, _run = instead or sys.stdout, None
+    _state.own, _state.run = instead or sys.stdout, None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        _own = _run_id = None
+        _state.own = _state.run_id = None
 
 
 def stream() -> TextIO:
     """Standard output, also where it is kept for events."""
-    return _own or sys.stdout
+    return _state.own or sys.stdout
 
 
 def on_terminal() -> bool:
@@ -53,7 +61,7 @@ def emit(event: str, **fields: object) -> None:
     fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
     if not on_terminal():
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        stamp = {"time": now} | ({"run_id": _run_id} if _run_id else {})
+        stamp = {"time": now} | ({"run_id": _state.run_id} if _state.run_id else {})
         print(json.dumps({"event": event, **stamp, **fields}, default=str), file=stream(), flush=True)
         return
     _print_event(event, fields)
@@ -69,13 +77,12 @@ def pass_on(line: str, event: dict[str, Any]) -> None:
 
 def bind(run_id: str, address: str) -> None:
     """Put a run's id on every line from here on, to the end of the command."""
-    global _run_id, _run
-    _run_id, _run = run_id, address
+    _state.run_id, _state.run = run_id, address
 
 
 def last_run() -> str | None:
     """The address of the run that this process began last."""
-    return _run
+    return _state.run
 
 
 @contextlib.contextmanager
@@ -84,18 +91,17 @@ def nested_run() -> Iterator[None]:
 
     If the inner run fails, :func:`last_run` is still the inner one.
     """
-    global _run_id, _run
-    outer_id, outer = _run_id, _run
+    outer_id, outer = _state.run_id, _state.run
     try:
         yield
-        _run = outer
+        _state.run = outer
     finally:
-        _run_id = outer_id
+        _state.run_id = outer_id
 
 
 def _print_event(event: str, fields: dict[str, object]) -> None:
     text = "  ".join(f"[dim]{key}[/] {escape(str(value))}" for key, value in fields.items())
-    console = _live.console if _live else Console(file=stream(), highlight=False)
+    console = _state.live.console if _state.live else Console(file=stream(), highlight=False)
     console.print(f"[bold cyan]{event:<9}[/] {text}", soft_wrap=True)
 
 
@@ -111,15 +117,14 @@ def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    global _live
     console = Console(file=stream(), highlight=False)
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, note="")
-        _live = progress
+        _state.live = progress
         try:
             yield lambda completed, note="": progress.update(task, completed=completed, note=note)
         finally:
-            _live = None
+            _state.live = None
 
 
 @contextlib.contextmanager
@@ -128,13 +133,12 @@ def live() -> Iterator[Callable[[Table], None]]:
     if not on_terminal():
         yield lambda renderable: None
         return
-    global _live
     with Live(console=Console(file=stream(), highlight=False), transient=True) as shown:
-        _live = shown
+        _state.live = shown
         try:
             yield shown.update
         finally:
-            _live = None
+            _state.live = None
 
 
 class Reporter(Protocol):

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # our code between the bytes of an image and its prediction or error
@@ -25,8 +26,6 @@ INFERENCE_CODE = (
     "scoring/chunks.py",
 )
 LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
-
-_machines: list[dict[str, object]] = []  # of the Ray session that this process had last
 
 
 # written into the package of a submitted job: version and commit of the machine that submitted it
@@ -79,24 +78,19 @@ def provenance() -> dict[str, object]:
     return {"created_at": now, "git_commit": git_commit(), "libraries": libraries()}
 
 
-def note_machines(machines: list[dict[str, object]]) -> None:
-    """Remember what a Ray session ran on, for ``run.json``."""
-    _machines[:] = machines
-
-
 def this_machine() -> dict[str, object]:
     """The machine of this process: no name and no address of it, which are nobody's business in a published record."""
     return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "system": platform.platform(terse=True)}
 
 
-def made_by() -> dict[str, object]:
-    """For ``run.json``: versions, the machine of the driver, and the cluster's machines by kind."""
+def made_by(machines: Sequence[dict[str, object]]) -> dict[str, object]:
+    """For ``run.json``: versions, the machine of the driver, and those that the work ran on, by kind."""
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "libraries": libraries(),
         "driver": this_machine(),
-        "machines": list(_machines),
+        "machines": list(machines),
         "command": Path(sys.argv[0]).name,
     }
 

@@ -33,6 +33,7 @@ class RunDirectory:
         self.run_id = run_id or f"{started:%Y%m%dT%H%M%SZ}-{short_id}"
         self.started_at = started.isoformat(timespec="seconds")
         self.out = config.out
+        self.machines: list[dict[str, object]] = []  # that the work ran on, by kind; for run.json
         self.address = address_of(config.out, self.run_id)
         events.bind(self.run_id, self.address)
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -101,7 +102,7 @@ class RunDirectory:
                 "started_at": self.started_at,
                 "finished_at": finished,
                 **summary,
-                "made_by": made_by(),
+                "made_by": made_by(self.machines),
             },
         )
         self.write("_SUCCESS", b"")

@@ -144,3 +144,21 @@ def test_the_page_on_the_architecture_names_files_and_functions_that_exist():
     wrong += [name for name in places if not (PACKAGE / name).exists() and not (PACKAGE.parent / name).exists()]
     assert len(re.findall(r"\.py`", page)) > 40
     assert not wrong
+
+
+def test_no_module_changes_its_own_variables():
+    """Kind of fault: what one run leaves in a module is found there by the next run of the same process."""
+    statements = (ast.walk(ast.parse(path.read_text())) for path, _ in modules())
+    assert not [node.names for nodes in statements for node in nodes if isinstance(node, ast.Global)]
+
+
+@pytest.mark.slow  # a process of its own
+def test_importing_the_reader_of_images_changes_nothing_for_others():
+    """Kind of fault: a script that imports one of our modules finds the limits of Pillow lifted."""
+    code = """if True:
+        import warnings, PIL.Image
+        before = PIL.Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+        import retailray.data.images, retailray.scoring.chunks
+        print((PIL.Image.MAX_IMAGE_PIXELS, [one for one in warnings.filters if "PIL" in str(one)]) == (before[0], []))
+    """
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -1,5 +1,6 @@
 """What a record says of the code that made it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from retailray.config import DemoConfig
 from retailray.provenance import git_commit
+from retailray.runs import RunDirectory
 
 PACKAGE = Path(__file__).parents[1] / "retailray"
 
@@ -31,3 +34,13 @@ def test_the_commit_is_of_this_code_and_of_no_repository_around_it(tmp_path):
     code = "from retailray.provenance import git_commit; print(git_commit())"
     told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "site-packages", capture_output=True, text=True)
     assert told.stdout == "None\n", told.stderr
+
+
+def test_a_run_names_the_machines_that_it_ran_on_and_those_of_no_other(tmp_path):
+    """Kind of fault: machines that were kept by the process stood in the records of later runs."""
+    first, second = (RunDirectory(DemoConfig(out=str(tmp_path / name))) for name in ("first", "second"))
+    first.machines = [{"count": 1, "cpus": 2.0, "gpus": 0.0}]
+    for run in (first, second):
+        run.publish({})
+    found = [json.loads(Path(run.path("run.json")).read_text())["made_by"]["machines"] for run in (first, second)]
+    assert found == [[{"count": 1, "cpus": 2.0, "gpus": 0.0}], []]

@@ -3,7 +3,7 @@
 from pydantic.fields import FieldInfo
 
 from retailray.config import COMMANDS, CommandConfig
-from retailray.config.keys import is_section, type_name
+from retailray.config.keys import description_of, is_section, type_name
 
 EXIT_CODES = (
     "\nExit codes: 0 done; 1 failed; 2 the command line or a config file is wrong; 3 done, but more rows failed than\n"
@@ -46,7 +46,7 @@ def print_help(command: str, model: type[CommandConfig]) -> None:
 def _help_row(key: str, field: FieldInfo) -> tuple[str, str, str]:
     from rich.markup import escape
 
-    text = field.description or ""
+    text = description_of(field)
     if field.is_required():
         text += " (required)"
     elif field.default is not None and field.default not in ([], {}):

@@ -5,6 +5,9 @@ import typing
 from collections.abc import Iterator
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+SHOWN_CHOICES = 5  # that stand in place of a type; more of them follow the description
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:
@@ -37,10 +40,19 @@ def annotation_of(model: object, key: str) -> object:
     return annotation
 
 
+def description_of(field: FieldInfo) -> str:
+    """What a setting does, and the names that it takes where they are too many for :func:`type_name`."""
+    text, kind = field.description or "", field.annotation
+    if typing.get_origin(kind) is list:
+        kind = typing.get_args(kind)[0]
+    names = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return f"{text} One of: {', '.join(map(str, names))}." if len(names) > SHOWN_CHOICES else text
+
+
 def type_name(annotation: object) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return "|".join(map(str, arguments)) if len(arguments) <= 5 else "name"
+        return "|".join(map(str, arguments)) if len(arguments) <= SHOWN_CHOICES else "name"
     if origin in (types.UnionType, typing.Union):
         return type_name(next(argument for argument in arguments if argument is not type(None)))
     if origin is list and is_section(arguments[0]):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from retailray.config import COMMANDS
-from retailray.config.keys import is_section, known_keys, type_name
+from retailray.config.keys import description_of, is_section, known_keys, type_name
 
 HEAD = """\
 # Reference
@@ -53,7 +53,7 @@ def reference() -> str:
 
 def _cells(key: str, field: FieldInfo) -> tuple[str, str, str, str]:
     default = "required" if field.is_required() else "" if field.default in (None, "", [], {}) else f"`{field.default}`"
-    cells = f"`{key}`", type_name(field.annotation), default, field.description or ""
+    cells = f"`{key}`", type_name(field.annotation), default, description_of(field)
     first, second, third, fourth = (cell.replace("|", "\\|") for cell in cells)
     return first, second, third, fourth
 

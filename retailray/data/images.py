@@ -31,9 +31,6 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 Image.init()  # registers WebP and TIFF too; open() with names that are not registered yet fails
-# our own limit, checked on the header, takes the place of Pillow's
-warnings.filterwarnings("ignore", module=r"PIL\..*")  # of what it mends; not for a while, which threads cannot do
-Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +62,7 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
         ImageError: ``empty_file``, ``not_an_image``, ``truncated``, ``corrupt``, ``too_many_pixels``,
             ``bad_aspect_ratio``.
     """
+    _lift_limits_of_pillow()
     if not data:
         raise ImageError("empty_file", "the file has zero bytes")
     format = format_of(data)
@@ -85,6 +83,17 @@ def open_image(data: bytes, limits: Limits) -> tuple[Image.Image, ImageFacts]:
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     return image, ImageFacts(image.format or "", width, height, image.mode)
+
+
+@functools.cache
+def _lift_limits_of_pillow() -> None:
+    """Our own limit, checked on the header, takes their place: from the first image on, not from the import.
+
+    Pillow's settings and Python's filters are the process's, so that they cannot be set for a while beside other
+    threads.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damage that it mends
 
 
 def _open(data: bytes, format: str | None) -> Image.Image:

@@ -40,7 +40,7 @@ def compare(config: CompareConfig) -> dict[str, object]:
     run = RunDirectory(config)
     names = {name: f"{side.meta.name}/{side.meta.version}" for name, side in sides.items()}
     events.emit("start", command="compare", run=run.address, rows=len(catalog), **names)
-    both = predict_both(config.catalog, catalog, sides, config.cluster, batch_size=config.compare.batch_size)
+    both = predict_both(config.catalog, catalog, sides, config.cluster, run, batch_size=config.compare.batch_size)
     found = {"rows": len(catalog), "both": len(both), **measure(both, bootstrap=config.compare.bootstrap)}
     found |= {name: {"uri": side.uri, "version": side.meta.version} for name, side in sides.items()}
     changed = both[both.champion_label != both.challenger_label]
@@ -55,12 +55,19 @@ def compare(config: CompareConfig) -> dict[str, object]:
 
 
 def predict_both(
-    section: CatalogSection, catalog: Catalog, sides: dict[str, Side], cluster: ClusterSection, *, batch_size: int
+    section: CatalogSection,
+    catalog: Catalog,
+    sides: dict[str, Side],
+    cluster: ClusterSection,
+    run: RunDirectory,
+    *,
+    batch_size: int,
 ) -> pd.DataFrame:
     """One row for every row that both could predict: ``row_id, id, uri, label, group``, and label and score by each
     side."""
     frames = []
     with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
+        run.machines = executor.machines
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
         for name, side in sides.items():

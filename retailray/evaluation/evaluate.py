@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     unknown = _warn(config, catalog, side)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
-    predicted = _predict(config, catalog, meta)
+    predicted = _predict(config, catalog, meta, run)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
     frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
@@ -115,8 +115,9 @@ def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
         )
 
 
-def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta) -> pa.Table:
+def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta, run: RunDirectory) -> pa.Table:
     with start_executor(config.cluster, num_images=len(catalog)) as executor:
+        run.machines = executor.machines
         batch_size = config.evaluate.batch_size
         plan = plan_scoring(executor.capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)

@@ -96,7 +96,7 @@ def _decide(
     events.emit("start", command="promote", **told)
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
-    both = predict_both(config.catalog, catalog, against, config.cluster, batch_size=config.promote.batch_size)
+    both = predict_both(config.catalog, catalog, against, config.cluster, run, batch_size=config.promote.batch_size)
     found = measure(both, bootstrap=config.promote.bootstrap)
     problems = gate_problems(config, found)
     decision = {

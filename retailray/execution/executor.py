@@ -85,6 +85,7 @@ class Executor(Protocol):
     engine: str
     capacity: Capacity
     num_nodes: int
+    machines: list[dict[str, object]]  # by kind: how many, and the CPUs and GPUs of each
     chunk_rows: int  # rows of a unit of work, at most
 
     def wait_until_free(self, plan: Plan, *, deadline_s: float) -> None:

@@ -19,7 +19,6 @@ from retailray.execution.reporting import Counter, shown
 from retailray.execution.resources import Capacity, Plan, visible_gpus
 from retailray.execution.state import read_state, write_state
 from retailray.interrupts import importing
-from retailray.provenance import note_machines
 
 CHUNK_ROWS = 64  # a unit of work: about 10 MB of pixels
 AHEAD = 2  # units a thread, that may wait for the one that reads them
@@ -30,7 +29,6 @@ KEPT_SHARE = 0.3  # of the memory that is free, for streams that are kept; as la
 def inline_executor() -> Iterator["InlineExecutor"]:
     """Threads for the length of a ``with`` block; what has not begun when it ends never begins."""
     executor = InlineExecutor()
-    note_machines([{"count": 1, "cpus": executor.capacity.num_cpus, "gpus": executor.capacity.num_gpus}])
     try:
         yield executor
     finally:
@@ -48,6 +46,9 @@ class InlineExecutor:
         cpus = joblib.cpu_count()
         free = KEPT_SHARE * psutil.virtual_memory().available
         self.capacity = Capacity(float(cpus), float(visible_gpus()), free, place="this machine", one_process=True)
+        self.machines: list[dict[str, object]] = [
+            {"count": 1, "cpus": self.capacity.num_cpus, "gpus": self.capacity.num_gpus}
+        ]
         self.threads = cpus
         self.pool = ThreadPoolExecutor(cpus, thread_name_prefix="retailray")
 

@@ -14,7 +14,7 @@ from retailray.execution.launcher import run_trainer
 from retailray.execution.progress_actor import ProgressActor, RayReporter
 from retailray.execution.reporting import shown
 from retailray.execution.resources import Capacity, Plan, wait_until_free
-from retailray.execution.session import ray_session, root_cause
+from retailray.execution.session import machines, ray_session, root_cause
 
 UNIT_ROWS = 2048  # images a data task, at most
 
@@ -33,7 +33,7 @@ class RayExecutor:
     chunk_rows = UNIT_ROWS
 
     def __init__(self, capacity: Capacity, num_nodes: int) -> None:
-        self.capacity, self.num_nodes = capacity, num_nodes
+        self.capacity, self.num_nodes, self.machines = capacity, num_nodes, machines()
 
     def wait_until_free(self, plan: Plan, *, deadline_s: float) -> None:
         wait_until_free(plan, deadline_s=deadline_s)

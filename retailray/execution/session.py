@@ -18,7 +18,6 @@ from retailray.errors import CapacityError, ConfigError
 from retailray.execution.credentials import load_job_credentials, setup_hook
 from retailray.execution.resources import Capacity, asked_for
 from retailray.interrupts import interrupts_wait
-from retailray.provenance import note_machines
 
 CONNECT_S = 10.0
 LONGEST_FOLDER = 40  # characters of the folder for temporary files, to which Ray adds some sixty
@@ -96,7 +95,6 @@ def ray_session(section: ClusterSection) -> Iterator[Capacity]:
                 _start(section)
         _set_up_libraries()
         with asked_for(section):
-            note_machines(machines())
             _prefer_cpu_nodes()
             yield _capacity()
     finally:

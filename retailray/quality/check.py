@@ -45,7 +45,7 @@ def check(config: CheckConfig) -> dict[str, object]:
     num_rows = sum(map(len, splits.values()))
     events.emit("start", command="check", run=run.address, rows=num_rows)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
-    scanned = _scan(config, table)
+    scanned = _scan(config, table, run)
     orphans, not_listed = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
@@ -77,9 +77,10 @@ def check(config: CheckConfig) -> dict[str, object]:
     return report
 
 
-def _scan(config: CheckConfig, table: pa.Table) -> pa.Table:
+def _scan(config: CheckConfig, table: pa.Table, run: RunDirectory) -> pa.Table:
     """What is found at every row's address, in the order of the rows."""
     with start_executor(config.cluster, num_images=table.num_rows) as executor:
+        run.machines = executor.machines
         plan = plan_reading(executor.capacity)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         with executor.reporter("images", table.num_rows) as reporter:

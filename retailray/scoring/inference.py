@@ -81,6 +81,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(config.catalog))
     access = access_of(config.catalog)
     with start_executor(config.cluster, num_images=num) as executor:
+        run.machines = executor.machines
         capacity = executor.capacity
         plan = plan_scoring(capacity, config.cluster, num_images=num, batch_size=config.score.batch_size)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)

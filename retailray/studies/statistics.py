@@ -16,8 +16,8 @@ SIGNIFICANT = 0.05
 class Accuracy:
     """Top-1 on the test rows: the mean over seeds, each seed's own, and the 95 % interval over products and seeds.
 
-    Where every fit is right on every row, or on none, resamples are all alike: the exact binomial interval of so many
-    products is taken.
+    Where every fit is right on every row, or on none, resamples are all alike: the exact interval of a binomial
+    proportion (Clopper and Pearson) for that number of products is taken.
     """
 
     top1: float
@@ -143,7 +143,7 @@ def _draws(right: Mapping[str, np.ndarray], groups: np.ndarray, bootstrap: int, 
 
 
 def _exact_interval(share: float, count: int) -> tuple[float, float]:
-    """Clopper and Pearson's 95 % interval of none or all of so many."""
+    """Clopper and Pearson's 95 % interval of a proportion of 0 or 1."""
     import scipy.stats  # a second
 
     found = scipy.stats.binomtest(round(share * count), count).proportion_ci()

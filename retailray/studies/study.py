@@ -55,6 +55,7 @@ def study(config: StudyConfig) -> str:
     events.emit("start", command="study", run=run.address, **told, **rows)
     num_images = sum(rows.values()) * len(names) * config.study.seeds
     with start_executor(config.cluster, num_images=num_images) as executor:
+        run.machines = executor.machines
         if not (run.resumed and storage.exists(run.path("check", "LATEST"))):
             with events.nested_run():
                 check(_check_config(config, run))

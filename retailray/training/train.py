@@ -73,6 +73,7 @@ def train(config: TrainConfig) -> str:
         **{name: len(part) for name, part in task.splits.items()},
     )
     with start_executor(config.cluster, num_images=sum(map(len, task.splits.values()))) as executor:
+        run.machines = executor.machines
         plan = _plan(task, executor)
         fitter, rows = _prepare(task, run, plan, executor)
         prepared_s = watch.seconds

@@ -52,6 +52,7 @@ def tune(config: TuneConfig) -> str:
         start_executor(config.cluster, num_images=num_images, needs_ray="trials run on Ray Tune") as on_ray,
         executor_for_reading(on_ray, config.cluster, num_images=num_images) as executor,
     ):
+        run.machines = on_ray.machines
         plan = plan_training(executor.capacity, config.cluster)
         trial_plan = plan_trials(on_ray.capacity, config.cluster, config.tune)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)

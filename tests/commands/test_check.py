@@ -54,6 +54,13 @@ def test_every_row_is_in_the_tables_once(checked, small_catalog):
     assert set(errors.stage) == {"fetch", "decode"}
 
 
+def test_the_record_names_this_machine(checked):
+    out, _ = checked
+    (machine,) = read_json(f"{out}/run.json")["made_by"]["machines"]
+    assert machine["count"] == 1
+    assert machine["cpus"] > 0
+
+
 def test_the_report_is_whole_and_escapes(checked):
     run, _ = checked
     page = read_text(f"{run}/report.html")

@@ -299,7 +299,7 @@ class TestKills:
     def assert_resumed(self, found, out, *, after):
         assert found[0]["resumed"]
         done = [event["epoch"] for event in found if event["event"] == "epoch"]
-        # an epoch is told before its state is kept; and a few may be done before a signal comes
+        # the line of an epoch is printed before its state is saved; and a few may be done before a signal comes
         assert after - 2 <= done[0] <= after + 10
         assert done[-1] == 30
         assert len(list(out.glob("run_id=*"))) == 1

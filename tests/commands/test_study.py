@@ -220,7 +220,7 @@ def test_a_study_that_is_interrupted_goes_on_with_the_fit_that_was_in_flight(art
     code, told = run_beside([*words, str(tmp_path / "broken"), "--study.resume"], lambda heard: None)
     assert code == 0
     trained = sum(event["event"] == "epoch" for event in told)
-    assert done + trained in (60, 61), "an epoch is told before its state is kept"
+    assert done + trained in (60, 61), "the line of an epoch is printed before its state is saved"
     assert main([*words, str(tmp_path / "whole")]) == 0
     broken, whole = (pd.read_csv(f"{latest(str(tmp_path / name))}/fits.csv") for name in ("broken", "whole"))
     columns = ["seed", "epochs", "best_epoch", "train_top1", "validation_loss", "test_top1"]

@@ -183,6 +183,14 @@ def test_help_names_every_key_with_help(command, capsys):
             assert inner.description
 
 
+def test_help_lists_what_a_setting_takes(capsys):
+    """Kind of fault: a list of many names is called "name,...", and nobody says which names there are."""
+    assert main(["check", "--help"]) == 0
+    text = capsys.readouterr().out
+    findings = {"exact_duplicates", "labels_without_training_rows", "unread_files"}
+    assert findings <= {word.strip(",.") for word in text.split()}
+
+
 def test_resolved_config_round_trips(tmp_path):
     config = arguments.parse("train", [*CHECK, "--catalog.label_map", '{"a": "b"}', "--train.epochs", "2"])
     file = tmp_path / "resolved.yaml"
