@@ -8,21 +8,8 @@ The commands as functions are :func:`check`, :func:`train`, :func:`tune`, :func:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retailray.api import (
-        CheckRun,
-        EvaluateRun,
-        Run,
-        ScoreRun,
-        StudyRun,
-        TrainRun,
-        TuneRun,
-        check,
-        evaluate,
-        score,
-        study,
-        train,
-        tune,
-    )
+    from retailray.api import check, evaluate, score, study, train, tune
+    from retailray.results import CheckRun, EvaluateRun, Run, ScoreRun, StudyRun, TrainRun, TuneRun
 
 __all__ = [
     "CheckRun",

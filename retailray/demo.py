@@ -33,7 +33,8 @@ from retailray.data.synthetic import write_catalog, write_pretraining_set
 from retailray.evaluation.evaluate import evaluate
 from retailray.execution import start_executor
 from retailray.quality.check import check
-from retailray.reports.page import render, thumbnails
+from retailray.reports.page import picture_facts, render, thumbnails
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory, latest_run
 from retailray.scoring.score import score
 from retailray.training.train import train
@@ -87,7 +88,7 @@ def run_demo(config: DemoConfig) -> str:
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
     _write_report(run, planted, found, ordered, summary, suspects, links)
-    run.publish({"command": "demo", "planted": planted, "seconds": watch.seconds})
+    publish(run, {"command": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     events.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
     watch.summary("demo", num_images=summary["counts"]["scored"], **summary["counts"], report=report)
@@ -210,6 +211,9 @@ def _doubted(suspects: pd.DataFrame, catalog: CatalogSection) -> list[dict[str, 
             "picture": picture,
             "caption": f"label {row.label} · model {row.pred_label} {row.pred_score:.2f} · "
             f"{'label is wrong' if row.is_wrong else 'label is right'}",
+            "facts": picture_facts(
+                image=row.image, label=row.label, predicted=row.pred_label, confidence=row.pred_score
+            ),
         }
         for picture, row in zip(pictures, suspects.itertuples(), strict=True)
     ]

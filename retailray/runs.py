@@ -155,24 +155,31 @@ def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
     return None
 
 
+def run_names(out: str) -> list[str]:
+    """Names of what may be runs below ``out``, the newest first."""
+    fs, path = storage.filesystem(out)
+    found = storage.with_deadline(out, lambda: _entries(fs, path))
+    return sorted((name for name in found if name.startswith("run_id=")), reverse=True)
+
+
+def _entries(fs: Any, folder: str) -> set[str]:
+    try:
+        return {entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
 def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
     """Runs below ``out`` by the names of their directories, the newest first, and what lies directly in each.
 
     ``after``: the name of a run; only those that are newer.
     """
 
-    def entries(folder: str) -> set[str]:
-        try:
-            return {entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)}
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-
     fs, path = storage.filesystem(out)
-    found = storage.with_deadline(out, lambda: entries(path))
-    names = sorted((name for name in found if name.startswith("run_id=") and name > after), reverse=True)
+    names = [name for name in run_names(out) if name > after]
     pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nightly runs, one request each
     try:
-        listed = pool.map(lambda name: storage.with_deadline(out, lambda: entries(f"{path}/{name}")), names)
+        listed = pool.map(lambda name: storage.with_deadline(out, lambda: _entries(fs, f"{path}/{name}")), names)
         runs = dict(zip(names, listed, strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not for a store that does not answer

@@ -34,7 +34,7 @@ def test_the_surface_is_pinned():
         "Run": {"address", "latest", "path", "read", "report", "show", "summary", "table"},
         "CheckRun": {"errors", "facts", "findings", "images"},
         "TrainRun": {"bundle", "curves", "history", "verdict"},
-        "TuneRun": {"best_config", "bundle", "epochs", "trials"},
+        "TuneRun": {"best_config", "bundle", "epochs", "trials", "verdict"},
         "EvaluateRun": {"confusion", "confusion_plot", "errors", "metrics", "per_class"},
         "ScoreRun": {"errors", "predictions"},
         "StudyRun": {"facts", "fits", "pairs", "predictions"},

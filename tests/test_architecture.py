@@ -27,7 +27,7 @@ LAYERS = [
     {"training"},
     {"tuning", "studies"},
     {"demo", "article", "nightly"},
-    {"cli", "api"},
+    {"cli", "api", "results"},
     {"__main__"},
 ]
 LEVEL = {layer: level for level, layers in enumerate(LAYERS) for layer in layers}

@@ -18,6 +18,7 @@ from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -49,7 +50,7 @@ def compare(config: CompareConfig) -> dict[str, object]:
     write_comparison_report(run, config.catalog, names, found, changed)
     told = {key: found[key] for key in ("rows", "both", "changed", "labelled")}
     told |= {key: value for key, value in found.get("top1", {}).items() if not isinstance(value, list)}
-    run.publish({"command": "compare", **told, "seconds": watch.seconds})
+    publish(run, {"command": "compare", **told, "seconds": watch.seconds})
     watch.summary("compare", num_images=2 * len(both), **told, report=run.path("report.html"))
     return found
 

@@ -23,6 +23,7 @@ from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.registry import resolve_alias
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
 MATRIX_LABELS = 1000  # of confusion.csv as a matrix
@@ -71,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
-    run.publish({name: value for name, value in summary.items() if name != "per_class"})
+    publish(run, {name: value for name, value in summary.items() if name != "per_class"})
     told = {"rows": len(catalog), "evaluated": len(used), "failed": errors.num_rows}
     told |= {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "report": run.path("report.html")}
     watch.summary("evaluate", num_images=len(used), **told)

@@ -13,6 +13,7 @@ from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_
 from retailray.evaluation.trained_rows import Side, side_of, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, move_alias
 
@@ -109,7 +110,7 @@ def _decide(
         "top1": found.get("top1"),
     }
     run.write_json("decision.json", decision)
-    run.publish({"command": "promote", **decision, "seconds": watch.seconds})
+    publish(run, {"command": "promote", **decision, "seconds": watch.seconds})
     return decision, run, len(both)
 
 

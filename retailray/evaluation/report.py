@@ -10,11 +10,13 @@ import scipy.sparse
 from retailray.config import CatalogSection, EvaluateConfig
 from retailray.models.meta import BundleMeta
 from retailray.reports import plots
-from retailray.reports.page import data_uri, error_summary, render, thumbnails
+from retailray.reports.page import error_summary, picture_facts, render, thumbnails
 from retailray.runs import RunDirectory
 
 NUM_CLASSES = 500  # of the table by class
 PICTURES_A_PAIR = 3
+WEAK = 0.5  # F1 of a label that is worth a word
+MISCALIBRATED = 0.1  # expected calibration error
 
 
 def write_evaluation_report(
@@ -28,7 +30,7 @@ def write_evaluation_report(
 ) -> None:
     """Write ``confusion.png`` and ``report.html`` into the run directory. ``used`` has one row an evaluated image."""
     matrix = plots.confusion(*_most_confused(*confusion))
-    run.write("confusion.png", matrix)
+    run.write("confusion.png", matrix.png())
     correct = (used.label == used.pred_label).to_numpy(float)
     page = render(
         "evaluation.html.j2",
@@ -36,10 +38,11 @@ def write_evaluation_report(
         subtitle=f"{config.catalog.uri} · {config.model.uri}",
         run_id=run.run_id,
         metrics=metrics,
+        answers=_answers(metrics, pairs),
         pairs=[_pair(used, metrics, *pair, section=config.catalog) for pair in pairs],
-        confusion=data_uri(matrix, "image/png"),
+        confusion=matrix,
         temperature=meta.temperature,
-        reliability=data_uri(plots.reliability(_confidences(used, meta), correct), "image/png"),
+        reliability=plots.reliability(_confidences(used, meta), correct),
         per_class=sorted(metrics["per_class"].items(), key=lambda item: (item[1]["f1"], item[0]))[:NUM_CLASSES],
         num_labels=len(confusion[1]),
         num_shown=min(len(confusion[1]), plots.MAX_CONFUSION),
@@ -47,6 +50,26 @@ def write_evaluation_report(
         errors=error_summary(metrics["errors_by_code"], {}),
     )
     run.write("report.html", page)
+
+
+def _answers(metrics: Mapping[str, Any], pairs: Sequence[tuple[str, str, int]]) -> list[tuple[bool, str]]:
+    """Is it good, and what is there to do: whether each is good, and in a sentence."""
+    low, high = metrics["intervals"]["top1"] if metrics["intervals"] else (metrics["top1"],) * 2
+    told = f"Top-1 is {metrics['top1']:.1%} ({low:.1%} to {high:.1%}) on {metrics['num_rows']:,} images."
+    usual = max(row["support"] for row in metrics["per_class"].values()) / max(1, metrics["num_rows"])
+    answers = [(low > usual, told)]
+    if low <= usual:
+        answers.append((False, f"Always saying the most frequent label gives {usual:.1%}, which is as good."))
+    weak = sorted((row["f1"], name) for name, row in metrics["per_class"].items() if row["f1"] < WEAK)
+    if weak:
+        names = ", ".join(name for _, name in weak[:3]) + (f" and {len(weak) - 3} more" if len(weak) > 3 else "")
+        answers.append((False, f"F1 is below {WEAK:.0%} for {names}: more pictures of these labels would help."))
+    if pairs:
+        truth, guess, count = pairs[0]
+        answers.append((False, f"The most frequent mistake is {truth} taken for {guess} ({count} times)."))
+    if metrics["ece"] > MISCALIBRATED:
+        answers.append((False, f"Confidences are {metrics['ece']:.1%} off on average: set thresholds with care."))
+    return answers
 
 
 def _most_confused(matrix: scipy.sparse.csr_array, labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -66,7 +89,11 @@ def _pair(
     members = mistakes.sort_values("pred_score", ascending=False).head(PICTURES_A_PAIR)
     pictures = thumbnails(members.uri.tolist(), section)
     rows = [
-        {"picture": picture, "caption": f"{row.pred_score:.2f} · {row.id}"}
+        {
+            "picture": picture,
+            "caption": f"{row.pred_score:.2f} · {row.id}",
+            "facts": picture_facts(id=row.id, label=truth, predicted=guess, confidence=row.pred_score, address=row.uri),
+        }
         for picture, row in zip(pictures, members.itertuples(), strict=True)
     ]
     return {

@@ -25,6 +25,7 @@ from retailray.execution import plan_reading, start_executor
 from retailray.quality.findings import Result, find_problems
 from retailray.quality.report import write_check_report
 from retailray.quality.scan import FACTS, scan_rows
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
 
@@ -61,7 +62,10 @@ def check(config: CheckConfig) -> dict[str, object]:
     ):
         run.write(name, parquet_bytes(rows))
     write_check_report(run, config, scan, report, results)
-    run.publish({"command": "check", "catalog": config.catalog.uri, "num_rows": num_rows, "seconds": watch.seconds})
+    found = {result.name: result.count for result in results if result.count}
+    told = {"catalog": config.catalog.uri, "num_rows": num_rows, "num_images_ok": report["num_images_ok"]}
+    told |= {"num_findings": sum(found.values()), "findings": found, "seconds": watch.seconds}
+    publish(run, {"command": "check", **told})
     failed = num_rows - report["num_images_ok"]
     watch.summary(
         "check",
@@ -70,7 +74,7 @@ def check(config: CheckConfig) -> dict[str, object]:
         ok=report["num_images_ok"],
         failed=failed,
         errors_by_code=report["errors_by_code"],
-        findings={result.name: result.count for result in results if result.count},
+        findings=found,
         report=run.path("report.html"),
     )
     _gate(results, config.check.fail_on, run)

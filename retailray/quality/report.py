@@ -9,7 +9,7 @@ import pandas as pd
 from retailray.config import CatalogSection, CheckConfig
 from retailray.quality.findings import Result
 from retailray.reports import plots
-from retailray.reports.page import data_uri, error_summary, render, thumbnails
+from retailray.reports.page import error_summary, picture_facts, render, thumbnails
 from retailray.runs import RunDirectory
 
 MAX_SHEET_LABELS = 60  # a page that a browser opens at once; some 2 MB of thumbnails
@@ -27,7 +27,7 @@ def write_check_report(
     ok = scan[scan.error_code == ""]
     sizes = None
     if len(ok):
-        sizes = data_uri(plots.size_distributions(ok.width.to_numpy(float), ok.height.to_numpy(float)), "image/png")
+        sizes = plots.size_distributions(ok.width.to_numpy(float), ok.height.to_numpy(float))
     sheet = _sample_sheet(ok, config.check.samples, config.catalog)
     page = render(
         "check.html.j2",
@@ -37,7 +37,7 @@ def write_check_report(
         report=report,
         errors=error_summary(report["errors_by_code"], _examples(scan)),
         sizes=sizes,
-        labels_plot=data_uri(plots.label_bars(report["labels"], "rows"), "image/png") if report["labels"] else None,
+        labels_plot=plots.label_bars(report["labels"], "rows") if report["labels"] else None,
         groups=_groups(results, scan, config.catalog),
         sheet=sheet,
         sheet_cut=len(sheet) < ok.label.nunique(),
@@ -75,10 +75,25 @@ def _sample_sheet(
     for label in labels if per_label else []:
         members = ok[ok.label == label]
         members = members.sample(min(per_label, len(members)), random_state=0)
-        sheet.append((label, _pictures(members, members.id.tolist(), section)))
+        sheet.append((label, _pictures(members, members.id.tolist(), section, len(labels) * per_label)))
     return sheet
 
 
-def _pictures(members: pd.DataFrame, captions: Sequence[str], section: CatalogSection) -> list[dict[str, object]]:
-    pictures = thumbnails(members.uri.tolist(), section)
-    return [{"picture": picture, "caption": caption} for picture, caption in zip(pictures, captions, strict=True)]
+def _pictures(
+    members: pd.DataFrame, captions: Sequence[str], section: CatalogSection, of_page: int = 0
+) -> list[dict[str, object]]:
+    pictures = thumbnails(members.uri.tolist(), section, of_page=of_page)
+    return [
+        {
+            "picture": picture,
+            "caption": caption,
+            "facts": picture_facts(
+                id=row.id,
+                label=row.label,
+                split=row.split,
+                size=f"{row.width:.0f} x {row.height:.0f} px",
+                address=row.uri,
+            ),
+        }
+        for picture, caption, row in zip(pictures, captions, members.itertuples(), strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jinja2
@@ -12,8 +13,14 @@ from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.images import decode, limits_of, to_jpeg, whole
 from retailray.errors import ERROR_CODES, ImageError
+from retailray.reports.glossary import definitions, linked
 
-THUMBNAIL_PX = 128
+THUMBNAIL_PX, SMALL_PX = 256, 128  # a page shows them at half their size, and enlarges them
+MANY = 100  # pictures of a page: they are small then, or it would have more than 3 MB
+
+# the header cells of tables and the words below the figures of cards
+_HEADINGS = re.compile(r"(<th(?: [^>]*)?>|</b><span>)([^<]+)(</th>|</span></div>)")
+_SECTION = re.compile(r"<section([^>]*)><h2>(.*?)</h2>")
 
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("retailray.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -23,22 +30,39 @@ _environment.filters["thousands"] = lambda value: f"{value:,}".replace(",", "\u2
 
 
 def render(template: str, **values: object) -> str:
-    """A page as text. Everything that is not made here is escaped."""
-    return _environment.get_template(template).render(**values)
+    """A page as text, with a list of its sections and the meanings of its words.
+
+    Everything that is not made here is escaped.
+    """
+    page = _environment.get_template(template).render(**values)
+    used: set[str] = set()
+    page = _HEADINGS.sub(lambda found: found[1] + linked(found[2], used) + found[3], page)
+    page = page.replace("<!-- words -->", definitions(used))
+    titles: list[str] = []
+
+    def with_anchor(found: re.Match[str]) -> str:
+        titles.append(found[2])
+        return f'<section{found[1]} id="section-{len(titles)}"><h2>{found[2]}</h2>'
+
+    page = _SECTION.sub(with_anchor, page)
+    links = [f'<a href="#section-{number}">{title}</a>' for number, title in enumerate(titles, 1)]
+    return page.replace("<!-- contents -->", f'<nav aria-label="sections">{"".join(links)}</nav>' if links[2:] else "")
 
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thumbnails(uris: Sequence[str], section: CatalogSection) -> list[str | None]:
-    """Their central squares as data URIs of :data:`THUMBNAIL_PX`; None for what cannot be read any more.
+def thumbnails(uris: Sequence[str], section: CatalogSection, *, of_page: int = 0) -> list[str | None]:
+    """Their central squares as data URIs; None for what cannot be read any more.
 
-    ``section``: what may be read, and of which size.
+    Args:
+        section: what may be read, and of which size. of_page: how many pictures the page has.
     """
+    side = SMALL_PX if max(of_page, len(uris)) > MANY else THUMBNAIL_PX
 
     def square(data: bytes) -> np.ndarray:
-        return decode(data, resize_size=THUMBNAIL_PX, crop_size=THUMBNAIL_PX, limits=limits_of(section))
+        return decode(data, resize_size=side, crop_size=side, limits=limits_of(section))
 
     return _shown(uris, section, square)
 
@@ -55,6 +79,14 @@ def _shown(uris: Sequence[str], section: CatalogSection, read: Callable[[bytes],
             if isinstance(data, bytes):
                 shown[at] = data_uri(to_jpeg(read(data)))
     return shown
+
+
+def picture_facts(**values: object) -> dict[str, str]:
+    """What is said of a picture that is enlarged; what is not known is left out."""
+    texts = {
+        name.replace("_", " "): f"{one:.3f}" if isinstance(one, float) else str(one) for name, one in values.items()
+    }
+    return {name: text for name, text in texts.items() if text not in ("", "None")}
 
 
 def error_summary(

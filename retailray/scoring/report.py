@@ -10,11 +10,12 @@ from retailray.config import CatalogSection, ScoreConfig
 from retailray.models.meta import BundleMeta, Thresholds
 from retailray.models.thresholds import NEVER, AcceptanceCurve
 from retailray.reports import plots
-from retailray.reports.page import data_uri, error_summary, render, thumbnails
+from retailray.reports.page import error_summary, picture_facts, render, thumbnails
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift
 
 NUM_QUEUED, NUM_CLASSES = 24, 40
+MUCH = 0.25  # population stability index beyond chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ def write_score_report(
         title="Scored catalog",
         subtitle=config.catalog.uri,
         run_id=run.run_id,
+        answers=_answers(facts, findings),
         counts=facts["counts"],
         decisions=facts["decisions"],
         agreement=facts["label_agreement"],
@@ -55,7 +57,7 @@ def write_score_report(
         target=promised,
         promise=facts["promise"],
         used_for=meta.data.get("validation_rows_used_for"),
-        acceptance=data_uri(plots.acceptance(curve, promised), "image/png") if curve else None,
+        acceptance=plots.acceptance(curve, promised) if curve else None,
         acceptable=_acceptable(curve),
         meta=meta,
         model_uri=config.model.uri,
@@ -63,7 +65,7 @@ def write_score_report(
         drift=findings.drift,
         changed=changed,
         changed_pictures=_with_pictures(changed["examples"], config.catalog),
-        histogram=data_uri(plots.score_histogram(np.array(facts["histogram"]), lines), "image/png"),
+        histogram=plots.score_histogram(np.array(facts["histogram"]), lines),
         classes=_classes(facts["labels"], findings.labels_before, meta.data.get("labels")),
         num_classes=len(facts["labels"]),
         stages=stages,
@@ -76,6 +78,28 @@ def write_score_report(
         errors=error_summary(facts["errors_by_code"], facts["examples"]),
     )
     run.write("report.html", page)
+
+
+def _answers(facts: Mapping[str, Any], findings: Findings) -> list[tuple[bool, str]]:
+    """Is it good, what changed, what is there to do: whether each is good, and in a sentence."""
+    counts, decisions = facts["counts"], facts["decisions"]
+    failed, waiting = counts["failed"], sum(decisions.get(name, 0) for name in ("review", "abstain"))
+    said = [(False, f"{failed:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons.")]
+    answers = said if failed else [(True, f"All {counts['rows']:,} rows have a prediction.")]
+    if findings.labels_before is None:
+        answers.append((True, "This is the first run: there is nothing to compare it with."))
+    elif count := findings.changed["count"]:
+        answers.append((False, f"{count:,} products have another label than in the previous run."))
+    else:
+        answers.append((True, "No product has another label than in the previous run."))
+    drifted = [f"{one.what} (against the {one.reference})" for one in findings.drift if one.psi_above_noise >= MUCH]
+    if drifted:
+        answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))
+    if waiting:
+        answers.append((False, f"{waiting:,} predictions wait for a person: go through them at To review."))
+    else:
+        answers.append((True, "Nothing waits for a person."))
+    return answers
 
 
 def _lines(thresholds: Thresholds) -> dict[str, float]:
@@ -121,4 +145,15 @@ def _classes(
 
 def _with_pictures(rows: Sequence[dict[str, Any]], section: CatalogSection) -> list[dict[str, object]]:
     pictures = thumbnails([row["uri"] for row in rows], section)
-    return [row | {"picture": picture} for row, picture in zip(rows, pictures, strict=True)]
+    return [row | {"picture": picture, "facts": _facts(row)} for row, picture in zip(rows, pictures, strict=True)]
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, str]:
+    return picture_facts(
+        id=row.get("item_id", row.get("id")),
+        predicted=row["pred_label"],
+        confidence=row["pred_score"],
+        previous_run=row.get("before", row.get("label_before")),
+        label_of_the_catalog=row.get("catalog_label"),
+        address=row["uri"],
+    )

@@ -19,6 +19,7 @@ from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
+from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.formats import SCORED, TODO
@@ -193,6 +194,7 @@ class _ScoringRun:
             except StorageError as error:  # the results are published, and the next run tries again
                 note = f"old runs could not be removed, score.keep_runs = {config.score.keep_runs}: {error}"
                 events.emit("warning", note=note)
+        write_run_index(run)
         self.watch.summary("score", num_images=counts["scored"], **counts, run=run.address)
         if too_many:
             where = "the results are published" if pointed else f"LATEST still names the run before, see {run.address}"

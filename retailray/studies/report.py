@@ -19,7 +19,8 @@ from retailray.data.images import limits_of, to_jpeg
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.models.metrics import confused_pairs, confusion
 from retailray.reports import plots as shared_plots
-from retailray.reports.page import data_uri, render, thumbnails
+from retailray.reports.charts import Chart
+from retailray.reports.page import data_uri, picture_facts, render, thumbnails
 from retailray.runs import RunDirectory, latest_run
 from retailray.studies import plots
 from retailray.studies.fits import Fit
@@ -54,7 +55,7 @@ def write_study_report(
         num_tested=predictions.row_id.nunique(),
         models=[_model(name, fits, compared) for name in compared.accuracies],
         pairs=compared.pairs[:MAX_PAIRS],
-        accuracy=data_uri(bars, "image/png"),
+        accuracy=bars,
         confusion=_confusion(of_best),
         confused=[_pair(of_best, *pair, config=config) for pair in _pairs(of_best)],
         augmented=_augmented(config, train),
@@ -63,12 +64,12 @@ def write_study_report(
     run.write("report.html", page)
 
 
-def _confusion(of_best: pd.DataFrame) -> str | None:
+def _confusion(of_best: pd.DataFrame) -> Chart | None:
     """The confusion matrix of all seeds together; None where it has too many labels to be read."""
     matrix, labels = confusion(of_best.label.to_numpy(object), of_best.pred_label.to_numpy(object))
     if len(labels) > shared_plots.MAX_CONFUSION:
         return None
-    return data_uri(shared_plots.confusion(matrix.toarray(), labels), "image/png")
+    return shared_plots.confusion(matrix.toarray(), labels)
 
 
 def _catalog(run: RunDirectory, train: Catalog) -> dict[str, object]:
@@ -81,8 +82,8 @@ def _catalog(run: RunDirectory, train: Catalog) -> dict[str, object]:
     return {
         "check": json.loads(storage.read_bytes(run.path(check, "check.json"))),
         "check_report": f"{check}/report.html",
-        "labels_plot": data_uri(labels, "image/png"),
-        "sizes": data_uri(sizes, "image/png"),
+        "labels_plot": labels,
+        "sizes": sizes,
     }
 
 
@@ -105,7 +106,8 @@ def _model(name: str, fits: Sequence[Fit], compared: Comparison) -> dict[str, An
         "megabytes": mine[0].num_bytes / 1e6,
         "seconds": float(np.mean([fit.seconds for fit in mine])),
         "images_per_s": float(np.mean([fit.images_per_s for fit in mine])),
-        "curves": data_uri(curves, "image/png"),
+        "curves": curves,
+        "signals": shared_plots.training_signals(mine[0].history),
     }
 
 
@@ -122,7 +124,14 @@ def _pair(of_best: pd.DataFrame, truth: str, guess: str, count: int, *, config: 
     captions = [
         f"{row.seed} of {config.study.seeds} seeds · {posixpath.basename(row.id)}" for row in shown.itertuples()
     ]
-    members = [{"picture": one, "caption": caption} for one, caption in zip(pictures, captions, strict=True)]
+    members = [
+        {
+            "picture": one,
+            "caption": caption,
+            "facts": picture_facts(id=row.id, label=truth, predicted=guess, seeds=row.seed, address=row.uri),
+        }
+        for one, caption, row in zip(pictures, captions, shown.itertuples(), strict=True)
+    ]
     return {"truth": truth, "guess": guess, "count": count, "members": members}
 
 

@@ -18,6 +18,7 @@ from retailray.evaluation.predictions import predict_catalog
 from retailray.execution import Executor, plan_scoring, start_executor
 from retailray.models.meta import load_meta
 from retailray.quality.check import check
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.studies.fits import Fit, check_models, run_fits
 from retailray.studies.report import write_study_report
@@ -72,7 +73,7 @@ def study(config: StudyConfig) -> str:
     facts = _facts(compared, rows, num_tested=len(groups))
     run.write_json("study.json", facts)
     write_study_report(run, config, fits, predictions, compared, splits["train"])
-    run.publish({"command": "study", **facts, "seconds": watch.seconds})
+    publish(run, {"command": "study", **facts, "seconds": watch.seconds})
     seen = sum(row["train_rows"] for fit in fits for row in fit.history)
     told = {name: facts[name] for name in ("winner", "why", "best", "top1", "not_surely_worse")}
     watch.summary("study", num_images=seen, fits=len(fits), **told, report=run.path("report.html"))

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypedDict, TypeVar, cast
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.distributed
@@ -18,16 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retailray.config import TrainSection
 from retailray.execution.state import read_state
-from retailray.interrupts import importing
 from retailray.models.blocks import batch_norms, freeze, train_mode
 from retailray.models.precision import autocast, spare_slow_gradients
 from retailray.training.best_epoch import Epoch, TrainMeasures, best_epoch, epochs_since_better
-from retailray.training.network import Batches, Network
+from retailray.training.mixing import Mixing
+from retailray.training.network import Batches, Network, TimedIterator
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
 from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase
 from retailray.training.validation import Validator, validate
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -145,7 +143,7 @@ class TrainingLoop:
         if self.world.size > 1:
             stepped = DistributedDataParallel(stepped, device_ids=[self.device] if self.device.type == "cuda" else None)
         self.stepped = stepped
-        self.mixers = self._make_mixers()
+        self.mixing = Mixing(self.train, self.network.num_classes, self.num_cached_blocks)
 
     def _restore(self, start: State) -> None:
         load_optimizer(self.optimizer, self.schedule, start)
@@ -202,7 +200,7 @@ class TrainingLoop:
         self.network.model.eval()
         train_mode(self.network.chain, self.phase.num_frozen_blocks)
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        batches, rate = Waiting(self.network.batches(self.train_batches, epoch)), 0.0
+        batches, rate = TimedIterator(self.network.batches(self.train_batches, epoch)), 0.0
         for num_rows, (values, target, weight, _) in batches:
             with self._norms_of_few(num_rows):
                 rate = max(rate, *(group["lr"] for group in self.optimizer.param_groups))
@@ -230,13 +228,13 @@ class TrainingLoop:
     def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows, gradients' norm)."""
         soft = nn.functional.one_hot(target, self.network.num_classes).float()
-        mixed = "cutmix" in self.mixers and ("mixup" not in self.mixers or bool(torch.rand(()) < 0.5))
-        if mixed:
-            values, soft = self.mixers["cutmix"](values, target)
+        mixing = self.mixing.draw()
+        if mixing == "cutmix":
+            values, soft = self.mixing.images(values, target)
         with torch.no_grad(), autocast(self.device, self.network.precision):
             inputs = self.frozen(self.network.enter_blocks(values, self.num_cached_blocks))
-        if "mixup" in self.mixers and not mixed:
-            inputs, soft = _mix(self.mixers["mixup"], inputs, target)
+        if mixing == "mixup":
+            inputs, soft = self.mixing.features(inputs, target)
         with autocast(self.device, self.network.precision):
             logits = self.stepped(inputs).float()
         losses = nn.functional.cross_entropy(logits, soft, reduction="none", label_smoothing=self.train.label_smoothing)
@@ -254,21 +252,6 @@ class TrainingLoop:
         correct = (logits.argmax(1) == target) * weight
         return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum(), norm]).detach().double()
 
-    def _make_mixers(self) -> dict[str, nn.Module]:
-        """torchvision's mixup (on whatever enters the trained blocks: manifold mixup, arXiv 1806.05236) and cutmix."""
-        mixers: dict[str, nn.Module] = {}
-        if not self.train.mixup and not self.train.cutmix:
-            return mixers
-        with importing():
-            from torchvision.transforms import v2
-
-        if self.train.mixup:
-            mixers["mixup"] = v2.MixUp(alpha=self.train.mixup, num_classes=self.network.num_classes)
-        if self.train.cutmix:
-            assert self.num_cached_blocks == 0, "cutmix mixes pixels"
-            mixers["cutmix"] = v2.CutMix(alpha=self.train.cutmix, num_classes=self.network.num_classes)
-        return mixers
-
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """With averaged weights in the model's place, where there are any."""
@@ -281,26 +264,3 @@ class TrainingLoop:
             yield
         finally:
             self.suffix.load_state_dict(kept)
-
-
-class Waiting(Generic[T]):
-    """What an iterator yields, and the ``seconds`` in which it was waited for."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        asked = time.monotonic()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.monotonic() - asked
-
-
-def _mix(mixer: nn.Module, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """torchvision mixes images ``(B, C, H, W)``; features and tokens take that form for it."""
-    mixed, soft = mixer(inputs.reshape(len(inputs), -1, 1, 1) if inputs.ndim != 4 else inputs, target)
-    return mixed.reshape(inputs.shape), soft

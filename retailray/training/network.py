@@ -1,8 +1,9 @@
 """A model where it runs: from a batch of pixels, or of activations that are kept, to logits."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import safetensors.torch
 import torch
@@ -14,6 +15,8 @@ from retailray.models.backbones import build_model, load_state
 from retailray.models.blocks import to_blocks
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
+
+T = TypeVar("T")
 
 LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
@@ -94,3 +97,20 @@ class Network:
         with torch.no_grad():
             for name, value in tensors.items():
                 target[name].copy_(value)
+
+
+class TimedIterator(Generic[T]):
+    """What an iterator yields, and the ``seconds`` in which it was waited for."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        asked = time.monotonic()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.monotonic() - asked

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from retailray.config import TrainConfig
 from retailray.models.meta import BundleMeta
 from retailray.reports import plots
-from retailray.reports.page import data_uri, error_summary, render
+from retailray.reports.page import error_summary, render
 from retailray.runs import RunDirectory
 from retailray.training.best_epoch import Epoch
 from retailray.training.fit import FitResult
@@ -24,7 +24,7 @@ def write_training_report(
     """Write ``curves.png`` and ``report.html`` into the run directory."""
     best = history[result.best_epoch - 1]
     curves = plots.curves(history, best["epoch"])
-    run.write("curves.png", curves)
+    run.write("curves.png", curves.png())
     page = render(
         "training.html.j2",
         title=f"Training {config.model.arch}",
@@ -37,9 +37,9 @@ def write_training_report(
         folds=folds,
         num_labels=len(meta.labels),
         used_for=meta.data["validation_rows_used_for"],
-        curves=data_uri(curves, "image/png"),
-        signals=data_uri(plots.training_signals(history), "image/png"),
-        labels=data_uri(plots.label_bars(meta.data["labels"], "training rows"), "image/png"),
+        curves=curves,
+        signals=plots.training_signals(history),
+        labels=plots.label_bars(meta.data["labels"], "training rows"),
         errors=error_summary(result.errors_by_code, {}),
     )
     run.write("report.html", page)

@@ -15,6 +15,7 @@ from retailray.execution import Executor, Plan, plan_training, start_executor
 from retailray.models.blocks import to_blocks
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import Pretrained, pretrained_model
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
 from retailray.training.bundles import TrainedModel, register
@@ -172,7 +173,7 @@ def _publish(
         "times": {"preparing": prepared_s, "fitting": watch.seconds - prepared_s},
         "seconds": watch.seconds,
     }
-    run.publish(summary, clear=["checkpoints"])
+    publish(run, summary, clear=["checkpoints"])
     track(config, run, summary, history, version=meta.version, metrics=best)
     seen, failed = sum(row["train_rows"] for row in history), sum(result.errors_by_code.values())
     tested = {"folds_top1": folds["top1"]["mean"], "folds_std": folds["top1"]["std"]} if folds else {}

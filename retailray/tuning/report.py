@@ -1,16 +1,31 @@
 """The report of a search: the best trials, what led to them, and what they cost."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from retailray.config import TuneConfig
-from retailray.reports.page import data_uri, render
+from retailray.reports import plots as shared_plots
+from retailray.reports.charts import Chart
+from retailray.reports.page import render
 from retailray.runs import RunDirectory
+from retailray.training.best_epoch import Epoch
+from retailray.training.verdict import Verdict
 from retailray.tuning import plots
 
 SHOWN = 20  # trials in the table of the page; trials.csv has all
 DEPTH, RATE, ARCH = "model.trainable", "train.head_lr", "model.arch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best trial: its epochs, what they say, and what its bundle was measured to reach."""
+
+    history: Sequence[Epoch]
+    epoch: int  # that was kept
+    verdict: Verdict
+    verified: Mapping[str, object]
 
 
 def write_search_report(
@@ -19,7 +34,7 @@ def write_search_report(
     trials: pd.DataFrame,
     epochs: Sequence[Mapping[str, object]],
     backbones: Mapping[str, Mapping[str, float]],
-    verified: Mapping[str, object],
+    best: Best,
 ) -> None:
     """Write ``report.html``. ``trials``: one row per trial, best first; ``epochs``: one row per epoch of a trial."""
     metric = f"validation_{config.train.metric}"
@@ -39,7 +54,10 @@ def write_search_report(
         counts={str(name): int(count) for name, count in trials.status.value_counts().items()},
         num_epochs=len(epochs),
         seconds=float(trials.seconds.sum()),
-        verified=verified,
+        verified=best.verified,
+        verdict=best.verdict,
+        curves=shared_plots.curves(best.history, best.epoch),
+        signals=shared_plots.training_signals(best.history),
         backbones=backbones,
         plots=_plots(usable, pd.DataFrame(epochs), settings, metric, backbones),
     )
@@ -52,7 +70,7 @@ def _plots(
     settings: list[str],
     metric: str,
     backbones: Mapping[str, Mapping[str, float]],
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, Chart]]:
     """Titles and pictures; those that have something to show."""
     found = [("Settings and results", plots.parallel_coordinates(trials, settings, metric))]
     if DEPTH in settings and RATE in settings and metric != "validation_loss":
@@ -61,7 +79,7 @@ def _plots(
         found.append(("Which backbone", plots.backbones_by_speed(trials, metric, ARCH, backbones)))
     found.append(("Learning curves", plots.learning_curves(epochs, trials, metric)))
     found.append(("What accuracy costs", plots.accuracy_by_cost(trials, metric)))
-    return [(title, data_uri(picture, "image/png")) for title, picture in found]
+    return found
 
 
 def _cells(row: Mapping[str, object], settings: list[str]) -> dict[str, object]:

@@ -11,12 +11,14 @@ from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import count_labels
 from retailray.data.spreadsheets import csv_text
 from retailray.execution import TrialPlan, executor_for_reading, plan_training, plan_trials, start_executor
+from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
 from retailray.training.best_epoch import measure_of
 from retailray.training.bundles import register
 from retailray.training.rows import labelled_splits, rows_digest
-from retailray.tuning.report import write_search_report
+from retailray.training.verdict import verdict
+from retailray.tuning.report import Best, write_search_report
 from retailray.tuning.shared_inputs import Inputs, Shared
 from retailray.tuning.trial import MEMBER, RECORD
 from retailray.tuning.trials_table import TrialsTable
@@ -106,7 +108,9 @@ def _publish(
     shared, row, trained, verified = ledger.shared, winner.row, winner.model, winner.verified
     ledger.prune(again=True)
     table = _tables(run, ledger)
-    write_search_report(run, shared.config, table, _curves(ledger), _backbones(shared), verified)
+    judged = verdict(row.history, num_labels=len(shared.labels))
+    best = Best(row.history, trained.best["epoch"], judged, verified)
+    write_search_report(run, shared.config, table, _curves(ledger), _backbones(shared), best)
     counts = {str(status): int(count) for status, count in table.status.value_counts().items()}
     measured = {ledger.metric: measure_of(trained.best, shared.config.train.metric), "verified_top1": verified["top1"]}
     summary = {
@@ -117,6 +121,8 @@ def _publish(
         **measured,
         **facts,
         "best_config": run.path("best.yaml"),
+        "verdict": judged.name,
+        "verdict_text": judged.text,
     }
     record = {
         "command": "tune",
@@ -125,7 +131,7 @@ def _publish(
         "seconds": watch.seconds,
         "resumed": run.resumed,
     }
-    run.publish(record, clear=["exchange"])
+    publish(run, record, clear=["exchange"])
     track(shared.config, run, record, row.history, version=trained.meta.version, metrics=trained.best)
     seen = sum(epoch["train_rows"] for one in ledger.rows.values() for epoch in one.history)
     watch.summary("tune", num_images=seen, **summary, report=run.path("report.html"), **registered)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,25 +11,16 @@ import pandas as pd
 import pytest
 
 from retailray.data.synthetic import write_catalog
+from tests.browser import launched
 from tests.commands.helpers import latest, read_json
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A real headless Chromium; ``.ci/run`` sees to one where it can."""
-    path = os.environ.get("RETAILRAY_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not path:
-        pytest.skip("needs Chromium: apt-get install chromium, or set RETAILRAY_BROWSER to a Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    yield from launched()
 
 
 @pytest.fixture(scope="module")

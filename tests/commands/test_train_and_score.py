@@ -71,7 +71,7 @@ def test_the_training_run_is_whole(shop):
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     assert not fs.exists(f"{run}/checkpoints".removeprefix("s3://"))
     assert fs.info(f"{run}/curves.png".removeprefix("s3://"))["size"] > 10_000
-    assert "<img" in read_text(f"{run}/report.html")
+    assert "<svg" in read_text(f"{run}/report.html")
 
 
 def test_only_the_head_was_trained(shop):

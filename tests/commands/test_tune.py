@@ -1,5 +1,6 @@
 """Searches as commands: trials share their passes, every searcher and scheduler ends, kills lose and repeat nothing."""
 
+import html
 import json
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests import oracles
+from tests.browser import launched, problems_of
 from tests.commands.helpers import (
     events,
     interrupt,
@@ -81,7 +83,8 @@ class TestSearches:
         assert best.validation_top1 == pytest.approx(right[chose].mean(), abs=0.06), "one row of 17"
         assert len(list(Path(run).glob("trials/*/state.pt"))) <= 3
         page = read_text(f"{run}/report.html")
-        assert page.count("data:image/png") == 4
+        assert page.count("<svg") == 6
+        assert summary["verdict_text"][1:] in html.unescape(page)
         # the best config is train's, as it is, and makes the same model
         assert yaml.safe_load(read_text(f"{run}/best.yaml"))["model"]["trainable"] == best["model.trainable"]
         again = {"config": f"{run}/best.yaml", "out": tmp_path / "again", "cluster.engine": "inline"}
@@ -159,6 +162,8 @@ class TestSearches:
         }
         assert set(trials.status) == {"finished"}, "nothing is stopped early"
         assert "Which backbone" in read_text(f"{run}/report.html")
+        for browser in launched():
+            assert problems_of(browser, f"{run}/report.html") == []
 
     def test_two_workers_a_trial_train_alike(self, shop, retailray, tmp_path):
         shared = SMALL | {
