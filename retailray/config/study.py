@@ -1,15 +1,20 @@
 """What ``study`` reads: several models, the seeds of each, and what they share."""
 
+import os
 from collections import Counter
 
-from pydantic import Field, ValidationError
+import yaml
+from pydantic import Field, ValidationError, model_validator
 
+from retailray import storage
 from retailray.config.base import Section
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
 from retailray.config.cluster import ClusterSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
 from retailray.config.fine_tuning import TrainConfig, idle_settings
 from retailray.config.training import ModelSection, Phase, TrainSection
+from retailray.config.yaml_files import load_yaml
+from retailray.errors import StorageError
 
 
 class StudyModel(Section):
@@ -18,12 +23,40 @@ class StudyModel(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$", description="Name in tables and plots, e.g. cnn2 or resnet50 head."
     )
+    config: str | None = Field(
+        None,
+        description=(
+            "Config file of train to take the model, the phases and the rates from, such as best.yaml of a tune; what "
+            "is given here takes precedence."
+        ),
+    )
     model: ModelSection = Field(description="Architecture, initial weights and freeze depth, as for train.")
     phases: list[Phase] = Field(
         [], description="Phases instead of model.trainable; their epochs together must be train.epochs."
     )
     head_lr: float | None = Field(None, gt=0, description="Peak learning rate of the head.")
     backbone_lr: float | None = Field(None, gt=0, description="Peak learning rate of the last block of the backbone.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_config(cls, values: object) -> object:
+        if not isinstance(values, dict) or not values.get("config"):
+            return values
+        return _settings_of(storage.normalize(os.path.expanduser(str(values["config"])))) | values
+
+
+def _settings_of(address: str) -> dict[str, object]:
+    """Model, phases and rates of a config file of ``train``. Raises ValueError."""
+    try:
+        found = load_yaml(storage.read_bytes(address))
+    except (StorageError, yaml.YAMLError) as error:
+        raise ValueError(f"config = {address}: {error}") from error
+    model, train = (found.get(name) if isinstance(found, dict) else None for name in ("model", "train"))
+    if not isinstance(model, dict) or not isinstance(train, dict):
+        raise ValueError(f"config = {address}: it has no sections model and train; name best.yaml of a tune")
+    model = {name: value for name, value in model.items() if name not in ("registry", "name")}
+    rates = ["head_lr"] if model.get("trainable") == "head" and not train.get("phases") else ["head_lr", "backbone_lr"]
+    return {"model": model, **{name: train[name] for name in ("phases", *rates) if train.get(name)}}
 
 
 class StudySection(Section):

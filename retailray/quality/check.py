@@ -62,23 +62,33 @@ def check(config: CheckConfig) -> dict[str, object]:
     ):
         run.write(name, parquet_bytes(rows))
     write_check_report(run, config, scan, report, results)
+    _publish(run, config, report, results, watch)
+    _gate(results, config.check.fail_on, run)
+    return report
+
+
+def _publish(
+    run: RunDirectory,
+    config: CheckConfig,
+    report: dict[str, Any],
+    results: Sequence[Result],
+    watch: events.Stopwatch,
+) -> None:
+    num_rows, num_ok = report["num_rows"], report["num_images_ok"]
     found = {result.name: result.count for result in results if result.count}
-    told = {"catalog": config.catalog.uri, "num_rows": num_rows, "num_images_ok": report["num_images_ok"]}
+    told = {"catalog": config.catalog.uri, "num_rows": num_rows, "num_images_ok": num_ok}
     told |= {"num_findings": sum(found.values()), "findings": found, "seconds": watch.seconds}
     publish(run, {"command": "check", **told})
-    failed = num_rows - report["num_images_ok"]
     watch.summary(
         "check",
         num_images=num_rows,
         rows=num_rows,
-        ok=report["num_images_ok"],
-        failed=failed,
+        ok=num_ok,
+        failed=num_rows - num_ok,
         errors_by_code=report["errors_by_code"],
         findings=found,
         report=run.path("report.html"),
     )
-    _gate(results, config.check.fail_on, run)
-    return report
 
 
 def _scan(config: CheckConfig, table: pa.Table, run: RunDirectory) -> pa.Table:

@@ -1,6 +1,7 @@
 """What the epochs of a fit say, in words: over-fitting, under-fitting, or neither."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from retailray.training.best_epoch import Epoch
 LAST = 3  # epochs at the end over which a slope is taken
 RISEN = 0.05  # of the lowest validation loss, and in itself: it has risen
 FALLING = 0.01  # in an epoch, of the loss and in itself: it still falls
+FARTHEST = 4  # times the epochs that were seen
 PATIENCE = 3  # epochs without a better one, for advice
 POOR = 0.7  # of the way from chance to certainty: what is less is not learned
 
@@ -37,6 +39,20 @@ def _stopped(history: Sequence[Epoch], lowest: int) -> str:
     return f" (early stopping by train.metric loss with train.patience {PATIENCE} ends after epoch {end})"
 
 
+def _epochs_until_flat(epochs: int, slope: float, flat: float) -> int:
+    """After how many epochs a loss falls by ``flat`` an epoch, that falls by ``slope`` after ``epochs``.
+
+    Losses near their end fall about as ``a + b / epoch``, so their slope as ``b / epoch²``. Not beyond
+    :data:`FARTHEST` times as many: no curve says so much of what comes after it.
+    """
+    return min(math.ceil(epochs * math.sqrt(slope / flat)), FARTHEST * epochs)
+
+
+def _diverged(history: Sequence[Epoch], losses: np.ndarray, gap: float) -> Verdict:
+    first = history[int(np.flatnonzero(~np.isfinite(losses))[0])]["epoch"]
+    return Verdict("diverged", f"the loss is no number from epoch {first} on; lower the rates", gap, np.nan, 0)
+
+
 def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
     """Judge a fit by its losses and accuracies.
 
@@ -47,8 +63,7 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
     last = history[-1]
     gap = last["train_top1"] - last["validation_top1"]
     if not np.isfinite(losses).all():
-        first = history[int(np.flatnonzero(~np.isfinite(losses))[0])]["epoch"]
-        return Verdict("diverged", f"the loss is no number from epoch {first} on; lower the rates", gap, np.nan, 0)
+        return _diverged(history, losses, gap)
     at = int(losses.argmin())
     lowest, since = history[at]["epoch"], len(history) - 1 - at
     slope = float(np.polyfit(range(len(losses[-LAST:])), losses[-LAST:], 1)[0]) if len(history) > 1 else 0.0
@@ -70,9 +85,10 @@ def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
         )
     elif falls:
         name = "still improving"
+        epochs = _epochs_until_flat(len(history), -slope, FALLING * max(1.0, losses[-1]))
         text = (
-            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help, "
-            f"{2 * len(history)} say"
+            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: at this slope "
+            f"about {epochs} in all"
         )
     elif learned < POOR:
         name = "under-fitting"

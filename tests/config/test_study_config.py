@@ -1,9 +1,12 @@
 """What a study makes of its models: settings of train that mean something for each, and one cluster for all."""
 
+import re
+
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from retailray.config import StudyConfig
+from retailray.config import StudyConfig, TrainConfig
 
 SCRATCH = {"name": "scratch", "model": {"arch": "cnn1"}}
 HEAD = {"name": "head", "model": {"arch": "resnet18", "trainable": "head"}}
@@ -56,3 +59,39 @@ def test_what_is_wrong_with_the_splits_is_said_once():
     text = str(error.value)
     assert text.count("catalog.split names the column") == 1
     assert "study.models: head: train.backbone_lr would be ignored" in text
+
+
+@pytest.mark.parametrize("trainable", ["head", "last5"])
+def test_the_winner_of_a_search_takes_part_by_its_file(trainable, tmp_path):
+    """What ``tune`` writes names every setting of train, also those that mean nothing for this model or this study."""
+    best = TrainConfig(
+        out="elsewhere",
+        catalog={"uri": "/other.csv"},
+        model={"arch": "resnet18", "trainable": trainable, "weights": "/w.pth", "registry": "/models", "name": "x"},
+        train={"head_lr": 0.02, "epochs": 9} | ({"backbone_lr": 0.005} if trainable != "head" else {}),
+    )
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(best.model_dump(mode="json")))
+    config = study(SCRATCH, {"name": "tuned", "config": str(tmp_path / "best.yaml")})
+    fit = config.fit(config.study.models[1], 0, out="o")
+    assert (fit.model.arch, fit.model.trainable, fit.model.registry) == ("resnet18", trainable, None)
+    assert (fit.train.head_lr, fit.train.epochs) == (0.02, 4)
+    if trainable != "head":
+        assert fit.train.backbone_lr == 0.005
+    # what the run saves as its config reads as the same, also without the file
+    saved = config.model_dump(mode="json")
+    assert StudyConfig.model_validate(saved) == config
+    own = study({"name": "tuned", "config": str(tmp_path / "best.yaml"), "head_lr": 0.5})
+    assert own.fit(own.study.models[0], 0, out="o").train.head_lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "no such"), ("a: [", "expected"), ("out: x", "no sections model and train")],
+)
+def test_a_file_that_is_no_config_of_train_is_named(text, words, tmp_path):
+    path = tmp_path / "best.yaml"
+    if text:
+        path.write_text(text)
+    with pytest.raises(ValidationError, match=re.escape(str(path))) as error:
+        study({"name": "tuned", "config": str(path)})
+    assert words in str(error.value).lower()

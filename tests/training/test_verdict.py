@@ -40,7 +40,7 @@ VALLEY = [*line(1.5, 0.6, 6), *line(0.65, 1.0, 9)]
             line(1.5, 0.5),
             line(1.5, 0.6),
             (0.8, 0.78),
-            "More epochs would help, 20 say",
+            "More epochs would help: at this slope about 32 in all",
         ),
         ("under-fitting", line(1.5, 1.3), [1.4] * 10, (0.35, 0.34), "does not fall at the end (1.400)"),
         ("good fit", line(1.5, 0.1), [*line(1.0, 0.3, 8), 0.3, 0.3], (0.97, 0.9), "lowest in epoch 8 (0.300)"),
@@ -86,3 +86,13 @@ def test_training_rows_that_are_mixed_say_little_of_what_is_learned():
 
 def test_one_epoch_has_no_trend():
     assert "fall" not in verdict(history([1.4], [1.4], [0.3], [0.3]), num_labels=5).text
+
+
+@pytest.mark.parametrize("first", [6, 12, 20])
+def test_advice_follows_the_slope(first):
+    """A loss of 0.4 + 5 / epoch falls by less than 0.01 an epoch from epoch 23 on, wherever it was cut off."""
+    losses = [0.4 + 5 / epoch for epoch in range(1, first + 1)]
+    found = verdict(history(losses, losses, line(0.2, 0.8, first), line(0.2, 0.8, first)), num_labels=5)
+    assert found.name == "still improving"
+    advised = int(found.text.split("about ")[1].split()[0])
+    assert advised == pytest.approx(23, abs=2)
