@@ -157,11 +157,19 @@ def predict(bundle, paths, *, reduced=False):
     return found, meta
 
 
+def same_confidence(one, other, temperature, *, tolerance=0.03):
+    """True if two confidences differ by what bfloat16 rounds away, in themselves or as logits.
+
+    A small temperature (0.05 is the least) makes confidences of logits that hardly differ.
+    """
+    return abs(one - other) <= tolerance or temperature * abs(np.log(one) - np.log(other)) <= tolerance
+
+
 def audit_predictions(predictions, bundle, folder, *, image="image", template="{image}", rows=40, tolerance=0.03):
     """Differences between random rows of ``predictions/`` and what torch makes of the files.
 
-    bfloat16 has eight bits, so confidences may differ by ``tolerance``; where the two best classes are closer than
-    that, either may win.
+    Confidences may differ as :func:`same_confidence` says; where the two best classes do not differ more, either may
+    win.
     """
     chosen = predictions.sample(min(rows, len(predictions)), random_state=0)
     paths = [os.path.join(folder, template.format(image=name)) for name in chosen[image]]
@@ -170,9 +178,11 @@ def audit_predictions(predictions, bundle, folder, *, image="image", template="{
     for row, (label, shares) in zip(chosen.itertuples(), found, strict=True):
         name = getattr(row, image)
         mine = float(shares[meta["labels"].index(row.pred_label)])
-        if abs(mine - row.pred_score) > tolerance:
+        if not same_confidence(row.pred_score, mine, meta["temperature"], tolerance=tolerance):
             problems.append(f"{name}: {row.pred_label} {row.pred_score:.3f}, and torch says {mine:.3f}")
-        if label != row.pred_label and shares.max() - mine > tolerance:
+        if label != row.pred_label and not same_confidence(
+            mine, shares.max(), meta["temperature"], tolerance=tolerance
+        ):
             problems.append(f"{name}: {row.pred_label}, and torch says {label}")
         if row.topk_labels[0] != row.pred_label or not np.isclose(row.topk_scores[0], row.pred_score):
             problems.append(f"{name}: the first of topk is not the prediction")
@@ -292,10 +302,11 @@ def audit_study(run, truth, path_of):
         model, _ = model_of(fit.bundle)
         if sum(parameter.numel() for parameter in model.parameters()) != fit.parameters:
             problems.append(f"{fit.model}: {fit.parameters} parameters")
-        found, meta = predict(fit.bundle, [path_of(one) for one in mine.index])
+        found, meta = predict(fit.bundle, [path_of(one) for one in mine.index], reduced=True)
         for (one, row), (label, shares) in zip(mine.iterrows(), found, strict=True):
             share = float(shares[meta["labels"].index(row.pred_label)])
-            if abs(share - row.pred_score) > 0.05 or (label != row.pred_label and shares.max() - share > 0.05):
+            same = same_confidence(row.pred_score, share, meta["temperature"])
+            if not same or (label != row.pred_label and not same_confidence(share, shares.max(), meta["temperature"])):
                 problems.append(f"{fit.model} {fit.seed} {one}: {row.pred_label} {row.pred_score}, torch says {label}")
     means = {name: float(np.mean(values)) for name, values in accuracy.items()}
     for name, mean in means.items():

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.dataset
 import pytest
 import s3fs
+import yaml
 from PIL import Image
 
 from tests import oracles
@@ -178,3 +179,38 @@ def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, 
     assert len(predictions) == len(table)
     assert oracles.audit_queue(run, predictions, str(photos), key="item") == []
     assert oracles.audit_thresholds(predictions, read_json(f"{run}/run.json")["thresholds"]) == []
+
+
+def test_a_study_finds_the_better_network_and_depth(shop, real_data, tmp_path):
+    """``squeezenet1_0`` and ``mobilenet_v2``, heads and fine-tuned, from real weights; tables by torch and files."""
+    from retailray.cli import main
+
+    photos, weights = real_data
+    fs = s3fs.S3FileSystem()
+    fs.put(str(weights / "squeezenet1_0-imagenet.pth"), "grocery/weights/squeezenet1_0-imagenet.pth")
+    tables = {split: some(photos, split).query("coarse_name == 'Milk'") for split in NUM}
+    tables["test"] = tables["test"].groupby("fine_name").head(6)
+    for split, table in tables.items():
+        table = table.assign(image=f"images/{split}/" + table.name + ".jpg")
+        fs.pipe_file(f"grocery/study-{split}.csv", table.to_csv(index=False).encode())
+    models = []
+    for arch in ("squeezenet1_0", "mobilenet_v2"):
+        start = {"arch": arch, "weights": f"{SHOP}/weights/{arch}-imagenet.pth"}
+        phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 2, "trainable": "last3"}]
+        models += [{"name": f"{arch} head", "model": start | {"trainable": "head"}}]
+        models += [{"name": f"{arch} fine-tuned", "model": start, "phases": phases}]
+    uris = {"uri": "train", "validation_uri": "val", "test_uri": "test"}
+    settings = {
+        "catalog": {key: f"{SHOP}/study-{split}.csv" for key, split in uris.items()} | {"label": "fine_name"},
+        "train": {"epochs": 3, "num_views": 1, "cache_uri": str(tmp_path / "cache")},
+        "study": {"models": models, "seeds": 2, "samples": 1},
+        "out": str(tmp_path / "study"),
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["study", "--config", str(tmp_path / "study.yaml")]) == 0
+    run = latest(str(tmp_path / "study"))
+    truth = pd.DataFrame({"id": "images/test/" + tables["test"].name + ".jpg", "label": tables["test"].fine_name})
+    assert oracles.audit_study(run, truth, lambda one: photos / one) == []
+    found = read_json(f"{run}/study.json")["models"]
+    assert found["mobilenet_v2 head"]["top1"] > found["squeezenet1_0 head"]["top1"] + 0.1
+    assert found["mobilenet_v2 fine-tuned"]["top1"] > 0.7
