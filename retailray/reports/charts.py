@@ -47,6 +47,7 @@ _STYLE = {
     "svg.hashsalt": "retailray",  # the same figure is the same file
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+WIDE_PX = 700  # what is wider does not shrink to a phone, and scrolls
 _UNSEEN = (0.0, 0.0, 0.0, 0.002)  # what is drawn in it can be pointed at
 
 P = ParamSpec("P")
@@ -113,7 +114,7 @@ class Chart:
         width = float(root.attrib.pop("width").removesuffix("pt")) * 4 / 3
         del root.attrib["height"]
         root.attrib |= {
-            "class": "plot",
+            "class": "plot wide" if width > WIDE_PX else "plot",
             "role": "img",
             "aria-label": description,
             "style": f"max-width: {width:.0f}px; stroke-linejoin: round",

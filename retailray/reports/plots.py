@@ -110,6 +110,7 @@ def trends(panels: Mapping[str, Sequence[tuple[str, float]]]) -> Chart:
         axes.plot(places, heights, color=ACCENT, marker="o", markersize=3)
         chart.tell_points(axes, places, heights, [f"{run_id}: {value:.6g}" for run_id, value in values])
         axes.set_xticks([])
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=all(isinstance(value, int) for value in heights)))
         axes.margins(y=0.15)
         axes.set_title(title)
     return chart

@@ -115,7 +115,8 @@ def _value(run: dict[str, Any], path: str) -> Any:
     value: Any = run
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    return value
+    # a decision that no row has is not named
+    return 0 if value is None and path.startswith("decisions.") and run["command"] else value
 
 
 def _text(value: object, path: str) -> str:

@@ -2,7 +2,6 @@
 for (const table of document.querySelectorAll("table")) {
   const [head, ...rows] = table.rows;
   const isHead = head && [...head.cells].every((cell) => cell.tagName === "TH");
-  if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
   if (!isHead || rows.length < 3) continue;
   [...head.cells].forEach((cell, column) => {
     if (!cell.textContent.trim()) return;
@@ -35,6 +34,15 @@ for (const table of document.querySelectorAll("table")) {
   };
   table.before(input);
 }
+// what scrolls can be scrolled by keyboard
+const reachable = () => {
+  for (const box of document.querySelectorAll("table, .chart")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+};
+addEventListener("resize", reachable);
+reachable();
 const dialog = document.querySelector("dialog");
 for (const button of document.querySelectorAll("button.zoom")) {
   button.onclick = () => {
