@@ -68,6 +68,8 @@ class TooManyRowErrors(RetailrayError):
 # Stage and meaning of every code of an error row. To add one: an entry here and in docs/errors.md, and an ImageError
 # with it. Codes of the stage fetch are fetched again by the next run, others are reused (scoring/ledger.py).
 ERROR_CODES: dict[str, tuple[str, str]] = {
+    "bad_line": ("fetch", "the line has too many or too few values (catalog.bad_lines)"),
+    "bad_record": ("fetch", "the record cannot be read: a list that does not close, too many images, several labels"),
     "empty_path": ("fetch", "the catalog row names no image"),
     "duplicate_id": ("fetch", "an earlier row has the same id"),
     "bad_address": ("fetch", "the image path has a scheme or form that cannot be opened"),

@@ -1,5 +1,6 @@
 """Sections about rows and pixels."""
 
+import json
 import os
 from typing import Literal
 
@@ -7,6 +8,8 @@ from pydantic import Field, field_validator
 
 from retailray import storage
 from retailray.config.base import Section, normalized
+
+WHITESPACE = "whitespace"  # any number of blanks and tabs, as a delimiter
 
 Finding = Literal[
     "errors",
@@ -22,6 +25,8 @@ Finding = Literal[
     "imbalance",
     "label_conflicts",
     "labels_without_training_rows",
+    "product_labels",
+    "several_labels",
     "equal_folder_names",
     "unread_files",
 ]
@@ -32,9 +37,17 @@ class CatalogSection(Section):
 
     uri: str = Field(
         description=(
-            "Catalog to read: a CSV, TSV, Parquet or JSON Lines file, a folder or glob pattern of such files, or a "
-            "folder with one subfolder of images per class."
+            "Catalog to read: a CSV, TSV, Parquet or JSON Lines file, a folder or glob pattern of such files, a JSON "
+            "document, an XML feed, a ZIP or tar archive, WebDataset shards, or a folder with one subfolder of images "
+            "per class."
         )
+    )
+    format: str = Field(
+        "auto",
+        description=(
+            "Layout of the catalog, which sets the other catalog settings that are not given: auto (recognised by its "
+            "columns), none, the name of a known layout (docs/catalogs.md), or a YAML file with one."
+        ),
     )
     root: str | None = Field(
         None, description="Folder that relative image paths start from; default: the folder of the catalog file."
@@ -42,7 +55,23 @@ class CatalogSection(Section):
     image: str = Field(
         "image",
         description=(
-            "Column with the address or path of the image. If the default column is absent, file_name is tried."
+            "Column with the address or path of the image, or several of them; if the default column is absent, "
+            "file_name is tried. Cells may hold several addresses or a list. Nested values: column.key.0; * stands "
+            "for any characters."
+        ),
+    )
+    image_separator: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Text between several addresses in one cell; default: found, where each part looks like an address."
+        ),
+    )
+    without_image: Literal["error", "count"] = Field(
+        "error",
+        description=(
+            "What becomes of a record without an image whose product (catalog.group) has images in other records: "
+            "an error row, or it is only counted."
         ),
     )
     image_template: str = Field(
@@ -52,7 +81,25 @@ class CatalogSection(Section):
             "without suffix."
         ),
     )
-    label: str = Field("label", description="Column with the class label.")
+    label: str = Field("label", description="Column with the class label; nested values: column.key.0.")
+    label_separator: str | None = Field(
+        None, min_length=1, description="Text between the levels of a label that is a path, e.g. > in Home > Mugs."
+    )
+    label_level: str = Field(
+        "last",
+        pattern=r"^(last|first|path|[1-9][0-9]?)$",
+        description="Level of such a path that is the label: last, first, a number from 1, or path (all of it).",
+    )
+    label_list_separator: str | None = Field(
+        None, min_length=1, description="Text between several labels in one cell, the first of which counts."
+    )
+    several_labels: Literal["largest", "error"] = Field(
+        "largest",
+        description=(
+            "Images with several categories in a COCO document: they take that of the largest box, or become error "
+            "rows."
+        ),
+    )
     label_map: dict[str, str] = Field({}, description='Renames labels, as JSON, e.g. {"0": "PC"}.')
     id: str | None = Field(None, description="Column that identifies a row; default: the image path.")
     group: str | None = Field(
@@ -95,9 +142,16 @@ class CatalogSection(Section):
     delimiter: str | None = Field(
         None,
         min_length=1,
-        max_length=1,
-        description="Character between the values of a CSV file, or tab; default: detected.",
+        description="Character between the values of a CSV file, tab, or whitespace; default (auto): detected.",
     )
+    bad_lines: Literal["refuse", "error"] = Field(
+        "refuse",
+        description=(
+            "What becomes of lines of a CSV file with too many or too few values: the file is refused with their "
+            "numbers, or they become error rows."
+        ),
+    )
+    skip_lines: int = Field(0, ge=0, description="Number of lines before the header of a CSV file.")
     quoting: Literal["auto", "standard", "none"] = Field(
         "auto",
         description=(
@@ -137,8 +191,28 @@ class CatalogSection(Section):
 
     @field_validator("delimiter", mode="before")
     @classmethod
-    def _tab_has_a_name(cls, value: object) -> object:
-        return "\t" if value in ("tab", "\\t") else value
+    def _delimiters_have_names(cls, value: object) -> object:
+        value = {"tab": "\t", "\\t": "\t", "auto": None}.get(str(value), value)
+        if isinstance(value, str) and len(value) > 1 and value != WHITESPACE:
+            raise ValueError(f"{value!r} is more than one character; use tab, whitespace or auto by name")
+        return value
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _columns_as_a_list(cls, value: object) -> object:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+    @field_validator("format")
+    @classmethod
+    def _format_files_are_addresses(cls, value: str) -> str:
+        return storage.normalize(value) if value.lower().endswith((".yaml", ".yml")) else value
+
+    @property
+    def images(self) -> list[str]:
+        """The columns that :attr:`image` names."""
+        if self.image.startswith("["):
+            return [str(name) for name in json.loads(self.image)]
+        return [self.image]
 
     _same = field_validator("uri", "root", "validation_uri", "test_uri", "corrections")(normalized)
 

@@ -37,6 +37,7 @@ def refusal(path: str, address: str, file: str, root: str, section: CatalogSecti
     """
     path = storage.canonical(path)
     own = storage.parse_embedded(address) is not None and address.startswith(f"{file}#")
+    own = own or (storage.parse_member(address) is not None and address.startswith(f"{file}!/"))
     if not path or own or storage.is_below(address, root):
         return ""
     if any(storage.is_below(address, allowed) or address == allowed for allowed in section.allow):

@@ -1,22 +1,45 @@
 """A catalog: one row per image, each with a row id, and what its columns mean."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retailray import storage
+from retailray import events, storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.class_folders import read_class_folders
-from retailray.data.columns import SPLIT_NAMES, Piece, image_column, meaning_of, renamed_label, require, with_split
+from retailray.data.columns import SPLIT_NAMES, Piece, image_columns, meaning_of, renamed_label, with_split
 from retailray.data.corrections import correct, read_corrections, warn_of_strangers
 from retailray.data.csv_files import CsvOptions
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
-from retailray.data.tables import is_visible, stream_lines, table_files, table_suffix
+from retailray.data.paths import columns_of
+from retailray.data.pictures import Counts, PictureReader
+from retailray.data.recognition import Recognised, recognise
+from retailray.data.records import Records
+from retailray.data.tables import head_of, is_archive, is_visible, stream_records, table_files
 from retailray.errors import CatalogError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a catalog was found to be: its layout with the settings that follow, what stands between addresses in how
+    many cells, and its records."""
+
+    format: str | None
+    settings: dict[str, Any]
+    separators: dict[str, int]
+    counts: Counts
+
+    def facts(self) -> dict[str, object]:
+        """For events, records and reports."""
+        counts = {name: value for name, value in dataclasses.asdict(self.counts).items() if value or name == "records"}
+        found = {"format": self.format, "settings": self.settings} if self.format else {}
+        return found | ({"separators": self.separators} if self.separators else {}) | counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +48,24 @@ class Catalog:
 
     Columns of ``rows``: ``row_id`` (int64, unique within all that one command reads; results are joined on it), then
     text: ``id``, ``image`` (as the catalog says it), ``uri`` (where it is; '' if the row names none),
-    ``denied_reason`` (why it may not be read there; '' if it may), ``label`` ('' if none), ``group``, ``split``
+    ``denied_reason`` (why it may not be read there; '' if it may), ``fault_code`` (of a record that cannot be
+    read, whose reason stands in ``denied_reason``; '' if it can), ``label`` ('' if none), ``group``, ``split``
     ('' if the table does not say), ``file``; and ``line`` (int64, where the row begins, counted from 1 with the header;
     for Parquet the row) and ``repeated`` (bool: an earlier row has the id).
     """
 
     uri: str
     rows: pa.Table
+    source: Source | None = None
 
     def __len__(self) -> int:
         return self.rows.num_rows
 
     def select(self, mask: np.ndarray) -> "Catalog":
-        return Catalog(self.uri, self.rows.filter(pa.array(mask)))
+        return dataclasses.replace(self, rows=self.rows.filter(pa.array(mask)))
 
     def take(self, indices: np.ndarray) -> "Catalog":
-        return Catalog(self.uri, self.rows.take(indices))
+        return dataclasses.replace(self, rows=self.rows.take(indices))
 
     def column(self, name: str) -> np.ndarray:
         """One column of ``rows`` as an object (or int64) array."""
@@ -56,14 +81,16 @@ def read_catalog(
         CatalogError: naming file, line, column and value, and what to set.
         StorageError: the address cannot be reached.
     """
-    pieces = stream_catalog(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
-    rows = _with_repeats(pa.concat_tables([piece.rows for piece in pieces]))
+    reader = CatalogReader(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
+    rows = _with_repeats(pa.concat_tables([piece.rows for piece in reader.pieces()]))
+    if reader.section.group:
+        rows = _with_labels_of_products(rows)
     said = corrections_of(section)
     if said is not None:
         rows, num_known = correct(rows, said, access_of(section))
         if not (section.validation_uri or section.test_uri):  # else they may be of another table's rows
             warn_of_strangers(said, num_known)
-    return Catalog(uri or section.uri, rows)
+    return Catalog(uri or section.uri, rows, reader.source())
 
 
 def corrections_of(section: CatalogSection) -> pa.Table | None:
@@ -76,48 +103,149 @@ def corrections_of(section: CatalogSection) -> pa.Table | None:
     return said.set_column(said.column_names.index("label"), "label", pa.array(labels, pa.string()))
 
 
-def stream_catalog(
-    section: CatalogSection, *, uri: str | None = None, needs_label: bool = True, first_row_id: int = 0
-) -> Iterator[Piece]:
-    """The same a piece at a time, so that memory does not grow with the catalog (class folders are listed whole).
+class CatalogReader:
+    """Reads the catalog of a section a piece at a time; :attr:`section` has what its layout sets, once that is known.
 
-    Text columns of CSV are text still: see :class:`retailray.data.arrow_tables.LosslessTypes`.
+    Args and errors: see :func:`read_catalog`.
     """
-    uri = uri or section.uri
-    storage.check_readable(uri)
-    files = table_files(uri)
-    if not files:
-        yield _numbered(read_class_folders(uri, section), first_row_id)
-        return
-    if not any(table_suffix(file) in (".csv", ".tsv") for file in files):
-        ignored = section.non_default_fields() & {"columns", "delimiter", "quoting"}
-        if ignored:
-            names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
-            raise CatalogError(f"{uri}: {names} would be ignored: no file of it is CSV or TSV")
-    splits = {} if section.split or len(files) == 1 else _splits_of_folders(uri, files)
-    image, row_id = None, first_row_id
-    for file in files:
-        file_rows = 0
-        for table, lines in stream_lines(file, encoding=section.encoding, csv=csv_options(section)):
-            image = image or image_column(table, file, section)
-            require(table, image, "catalog.image", file)
-            piece = meaning_of(file, table, image, section, uri, needs_label, lines=lines)
-            rows = with_split(piece.rows, splits[file]) if splits else piece.rows
-            if table.num_rows:
-                yield _numbered(dataclasses.replace(piece, rows=rows), row_id)
-            row_id, file_rows = row_id + table.num_rows, file_rows + table.num_rows
-        if not file_rows:
-            raise CatalogError(f"{file}: there is a header and no rows")
+
+    def __init__(
+        self, section: CatalogSection, *, uri: str | None = None, needs_label: bool = True, first_row_id: int = 0
+    ) -> None:
+        self.section, self.uri = section, uri or section.uri
+        self.needs_label, self._row_id = needs_label, first_row_id
+        self.recognised = Recognised(section, None, "", {})
+        self._pictures: PictureReader | None = None
+        self._products: Counter[str] = Counter()
+        self._without_image: list[Piece] = []
+        self._with_image: set[str] = set()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Memory does not grow with the catalog (but class folders are listed whole).
+
+        Text columns of CSV are text still: see :class:`retailray.data.arrow_tables.LosslessTypes`.
+        """
+        storage.check_readable(self.uri)
+        files = table_files(self.uri)
+        if not files:
+            folder = f"{self.uri}!" if is_archive(self.uri) else self.uri
+            yield self._numbered(read_class_folders(folder, self.section))
+            return
+        self._recognise(files)
+        splits = {} if self.section.split or len(files) == 1 else _splits_of_folders(self.uri, files)
+        for file in files:
+            file_rows = 0
+            for records in stream_records(file, encoding=self.section.encoding, csv=csv_options(self.section)):
+                piece = self._piece(file, records)
+                rows = with_split(piece.rows, splits[file]) if splits else piece.rows
+                file_rows += rows.num_rows
+                if rows.num_rows and (kept := self._kept(dataclasses.replace(piece, rows=rows))).rows.num_rows:
+                    yield self._numbered(kept)
+            if not file_rows:
+                raise CatalogError(f"{file}: there is a header and no rows")
+        for piece in self._products_without_image():
+            yield self._numbered(piece)
+        self._report()
+
+    def source(self) -> "Source | None":
+        """What was recognised and counted, once all is read; None for class folders."""
+        if self._pictures is None:
+            return None
+        given = {name: getattr(self.section, name) for name in self.recognised.settings}
+        return Source(self.recognised.name, given, dict(self._pictures.separators), self._pictures.counts)
+
+    def _recognise(self, files: Sequence[str]) -> None:
+        kind, columns = head_of(files[0], encoding=self.section.encoding, csv=csv_options(self.section))
+        self.recognised = recognise(self.section, columns, kind)
+        self.section = self.recognised.section
+        if kind not in ("csv", "tsv"):
+            ignored = self.section.non_default_fields() & {"columns", "delimiter", "quoting", "skip_lines", "bad_lines"}
+            if ignored:
+                names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
+                raise CatalogError(f"{self.uri}: {names} would be ignored: no file of it is CSV or TSV")
+
+    def _piece(self, file: str, records: Records) -> Piece:
+        columns = records.table.column_names
+        if self._pictures is None:
+            self.section = self._with_image_columns(columns, file)
+            self._pictures = PictureReader(self.section, with_layout=bool(self.recognised.name))
+        if self._pictures.uses_image:
+            image_columns(columns, file, self.section)
+        pictures = self._pictures.read(file, records)
+        piece = meaning_of(file, pictures, self.section, self.uri, self.needs_label, products=self._products)
+        return dataclasses.replace(piece, untyped=records.untyped)
+
+    def _with_image_columns(self, columns: Sequence[str], file: str) -> CatalogSection:
+        """The section with the image columns that are there; without one a template alone is enough."""
+        by_template = PictureReader(self.section, with_layout=False).uses_image is False
+        if (
+            by_template
+            and not columns_of(self.section.images, columns)
+            and "image" not in self.section.non_default_fields()
+        ):
+            return self.section
+        return image_columns(columns, file, self.section)
+
+    def _kept(self, piece: Piece) -> Piece:
+        """A piece without records that have no image; their products may have one in other records."""
+        if self.section.without_image != "count" or not self.section.group:
+            return piece
+        empty = (piece.rows.column("uri").to_numpy() == "") & (piece.rows.column("fault_code").to_numpy() == "")
+        self._with_image.update(piece.rows.column("group").to_numpy()[~empty].tolist())
+        if not empty.any():
+            return piece
+        self._without_image.append(_part(piece, empty))
+        return _part(piece, ~empty)
+
+    def _products_without_image(self) -> Iterator[Piece]:
+        """Records without an image whose product has none at all; the others are counted."""
+        for piece in self._without_image:
+            lost = np.array([name not in self._with_image for name in piece.rows.column("group").to_pylist()])
+            if self._pictures:
+                self._pictures.counts.without_image += int((~lost).sum())
+            if lost.any():
+                yield _part(piece, lost)
+
+    def _numbered(self, piece: Piece) -> Piece:
+        first, self._row_id = self._row_id, self._row_id + piece.rows.num_rows
+        numbers = pa.array(np.arange(first, first + piece.rows.num_rows))
+        return dataclasses.replace(piece, rows=piece.rows.add_column(0, "row_id", numbers))
+
+    def _report(self) -> None:
+        """Say what was recognised and counted, where a catalog is not one picture a row."""
+        source = self.source()
+        if source and (source.format or source.separators or source.counts.records != source.counts.pictures):
+            events.emit("catalog", **source.facts())
+
+
+def _part(piece: Piece, mask: np.ndarray) -> Piece:
+    chosen = pa.array(mask)
+    return dataclasses.replace(piece, rows=piece.rows.filter(chosen), table=piece.table.filter(chosen))
+
+
+def _with_labels_of_products(rows: pa.Table) -> pa.Table:
+    """A label that stands on one row of a product holds for its rows that have none."""
+    labels = rows.column("label").to_numpy()
+    empty = labels == ""
+    if not empty.any() or empty.all():
+        return rows
+    groups = rows.column("group").to_numpy()
+    known: dict[str, str] = {}
+    for group, label in zip(groups[~empty].tolist(), labels[~empty].tolist(), strict=True):
+        known.setdefault(group, label)
+    filled = [label or known.get(group, "") for group, label in zip(groups.tolist(), labels.tolist(), strict=True)]
+    return rows.set_column(rows.column_names.index("label"), "label", pa.array(filled, pa.string()))
 
 
 def csv_options(section: CatalogSection) -> CsvOptions:
     """How the CSV files of a catalog are read."""
-    return CsvOptions(section.delimiter, section.quoting, tuple(section.columns))
-
-
-def _numbered(piece: Piece, first: int) -> Piece:
-    numbers = pa.array(np.arange(first, first + piece.rows.num_rows))
-    return dataclasses.replace(piece, rows=piece.rows.add_column(0, "row_id", numbers))
+    return CsvOptions(
+        section.delimiter,
+        section.quoting,
+        tuple(section.columns),
+        keep_bad_lines=section.bad_lines == "error",
+        skip_lines=section.skip_lines,
+    )
 
 
 def _with_repeats(rows: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ from retailray import events, storage
 from retailray.config import CatalogSection
 from retailray.data.columns import SPLIT_NAMES, Piece, meaning_of
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
+from retailray.data.pictures import plain_pictures
 from retailray.data.tables import table_files
 from retailray.errors import CatalogError
 
@@ -41,7 +42,8 @@ def read_class_folders(uri: str, section: CatalogSection) -> Piece:
         folders = [os.path.basename(folder) for folder in folders]
     table = pa.table({"image": relative, "label": folders})
     plain = CatalogSection(uri=uri, label_map=section.label_map, normalize_labels=section.normalize_labels)
-    piece = meaning_of(f"{uri}/", table, "image", plain, uri, True, lines=np.arange(1, len(relative) + 1))
+    pictures = plain_pictures(table, relative, np.arange(1, len(relative) + 1))
+    piece = meaning_of(f"{uri}/", pictures, plain, uri, True, products=Counter())
     at = piece.rows.column_names.index("split")
     return Piece(uri, table, piece.rows.set_column(at, "split", pa.array(splits, pa.string())))
 
@@ -51,12 +53,17 @@ def class_folder_files(uri: str) -> list[str]:
 
     Not what is hidden, and not what lies in folders that begin with ``_`` or are runs of ours.
     """
-    if storage.is_local(uri):
+    if uri.endswith("!"):
+        archive = uri.removesuffix("!")
+        files = [storage.member_address(archive, name) for name in storage.read_index(archive)]
+    elif storage.is_local(uri):
         return sorted(_walk(uri, frozenset()))
-    names = {name: name[len(uri) :].lstrip("/").split("/") for name in storage.list_files(uri)}
+    else:
+        files = list(storage.list_files(uri))
+    parts = {name: name[len(uri) :].lstrip("/").split("/") for name in files}
     return sorted(
         name
-        for name, (*folders, last) in names.items()
+        for name, (*folders, last) in parts.items()
         if not any(map(_is_hidden, folders)) and not last.startswith(".")
     )
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 import difflib
-import functools
 import os
 import posixpath
 import string
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +15,12 @@ from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import refusal
 from retailray.data.arrow_tables import as_text
+from retailray.data.cells import label_in, lookup
 from retailray.data.csv_files import headerless_hint
-from retailray.data.embedded_images import embedded_images, holds_images
 from retailray.data.labels import normalized_label
-from retailray.data.tables import table_suffix
+from retailray.data.paths import column_of, columns_of
+from retailray.data.pictures import ADDRESS, INDEX, Pictures
+from retailray.data.tables import is_archive, table_suffix
 from retailray.errors import CatalogError
 
 SPLIT_NAMES = {
@@ -31,6 +33,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+UNASSIGNED = "unassigned"  # rows that are divided as those of a catalog without splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +46,14 @@ class Piece:
     file: str
     table: pa.Table
     rows: pa.Table
-
-    @property
-    def untyped(self) -> bool:
-        """True where all columns are read as text."""
-        return table_suffix(self.file) in (".csv", ".tsv")
+    untyped: bool = False  # all columns are read as text
 
 
 def meaningful_columns(section: CatalogSection) -> set[str]:
     """Columns that are names to us, and so stay text whatever is in them."""
-    named = {section.image, section.id, section.label, section.group, section.split}
+    named = {*section.images, section.id, section.label, section.group, section.split}
     images = set() if "image" in section.non_default_fields() else {"file_name"}
-    return {name for name in named if name} | images
+    return {name for name in named if name} | images | {ADDRESS}
 
 
 def with_split(rows: pa.Table, name: str) -> pa.Table:
@@ -63,65 +62,145 @@ def with_split(rows: pa.Table, name: str) -> pa.Table:
     return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 
 
-def image_column(table: pa.Table, file: str, section: CatalogSection) -> str:
-    chosen = section.image
-    if chosen not in table.column_names and "image" not in section.non_default_fields():
-        chosen = "file_name" if "file_name" in table.column_names else chosen  # Hugging Face's imagefolder
-    require(table, chosen, "catalog.image", file)
-    return chosen
+def image_columns(columns: Sequence[str], file: str, section: CatalogSection) -> CatalogSection:
+    """The section with the columns of images that are there: ``file_name`` where ``image`` is not.
+
+    Raises:
+        CatalogError: there is none of those that ``catalog.image`` names; with the columns, and what to set.
+    """
+    if columns_of(section.images, columns):
+        return section
+    if "image" not in section.non_default_fields() and "file_name" in columns:  # Hugging Face's imagefolder
+        return section.model_copy(update={"image": "file_name"})
+    raise CatalogError(missing_column(section.image, "catalog.image", file, columns))
+
+
+def missing_column(name: str, key: str, file: str, columns: Sequence[str]) -> str:
+    """What to say of a column that is not there."""
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = headerless_hint(list(columns)) if table_suffix(file) not in (".parquet", ".pq", ".jsonl", ".ndjson") else ""
+    there = f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(columns)}"
+    return f"{file}: {key} = {name!r}: there is no such column" + (hint or there)
 
 
 def require(table: pa.Table, name: str, key: str, file: str) -> None:
-    if name not in table.column_names:
-        near = difflib.get_close_matches(name, table.column_names, n=1)
-        hint = headerless_hint(table.column_names) if table_suffix(file) in (".csv", ".tsv") else ""
-        columns = f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(table.column_names)}"
-        raise CatalogError(f"{file}: {key} = {name!r}: there is no such column" + (hint or columns))
+    if column_of(name, table.column_names) is None:
+        raise CatalogError(missing_column(name, key, file, table.column_names))
 
 
 def _text(table: pa.Table, file: str, name: str, key: str) -> list[str]:
     """A column as text. Raises CatalogError, with the setting ``key`` that names it."""
     require(table, name, key, file)
+    column, path = column_of(name, table.column_names) or (name, [])
+    if path:
+        found = [lookup(value, path) for value in table.column(column).to_pylist()]
+        return ["" if one is None else one if isinstance(one, str) else str(one) for one in found]
     try:
-        return as_text(table.column(name)).to_pylist()
+        return as_text(table.column(column)).to_pylist()
     except (TypeError, pa.ArrowException) as error:
         raise CatalogError(f"{file}: {key} = {name!r}: {error}") from error
 
 
+def _labels(table: pa.Table, file: str, section: CatalogSection, needs_label: bool) -> list[str]:
+    """The label of every row; '' if it has none."""
+    found = column_of(section.label, table.column_names)
+    if found is None and not needs_label:
+        return [""] * table.num_rows
+    if found and (found[1] or pa.types.is_nested(table.schema.field(found[0]).type)):
+        values = [lookup(value, found[1]) for value in table.column(found[0]).to_pylist()]
+    else:
+        values = _text(table, file, section.label, "catalog.label")
+        if not section.label_separator and not section.label_list_separator:
+            return values
+    how = section.label_separator, section.label_level, section.label_list_separator
+    return [label_in(value, *how) for value in values]
+
+
 def meaning_of(
-    file: str, table: pa.Table, image: str, section: CatalogSection, uri: str, needs_label: bool, *, lines: np.ndarray
+    file: str, pictures: Pictures, section: CatalogSection, uri: str, needs_label: bool, *, products: Counter[str]
 ) -> Piece:
-    """The ``rows`` of a piece of one file; ``lines``: where each of them begins."""
-    text = functools.partial(_text, table, file)
-    folder = storage.parent(file)
+    """The ``rows`` of a piece of one file. ``products``: how many pictures of each product came before, which grows."""
+    table = pictures.table
+    folder = f"{file}!" if is_archive(file) else storage.parent(file)
     root = section.root or folder
     # files of one catalog in several folders may use the same relative paths for different images
-    prefix = folder[len(uri) :].strip("/") if section.root is None and folder.startswith(uri) else ""
-    if holds_images(table.column(image)):
-        table, images, paths, addresses = embedded_images(file, table, image, section, root, lines)
+    prefix = folder[len(uri) :].strip("!/") if section.root is None and folder.startswith(uri) else ""
+    if pictures.places:
+        paths, addresses = pictures.places
     else:
-        images = text(image, "catalog.image")
-        paths = _expand_template(file, table, images, section)
+        paths = _expand_template(file, table, pictures.images, section)
         addresses = [storage.join(root, path) if path else "" for path in paths]
-    nothing = [""] * table.num_rows
-    labels = text(section.label, "catalog.label") if needs_label or section.label in table.column_names else nothing
-    own = _own_ids(file, paths, lines, prefix)
-    # a row without an id still needs one of its own, and rows without a product are not one product
-    ids = _or_else(text(section.id, "catalog.id"), own) if section.id else own
-    groups = _or_else(text(section.group, "catalog.group"), ids) if section.group else ids
-    splits = _splits(file, text(section.split, "catalog.split"), lines) if section.split else nothing
+    own = _own_ids(file, paths, pictures.lines, prefix)
+    index, ids, groups = _names(file, pictures, section, own, products)
+    splits = [""] * table.num_rows
+    if section.split:
+        splits = _splits(file, _text(table, file, section.split, "catalog.split"), pictures)
+    denied = [refusal(path, to, file, root, section) for path, to in zip(paths, addresses, strict=True)]
     columns = {
         "id": ids,
-        "image": images,
+        "image": paths if pictures.by_template_alone else pictures.images,
         "uri": addresses,
-        "denied_reason": [refusal(path, to, file, root, section) for path, to in zip(paths, addresses, strict=True)],
-        "label": [renamed_label(label, section) for label in labels],
+        "denied_reason": _or_else(pictures.faults, denied),
+        "fault_code": pictures.fault_codes,
+        "label": [renamed_label(label, section) for label in _labels(table, file, section, needs_label)],
         "group": groups,
         "split": splits,
         "file": [file] * table.num_rows,
     }
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    return Piece(file, table, rows.append_column("line", pa.array(lines)))
+    table = table if index is None else _with_pictures(table, index, addresses)
+    return Piece(file, table, rows.append_column("line", pa.array(pictures.lines)))
+
+
+def _names(
+    file: str, pictures: Pictures, section: CatalogSection, own: Sequence[str], products: Counter[str]
+) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """The number of each picture within its record or product (None: every record has one), row ids and products."""
+    table, index = pictures.table, pictures.index
+    bases = _text(table, file, section.id, "catalog.id") if section.id else None
+    products_of = _text(table, file, section.group, "catalog.group") if section.group else None
+    if index is None:
+        # a row without an id still needs one of its own, and rows without a product are not one product
+        ids = _or_else(bases, own) if bases else list(own)
+        return None, ids, _or_else(products_of, ids) if products_of else ids
+    # without a name the product is the record, whose name is its first picture
+    groups = _or_else(products_of or bases or [""] * len(own), _firsts(own, index))
+    if products_of and not bases:
+        index = _within_products(products_of, products)
+    return index, _numbered_ids(bases or products_of, index, own), groups
+
+
+def _numbered_ids(names: Sequence[str] | None, index: np.ndarray, own: Sequence[str]) -> list[str]:
+    """Name of the record (or product) and number of the picture; where there is no name, the picture's own path."""
+    if names is None:
+        return list(own)
+    numbered = zip(names, index.tolist(), own, strict=True)
+    return [f"{name}/{number}" if name else path for name, number, path in numbered]
+
+
+def _within_products(products: Sequence[str], counts: Counter[str]) -> np.ndarray:
+    """The number of each row's picture within its product, from 0, int64 ``(N,)``; ``counts`` goes on."""
+    numbers = []
+    for name in products:
+        numbers.append(counts[name])
+        counts[name] += 1
+    return np.array(numbers, dtype=np.int64)
+
+
+def _firsts(own: Sequence[str], index: np.ndarray) -> list[str]:
+    """For every row the path of its record's first picture."""
+    firsts: list[str] = []
+    for path, number in zip(own, index.tolist(), strict=True):
+        firsts.append(path if number == 0 else firsts[-1])
+    return firsts
+
+
+def _with_pictures(table: pa.Table, index: np.ndarray, addresses: Sequence[str]) -> pa.Table:
+    """The user's columns with the number and the address of each row's picture, unless they have such columns."""
+    for name, values in ((INDEX, pa.array(index)), (ADDRESS, pa.array(addresses, pa.string()))):
+        if name not in table.column_names:
+            table = table.append_column(name, values)
+    return table
 
 
 def _own_ids(file: str, paths: Sequence[str], lines: np.ndarray, prefix: str) -> list[str]:
@@ -149,12 +228,16 @@ def renamed_label(label: str, section: CatalogSection) -> str:
     return section.label_map.get(label, label)
 
 
-def _splits(file: str, values: list[str], lines: np.ndarray) -> list[str]:
+def _splits(file: str, values: list[str], pictures: Pictures) -> list[str]:
+    values = [UNASSIGNED if code else value for code, value in zip(pictures.fault_codes, values, strict=True)]
     named = [SPLIT_NAMES.get(value.strip().lower(), "") for value in values]
+    named = [
+        UNASSIGNED if value.strip().lower() == UNASSIGNED else name for value, name in zip(values, named, strict=True)
+    ]
     if "" in named:
         at = named.index("")
         raise CatalogError(
-            f"{file}: line {lines[at]}: split {values[at]!r} is none of {', '.join(sorted(SPLIT_NAMES))}"
+            f"{file}: line {pictures.lines[at]}: split {values[at]!r} is none of {', '.join(sorted(SPLIT_NAMES))}"
         )
     return named
 
@@ -168,8 +251,7 @@ def _expand_template(file: str, table: pa.Table, images: list[str], section: Cat
     try:
         wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
         for name in wanted - columns.keys():
-            require(table, name, "catalog.image_template", file)
-            columns[name] = as_text(table.column(name)).to_pylist()
+            columns[name] = _text(table, file, name, "catalog.image_template")
         return [
             template.format(**{name: columns[name][index] for name in wanted}) if image.strip() else ""
             for index, image in enumerate(images)

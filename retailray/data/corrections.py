@@ -9,7 +9,7 @@ import pyarrow as pa
 from retailray import events, storage
 from retailray.data.arrow_tables import as_text
 from retailray.data.spreadsheets import without_apostrophe
-from retailray.data.tables import stream_lines, table_files, table_suffix
+from retailray.data.tables import stream_records, table_files, table_suffix
 from retailray.errors import CatalogError
 
 # our names, and those of Label Studio's CSV export where they differ
@@ -38,7 +38,7 @@ def read_corrections(uri: str) -> pa.Table:
         events.emit("warning", corrections=uri, note="it contains no table; no label is corrected")
     found: dict[str, tuple[pd.Timestamp, dict[str, str]]] = {}
     for file in files:
-        for table, _ in stream_lines(file, encoding="utf-8"):
+        for table in (records.table for records in stream_records(file, encoding="utf-8")):
             rows = _rows(file, table)
             for row, at in zip(rows, _moments(file, rows), strict=True):
                 if row["label"] and (row["item_id"] not in found or at >= found[row["item_id"]][0]):

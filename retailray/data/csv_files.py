@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from retailray.config.catalog import WHITESPACE
 from retailray.data.image_files import SUFFIXES
 from retailray.errors import CatalogError
 
@@ -21,19 +22,23 @@ Quoting = Literal["auto", "standard", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class CsvOptions:
-    """How a CSV file is read; see ``catalog.delimiter``, ``catalog.quoting`` and ``catalog.columns``."""
+    """How a CSV file is read; see the settings of these names; ``keep_bad_lines``: ``catalog.bad_lines``."""
 
     delimiter: str | None = None
     quoting: Quoting = "auto"
     columns: tuple[str, ...] = ()
+    keep_bad_lines: bool = False
+    skip_lines: int = 0
 
 
 class Records(NamedTuple):
-    """The values of some rows, the line on which each begins (from 1), and how many characters they take."""
+    """The values of some rows, the line on which each begins (from 1), how many characters they take, and by position
+    what is wrong with a row, whose values are then empty."""
 
     values: list[list[str]]
     lines: list[int]
     size: int
+    faults: dict[int, str] = {}  # noqa: RUF012 (a NamedTuple's, and nobody writes into it)
 
 
 class CsvReader:
@@ -46,16 +51,20 @@ class CsvReader:
 
     def __init__(self, address: str, lines: Iterable[str], options: CsvOptions, *, delimiter: str | None) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), MAX_VALUE_BYTES))
-        self.address, self.options = address, options
+        self.address = address
         lines = iter(lines)
+        self._number = sum(1 for _ in itertools.islice(lines, options.skip_lines))  # of the last line that was taken
+        if WHITESPACE in (options.delimiter, delimiter):
+            lines, delimiter = map(_with_tabs, lines), "\t"
+            options = dataclasses.replace(options, delimiter=None, quoting="none")
+        self.options = options
         sample = list(itertools.islice(lines, SAMPLE_LINES))
-        self._number = 0  # of the last line that was taken
         while sample and (not sample[0].strip() or (found := _SEPARATOR_LINE.match(sample[0].rstrip("\r\n")))):
             delimiter = found[1] if sample[0].strip() and found else delimiter
             sample, self._number = sample[1:], self._number + 1
         if not sample:
             raise CatalogError(f"{address}: the file is empty")
-        whole = len(sample) < SAMPLE_LINES - self._number
+        whole = len(sample) < SAMPLE_LINES - self._number + options.skip_lines
         self.delimiter = options.delimiter or delimiter or find_delimiter(sample, options.quoting, whole=whole)
         self._dialect = dialect(self.delimiter, options.quoting)
         self._lines = itertools.chain(sample, lines)
@@ -88,10 +97,12 @@ class CsvReader:
                     yield Records(values, list(range(self._number + 1, self._number + 1 + len(lines))), len(together))
                     self._number += len(lines)
                     continue
-            found = Records([], [], len(together))
+            found = Records([], [], len(together), {})
             for values_of_row, line in self._one_by_one(lines, width):
-                if len(values_of_row) == width:
-                    found.values.append(values_of_row)
+                if len(values_of_row) == width or self.options.keep_bad_lines:
+                    if len(values_of_row) != width:
+                        found.faults[len(found.values)] = f"{len(values_of_row)} values where the header has {width}"
+                    found.values.append(values_of_row if len(values_of_row) == width else [""] * width)
                     found.lines.append(line)
                     continue
                 num_bad += 1
@@ -102,7 +113,7 @@ class CsvReader:
             more = f" (and {num_bad - 3} more lines)" if num_bad > 3 else ""
             raise CatalogError(
                 f"{self.address}: {'; '.join(examples)}{more}; the delimiter is {self.delimiter!r}: quote values that "
-                "contain it, or set catalog.delimiter"
+                "contain it, set catalog.delimiter, or catalog.bad_lines to error to read all other lines"
             )
 
     def _together(self, lines: list[str]) -> list[list[str]]:
@@ -182,6 +193,11 @@ class CsvReader:
                     f"{start + offset} inside of it looks like a row of its own; close the quote, {_PLAIN_QUOTES}, or "
                     "to standard if the value is meant to hold these lines"
                 )
+
+
+def _with_tabs(line: str) -> str:
+    """A line whose values are apart by any number of blanks and tabs, with one tab between them."""
+    return "\t".join(line.split()) + "\n"
 
 
 def dialect(delimiter: str, quoting: Quoting) -> dict[str, Any]:

@@ -44,9 +44,12 @@ def transport_table(catalog: "Catalog") -> pa.Table:
     rows = catalog.rows
     repeated = catalog.column("repeated")
     empty, denied_reason = catalog.column("uri") == "", catalog.column("denied_reason")
-    faults = [empty, denied_reason != "", repeated]
-    code = np.select(faults, ["empty_path", "not_allowed", "duplicate_id"], "")
-    message = np.select(faults, ["the image column is empty", denied_reason, "an earlier row has this id"], "")
+    fault_code = catalog.column("fault_code")
+    faults = [fault_code != "", empty, denied_reason != "", repeated]
+    code = np.select(faults, [fault_code, "empty_path", "not_allowed", "duplicate_id"], "")
+    message = np.select(
+        faults, [denied_reason, "the image column is empty", denied_reason, "an earlier row has this id"], ""
+    )
     at = [
         f" ({file} line {line})" if text else ""
         for file, line, text in zip(rows.column("file").to_pylist(), rows.column("line").to_pylist(), code, strict=True)

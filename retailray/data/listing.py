@@ -105,7 +105,12 @@ def identities(uris: Sequence[str]) -> list[str | None]:
     they pay."""
     by_place: dict[str, set[str]] = defaultdict(set)
     for uri in uris:
-        if storage.is_uri(uri) and not uri.startswith("http") and not storage.parse_embedded(uri):
+        if (
+            storage.is_uri(uri)
+            and not uri.startswith("http")
+            and not storage.parse_embedded(uri)
+            and not storage.parse_member(uri)
+        ):
             by_place[storage.place_of(uri)].add(uri)
     found: dict[str, str | None] = {}
     for members in by_place.values():

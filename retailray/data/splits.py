@@ -6,6 +6,7 @@ import numpy as np
 
 from retailray.config import CatalogSection, SplitSection
 from retailray.data.catalog import Catalog, read_catalog
+from retailray.data.columns import UNASSIGNED
 from retailray.errors import CatalogError
 
 
@@ -65,9 +66,13 @@ def read_splits(catalog: CatalogSection, split: SplitSection, *, needs_label: bo
     """
     main = read_catalog(catalog, needs_label=needs_label)
     if (main.column("split") != "").any():
-        if split.non_default_fields() - {"folds"}:
-            raise CatalogError(f"{catalog.uri}: split.* would be ignored: its folders are named like splits")
         names = main.column("split")
+        free = names == UNASSIGNED
+        if free.any():  # as a catalog without splits is divided
+            by_hash = assign_splits(main.column("group"), validation=split.validation, test=split.test, seed=split.seed)
+            names = np.where(free, by_hash, names)
+        elif split.non_default_fields() - {"folds"}:
+            raise CatalogError(f"{catalog.uri}: split.* would be ignored: its folders are named like splits")
     else:
         validation = 0.0 if catalog.validation_uri else split.validation
         test = 0.0 if catalog.test_uri else split.test

@@ -4,6 +4,7 @@ CSV has no types: a column becomes integer or floating only where that is lossle
 ``1e5-b`` stay text. The columns that mean something to us (image, id, label, group, split) always stay text.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,29 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from retailray import storage
+from retailray.config.catalog import WHITESPACE
 from retailray.data.csv_files import CsvOptions, CsvReader
+from retailray.data.json_documents import stream_json_document
 from retailray.data.json_lines import stream_json_lines
+from retailray.data.records import Records
 from retailray.data.text_files import COMPRESSIONS, PIECE_ROWS, opened, text_of
+from retailray.data.webdataset import is_shard, stream_shard
+from retailray.data.xml_feeds import stream_xml
 from retailray.errors import CatalogError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2")
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+}
+DOCUMENT_LISTS = {"images", "annotations", "products", "items", "data", "records", "rows", "results"}
+_HEAD_BYTES = 1 << 16
 _PIECE_BYTES, _PARQUET_BYTES = 8 << 20, 64 << 20  # of text; of Parquet, uncompressed
 PLAIN_CSV = CsvOptions()
 
@@ -45,6 +63,8 @@ def visible_files(uri: str) -> list[str]:
 def table_files(uri: str) -> list[str]:
     """The tables that an address names: itself, those of a pattern, or those below a folder; none where it has none.
 
+    Of an archive the tables within it, or the archive itself if it is a shard of samples.
+
     Raises:
         CatalogError: a pattern matches no table. StorageError: the address cannot be reached.
     """
@@ -52,12 +72,80 @@ def table_files(uri: str) -> list[str]:
     if fsspec.core.has_magic(path) and not storage.exists(uri):
         names = sorted(storage.with_deadline(uri, lambda: fs.glob(path)))
         found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
-        if not any(map(table_suffix, found)):
+        tables = [name for name in found if table_suffix(name)] or [one for name in found for one in _named(name)]
+        if not tables:
             raise CatalogError(f"{uri}: the pattern matches no table")
-        return [name for name in found if table_suffix(name)]
+        return tables
     if storage.with_deadline(uri, lambda: fs.isfile(path)):
-        return [uri]
-    return sorted(name for name in visible_files(uri) if table_suffix(name))
+        return _named(uri)
+    files = visible_files(uri)
+    return sorted(name for name in files if table_suffix(name)) or _shards(files)
+
+
+def is_archive(address: str) -> bool:
+    return address.lower().endswith(ARCHIVES)
+
+
+def _named(address: str) -> list[str]:
+    """The tables of a file that is named itself, whatever its name ends in."""
+    if not is_archive(address):
+        return [address]
+    names = list(storage.read_index(address))
+    tables = [name for name in names if table_suffix(name) and is_visible("", name)]
+    if not tables and is_shard(names):
+        return [address]
+    tables = tables or [name for name in names if name.lower().endswith((".json", ".xml")) and is_visible("", name)]
+    return sorted(storage.member_address(address, name) for name in tables)
+
+
+def _shards(files: list[str]) -> list[str]:
+    """The archives among files of a folder, where all of them are shards of samples."""
+    archives = sorted(name for name in files if is_archive(name))
+    return archives if archives and is_shard(list(storage.read_index(archives[0]))) else []
+
+
+def kind_of(address: str) -> str:
+    """What a table is: csv, tsv, text (delimited by what is found), json lines, json, xml, parquet or shard.
+
+    By its name, else by its first bytes. Raises CatalogError for what is none.
+    """
+    if is_archive(address):
+        return "shard"
+    if suffix := table_suffix(address):
+        return KINDS[suffix]
+    if address.lower().endswith(SPREADSHEETS):
+        raise CatalogError(
+            f"{address}: unknown table format: a spreadsheet; save the table as CSV or Parquet (supported suffixes are "
+            f"{', '.join(SUFFIXES)}, and .gz, .bz2)"
+        )
+    with opened(address) as file:
+        head = file.read(_HEAD_BYTES)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith(b"<") and not start[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "xml"
+    if start.startswith((b"{", b"[")):
+        return "json lines" if start.startswith(b"{") and _is_a_line(*start.partition(b"\n")[::2]) else "json"
+    if b"\0" in head[:1024] and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CatalogError(
+            f"{address}: no kind of table that is read: delimited text, Parquet ({', '.join(SUFFIXES)}), JSON, XML, "
+            f"or an archive ({', '.join(ARCHIVES)})"
+        )
+    return "text"
+
+
+def _is_a_line(first: bytes, rest: bytes) -> bool:
+    """True if a first line is an object of JSON lines, and not all of a document."""
+    try:
+        found = json.loads(first)
+    except ValueError:
+        return False
+    if rest.strip():
+        return isinstance(found, dict) and rest.lstrip().startswith(b"{")
+    # of a single line: a document has its records in a list of a name for many
+    lists = {name for name in DOCUMENT_LISTS & set(found) if isinstance(found[name], list)}
+    return not any(all(isinstance(one, dict) for one in found[name]) for name in lists)
 
 
 def read_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> pa.Table:
@@ -75,39 +163,52 @@ def stream_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) ->
         StorageError: not reachable.
     """
     num_rows = 0
-    for table, _ in stream_lines(address, encoding=encoding, csv=csv):
-        num_rows += table.num_rows
-        yield table
+    for records in stream_records(address, encoding=encoding, csv=csv):
+        num_rows += records.table.num_rows
+        yield records.table
     if num_rows == 0:
         raise CatalogError(f"{address}: there is a header and no rows")
 
 
-def stream_lines(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The same, each table with the line on which each row begins, from 1, int64 ``(N,)`` (of Parquet: the row).
+def stream_records(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Iterator[Records]:
+    """The same, each table with the lines on which its rows begin.
 
     A file without rows gives at most tables without rows.
     """
-    suffix = table_suffix(address)
-    if suffix is None:
-        raise CatalogError(
-            f"{address}: unknown table format; supported suffixes are {', '.join(SUFFIXES)} (and .gz, .bz2)"
-        )
-    if suffix in (".parquet", ".pq"):
+    kind = kind_of(address)
+    if kind == "parquet":
         yield from _stream_parquet(address)
-    elif suffix in (".jsonl", ".ndjson"):
+    elif kind == "json lines":
         yield from stream_json_lines(address, encoding)
+    elif kind == "json":
+        yield from stream_json_document(address, encoding)
+    elif kind == "xml":
+        yield from stream_xml(address, encoding)
+    elif kind == "shard":
+        yield from stream_shard(address)
     else:
-        yield from _stream_csv(address, suffix, encoding, csv)
+        yield from _stream_csv(address, kind, encoding, csv)
 
 
-def _stream_parquet(address: str) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def head_of(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> tuple[str, list[str]]:
+    """The kind of a table and its columns (of records those of the first ones), without reading more than its start."""
+    kind = kind_of(address)
+    if kind in ("csv", "tsv", "text"):
+        with text_of(address, encoding) as text:
+            reader = _csv_reader(address, kind, text, csv)
+            return {"\t": "tsv"}.get(reader.delimiter, "csv"), reader.names
+    records = next(stream_records(address, encoding=encoding, csv=csv), None)
+    return kind.split(" ")[0], records.table.column_names if records else []
+
+
+def _stream_parquet(address: str) -> Iterator[Records]:
     num_rows = 0
     with opened(address) as file:
         try:
             # one column chunk after the other and not a row group in advance: row groups can be as large as the file
             source = pa.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
             for batch in source.iter_batches(_rows_at_once(source.metadata)):
-                yield pa.Table.from_batches([batch]), np.arange(num_rows + 1, num_rows + 1 + batch.num_rows)
+                yield Records(pa.Table.from_batches([batch]), np.arange(num_rows + 1, num_rows + 1 + batch.num_rows))
                 num_rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise CatalogError(f"{address}: not a Parquet file ({' '.join(str(error).split())})") from error
@@ -120,22 +221,37 @@ def _rows_at_once(metadata: Any) -> int:
     return int(min(PIECE_ROWS, max(1, _PARQUET_BYTES // max(1, largest))))
 
 
-def _stream_csv(address: str, suffix: str, encoding: str, options: CsvOptions) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def _csv_reader(address: str, kind: str, text: Any, options: CsvOptions) -> CsvReader:
+    delimiter = {"tsv": "\t"}.get(kind)
+    if kind == "text" and options.delimiter is None and _is_apart_by_blanks(text, options.skip_lines):
+        delimiter = WHITESPACE
+    return CsvReader(address, (line.decode() for line in text), options, delimiter=delimiter)
+
+
+def _is_apart_by_blanks(text: Any, skip_lines: int) -> bool:
+    """True if the first lines have no delimiter of CSV, and as many words each."""
+    lines = text.peek(_HEAD_BYTES).split(b"\n")[skip_lines : skip_lines + 50][:-1]
+    lines = [line for line in lines if line.strip()]
+    found = any(sign in line for line in lines for sign in (b",", b";", b"\t", b"|"))
+    return bool(lines) and not found and len({len(line.split()) for line in lines}) == 1 and len(lines[0].split()) > 1
+
+
+def _stream_csv(address: str, kind: str, encoding: str, options: CsvOptions) -> Iterator[Records]:
     with text_of(address, encoding) as text:
-        reader = CsvReader(
-            address, (line.decode() for line in text), options, delimiter="\t" if suffix == ".tsv" else None
-        )
+        reader = _csv_reader(address, kind, text, options)
         rows: list[list[str]] = []
         lines: list[int] = []
+        faults: dict[int, str] = {}
         size = 0
         for found in reader:
+            faults |= {len(rows) + at: fault for at, fault in found.faults.items()}
             rows += found.values
             lines += found.lines
             size += found.size
             if len(rows) >= PIECE_ROWS or size > _PIECE_BYTES:
-                yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)
-                rows, lines, size = [], [], 0
-        yield _text_table(reader.names, rows), np.array(lines, dtype=np.int64)
+                yield Records(_text_table(reader.names, rows), np.array(lines, dtype=np.int64), faults, untyped=True)
+                rows, lines, faults, size = [], [], {}, 0
+        yield Records(_text_table(reader.names, rows), np.array(lines, dtype=np.int64), faults, untyped=True)
 
 
 def _text_table(names: list[str], rows: list[list[str]]) -> pa.Table:

@@ -16,7 +16,7 @@ COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
 PIECE_ROWS = 20_000
 _HEAD_BYTES = 1 << 16
 _NOT_TEXT = (
-    (b"PK\x03\x04", "an Excel workbook (.xlsx) or another ZIP archive"),
+    (b"PK\x03\x04", "an Excel workbook (.xlsx) or another ZIP archive (let the name of an archive end in .zip)"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook (.xls)"),
     (b"PAR1", "a Parquet file; let its name end in .parquet"),
     (b"\x1f\x8b", "gzip data; let its name end in .gz"),
@@ -102,7 +102,7 @@ def _detect_encoding(address: str, head: bytes, encoding: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(address: str) -> Iterator[object]:
+def opened(address: str) -> Iterator[Any]:
     """The bytes of a file, decompressed by its name."""
     with storage.open_binary(address) as raw:
         decompressor = next((made for end, made in COMPRESSIONS.items() if address.lower().endswith(end)), None)

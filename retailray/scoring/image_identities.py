@@ -76,9 +76,10 @@ def _ask_for(ledger: Ledger, folder: str) -> None:
 
 
 def _add_embedded(ledger: Ledger) -> None:
-    """An image that lies in a Parquet file has the identity of its file."""
-    row = r"'#[^/]+/[0-9]+$'"
-    embedded = f"from images where regexp_matches(uri, '[.](parquet|pq)' || {row}, 'i')"
+    """An image that lies in a Parquet file or in an archive has the identity of its file."""
+    row = r"'(?:#[^/]+/[0-9]+|!/.*)$'"
+    container = r"'[.](?:(?:parquet|pq)#[^/]+/[0-9]+$|(?:zip|tar|tgz|tbz2|tar[.]gz|tar[.]bz2)!/)'"
+    embedded = f"from images where regexp_matches(uri, {container}, 'i')"
     files = ledger.table(f"select distinct regexp_replace(uri, {row}, '') as file {embedded}").column(0).to_pylist()
     known = [(file, identity) for file, identity in zip(files, storage.identities(files), strict=True) if identity]
     if known:

@@ -78,12 +78,14 @@ class Ledger:
             """
             create table rows as
             select row_id, id, image, uri, label, code, case code
-                when '' then '' when 'empty_path' then 'the image column is empty' when 'not_allowed' then denied_reason
-                else 'an earlier row has this id' end || case when code = '' then '' else
-                ' (' || file || ' line ' || line || ')' end as message
-            from (select *, case when uri = '' then 'empty_path' when denied_reason <> '' then 'not_allowed'
-                  when row_number() over (partition by id order by row_id) > 1 then 'duplicate_id' else '' end as code
-                  from read_parquet(?))
+                when '' then '' when 'empty_path' then 'the image column is empty'
+                when 'duplicate_id' then 'an earlier row has this id' else denied_reason end ||
+                case when code = '' then '' else ' (' || file || ' line ' || line || ')' end as message
+            from (
+                select *, case when fault_code <> '' then fault_code when uri = '' then 'empty_path'
+                    when denied_reason <> '' then 'not_allowed'
+                    when row_number() over (partition by id order by row_id) > 1 then 'duplicate_id' else '' end as code
+                from read_parquet(?))
             """,
             [str(catalog.rows)],
         )

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from retailray.config import CatalogSection
 from retailray.data.arrow_tables import LosslessTypes, to_schema, unify_schemas
-from retailray.data.catalog import stream_catalog
+from retailray.data.catalog import CatalogReader, Source
 from retailray.data.columns import Piece, meaningful_columns
 from retailray.data.decoding import COLUMN_PREFIX, ROW_ID
 from retailray.errors import CatalogError
 
 # columns of a catalog row that scoring needs
-MEANING = ("row_id", "id", "image", "uri", "label", "file", "line", "denied_reason")
+MEANING = ("row_id", "id", "image", "uri", "label", "group", "file", "line", "denied_reason", "fault_code")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class StagedCatalog:
     num_rows: int
     schema: pa.Schema
     types: LosslessTypes
+    source: Source | None
 
     def input_pieces(self) -> Iterator[pa.Table]:
         """The user's columns with their types, and :data:`ROW_ID` last, in ascending order of row ids."""
@@ -48,13 +49,14 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
         CatalogError: it cannot be used, or has columns with names that are ``reserved`` for the output.
         StorageError: the address cannot be reached.
     """
+    reader = CatalogReader(section, needs_label=False)
     types = LosslessTypes(keep_text=meaningful_columns(section))
     inputs: list[tuple[Path, bool]] = []
     schemas: list[pa.Schema] = []
     writer: pq.ParquetWriter | None = None
     num_rows = 0
     with pq.ParquetWriter(folder / "rows.parquet", _rows_schema()) as rows_writer:
-        for piece in stream_catalog(section, needs_label=False):
+        for piece in reader.pieces():
             table = piece.table.append_column(ROW_ID, piece.rows.column("row_id"))
             if writer is None or not table.schema.equals(schemas[-1]) or piece.untyped != inputs[-1][1]:
                 _refuse_collisions(section.uri, piece, reserved)
@@ -79,7 +81,7 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
     except pa.ArrowException as error:
         raise CatalogError(f"{section.uri}: its files disagree on column types ({error})") from error
     schema = schema.remove(schema.get_field_index(ROW_ID))
-    return StagedCatalog(section.uri, folder / "rows.parquet", inputs, num_rows, schema, types)
+    return StagedCatalog(section.uri, folder / "rows.parquet", inputs, num_rows, schema, types, reader.source())
 
 
 def _rows_schema() -> pa.Schema:

@@ -7,6 +7,7 @@ in every process. Retries happen in the client; they are bounded so that a dead 
 from retailray.storage.access import MAX_BYTES, Access, is_below, is_of_another_kind, names_private_host, place_of
 from retailray.storage.addresses import (
     PASSWORD,
+    Member,
     cache_folder,
     canonical,
     embedded_address,
@@ -14,11 +15,14 @@ from retailray.storage.addresses import (
     is_local,
     is_uri,
     join,
+    member_address,
     normalize,
     other_unicode_forms,
     parent,
     parse_embedded,
+    parse_member,
 )
+from retailray.storage.archives import read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
     S3_OPTIONS,
@@ -52,6 +56,7 @@ __all__ = [
     "S3_OPTIONS",
     "WORKER_ENV",
     "Access",
+    "Member",
     "arrow_filesystem",
     "cache_folder",
     "canonical",
@@ -73,6 +78,7 @@ __all__ = [
     "join",
     "list_files",
     "local_identity",
+    "member_address",
     "names_private_host",
     "normalize",
     "object_pages",
@@ -80,9 +86,12 @@ __all__ = [
     "other_unicode_forms",
     "parent",
     "parse_embedded",
+    "parse_member",
     "place_of",
     "put_if_absent",
     "read_bytes",
+    "read_index",
+    "read_members",
     "remote_identity",
     "remove_file",
     "remove_folder",

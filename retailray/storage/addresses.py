@@ -5,6 +5,7 @@ import posixpath
 import re
 import unicodedata
 import urllib.parse
+from typing import NamedTuple
 
 # what answers at an address: buckets and the web; and hosts that a catalog reaches only where it is allowed to
 STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "http", "https")
@@ -12,6 +13,10 @@ HOSTS = ("hdfs", "webhdfs", "ftp", "sftp", "smb", "memory")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 _FILE_URI = re.compile(r"file:(?:(?://(?:localhost)?)(?=/)|(?=/(?!/)))", re.IGNORECASE)
+_MEMBER = re.compile(
+    r"(?P<archive>.+?\.(?:zip|tar|tgz|tbz2|tar\.gz|tar\.bz2))!/(?:@(?P<offset>\d+)\+(?P<size>\d+)/)?(?P<name>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
 _EMBEDDED = re.compile(r"(?P<file>.+\.(?:parquet|pq))#(?P<column>[^/]+)/(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -130,6 +135,30 @@ def parse_embedded(address: str) -> tuple[str, str, int] | None:
     """Return file, column and row of an :func:`embedded_address`; None for every other address."""
     found = _EMBEDDED.fullmatch(address)
     return (found["file"], urllib.parse.unquote(found["column"]), int(found["row"])) if found else None
+
+
+class Member(NamedTuple):
+    """A file of an archive; ``offset`` and ``size`` of its bytes in it, where an address says them (else -1)."""
+
+    archive: str
+    name: str
+    offset: int = -1
+    size: int = -1
+
+
+def member_address(archive: str, name: str, *, offset: int = -1, size: int = -1) -> str:
+    """Return the address of a file within an archive: ``<archive>!/<name>``, of a tar file with the place of its bytes:
+    ``<archive>!/@<offset>+<size>/<name>``."""
+    return f"{archive}!/{name}" if offset < 0 else f"{archive}!/@{offset}+{size}/{name}"
+
+
+def parse_member(address: str) -> Member | None:
+    """The reverse of :func:`member_address`; None for every other address."""
+    found = _MEMBER.fullmatch(address)
+    if not found:
+        return None
+    placed = found["offset"] is not None
+    return Member(found["archive"], found["name"], *((int(found["offset"]), int(found["size"])) if placed else ()))
 
 
 def cache_folder() -> str:

@@ -12,9 +12,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
-from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded
+from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded, parse_member
+from retailray.storage.archives import fetch_members
 from retailray.storage.client import ROUNDS, back_off, describe, filesystem, is_transient, with_deadline
 from retailray.storage.embedded import fetch_embedded
+from retailray.storage.identity import identities
 
 Found = bytes | ImageError
 NO_MORE_THAN_64_MB = Access()
@@ -36,7 +38,13 @@ def fetch_groups(
     embedded = {at: place for at, address in enumerate(addresses) if (place := parse_embedded(address))}
     if embedded:
         yield {at: _limited(found, addresses[at], access) for at, found in fetch_embedded(embedded).items()}
-    others = [at for at in range(len(addresses)) if at not in embedded]
+    members = {at: one for at, address in enumerate(addresses) if (one := parse_member(address))}
+    if members:
+        archives = sorted({one.archive for one in members.values()})
+        versions = {name: identity or "" for name, identity in zip(archives, identities(archives), strict=True)}
+        found_inside = fetch_members(members, access.max_bytes, versions)
+        yield {at: _limited(found, addresses[at], access) for at, found in found_inside.items()}
+    others = [at for at in range(len(addresses)) if at not in embedded and at not in members]
     for start in range(0, len(others), AT_ONCE):
         chosen = others[start : start + AT_ONCE]
         settled = {at: error for at in chosen if (error := _refused(addresses[at], access))}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import fsspec
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded
+from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded, parse_member
 from retailray.storage.client import filesystem, with_deadline
 
 QUESTIONS = 16  # asked at a time
@@ -20,14 +20,16 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
     Object stores: ETag (or time of change) and size, by a question each. Local files: size, inode and the times of the
     last change of content and of inode, the second of which no program can set.
     """
-    places = {address: place for address in set(addresses) if (place := parse_embedded(address))}
-    if places:  # a row of a Parquet file has the identity of its file
-        files = sorted({file for file, _, _ in places.values()})
+    places = {address: file for address in set(addresses) if (file := _container(address))}
+    if places:  # a row of a Parquet file and a file of an archive have the identity of their file
+        files = sorted(set(places.values()))
         of_file = dict(zip(files, identities(files), strict=True))
         others = [address for address in addresses if address not in places]
         of_other = dict(zip(others, identities(others), strict=True))
         return [
-            _embedded_identity(of_file[places[address][0]], address) if address in places else of_other[address]
+            _identity_within(of_file[places[address]], address.removeprefix(places[address]))
+            if address in places
+            else of_other[address]
             for address in addresses
         ]
     found: dict[str, str | None] = {}
@@ -44,8 +46,16 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
     return [found[address] for address in addresses]
 
 
-def _embedded_identity(file_identity: str | None, address: str) -> str | None:
-    return None if file_identity is None else f"{file_identity}#{address.rpartition('#')[2]}"
+def _container(address: str) -> str | None:
+    """The file that holds what an address names."""
+    if place := parse_embedded(address):
+        return place[0]
+    member = parse_member(address)
+    return member.archive if member else None
+
+
+def _identity_within(file_identity: str | None, place: str) -> str | None:
+    return None if file_identity is None else f"{file_identity}{place}"
 
 
 def _local_identity(path: str) -> str:

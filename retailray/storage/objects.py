@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retailray.errors import StorageError
-from retailray.storage.addresses import is_local, is_uri
+from retailray.storage.addresses import is_local, is_uri, parse_member
 from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, filesystem, with_deadline, with_retries
 
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
@@ -28,7 +28,16 @@ def read_bytes(address: str) -> bytes:
 
 @contextlib.contextmanager
 def open_binary(address: str) -> Iterator[object]:
-    """A file to read piece by piece, from its start or anywhere. Raises StorageError, while it is read too."""
+    """A file to read piece by piece, from its start or anywhere (of a file within an archive: from its start alone).
+
+    Raises StorageError, while it is read too.
+    """
+    if member := parse_member(address):
+        from retailray.storage.archives import open_member  # which opens its archive by this
+
+        with open_member(member) as inside, io.BufferedReader(inside, 1 << 20) as buffered:
+            yield buffered
+        return
     fs, path = filesystem(address)
     options = {} if is_local(address) else {"block_size": READ_AHEAD}
     file = with_deadline(address, lambda: fs.open(path, "rb", **options))

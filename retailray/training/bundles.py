@@ -85,7 +85,12 @@ class TrainedModel:
         if run.resumed:
             storage.remove_folder(bundle)  # of a run that ended between its bundle and its _SUCCESS
         train = self.splits["train"]
-        used = (train.column("uri") != "") & (train.column("denied_reason") == "") & ~train.column("repeated")
+        used = (
+            (train.column("uri") != "")
+            & (train.column("denied_reason") == "")
+            & (train.column("fault_code") == "")
+            & ~train.column("repeated")
+        )
         trained_on = pa.table({"image": fingerprints(train.column("uri")[used])})
         save_bundle(bundle, self.meta, self.state, validation=self._validation(), training_rows=trained_on)
         return bundle

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retailray.data.csv_files import CsvOptions, find_delimiter
-from retailray.data.tables import read_table, stream_lines
+from retailray.data.tables import read_table, stream_records
 from retailray.errors import CatalogError
 
 CELLS = st.text(st.sampled_from("ab1 ,;|\t\"'é/.\n"), max_size=8)
@@ -84,11 +84,11 @@ def test_a_stray_quote_takes_no_row_along(tmp_path_factory, quoted, delimiter, l
 def test_rows_know_the_line_they_begin_on(tmp_path):
     """Kind of fault: an error row names a line that is another row's, where values have several lines or lines none."""
     text = 'sep=;\n\nimage;note\n"a";"one\ntwo"\n\n  \nb;x\n'
-    [(table, lines)] = list(stream_lines(write(tmp_path, text), encoding="utf-8"))
+    [(table, lines, *_)] = list(stream_records(write(tmp_path, text), encoding="utf-8"))
     assert table.column("image").to_pylist() == ["a", "b"]
     assert lines.tolist() == [4, 8]
-    [(_, lines)] = list(
-        stream_lines(write(tmp_path, '\n{"image": "a"}\n\n{"image": "b"}\n', "c.jsonl"), encoding="utf-8")
+    [(_, lines, *_)] = list(
+        stream_records(write(tmp_path, '\n{"image": "a"}\n\n{"image": "b"}\n', "c.jsonl"), encoding="utf-8")
     )
     assert lines.tolist() == [2, 4]
 

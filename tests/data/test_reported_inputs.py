@@ -20,7 +20,7 @@ from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.images import Limits, decode, whole
-from retailray.data.tables import stream_lines
+from retailray.data.tables import stream_records
 from retailray.errors import CatalogError, ImageError
 from tests.conftest import free_port
 
@@ -227,7 +227,7 @@ def test_large_images_in_parquet_are_read_some_at_a_time(tmp_path):
     path = tmp_path / "c.parquet"
     blobs = [np.random.default_rng(row).bytes(2_000_000) for row in range(80)]
     pq.write_table(pa.table({"image": blobs}), path, row_group_size=80)
-    sizes = [table.num_rows for table, _ in stream_lines(str(path), encoding="utf-8")]
+    sizes = [records.table.num_rows for records in stream_records(str(path), encoding="utf-8")]
     assert sum(sizes) == 80
     assert max(sizes) <= 40
 

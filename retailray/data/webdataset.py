@@ -1,0 +1,68 @@
+"""WebDataset shards: tar files in which the files of one sample follow each other and share their name."""
+
+import json
+import posixpath
+from collections.abc import Iterator
+
+from retailray import storage
+from retailray.data.image_files import SUFFIXES
+from retailray.data.records import Records, Row, in_pieces, typed
+from retailray.errors import CatalogError
+
+_LABELS = ("cls", "label", "category", "class", "label_name")  # what may say the label, of a sample or in its JSON
+_MOST_BYTES = 1 << 20  # of a file beside the picture
+_NOT_SAMPLES = ("__macosx/", "._")
+
+
+def is_shard(names: list[str]) -> bool:
+    """True if some names of an archive are a picture and what is said of it: ``000.jpg`` and ``000.cls``."""
+    pictures = {name.split(".")[0] for name in names if name.lower().endswith(SUFFIXES)}
+    said = {name.partition(".")[0] for name in names if name.lower().endswith((".cls", ".json", ".txt"))}
+    return bool(pictures & said)
+
+
+def stream_shard(address: str) -> Iterator[Records]:
+    """A record for every sample: ``key``, ``image`` (where it lies in the shard, or a list), ``label`` and what its
+    JSON has. One reading from front to end; pictures are not read.
+
+    Raises:
+        CatalogError: JSON that is none. StorageError: the archive is damaged.
+    """
+    return typed(address, lambda: in_pieces(enumerate(_samples(address), 1)))
+
+
+def _samples(address: str) -> Iterator[Row]:
+    stem = posixpath.basename(address).split(".")[0]
+    key, row, pictures = "", dict[str, object](), list[str]()
+
+    def sample() -> Row:
+        label = next((row[name] for name in _LABELS if row.get(name) not in (None, "")), None)
+        return {"key": f"{stem}/{key}", "image": pictures[0] if len(pictures) == 1 else pictures, **row, "label": label}
+
+    for name, entry, data in storage.read_members(address, lambda name: not name.lower().endswith(SUFFIXES)):
+        if name.lower().startswith(_NOT_SAMPLES):
+            continue
+        folder, base = posixpath.split(name)
+        first, _, ending = base.partition(".")
+        if (posixpath.join(folder, first)) != key:
+            if pictures:
+                yield sample()
+            key, row, pictures = posixpath.join(folder, first), {}, []
+        if data is None:
+            place = storage.member_address("", name, offset=entry.offset, size=entry.size)
+            pictures.append(place.removeprefix("!/"))
+        elif len(data) <= _MOST_BYTES:
+            row |= _said(address, name, ending.lower(), data)
+    if pictures:
+        yield sample()
+
+
+def _said(address: str, name: str, ending: str, data: bytes) -> Row:
+    text = data.decode("utf-8", errors="replace")
+    if ending != "json":
+        return {ending: text.strip()}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise CatalogError(f"{address}: {name}: not JSON ({error})") from error
+    return found if isinstance(found, dict) else {ending: text}

@@ -1,0 +1,236 @@
+"""Files within ZIP and tar archives: ``<archive>!/<name>``, read where they lie and never unpacked to a disk."""
+
+import collections
+import contextlib
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from retailray.errors import ImageError, StorageError
+from retailray.storage.addresses import Member
+from retailray.storage.client import describe
+from retailray.storage.objects import open_binary
+
+KEPT_INDEXES = 4  # of this process: consecutive rows lie in one archive
+COALESCED_BYTES = 64 << 10  # what lies between two members is read along up to this size
+RANGE_BYTES = 16 << 20  # that are read from an archive at once
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
+
+class Entry(NamedTuple):
+    """A file of an archive: its size unpacked, and in a plain tar file where its bytes are (else -1) [bytes]."""
+
+    size: int
+    offset: int
+
+
+_indexes: collections.OrderedDict[str, dict[str, Entry]] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+def is_zip(archive: str) -> bool:
+    return archive.lower().endswith(".zip")
+
+
+def is_plain_tar(archive: str) -> bool:
+    return archive.lower().endswith(".tar")
+
+
+def read_index(archive: str, version: str = "") -> dict[str, Entry]:
+    """The files of an archive by name, in its order; the first of several with one name.
+
+    ``version``: what identifies the archive's content; the index is kept in this process under it.
+
+    Raises:
+        StorageError: it cannot be read, or is damaged.
+    """
+    key = f"{archive} {version}"
+    with _lock:
+        if version and key in _indexes:
+            _indexes.move_to_end(key)
+            return _indexes[key]
+    index: dict[str, Entry] = {}
+    with opened(archive) as file:
+        for name, entry in _entries(archive, file):
+            index.setdefault(name, entry)
+    with _lock:
+        if version:
+            while len(_indexes) >= KEPT_INDEXES:
+                _indexes.popitem(last=False)
+            _indexes[key] = index
+    return index
+
+
+@contextlib.contextmanager
+def opened(archive: str) -> Iterator[Any]:
+    """The archive's bytes. Raises StorageError, also for what is damaged in it."""
+    with open_binary(archive) as file:
+        try:
+            yield file
+        except StorageError:
+            raise
+        except BROKEN as error:
+            raise StorageError(f"{archive}: the archive is damaged or of no kind that is read ({error})") from error
+
+
+def _entries(archive: str, file: Any) -> Iterator[tuple[str, Entry]]:
+    if is_zip(archive):
+        with zipfile.ZipFile(file) as zipped:
+            for one in zipped.infolist():
+                if not one.is_dir():
+                    yield _plain(one.filename), Entry(one.file_size, -1)
+        return
+    plain = is_plain_tar(archive)
+    with tarfile.open(fileobj=file, mode="r:" if plain else "r|*") as tar:
+        for member in tar:
+            if member.isfile():
+                yield _plain(member.name), Entry(member.size, member.offset_data if plain else -1)
+            tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+@contextlib.contextmanager
+def open_member(member: Member) -> Iterator[Any]:
+    """A file of an archive, to be read from its start. Raises StorageError."""
+    with opened(member.archive) as file, contextlib.ExitStack() as stack:
+        if is_zip(member.archive):
+            zipped = stack.enter_context(zipfile.ZipFile(file))
+            found = next((one for one in zipped.infolist() if _plain(one.filename) == member.name), None)
+            inside: Any = zipped.open(found) if found else None
+        else:
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r|*"))
+            inside = next(
+                (tar.extractfile(one) for one in tar if one.isfile() and _plain(one.name) == member.name), None
+            )
+        if inside is None:
+            raise StorageError(f"{member.archive}: it has no file {member.name}") from FileNotFoundError(member.name)
+        yield stack.enter_context(inside)
+
+
+def fetch_members(
+    members: dict[int, Member], max_bytes: int, versions: dict[str, str]
+) -> dict[int, bytes | ImageError]:
+    """The bytes of files of archives, by the caller's key; an archive is read from its front to its end.
+
+    Args:
+        max_bytes: of a file; of a larger one the first ``max_bytes + 1`` are returned, however far it would unpack.
+        versions: what identifies each archive's content now.
+    """
+    results: dict[int, bytes | ImageError] = {}
+    by_archive: dict[str, dict[int, Member]] = {}
+    for key, member in members.items():
+        by_archive.setdefault(member.archive, {})[key] = member
+    for archive, wanted in by_archive.items():
+        try:
+            with opened(archive) as file:
+                if is_zip(archive):
+                    results |= _from_zip(file, wanted, max_bytes)
+                elif is_plain_tar(archive):
+                    results |= _from_tar(file, _placed(wanted, archive, versions[archive]), max_bytes)
+                else:
+                    results |= _from_stream(file, wanted, max_bytes)
+        except StorageError as error:
+            code = "not_found" if isinstance(error.__cause__, FileNotFoundError) else "fetch_failed"
+            results |= {key: ImageError(code, str(error)) for key in wanted if key not in results}
+        for key, member in wanted.items():
+            results.setdefault(key, ImageError("not_found", f"{archive}: it has no file {member.name}"))
+    return results
+
+
+def _from_zip(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[int, bytes | ImageError]:
+    results: dict[int, bytes | ImageError] = {}
+    with zipfile.ZipFile(file) as zipped:
+        known = {_plain(one.filename): one for one in reversed(zipped.infolist())}
+        for key, member in sorted(
+            wanted.items(), key=lambda item: getattr(known.get(item[1].name), "header_offset", 0)
+        ):
+            if found := known.get(member.name):
+                try:
+                    with zipped.open(found) as inside:
+                        results[key] = inside.read(max_bytes + 1)
+                except BROKEN as error:
+                    results[key] = ImageError("fetch_failed", describe(error, f"{member.archive}!/{member.name}"))
+    return results
+
+
+def _placed(wanted: dict[int, Member], archive: str, version: str) -> dict[int, Entry]:
+    """Where the files begin: their addresses say so, or the archive's index."""
+    placed = {key: Entry(one.size, one.offset) for key, one in wanted.items() if one.offset >= 0}
+    if len(placed) < len(wanted):
+        index = read_index(archive, version)
+        placed |= {key: index[one.name] for key, one in wanted.items() if key not in placed and one.name in index}
+    return placed
+
+
+def _from_tar(file: Any, placed: dict[int, Entry], max_bytes: int) -> dict[int, bytes | ImageError]:
+    """Neighbours are read together."""
+    results: dict[int, bytes | ImageError] = {}
+    together: list[tuple[int, Entry]] = []
+
+    def read() -> None:
+        if together:
+            first = together[0][1].offset
+            file.seek(first)
+            data = file.read(max(one.offset + min(one.size, max_bytes + 1) for _, one in together) - first)
+            for key, one in together:
+                results[key] = data[one.offset - first : one.offset - first + min(one.size, max_bytes + 1)]
+            together.clear()
+
+    end = 0
+    for key, one in sorted(placed.items(), key=lambda item: item[1].offset):
+        if together and (one.offset - end > COALESCED_BYTES or end - together[0][1].offset > RANGE_BYTES):
+            read()
+        together.append((key, one))
+        end = max(end, one.offset + min(one.size, max_bytes + 1)) if len(together) > 1 else one.offset + one.size
+    read()
+    return results
+
+
+def _from_stream(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[int, bytes | ImageError]:
+    """A compressed tar file can be read from its beginning alone."""
+    results: dict[int, bytes | ImageError] = {}
+    keys: dict[str, list[int]] = {}
+    for key, member in wanted.items():
+        keys.setdefault(member.name, []).append(key)
+    with tarfile.open(fileobj=file, mode="r|*") as tar:
+        for one in tar:
+            found = keys.pop(_plain(one.name), []) if one.isfile() else []
+            if found:
+                inside = tar.extractfile(one)
+                data = inside.read(max_bytes + 1) if inside else b""
+                results |= dict.fromkeys(found, data)
+            tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
+            if not keys:
+                break
+    return results
+
+
+def read_members(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Entry, bytes | None]]:
+    """Name, place and, of those that are ``wanted``, bytes of every file, in one reading from front to end.
+
+    Raises:
+        StorageError: it cannot be read, or is damaged.
+    """
+    with opened(archive) as file:
+        if is_zip(archive):
+            with zipfile.ZipFile(file) as zipped:
+                for one in zipped.infolist():
+                    if not one.is_dir():
+                        name = _plain(one.filename)
+                        yield name, Entry(one.file_size, -1), zipped.read(one) if wanted(name) else None
+            return
+        plain = is_plain_tar(archive)
+        with tarfile.open(fileobj=file, mode="r:" if plain else "r|*") as tar:
+            for member in tar:
+                if member.isfile():
+                    name = _plain(member.name)
+                    inside = tar.extractfile(member) if wanted(name) else None
+                    entry = Entry(member.size, member.offset_data if plain else -1)
+                    yield name, entry, inside.read() if inside else None
+                tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
