@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from retailray import events, storage
 from retailray.config import CatalogSection
@@ -19,17 +20,18 @@ from retailray.data.csv_files import CsvOptions
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.paths import columns_of
 from retailray.data.pictures import Counts, PictureReader
-from retailray.data.recognition import Recognised, recognise
+from retailray.data.recognition import Recognised, catalog_files, recognise
 from retailray.data.records import Records
-from retailray.data.tables import head_of, is_archive, is_visible, stream_records, table_files
+from retailray.data.tables import head_of, is_archive, is_visible, stream_records
 from retailray.errors import CatalogError
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a catalog was found to be: its layout with the settings that follow, what stands between addresses in how
-    many cells, and its records."""
+    many cells, and its records; ``section`` has these settings."""
 
+    section: CatalogSection
     format: str | None
     settings: dict[str, Any]
     separators: dict[str, int]
@@ -40,6 +42,25 @@ class Source:
         counts = {name: value for name, value in dataclasses.asdict(self.counts).items() if value or name == "records"}
         found = {"format": self.format, "settings": self.settings} if self.format else {}
         return found | ({"separators": self.separators} if self.separators else {}) | counts
+
+    @property
+    def is_plain(self) -> bool:
+        """True for one picture a record, and nothing recognised."""
+        return not self.format and not self.separators and self.counts.records == self.counts.pictures
+
+    def settings_file(self) -> str:
+        """YAML for ``--config`` with which the catalog is read in the same way, whatever is recognised later."""
+        names = self.section.non_default_fields() | set(self.settings)
+        values = {name: value for name, value in self.section.model_dump(mode="json").items() if name in names}
+        values |= {"format": self.format or "none"}
+        return yaml.safe_dump({"catalog": values}, sort_keys=False, allow_unicode=True)
+
+
+def source_facts(parts: Iterable["Catalog"]) -> dict[str, object]:
+    """What the catalogs of a command were found to be; nothing of plain ones."""
+    sources = {id(part.source): part.source for part in parts if part.source and not part.source.is_plain}
+    found = [source.facts() for source in sources.values()]
+    return {"source": found[0] if len(found) == 1 else found} if found else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +147,7 @@ class CatalogReader:
         Text columns of CSV are text still: see :class:`retailray.data.arrow_tables.LosslessTypes`.
         """
         storage.check_readable(self.uri)
-        files = table_files(self.uri)
+        files = catalog_files(self.uri, encoding=self.section.encoding)
         if not files:
             folder = f"{self.uri}!" if is_archive(self.uri) else self.uri
             yield self._numbered(read_class_folders(folder, self.section))
@@ -152,7 +173,7 @@ class CatalogReader:
         if self._pictures is None:
             return None
         given = {name: getattr(self.section, name) for name in self.recognised.settings}
-        return Source(self.recognised.name, given, dict(self._pictures.separators), self._pictures.counts)
+        return Source(self.section, self.recognised.name, given, dict(self._pictures.separators), self._pictures.counts)
 
     def _recognise(self, files: Sequence[str]) -> None:
         kind, columns = head_of(files[0], encoding=self.section.encoding, csv=csv_options(self.section))
@@ -165,26 +186,25 @@ class CatalogReader:
                 raise CatalogError(f"{self.uri}: {names} would be ignored: no file of it is CSV or TSV")
 
     def _piece(self, file: str, records: Records) -> Piece:
-        columns = records.table.column_names
         if self._pictures is None:
-            self.section = self._with_image_columns(columns, file)
+            self.section = self._with_image_columns(records.table, file)
             self._pictures = PictureReader(self.section, with_layout=bool(self.recognised.name))
         if self._pictures.uses_image:
-            image_columns(columns, file, self.section)
+            image_columns(records.table, file, self.section)
         pictures = self._pictures.read(file, records)
         piece = meaning_of(file, pictures, self.section, self.uri, self.needs_label, products=self._products)
         return dataclasses.replace(piece, untyped=records.untyped)
 
-    def _with_image_columns(self, columns: Sequence[str], file: str) -> CatalogSection:
+    def _with_image_columns(self, table: pa.Table, file: str) -> CatalogSection:
         """The section with the image columns that are there; without one a template alone is enough."""
         by_template = PictureReader(self.section, with_layout=False).uses_image is False
         if (
             by_template
-            and not columns_of(self.section.images, columns)
+            and not columns_of(self.section.images, table.column_names)
             and "image" not in self.section.non_default_fields()
         ):
             return self.section
-        return image_columns(columns, file, self.section)
+        return image_columns(table, file, self.section)
 
     def _kept(self, piece: Piece) -> Piece:
         """A piece without records that have no image; their products may have one in other records."""
@@ -214,7 +234,7 @@ class CatalogReader:
     def _report(self) -> None:
         """Say what was recognised and counted, where a catalog is not one picture a row."""
         source = self.source()
-        if source and (source.format or source.separators or source.counts.records != source.counts.pictures):
+        if source and not source.is_plain:
             events.emit("catalog", **source.facts())
 
 

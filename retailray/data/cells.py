@@ -107,12 +107,15 @@ def _all_addresses(parts: Sequence[str]) -> bool:
 
 
 def label_in(value: Any, separator: str | None, level: str, list_separator: str | None) -> str:
-    """The label in a cell: of a list the first one; of a path (``Home > Mugs``) what stands at a level.
+    """The label in a cell: of a path (``Home > Mugs``, or a list) what stands at a level; of several paths the first.
 
     Args:
         separator: between the levels of a path; None: labels are no paths. level: ``last``, ``first``, a number from 1
             or ``path``. list_separator: between several labels or paths in one text; a backslash before it keeps it.
     """
+    value = _listed(value)
+    if isinstance(value, list | tuple) and not separator and all(isinstance(one, str) for one in value):
+        return _at_level([one for one in value if one.strip()], level, " > ")
     value = _first(value)
     text = "" if value is None or value != value else str(value)
     if list_separator and text:
@@ -120,18 +123,28 @@ def label_in(value: Any, separator: str | None, level: str, list_separator: str 
     if not separator or not text.strip():
         return text
     levels = [part.strip() for part in text.split(separator.strip() or separator)]
-    levels = [part for part in levels if part]
+    return _at_level([part for part in levels if part], level, f" {separator.strip()} ")
+
+
+def _at_level(levels: Sequence[str], level: str, separator: str) -> str:
     if not levels or level == "path":
-        return f" {separator.strip()} ".join(levels)
+        return separator.join(levels)
     if level in ("last", "first"):
         return levels[-1 if level == "last" else 0]
     return levels[int(level) - 1] if int(level) <= len(levels) else ""
 
 
-def _first(value: Any) -> Any:
+def _listed(value: Any) -> Any:
+    """The list in a text, if it is one; of a list of lists the first."""
     if isinstance(value, str) and _LIST_OF_TEXTS.match(value):
         parsed = _parsed(value.strip())
         value = parsed if isinstance(parsed, list | tuple) else value
+    while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
+        value = value[0]
+    return value
+
+
+def _first(value: Any) -> Any:
     while isinstance(value, list | tuple | dict):
         if isinstance(value, dict):
             value = next((value[name] for name in ("value", "name", "label", "text") if value.get(name)), None)

@@ -12,7 +12,7 @@ from retailray.config import CatalogSection
 from retailray.data.columns import SPLIT_NAMES, Piece, meaning_of
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.pictures import plain_pictures
-from retailray.data.tables import table_files
+from retailray.data.recognition import catalog_files
 from retailray.errors import CatalogError
 
 
@@ -89,7 +89,11 @@ def _is_hidden(folder: str) -> bool:
 
 def unread_suffixes(section: CatalogSection) -> dict[str, int]:
     """Files by suffix that lie in class folders and are not read, since their names are of no image format."""
-    folders = [uri for uri in (section.uri, section.validation_uri, section.test_uri) if uri and not table_files(uri)]
+    folders = [
+        uri
+        for uri in (section.uri, section.validation_uri, section.test_uri)
+        if uri and not catalog_files(uri, encoding=section.encoding)
+    ]
     names = [name for folder in folders for name in class_folder_files(folder)]
     unread = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
     return dict(sorted(Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in unread).items()))

@@ -17,9 +17,10 @@ from retailray.data.access import refusal
 from retailray.data.arrow_tables import as_text
 from retailray.data.cells import label_in, lookup
 from retailray.data.csv_files import headerless_hint
+from retailray.data.image_files import SUFFIXES
 from retailray.data.labels import normalized_label
 from retailray.data.paths import column_of, columns_of
-from retailray.data.pictures import ADDRESS, INDEX, Pictures
+from retailray.data.pictures import ADDRESS, INDEX, ITEM_ID, Pictures
 from retailray.data.tables import is_archive, table_suffix
 from retailray.errors import CatalogError
 
@@ -53,7 +54,7 @@ def meaningful_columns(section: CatalogSection) -> set[str]:
     """Columns that are names to us, and so stay text whatever is in them."""
     named = {*section.images, section.id, section.label, section.group, section.split}
     images = set() if "image" in section.non_default_fields() else {"file_name"}
-    return {name for name in named if name} | images | {ADDRESS}
+    return {name for name in named if name} | images | {ADDRESS, ITEM_ID}
 
 
 def with_split(rows: pa.Table, name: str) -> pa.Table:
@@ -62,17 +63,32 @@ def with_split(rows: pa.Table, name: str) -> pa.Table:
     return rows.set_column(at, "split", pa.array([name] * rows.num_rows, pa.string()))
 
 
-def image_columns(columns: Sequence[str], file: str, section: CatalogSection) -> CatalogSection:
+def image_columns(table: pa.Table, file: str, section: CatalogSection) -> CatalogSection:
     """The section with the columns of images that are there: ``file_name`` where ``image`` is not.
 
     Raises:
         CatalogError: there is none of those that ``catalog.image`` names; with the columns, and what to set.
     """
+    columns = table.column_names
     if columns_of(section.images, columns):
         return section
     if "image" not in section.non_default_fields() and "file_name" in columns:  # Hugging Face's imagefolder
         return section.model_copy(update={"image": "file_name"})
-    raise CatalogError(missing_column(section.image, "catalog.image", file, columns))
+    told = missing_column(section.image, "catalog.image", file, columns)
+    raise CatalogError(told + _first_values(table))
+
+
+def _first_values(table: pa.Table) -> str:
+    """What to try where nothing is known of a table: its columns with their first values, those of pictures first."""
+    first = {name: table.column(name)[0].as_py() for name in table.column_names} if table.num_rows else {}
+    shown = {name: " ".join(str(value).split())[:40] for name, value in first.items() if value not in (None, "")}
+    pictures = [name for name, text in shown.items() if "://" in text or any(end in text.lower() for end in SUFFIXES)]
+    if not pictures or "image" in shown:
+        return ""
+    values = ", ".join(f"{name} = {text!r}" for name, text in list(shown.items())[:8])
+    return (
+        f". Its first record: {values}. Try --catalog.image {pictures[0]} and --catalog.label with the column of labels"
+    )
 
 
 def missing_column(name: str, key: str, file: str, columns: Sequence[str]) -> str:
@@ -148,7 +164,7 @@ def meaning_of(
         "file": [file] * table.num_rows,
     }
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    table = table if index is None else _with_pictures(table, index, addresses)
+    table = table if index is None else _with_pictures(table, ids, index, addresses)
     return Piece(file, table, rows.append_column("line", pa.array(pictures.lines)))
 
 
@@ -166,7 +182,7 @@ def _names(
     # without a name the product is the record, whose name is its first picture
     groups = _or_else(products_of or bases or [""] * len(own), _firsts(own, index))
     if products_of and not bases:
-        index = _within_products(products_of, products)
+        index = _within_products(products_of, pictures.images, products)
     return index, _numbered_ids(bases or products_of, index, own), groups
 
 
@@ -178,12 +194,12 @@ def _numbered_ids(names: Sequence[str] | None, index: np.ndarray, own: Sequence[
     return [f"{name}/{number}" if name else path for name, number, path in numbered]
 
 
-def _within_products(products: Sequence[str], counts: Counter[str]) -> np.ndarray:
+def _within_products(products: Sequence[str], images: Sequence[str], counts: Counter[str]) -> np.ndarray:
     """The number of each row's picture within its product, from 0, int64 ``(N,)``; ``counts`` goes on."""
     numbers = []
-    for name in products:
+    for name, image in zip(products, images, strict=True):
         numbers.append(counts[name])
-        counts[name] += 1
+        counts[name] += bool(image)
     return np.array(numbers, dtype=np.int64)
 
 
@@ -195,9 +211,10 @@ def _firsts(own: Sequence[str], index: np.ndarray) -> list[str]:
     return firsts
 
 
-def _with_pictures(table: pa.Table, index: np.ndarray, addresses: Sequence[str]) -> pa.Table:
-    """The user's columns with the number and the address of each row's picture, unless they have such columns."""
-    for name, values in ((INDEX, pa.array(index)), (ADDRESS, pa.array(addresses, pa.string()))):
+def _with_pictures(table: pa.Table, ids: Sequence[str], index: np.ndarray, addresses: Sequence[str]) -> pa.Table:
+    """The user's columns with the id, number and address of each row's picture, unless they have such columns."""
+    added = {ITEM_ID: pa.array(ids, pa.string()), INDEX: pa.array(index), ADDRESS: pa.array(addresses, pa.string())}
+    for name, values in added.items():
         if name not in table.column_names:
             table = table.append_column(name, values)
     return table

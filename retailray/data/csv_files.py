@@ -234,6 +234,8 @@ def _names_an_image(value: str) -> bool:
 
 def headerless_hint(names: list[str]) -> str:
     """Return what to do if a header looks like a row of data; '' if it does not."""
+    if len(names) == 1 and names[0].strip().isdigit():
+        return f"; the first line is {names[0].strip()!r}, a count it seems: set catalog.skip_lines to 1"
     if not any(_names_an_image(name) or name.strip().replace(".", "", 1).isdigit() for name in names):
         return ""
     example = ",".join(f"column{number}" for number in range(1, len(names) + 1))

@@ -18,7 +18,11 @@ from retailray.data.paths import columns_of
 from retailray.data.records import Records
 from retailray.errors import CatalogError
 
-INDEX, ADDRESS = "image_index", "image_uri"  # appended to the user's columns where a record has several pictures
+ITEM_ID, INDEX, ADDRESS = (
+    "item_id",
+    "image_index",
+    "image_uri",
+)  # appended to the user's columns where a record has several pictures
 BAD_LINE, BAD_RECORD = "bad_line", "bad_record"  # error codes
 
 

@@ -12,6 +12,7 @@ from retailray import storage
 from retailray.config import CatalogSection
 from retailray.config.yaml_files import load_yaml
 from retailray.data.paths import column_of
+from retailray.data.tables import head_of, is_archive, table_files, visible_files
 from retailray.errors import CatalogError, ConfigError, StorageError
 
 COLUMN_SETTINGS = ("id", "group", "label", "split")  # a list of columns: the first that is there
@@ -124,3 +125,21 @@ def recognise(section: CatalogSection, columns: Sequence[str], kind: str) -> Rec
 
 def _fits(layout: Layout, columns: Sequence[str], kind: str) -> bool:
     return set(layout.columns) <= set(columns) and (not layout.kinds or kind in layout.kinds)
+
+
+def catalog_files(uri: str, *, encoding: str) -> list[str]:
+    """:func:`retailray.data.tables.table_files`, and of a folder without tables the JSON documents, feeds and archives
+    in it (not below it) that have a known layout or hold tables."""
+    files = table_files(uri)
+    if files or is_archive(uri):
+        return files
+    found: list[str] = []
+    for name in [name for name in visible_files(uri) if "/" not in name[len(uri) :].strip("/")]:
+        plain = name.lower().removesuffix(".gz")
+        if is_archive(name):
+            found += table_files(name)
+        elif plain.endswith((".json", ".xml")):
+            kind, columns = head_of(name, encoding=encoding)
+            if any(_fits(layout, columns, kind) for layout in known_layouts().values()):
+                found.append(name)
+    return sorted(found)

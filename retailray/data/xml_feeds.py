@@ -1,5 +1,6 @@
 """XML feeds of products (RSS, Atom, and others alike), read as a stream."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -12,6 +13,7 @@ from retailray.data.text_files import text_of
 from retailray.errors import CatalogError
 
 RECORD_TAGS = frozenset({"item", "entry", "product", "offer", "record", "row"})
+LOOKED_AT = 5_000  # elements, for the name of records
 
 
 def stream_xml(address: str, encoding: str) -> Iterator[Records]:
@@ -27,22 +29,39 @@ def stream_xml(address: str, encoding: str) -> Iterator[Records]:
 
 
 def _rows(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
-    number, depth = 0, 0
-    record_depth: int | None = None
+    tags = _record_tags(address, encoding)
+    number, depth, record_depth = 0, 0, None
+    with _events(address, encoding) as events:
+        for event, element in events:
+            if event == "start":
+                depth += 1
+                if record_depth is None and (_name(element.tag) in tags or (not tags and depth == 2)):
+                    record_depth = depth
+                continue
+            if depth == record_depth and (not tags or _name(element.tag) in tags):
+                number += 1
+                yield number, _record(element)
+            if record_depth is None or depth <= record_depth:
+                element.clear()
+            depth -= 1
+
+
+def _record_tags(address: str, encoding: str) -> frozenset[str]:
+    """:data:`RECORD_TAGS` if the first elements have one of them; nothing where every child of the root is a record."""
+    with _events(address, encoding) as events:
+        for number, (_, element) in enumerate(events):
+            if _name(element.tag) in RECORD_TAGS:
+                return RECORD_TAGS
+            if number > LOOKED_AT:
+                break
+    return frozenset()
+
+
+@contextlib.contextmanager
+def _events(address: str, encoding: str) -> Iterator[Iterator[tuple[str, Element]]]:
     try:
         with text_of(address, encoding) as text:
-            for event, element in iterparse(text, events=("start", "end"), forbid_dtd=True):
-                if event == "start":
-                    depth += 1
-                    if record_depth is None and _name(element.tag) in RECORD_TAGS:
-                        record_depth = depth
-                    continue
-                if depth == (record_depth or 2) and (record_depth is None or _name(element.tag) in RECORD_TAGS):
-                    number += 1
-                    yield number, _record(element)
-                if depth <= (record_depth or 2):
-                    element.clear()
-                depth -= 1
+            yield iterparse(text, events=("start", "end"), forbid_dtd=True)
     except (ParseError, DefusedXmlException) as error:
         raise CatalogError(f"{address}: not an XML feed that is read: {str(error)[:200]}") from error
 

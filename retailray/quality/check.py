@@ -12,7 +12,7 @@ from retailray import events, storage
 from retailray.config import CheckConfig
 from retailray.data.access import access_of
 from retailray.data.arrow_tables import gathered, parquet_bytes
-from retailray.data.catalog import Catalog, count_labels, visible_images
+from retailray.data.catalog import Catalog, count_labels, source_facts, visible_images
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.columns import with_split
 from retailray.data.decoding import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
@@ -52,9 +52,17 @@ def check(config: CheckConfig) -> dict[str, object]:
     labels = count_labels(scan.label.to_numpy())
     unread = unread_suffixes(config.catalog)
     results = find_problems(
-        scan, labels, orphans=orphans, unread=unread, class_folders=_is_class_folders(splits), section=config.check
+        scan,
+        labels,
+        orphans=orphans,
+        unread=unread,
+        class_folders=_is_class_folders(splits),
+        section=config.check,
+        several_labels=max((part.source.counts.several_labels for part in splits.values() if part.source), default=0),
     )
     report = _summarize(scan, results, labels, orphans) | {"unread_files": unread, "not_listed": not_listed}
+    report |= source_facts(splits.values())
+    _write_settings(run, splits)
     run.write_json("check.json", report)
     for name, rows in (
         ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
@@ -77,6 +85,7 @@ def _publish(
     num_rows, num_ok = report["num_rows"], report["num_images_ok"]
     found = {result.name: result.count for result in results if result.count}
     told = {"catalog": config.catalog.uri, "num_rows": num_rows, "num_images_ok": num_ok}
+    told |= {"source": report["source"]} if "source" in report else {}
     told |= {"num_findings": sum(found.values()), "findings": found, "seconds": watch.seconds}
     publish(run, {"command": "check", **told})
     watch.summary(
@@ -89,6 +98,13 @@ def _publish(
         findings=found,
         report=run.path("report.html"),
     )
+
+
+def _write_settings(run: RunDirectory, splits: dict[str, Catalog]) -> None:
+    """Write ``catalog.yaml``, for ``--config``, where the catalog was recognised or cells were divided."""
+    source = next((part.source for part in splits.values() if part.source), None)
+    if source and not source.is_plain:
+        run.write("catalog.yaml", source.settings_file())
 
 
 def _scan(config: CheckConfig, table: pa.Table, run: RunDirectory) -> pa.Table:

@@ -40,6 +40,10 @@ ADVICE = {
     "Move some of their products to training, or leave the rows out.",
     "equal_folder_names": "Folders of different parents with one name are one label. Set catalog.folder_labels to path "
     "to keep them apart.",
+    "product_labels": "These products (catalog.group) have rows with different labels. At most one of them is right, "
+    "or catalog.group names something else than products.",
+    "several_labels": "These images have several categories, and the one with the largest box is their label. Set "
+    "catalog.several_labels to error to leave them out.",
     "unread_files": "Files in the class folders that are not read, since their names are of no image format.",
 }
 
@@ -133,13 +137,15 @@ def find_problems(
     unread: Mapping[str, int],
     class_folders: bool,
     section: CheckSection,
+    several_labels: int = 0,
 ) -> list[Result]:
     """Every finding of a scanned catalog; those that found nothing have count 0.
 
     Args:
         scan: one row per catalog row: ``id, label, split, line, file, error_code, message, sha256, phash``.
         labels: rows per label. orphans: images in the folder that no row names. unread: files in class folders that are
-            not read, by suffix. class_folders: labels are names of folders.
+            not read, by suffix. class_folders: labels are names of folders. several_labels: images of a COCO
+            document with several categories.
     """
     # long because it is one list of all findings
     bad = scan[~scan.error_code.isin(["", "not_found", "duplicate_id"])]
@@ -158,6 +164,7 @@ def find_problems(
     variants = similar_labels(labels)
     untrained = untrained_labels(scan.label, scan.split)
     leaves = _equal_folder_names(scan) if class_folders else {}
+    mixed = labels_of_products(scan)
     found: dict[str, tuple[int, Sequence[object]]] = {
         "errors": (len(bad), _where(bad)),
         "missing": (len(missing), _where(missing)),
@@ -173,10 +180,20 @@ def find_problems(
         "label_conflicts": (len(conflicts), conflicts[:8]),
         "labels_without_training_rows": (len(untrained), _counts(untrained)),
         "equal_folder_names": (len(leaves), [f"{name}: {', '.join(folders)}" for name, folders in leaves.items()][:8]),
+        "product_labels": (len(mixed), [f"{name}: {', '.join(several)}" for name, several in mixed.items()][:8]),
+        "several_labels": (several_labels, []),
         "unread_files": (sum(unread.values()), _counts(unread)),
     }
     numbers = {"min_images": section.min_images, "ratio": ratio}
     return [Result(name, count, ADVICE[name].format(**numbers), examples) for name, (count, examples) in found.items()]
+
+
+def labels_of_products(scan: pd.DataFrame) -> dict[str, list[str]]:
+    """Products (``group``) whose rows have different labels, with these; '' is none."""
+    labelled = scan[scan.label != ""]
+    counts = labelled.groupby("group").label.nunique()
+    mixed = labelled[labelled.group.isin(counts.index[counts > 1])]
+    return {str(name): sorted(set(labels)) for name, labels in mixed.groupby("group").label}
 
 
 def _equal_folder_names(scan: pd.DataFrame) -> dict[str, list[str]]:

@@ -63,6 +63,9 @@ class Reuse:
 EVERYTHING = Reuse()
 
 
+_LABEL_OF_PRODUCT = """arg_min(label, row_id) filter (where label <> '') over (partition by "group")"""
+
+
 class Ledger:
     """The tables of one run; see :meth:`plan` and :meth:`resolve_results`."""
 
@@ -74,10 +77,12 @@ class Ledger:
         }
         self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
         self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
+        # a label that stands on one row of a product holds for its rows that have none
+        labels = f"coalesce(nullif(label, ''), {_LABEL_OF_PRODUCT}, '')" if catalog.has_products else "label"
         self._db.execute(
-            """
+            f"""
             create table rows as
-            select row_id, id, image, uri, label, code, case code
+            select row_id, id, image, uri, {labels} as label, code, case code
                 when '' then '' when 'empty_path' then 'the image column is empty'
                 when 'duplicate_id' then 'an earlier row has this id' else denied_reason end ||
                 case when code = '' then '' else ' (' || file || ' line ' || line || ')' end as message

@@ -72,6 +72,7 @@ def write_score_report(
         bottleneck=max(stages, key=lambda row: (row["utilisation"], row["seconds"]), default=None),
         cost=facts["cost"],
         corrected=facts["corrected"],
+        source=facts.get("source"),
         outdated=facts["outdated"],
         queue=queue,
         queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]], config.catalog),

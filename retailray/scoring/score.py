@@ -117,10 +117,11 @@ class _ScoringRun:
         self.lease.check()
         schema = output_schema(config.catalog)
         counts = write_tables(run, ledger, catalog, self.meta, rows_per_file=config.score.rows_per_file, schema=schema)
-        facts = {
+        facts: dict[str, Any] = {
             "counts": counts,
             "plan": plan_fields(plan),
             "not_listed": ledger.not_listed,
+            **({"source": catalog.source.facts()} if catalog.source and not catalog.source.is_plain else {}),
             "thresholds": thresholds.model_dump(),
             "promise": promise.summary() if promise else None,
             "times": times,

@@ -31,6 +31,7 @@ class StagedCatalog:
     schema: pa.Schema
     types: LosslessTypes
     source: Source | None
+    has_products: bool  # catalog.group is given
 
     def input_pieces(self) -> Iterator[pa.Table]:
         """The user's columns with their types, and :data:`ROW_ID` last, in ascending order of row ids."""
@@ -72,6 +73,23 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
             num_rows += piece.table.num_rows
     assert writer is not None  # a catalog without rows is a CatalogError
     writer.close()
+    schema = _common_schema(section.uri, schemas, inputs, types)
+    return StagedCatalog(
+        section.uri,
+        folder / "rows.parquet",
+        inputs,
+        num_rows,
+        schema,
+        types,
+        reader.source(),
+        bool(reader.section.group),
+    )
+
+
+def _common_schema(
+    uri: str, schemas: Sequence[pa.Schema], inputs: Sequence[tuple[Path, bool]], types: LosslessTypes
+) -> pa.Schema:
+    """Of the user's columns of all files. Raises CatalogError where files disagree."""
     try:
         typed = [
             types.cast(schema.empty_table()).schema if untyped else schema
@@ -79,9 +97,8 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
         ]
         schema = unify_schemas(typed)
     except pa.ArrowException as error:
-        raise CatalogError(f"{section.uri}: its files disagree on column types ({error})") from error
-    schema = schema.remove(schema.get_field_index(ROW_ID))
-    return StagedCatalog(section.uri, folder / "rows.parquet", inputs, num_rows, schema, types, reader.source())
+        raise CatalogError(f"{uri}: its files disagree on column types ({error})") from error
+    return schema.remove(schema.get_field_index(ROW_ID))
 
 
 def _rows_schema() -> pa.Schema:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from retailray import events
 from retailray.config import TrainConfig
-from retailray.data.catalog import Catalog, concat_rows, count_labels
+from retailray.data.catalog import Catalog, concat_rows, count_labels, source_facts
 from retailray.errors import CatalogError
 from retailray.execution import Executor, Plan, plan_training, start_executor
 from retailray.models.blocks import to_blocks
@@ -18,6 +18,7 @@ from retailray.models.weights import Pretrained, pretrained_model
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
+from retailray.training.best_epoch import Epoch
 from retailray.training.bundles import TrainedModel, register
 from retailray.training.cache.plan import CachePlan
 from retailray.training.fit import FitResult, Fitter
@@ -27,7 +28,7 @@ from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
-from retailray.training.verdict import verdict
+from retailray.training.verdict import Verdict, verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,15 @@ def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> Tra
     )
 
 
+def _measures(best: Epoch, judged: Verdict) -> dict[str, object]:
+    return {
+        "best_epoch": best["epoch"],
+        "validation_top1": best["validation_top1"],
+        "verdict": judged.name,
+        "verdict_text": judged.text,
+    }
+
+
 def _publish(
     trained: TrainedModel,
     run: RunDirectory,
@@ -154,8 +164,7 @@ def _publish(
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
     judged = verdict(history, num_labels=len(trained.labels))
     write_training_report(run, meta, config, history, judged, result, folds)
-    measures: dict[str, object] = {"best_epoch": best["epoch"], "validation_top1": best["validation_top1"]}
-    measures |= {"verdict": judged.name, "verdict_text": judged.text}
+    measures = _measures(best, judged)
     summary: dict[str, object] = {
         "command": "train",
         "bundle": bundle,
@@ -167,6 +176,7 @@ def _publish(
         "folds": folds,
         "num_labels": len(trained.labels),
         "rows": {name: len(part) for name, part in trained.splits.items()},
+        **source_facts(trained.splits.values()),
         "errors_by_code": result.errors_by_code,
         "resumed": run.resumed,
         "num_workers": num_workers,

@@ -95,6 +95,8 @@ def depth_by_rate(trials: pd.DataFrame, depth: str, rate: str, metric: str) -> C
         colour = "white" if best[row, index] > middle else "black"
         text = f"{best[row, index]:.3f}\n{counts[row, index]} trial{'s' if counts[row, index] > 1 else ''}"
         axes.text(index, row, text, ha="center", va="center", fontsize=7, color=colour)
+        told = f"{depths[row]}, {rate} from {edges[index]:.2g} to {edges[index + 1]:.2g}: {text.replace(chr(10), ', ')}"
+        chart.tell_area(axes, (index - 0.5, row - 0.5), (1, 1), told)
     axes.set_yticks(range(len(depths)), depths)
     axes.set_xticks(np.arange(NUM_BINS + 1) - 0.5, [f"{edge:.2g}" for edge in edges])
     axes.set_xlabel(rate)

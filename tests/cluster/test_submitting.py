@@ -64,7 +64,7 @@ def test_a_package_is_this_code_and_the_settings_and_nothing_else(tmp_path):
     folder = make_package(asked.settings, b"key")
     assert {path.name for path in folder.iterdir()} == {"retailray", "job.yaml", credentials.KEY_FILE}
     kinds = {path.suffix for path in (folder / "retailray").rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".j2", ".typed", ".json", ""}
+    assert kinds <= {".py", ".j2", ".js", ".yaml", ".typed", ".json", ""}
     assert size_of(folder) < 2_000_000
     assert arguments.parse("score", ["--config", str(folder / "job.yaml")]) == arguments.parse("score", SCORE)
 

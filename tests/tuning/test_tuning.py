@@ -211,9 +211,10 @@ class TestPlots:
 
     @pytest.mark.parametrize("rows", [3, 1])
     def test_every_plot_is_a_picture_with_something_on_it(self, rows):
-        for picture in self.pictures(self.trials.head(rows)):
-            image = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
+        for chart in self.pictures(self.trials.head(rows)):
+            image = np.asarray(Image.open(io.BytesIO(chart.png())).convert("L"))
             assert (image < 200).mean() > 0.005
+            assert "<title>" in chart.svg("a chart"), "it says values where one points at them"
 
     def test_depths_are_in_their_own_order(self):
         names = ["all", "last10", "head", "last2", "other"]

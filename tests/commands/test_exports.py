@@ -1,0 +1,194 @@
+"""Exports of shops and archives through whole commands: every picture once, night after night, here and on S3."""
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+import s3fs
+from PIL import Image
+
+from tests.commands.helpers import events, latest, read_json
+
+pytestmark = pytest.mark.slow
+LABELS = ("Mugs", "Bags", "Shirts")
+
+
+def picture(number, *, seed=0):
+    """A JPEG of its own."""
+    pixels = np.random.default_rng((seed, number)).integers(0, 255, (48, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((128, 96)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def shopify(num_products):
+    """An export as Shopify writes it: the type on a product's first row, variants without a picture."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["Handle", "Title", "Body (HTML)", "Type", "Variant SKU", "Image Src", "Image Position"])
+    for k in range(num_products):
+        html = f"<p>Nice\n{LABELS[k % 3]}</p>"
+        writer.writerow([f"item-{k}", f'Item {k}, 15" wide', html, LABELS[k % 3], f"{k}-S", f"pics/{3 * k}.jpg", 1])
+        writer.writerow([f"item-{k}", "", "", "", f"{k}-M", f"pics/{3 * k + 1}.jpg", 2])
+        writer.writerow([f"item-{k}", "", "", "", f"{k}-L", "", ""])
+        writer.writerow([f"item-{k}", "", "", "", "", f"pics/{3 * k + 2}.jpg", 3])
+    return text.getvalue()
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request, tmp_path):
+    """Write a file below an address; the address."""
+    if request.param == "local":
+
+        def write(name, data):
+            path = tmp_path / "shop" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+        return write, str(tmp_path / "shop")
+    bucket = request.getfixturevalue("bucket")
+
+    def put(name, data):
+        s3fs.S3FileSystem().pipe_file(f"{bucket}/{name}", data if isinstance(data, bytes) else data.encode())
+
+    return put, bucket
+
+
+@pytest.fixture
+def score(place, small_bundle, retailray, tmp_path):
+    def run(uri, **settings):
+        out = str(tmp_path / "out")
+        code, said, err = retailray(
+            "score",
+            **{"catalog.uri": uri, "model.uri": small_bundle[0], "score.max_error_rate": 1, "out": out} | settings,
+        )
+        assert code in (0, 3), err
+        found = latest(out)
+        tables = [duckdb.sql(f"from '{found}/{kind}/*.parquet'").df() for kind in ("predictions", "errors")]
+        return events(said), read_json(f"{found}/run.json"), *tables
+
+    return run
+
+
+def test_nights_of_a_shops_export(place, score):
+    """Every table against the export itself, by csv; what has not changed is not scored again."""
+    write, shop = place
+    for number in range(27):
+        write(f"pics/{number}.jpg", picture(number))
+    write("products_export.csv", shopify(8))
+    said, facts, predictions, errors = score(f"{shop}/products_export.csv")
+    assert facts["source"]["format"] == "shopify"
+    assert {"records": 32, "with_pictures": 24, "without_image": 8, "pictures": 24}.items() <= facts["source"].items()
+    assert facts["counts"] == {"rows": 24, "scored": 24, "reused": 0, "failed": 0}
+    assert next(event for event in said if event["event"] == "catalog")["pictures"] == 24
+    audit_shopify(predictions, shopify(8), shop)
+    assert errors.empty
+    assert facts["label_agreement"] is not None, "labels of a product's first row hold for its others"
+    _, facts, again, _ = score(f"{shop}/products_export.csv")
+    assert facts["counts"] == {"rows": 24, "scored": 0, "reused": 24, "failed": 0}
+    left, right = (one.drop(columns="run_id").sort_values("item_id", ignore_index=True) for one in (again, predictions))
+    pd.testing.assert_frame_equal(left, right)
+    write("products_export.csv", shopify(9))
+    write("pics/5.jpg", picture(5, seed=1))
+    _, facts, later, _ = score(f"{shop}/products_export.csv")
+    assert facts["counts"] == {"rows": 27, "scored": 4, "reused": 23, "failed": 0}
+    audit_shopify(later, shopify(9), shop)
+    assert set(predictions.item_id) <= set(later.item_id), "ids stay as they are"
+
+
+def audit_shopify(predictions, export, shop):
+    """A row for every record with a picture, with all of its cells as they are."""
+    records = [row for row in csv.DictReader(io.StringIO(export)) if row["Image Src"]]
+    by_image = predictions.set_index("Image Src", drop=False)
+    assert sorted(by_image.index) == sorted(row["Image Src"] for row in records)
+    for row in records:
+        found = by_image.loc[row["Image Src"]]
+        for name, value in row.items():
+            assert str(found[name]).removesuffix(".0") == value, (name, found[name], value)
+        assert found.image_uri == f"{shop}/{row['Image Src']}"
+        assert found.image_index == int(row["Image Position"]) - 1
+    assert predictions.item_id.is_unique
+
+
+def shard(numbers, *, seed=0):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in numbers:
+            facts = json.dumps({"product": number // 3}).encode()
+            for ending, data in (("jpg", picture(number, seed=seed)), ("cls", b"%d" % (number % 3)), ("json", facts)):
+                member = tarfile.TarInfo(f"{number:06d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_nights_of_shards(place, score):
+    write, shop = place
+    write("shards/a.tar", shard(range(12)))
+    write("shards/b.tar", shard(range(12, 24)))
+    _, facts, predictions, errors = score(f"{shop}/shards")
+    assert facts["counts"] == {"rows": 24, "scored": 24, "reused": 0, "failed": 0}
+    assert errors.empty
+    assert sorted(predictions.key) == [f"a/{n:06d}" for n in range(12)] + [f"b/{n:06d}" for n in range(12, 24)]
+    _, facts, _, _ = score(f"{shop}/shards")
+    assert facts["counts"]["reused"] == 24
+    write("shards/b.tar", shard(range(12, 24), seed=1))
+    _, facts, _, _ = score(f"{shop}/shards")
+    assert facts["counts"] == {"rows": 24, "scored": 12, "reused": 12, "failed": 0}
+
+
+def test_an_archive_and_loose_files_are_scored_alike(place, score):
+    write, shop = place
+    table = "image,label\n" + "".join(f"pics/{n}.jpg,{LABELS[n % 3]}\n" for n in range(12))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("data/train.csv", table)
+        for number in range(12):
+            zipped.writestr(f"data/pics/{number}.jpg", picture(number))
+            write(f"loose/pics/{number}.jpg", picture(number))
+    write("loose/train.csv", table)
+    write("data.zip", buffer.getvalue())
+    _, _, loose, _ = score(f"{shop}/loose/train.csv")
+    _, facts, packed, errors = score(f"{shop}/data.zip")
+    assert errors.empty
+    assert facts["counts"]["rows"] == 12
+    columns = ["image", "pred_label", "pred_score", "decision"]
+    left, right = (table.sort_values("image", ignore_index=True)[columns] for table in (loose, packed))
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_check_writes_the_settings_that_it_found(retailray, tmp_path):
+    folder = tmp_path / "shop"
+    (folder / "pics").mkdir(parents=True)
+    for number in range(24):
+        (folder / f"pics/{number}.jpg").write_bytes(picture(number))
+    text = shopify(8).replace("item-1,,,,1-M", "item-1,,,Bottles,1-M")
+    (folder / "products_export.csv").write_text(text)
+    code, _, err = retailray("check", **{"catalog.uri": folder / "products_export.csv", "out": tmp_path / "out"})
+    assert code == 0, err
+    run = Path(latest(str(tmp_path / "out")))
+    facts = read_json(f"{run}/check.json")
+    assert facts["source"]["format"] == "shopify"
+    assert "Where the rows come from" in (run / "report.html").read_text()
+    found = {one["name"]: one for one in facts["findings"]}
+    assert found["product_labels"]["examples"] == ["item-1: Bags, Bottles"]
+    assert "missing" not in found
+    code, _, err = retailray("check", config=run / "catalog.yaml", out=tmp_path / "again")
+    assert code == 0, err
+    images = [pd.read_parquet(f"{latest(str(tmp_path / name))}/images.parquet") for name in ("out", "again")]
+    pd.testing.assert_frame_equal(*images)
+    # what is given by hand wins, and none is no layout
+    given = {"catalog.uri": folder / "products_export.csv", "catalog.label": "Vendor", "out": tmp_path / "own"}
+    code, _, err = retailray("check", **given)
+    assert (code, "catalog.label = 'Vendor'" in err) == (1, True)
+    code, _, err = retailray("check", **given | {"catalog.format": "none", "catalog.quoting": "standard"})
+    assert code == 1
+    assert "there is no such column" in err
+    assert "Try --catalog.image Image Src" in err
