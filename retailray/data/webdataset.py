@@ -39,7 +39,10 @@ def _samples(address: str) -> Iterator[Row]:
         label = next((row[name] for name in _LABELS if row.get(name) not in (None, "")), None)
         return {"key": f"{stem}/{key}", "image": pictures[0] if len(pictures) == 1 else pictures, **row, "label": label}
 
-    for name, entry, data in storage.read_members(address, lambda name: not name.lower().endswith(SUFFIXES)):
+    def is_said(name: str) -> bool:
+        return not name.lower().endswith(SUFFIXES)
+
+    for name, entry, data in storage.read_members(address, is_said, max_bytes=_MOST_BYTES + 1):
         if name.lower().startswith(_NOT_SAMPLES):
             continue
         folder, base = posixpath.split(name)

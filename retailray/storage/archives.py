@@ -17,6 +17,7 @@ from retailray.storage.objects import open_binary
 KEPT_INDEXES = 4  # of this process: consecutive rows lie in one archive
 COALESCED_BYTES = 64 << 10  # what lies between two members is read along up to this size
 RANGE_BYTES = 16 << 20  # that are read from an archive at once
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # what unpacks to more than both is no table; text packs to a tenth or so
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
@@ -102,6 +103,11 @@ def open_member(member: Member) -> Iterator[Any]:
         if is_zip(member.archive):
             zipped = stack.enter_context(zipfile.ZipFile(file))
             found = next((one for one in zipped.infolist() if _plain(one.filename) == member.name), None)
+            if found and found.file_size > BOMB_BYTES and found.file_size > BOMB_RATIO * found.compress_size:
+                raise StorageError(
+                    f"{member.archive}: {member.name} unpacks from {found.compress_size} to {found.file_size} bytes, "
+                    "as an archive does that is made to fill memory; unpack it yourself if it is meant"
+                )
             inside: Any = zipped.open(found) if found else None
         else:
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r|*"))
@@ -211,8 +217,10 @@ def _from_stream(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[i
     return results
 
 
-def read_members(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Entry, bytes | None]]:
-    """Name, place and, of those that are ``wanted``, bytes of every file, in one reading from front to end.
+def read_members(
+    archive: str, wanted: Callable[[str], bool], *, max_bytes: int
+) -> Iterator[tuple[str, Entry, bytes | None]]:
+    """Name, place and, of those that are ``wanted``, the first ``max_bytes`` bytes of every file, in one reading.
 
     Raises:
         StorageError: it cannot be read, or is damaged.
@@ -223,7 +231,11 @@ def read_members(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[
                 for one in zipped.infolist():
                     if not one.is_dir():
                         name = _plain(one.filename)
-                        yield name, Entry(one.file_size, -1), zipped.read(one) if wanted(name) else None
+                        yield (
+                            name,
+                            Entry(one.file_size, -1),
+                            _start(zipped.open(one), max_bytes) if wanted(name) else None,
+                        )
             return
         plain = is_plain_tar(archive)
         with tarfile.open(fileobj=file, mode="r:" if plain else "r|*") as tar:
@@ -232,5 +244,10 @@ def read_members(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[
                     name = _plain(member.name)
                     inside = tar.extractfile(member) if wanted(name) else None
                     entry = Entry(member.size, member.offset_data if plain else -1)
-                    yield name, entry, inside.read() if inside else None
+                    yield name, entry, _start(inside, max_bytes) if inside else None
                 tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
+
+
+def _start(inside: Any, max_bytes: int) -> bytes:
+    with inside:
+        return inside.read(max_bytes)
