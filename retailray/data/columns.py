@@ -129,7 +129,16 @@ def _labels(table: pa.Table, file: str, section: CatalogSection, needs_label: bo
         if not section.label_separator and not section.label_list_separator:
             return values
     how = section.label_separator, section.label_level, section.label_list_separator
-    return [label_in(value, *how) for value in values]
+    found_in: dict[str, str] = {}  # few labels stand on many rows
+    labels = []
+    for value in values:
+        if not isinstance(value, str):
+            labels.append(label_in(value, *how))
+            continue
+        if value not in found_in:
+            found_in[value] = label_in(value, *how)
+        labels.append(found_in[value])
+    return labels
 
 
 def meaning_of(

@@ -1,6 +1,7 @@
 """What may be read at the addresses that a catalog names, and how much of it."""
 
 import dataclasses
+import functools
 import ipaddress
 import os
 from urllib.parse import urlsplit
@@ -63,10 +64,13 @@ def is_public(host: str) -> bool:
 
 def names_private_host(address: str) -> bool:
     """Whether an ``http(s)`` address names a host of this machine or of a private network, as far as its text tells."""
-    if not is_web(address):
-        return False
+    return is_web(address) and _is_private(place_of(address))
+
+
+@functools.lru_cache(4096)  # a catalog has many addresses of few hosts
+def _is_private(place: str) -> bool:
     try:
-        host = urlsplit(address).hostname or ""
+        host = urlsplit(place).hostname or ""
     except ValueError:  # [ without ]
         return False
     return not is_public(host)

@@ -1,5 +1,6 @@
 """What addresses mean, without asking any store: joined, absolute, in one spelling."""
 
+import functools
 import os
 import posixpath
 import re
@@ -70,6 +71,7 @@ def _without_dots(path: str) -> str:
     return "/".join(kept)
 
 
+@functools.lru_cache(1024)  # one address is asked for many times in a row
 def canonical(address: str) -> str:
     """Return the one spelling of an address: ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``, ``s3a://``
     becomes ``s3://``, and every scheme is in lower case.
