@@ -125,6 +125,13 @@ class ScoreSection(Section):
     )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")
     plan_only: bool = Field(False, description="Print what a run would do, and stop.")
+    export: Literal["none", "csv", "xlsx", "layout"] = Field(
+        "none",
+        description=(
+            "Also write answers for people, a row a record: csv, xlsx (sheets for answers, errors and doubtful rows), "
+            "or layout (key and label column of the source, with accepted answers, to be imported by the shop)."
+        ),
+    )
     keep_runs: int | None = Field(
         None,
         ge=1,

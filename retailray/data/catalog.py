@@ -29,9 +29,11 @@ from retailray.errors import CatalogError
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a catalog was found to be: its layout with the settings that follow, what stands between addresses in how
-    many cells, and its records; ``section`` has these settings."""
+    many cells, and its records; ``section`` has these settings, ``kind``: csv, tsv, json, xml,
+    parquet or shard."""
 
     section: CatalogSection
+    kind: str
     format: str | None
     settings: dict[str, Any]
     separators: dict[str, int]
@@ -137,6 +139,7 @@ class CatalogReader:
         self.needs_label, self._row_id = needs_label, first_row_id
         self.recognised = Recognised(section, None, "", {})
         self._pictures: PictureReader | None = None
+        self._kind = ""
         self._products: Counter[str] = Counter()
         self._without_image: list[Piece] = []
         self._with_image: set[str] = set()
@@ -173,12 +176,19 @@ class CatalogReader:
         if self._pictures is None:
             return None
         given = {name: getattr(self.section, name) for name in self.recognised.settings}
-        return Source(self.section, self.recognised.name, given, dict(self._pictures.separators), self._pictures.counts)
+        return Source(
+            self.section,
+            self._kind,
+            self.recognised.name,
+            given,
+            dict(self._pictures.separators),
+            self._pictures.counts,
+        )
 
     def _recognise(self, files: Sequence[str]) -> None:
         kind, columns = head_of(files[0], encoding=self.section.encoding, csv=csv_options(self.section))
         self.recognised = recognise(self.section, columns, kind)
-        self.section = self.recognised.section
+        self.section, self._kind = self.recognised.section, kind
         if kind not in ("csv", "tsv"):
             ignored = self.section.non_default_fields() & {"columns", "delimiter", "quoting", "skip_lines", "bad_lines"}
             if ignored:

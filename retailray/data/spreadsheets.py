@@ -13,12 +13,14 @@ def csv_text(frame: pd.DataFrame, *, index: bool = False) -> str:
     :func:`without_apostrophe` is the reverse.
     """
 
-    def safe(value: object) -> object:
-        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-    frame = frame.rename(columns=safe, index=safe) if index else frame.rename(columns=safe)
+    frame = frame.rename(columns=safe_text, index=safe_text) if index else frame.rename(columns=safe_text)
     texts = frame.select_dtypes(exclude=["number", "bool", "datetime"]).columns
-    return frame.assign(**{name: frame[name].map(safe) for name in texts}).to_csv(index=index)
+    return frame.assign(**{name: frame[name].map(safe_text) for name in texts}).to_csv(index=index)
+
+
+def safe_text(value: object) -> object:
+    """A value of a cell; text that would be a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def without_apostrophe(text: str) -> str:

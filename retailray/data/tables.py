@@ -20,7 +20,7 @@ from retailray.data.json_documents import stream_json_document
 from retailray.data.json_lines import stream_json_lines
 from retailray.data.records import Records
 from retailray.data.text_files import COMPRESSIONS, PIECE_ROWS, opened, text_of
-from retailray.data.webdataset import is_shard, stream_shard
+from retailray.data.webdataset import LOOKED_AT, columns_of_shard, is_shard, stream_shard
 from retailray.data.xml_feeds import stream_xml
 from retailray.errors import CatalogError
 
@@ -90,6 +90,10 @@ def _named(address: str) -> list[str]:
     """The tables of a file that is named itself, whatever its name ends in."""
     if not is_archive(address):
         return [address]
+    if not address.lower().endswith(".zip"):  # whose names stand together
+        first = storage.first_names(address, 4 * LOOKED_AT)
+        if is_shard(first) and not any(map(table_suffix, first)):
+            return [address]
     names = list(storage.read_index(address))
     tables = [name for name in names if table_suffix(name) and is_visible("", name)]
     if not tables and is_shard(names):
@@ -101,7 +105,7 @@ def _named(address: str) -> list[str]:
 def _shards(files: list[str]) -> list[str]:
     """The archives among files of a folder, where all of them are shards of samples."""
     archives = sorted(name for name in files if is_archive(name))
-    return archives if archives and is_shard(list(storage.read_index(archives[0]))) else []
+    return archives if archives and is_shard(storage.first_names(archives[0], 4 * LOOKED_AT)) else []
 
 
 def kind_of(address: str) -> str:
@@ -197,6 +201,8 @@ def head_of(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> tupl
         with text_of(address, encoding) as text:
             reader = _csv_reader(address, kind, text, csv)
             return {"\t": "tsv"}.get(reader.delimiter, "csv"), reader.names
+    if kind == "shard":
+        return kind, columns_of_shard(address)
     records = next(stream_records(address, encoding=encoding, csv=csv), None)
     return kind.split(" ")[0], records.table.column_names if records else []
 

@@ -1,5 +1,6 @@
 """WebDataset shards: tar files in which the files of one sample follow each other and share their name."""
 
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from retailray.errors import CatalogError
 
 _LABELS = ("cls", "label", "category", "class", "label_name")  # what may say the label, of a sample or in its JSON
 _MOST_BYTES = 1 << 20  # of a file beside the picture
+LOOKED_AT = 50  # samples, for what a shard is
 _NOT_SAMPLES = ("__macosx/", "._")
 
 
@@ -19,6 +21,12 @@ def is_shard(names: list[str]) -> bool:
     pictures = {name.split(".")[0] for name in names if name.lower().endswith(SUFFIXES)}
     said = {name.partition(".")[0] for name in names if name.lower().endswith((".cls", ".json", ".txt"))}
     return bool(pictures & said)
+
+
+def columns_of_shard(address: str) -> list[str]:
+    """The columns of its first samples; no more is read."""
+    first = itertools.islice(_samples(address), LOOKED_AT)
+    return list(dict.fromkeys(name for row in first for name in row))
 
 
 def stream_shard(address: str) -> Iterator[Records]:

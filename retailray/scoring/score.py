@@ -98,6 +98,10 @@ class _ScoringRun:
         config, run, watch = self.config, self.run, self.watch
         resumed = run.run_id if run.resumed else None
         catalog, ledger, plan = make_plan(config, self.key, folder, resumed=resumed, before=self.before)
+        if config.score.export == "layout":
+            from retailray.scoring.exports import columns_of_layout
+
+            columns_of_layout(catalog)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
         events.emit("plan", **plan_fields(plan))
         keep_precision(config, run, self.key, self.before)
@@ -129,6 +133,10 @@ class _ScoringRun:
         }
         facts |= self._of_inference(inferred, times["inference"])
         facts |= self._report(ledger, facts)
+        if config.score.export != "none":
+            from retailray.scoring.exports import write_export  # with openpyxl
+
+            facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)
         if self.said is not None:
             warn_of_strangers(self.said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
         ledger.close()

@@ -33,6 +33,13 @@ class StagedCatalog:
     source: Source | None
     has_products: bool  # catalog.group is given
 
+    def raw_pieces(self) -> Iterator[pa.Table]:
+        """The same as they were read: columns of CSV are text, and a file has its own columns alone."""
+        for path, _ in self.inputs:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                for batch in file.iter_batches():
+                    yield pa.Table.from_batches([batch])
+
     def input_pieces(self) -> Iterator[pa.Table]:
         """The user's columns with their types, and :data:`ROW_ID` last, in ascending order of row ids."""
         schema = self.schema.append(pa.field(ROW_ID, pa.int64()))

@@ -22,7 +22,7 @@ from retailray.storage.addresses import (
     parse_embedded,
     parse_member,
 )
-from retailray.storage.archives import read_index, read_members
+from retailray.storage.archives import first_names, read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
     S3_OPTIONS,
@@ -68,6 +68,7 @@ __all__ = [
     "fetch_in_turn",
     "fetch_many",
     "filesystem",
+    "first_names",
     "folder_of",
     "identities",
     "is_below",

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import tarfile
 import threading
 import zipfile
@@ -63,6 +64,12 @@ def read_index(archive: str, version: str = "") -> dict[str, Entry]:
                 _indexes.popitem(last=False)
             _indexes[key] = index
     return index
+
+
+def first_names(archive: str, most: int) -> list[str]:
+    """Names of the first files of an archive, so many at most. Raises StorageError."""
+    with opened(archive) as file:
+        return [name for name, _ in itertools.islice(_entries(archive, file), most)]
 
 
 @contextlib.contextmanager

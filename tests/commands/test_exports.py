@@ -64,7 +64,7 @@ def place(request, tmp_path):
 @pytest.fixture
 def score(place, small_bundle, retailray, tmp_path):
     def run(uri, **settings):
-        out = str(tmp_path / "out")
+        out = str(settings.pop("out", tmp_path / "out"))
         code, said, err = retailray(
             "score",
             **{"catalog.uri": uri, "model.uri": small_bundle[0], "score.max_error_rate": 1, "out": out} | settings,
@@ -192,3 +192,128 @@ def test_check_writes_the_settings_that_it_found(retailray, tmp_path):
     assert code == 1
     assert "there is no such column" in err
     assert "Try --catalog.image Image Src" in err
+
+
+FORMULA = "=HYPERLINK(1)"
+
+
+@pytest.fixture
+def shop(tmp_path):
+    folder = tmp_path / "shop"
+    (folder / "pics").mkdir(parents=True)
+    for number in range(24):
+        (folder / f"pics/{number}.jpg").write_bytes(picture(number))
+    return folder
+
+
+def answers_of(predictions, by):
+    """What pandas makes of the published rows: the accepted label where all accepted pictures agree."""
+    found = {}
+    for key, rows in predictions.groupby(by, sort=False):
+        accepted = set(rows.pred_label[rows.decision == "accept"])
+        best = rows.loc[rows.pred_score.idxmax()]
+        if len(accepted) == 1:
+            found[key] = accepted.pop(), "accept"
+        else:
+            found[key] = best.pred_label, "review" if accepted else best.decision
+    return found
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_csv_and_xlsx_have_a_row_a_record(place, shop, score, tmp_path):
+    """Read by other programs: every cell of the user's, and the answers that pandas makes of the published rows."""
+    rows = [["ID", "SKU", "Name", "Categories", "Images"]]
+    for k in range(8):
+        images = ", ".join(f"pics/{3 * k + at}.jpg" for at in range(3)) if k != 7 else "pics/none.jpg"
+        rows.append([k, f"0{k}", FORMULA if k == 3 else "ünï, x", f"Shop > {LABELS[k % 3]}, Sale", images])
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (shop / "export.csv").write_text(text.getvalue())
+    _, facts, predictions, _ = score(shop / "export.csv", **{"score.export": "csv"})
+    run = Path(latest(str(tmp_path / "out")))
+    assert facts["exported"] == ["export/answers.csv", "export/errors.csv", "export/to_review.csv"]
+    answers = list(csv.DictReader((run / "export/answers.csv").read_text(encoding="utf-8-sig").splitlines()))
+    told = answers_of(predictions, "ID")
+    assert [(row["answer_label"], row["answer_decision"]) for row in answers] == [told[k] for k in range(7)]
+    for row, source in zip(answers, rows[1:], strict=False):
+        own = [str(value) for value in source]
+        found = [row[name] for name in rows[0]]
+        assert [one.removeprefix("'") for one in found] == own
+        assert not any(value.startswith(("=", "+", "-", "@")) for value in row.values())
+    failed = list(csv.DictReader((run / "export/errors.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert [(row["ID"], row["error_code"]) for row in failed] == [("7", "not_found")]
+    doubtful = (run / "export/to_review.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert len(doubtful) - 1 == sum(decision != "accept" for _, decision in told.values())
+    import openpyxl
+
+    score(shop / "export.csv", **{"score.export": "xlsx"})
+    book = openpyxl.load_workbook(Path(latest(str(tmp_path / "out"))) / "export/catalog.xlsx")
+    assert book.sheetnames == ["Answers", "Errors", "To review"]
+    head, *sheet = book["Answers"].iter_rows()
+    names = [cell.value for cell in head]
+    assert len(sheet) == 7
+    assert {cell.data_type for row in sheet for cell in row} <= {"s", "n"}, "no formulas"
+    assert sheet[3][names.index("Name")].value == FORMULA
+    assert [row[names.index("SKU")].value for row in sheet] == [f"0{k}" for k in range(7)]
+    assert [row[names.index("answer_label")].value for row in sheet] == [told[k][0] for k in range(7)]
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize("accept", [0.0, 1.0])
+def test_a_layout_is_read_back_as_the_source_was(accept, place, shop, score, small_bundle, tmp_path):
+    """Accepted answers in the words of the source; every other cell as it was, byte for byte."""
+    from retailray.models.bundle import load_bundle, save_bundle
+    from retailray.models.meta import Thresholds
+
+    bundle = load_bundle(str(small_bundle[0]))
+    meta = bundle.meta.model_copy(update={"thresholds": Thresholds(accept=accept, abstain=0.0)})
+    save_bundle(str(tmp_path / "bundle"), meta, bundle.state)
+    source = shopify(8).replace("item-2,", "item-=2,")
+    (shop / "products_export.csv").write_text(source)
+    settings = {"score.export": "layout", "model.uri": tmp_path / "bundle"}
+    _, _, predictions, _ = score(shop / "products_export.csv", **settings)
+    run = Path(latest(str(tmp_path / "out")))
+    found = list(csv.DictReader(io.StringIO((run / "export/layout.csv").read_text())))
+    records = [row for row in csv.DictReader(io.StringIO(source)) if row["Type"]]
+    assert [row["Handle"] for row in found] == [row["Handle"] for row in records]
+    told = answers_of(predictions, "Handle")
+    for row, record in zip(found, records, strict=True):
+        label, decision = told[record["Handle"]]
+        assert row["Type"] == (label if decision == "accept" else record["Type"])
+    assert list(found[0]) == ["Handle", "Type"]
+    if accept:
+        assert [row["Type"] for row in found] == [row["Type"] for row in records], "nothing is accepted"
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_a_feed_goes_back_with_its_own_paths(place, shop, score, small_bundle, tmp_path, retailray):
+    rows = ["id\ttitle\timage_link\tproduct_type"]
+    rows += [f'id{k}\t5" "wide"\tpics/{k}.jpg\tHome > Kitchen > {LABELS[k % 3]}' for k in range(8)]
+    (shop / "feed.tsv").write_text("\n".join(rows) + "\n")
+    score(shop / "feed.tsv", **{"score.export": "layout"})
+    lines = (Path(latest(str(tmp_path / "out"))) / "export/layout.tsv").read_text().splitlines()
+    assert lines[0] == "id\tproduct_type"
+    assert [line.split("\t")[0] for line in lines[1:]] == [f"id{k}" for k in range(8)]
+    # without a column that says which product it is, nothing is scored first
+    (shop / "plain.csv").write_text("image,label\npics/1.jpg,Mugs\n")
+    settings = {"catalog.uri": shop / "plain.csv", "model.uri": small_bundle[0], "score.export": "layout"}
+    code, _, err = retailray("score", **settings, out=tmp_path / "none")
+    assert code == 2
+    assert "catalog.id or catalog.group" in err
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_on_ray_shards_and_exports_come_out_the_same(place, score, ray_session_cpus):
+    """Addresses within archives travel to workers, and records with several pictures are divided in the driver."""
+    write, folder = place
+    for number in range(24):
+        write(f"pics/{number}.jpg", picture(number))
+    write("products_export.csv", shopify(8))
+    write("shards/a.tar", shard(range(24)))
+    for uri in (f"{folder}/products_export.csv", f"{folder}/shards"):
+        tables = []
+        for engine in ("ray", "inline"):
+            *_, predictions, errors = score(uri, **{"cluster.engine": engine, "out": f"{folder}/{engine}"})
+            assert errors.empty
+            tables.append(predictions.sort_values("item_id", ignore_index=True).drop(columns=["run_id", "scored_at"]))
+        pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-3)
