@@ -15,15 +15,20 @@ LISTED_ROWS = 200_000  # objects of a listing that are joined at once
 SAMPLE = 2000  # addresses that are sampled to divide the listing of a bucket into ranges
 
 
+# what lies in a Parquet file or in an archive, which no listing tells
+_EMBEDDED = r"regexp_matches(uri, '[.](?:(?:parquet|pq)#[^/]+/[0-9]+$|(?:zip|tar|tgz|tbz2|tar[.]gz|tar[.]bz2)!/)', 'i')"
+
+
 def _image_uris(ledger: Ledger) -> Iterator[list[str]]:
-    for table in ledger.batches("select uri from images", 50_000):
+    for table in ledger.batches(f"select uri from images where not {_EMBEDDED}", 50_000):
         yield table.column("uri").to_pylist()
 
 
 def folders_of(ledger: Ledger) -> list[str]:
     """Folders that hold all images: for every scheme and bucket (or root of a disk), the one that they share, or
     those in it that hold them."""
-    by_place = "select min(uri), max(uri) from images group by regexp_extract(uri, '^([a-z0-9+.-]+://)?[^/]*', 0)"
+    place = "regexp_extract(uri, '^([a-z0-9+.-]+://)?[^/]*', 0)"
+    by_place = f"select min(uri), max(uri) from images where not {_EMBEDDED} group by {place}"
     found = ledger.query(by_place)
     return narrowed(sorted(shared_folder(first, last) for first, last in found), functools.partial(_children, ledger))
 
@@ -43,8 +48,9 @@ def add_identities(ledger: Ledger) -> None:
     one. Raises StorageError.
     """
     covered: list[str] = []
-    num_images = ledger.one("select count(*) from images")
-    drawn = ledger.table(f"select uri from images using sample reservoir({SAMPLE} rows) repeatable (0)")
+    num_images = ledger.one(f"select count(*) from images where not {_EMBEDDED}")
+    listed = f"(select uri from images where not {_EMBEDDED})"
+    drawn = ledger.table(f"select uri from {listed} using sample reservoir({SAMPLE} rows) repeatable (0)")
     sample = drawn.column(0).to_pylist()
     pages = list_images(
         _image_uris(ledger), folders_of(ledger), num_images, covered=covered, given_up=ledger.not_listed, sample=sample
@@ -78,8 +84,7 @@ def _ask_for(ledger: Ledger, folder: str) -> None:
 def _add_embedded(ledger: Ledger) -> None:
     """An image that lies in a Parquet file or in an archive has the identity of its file."""
     row = r"'(?:#[^/]+/[0-9]+|!/.*)$'"
-    container = r"'[.](?:(?:parquet|pq)#[^/]+/[0-9]+$|(?:zip|tar|tgz|tbz2|tar[.]gz|tar[.]bz2)!/)'"
-    embedded = f"from images where regexp_matches(uri, {container}, 'i')"
+    embedded = f"from images where {_EMBEDDED}"
     files = ledger.table(f"select distinct regexp_replace(uri, {row}, '') as file {embedded}").column(0).to_pylist()
     known = [(file, identity) for file, identity in zip(files, storage.identities(files), strict=True) if identity]
     if known:
