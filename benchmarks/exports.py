@@ -134,7 +134,8 @@ def read_all(uri: str) -> float:
     spec, access = DecodeSpec(256, 224, limits_of(section)), access_of(section)
     for start in range(0, rows.num_rows, CHUNK_ROWS):
         decoded = decode_rows(rows.slice(start, CHUNK_ROWS), spec=spec, access=access)
-        assert set(decoded.column("__rr_error_code").to_pylist()) == {""}
+        codes = set(decoded.column("__rr_error_code").to_pylist())
+        assert codes == {""}, (uri, start, codes, set(decoded.column("__rr_message").to_pylist()))
     return rows.num_rows / (time.monotonic() - started)
 
 
