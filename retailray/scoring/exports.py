@@ -50,6 +50,12 @@ _ANSWERS = """
 """
 
 
+def check_export(export: Export, catalog: StagedCatalog) -> None:
+    """Raise ConfigError where a layout is asked for, and no column says which product an answer is of."""
+    if export == "layout":
+        columns_of_layout(catalog)
+
+
 def write_export(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, export: Export, folder: Path) -> list[str]:
     """Write ``export/`` into the run directory; names of the files.
 
@@ -57,6 +63,8 @@ def write_export(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, expo
     ``layout``: a file with the source's key and label columns, a row a product, to be imported by what exported it.
     Text that would be a formula is text to a spreadsheet; in ``layout`` every value is as it was.
     """
+    if export == "none":
+        return []
     if export == "layout":
         return [_write_layout(run, ledger, catalog)]
     records = _records(catalog, _answers(ledger, catalog, "(c.file, c.line)"))

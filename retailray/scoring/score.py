@@ -22,6 +22,7 @@ from retailray.models.thresholds import acceptance_curve
 from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
+from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.planning import keep_precision, make_plan, plan_fields, scoring_key
@@ -98,20 +99,12 @@ class _ScoringRun:
         config, run, watch = self.config, self.run, self.watch
         resumed = run.run_id if run.resumed else None
         catalog, ledger, plan = make_plan(config, self.key, folder, resumed=resumed, before=self.before)
-        if config.score.export == "layout":
-            from retailray.scoring.exports import columns_of_layout
-
-            columns_of_layout(catalog)
+        check_export(config.score.export, catalog)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
         events.emit("plan", **plan_fields(plan))
         keep_precision(config, run, self.key, self.before)
         times = {"planning": watch.seconds}
-        inferred: Inferred | None = None
-        if plan.images:  # else Ray is not started, nor imported
-            from retailray.scoring.inference import infer
-
-            inferred = infer(config, self.meta, run, ledger.todo(PIECE_ROWS), plan.images)
-            ledger.add_fresh(map(read_part, inferred.parts))
+        inferred = self._infer(ledger, plan.images) if plan.images else None  # else Ray is not started, nor imported
         times["inference"] = watch.seconds - times["planning"]
         if self.said is not None:
             ledger.add_corrections(self.said)
@@ -133,15 +126,19 @@ class _ScoringRun:
         }
         facts |= self._of_inference(inferred, times["inference"])
         facts |= self._report(ledger, facts)
-        if config.score.export != "none":
-            from retailray.scoring.exports import write_export  # with openpyxl
-
-            facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)
+        facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)
         if self.said is not None:
             warn_of_strangers(self.said, ledger.one("select count(*) from corrections semi join rows on item_id = id"))
         ledger.close()
         self.lease.check()
         self._publish(facts)
+
+    def _infer(self, ledger: Ledger, num_images: int) -> "Inferred":
+        from retailray.scoring.inference import infer
+
+        inferred = infer(self.config, self.meta, self.run, ledger.todo(PIECE_ROWS), num_images)
+        ledger.add_fresh(map(read_part, inferred.parts))
+        return inferred
 
     def _of_inference(self, inferred: "Inferred | None", seconds: float) -> dict[str, object]:
         return {
