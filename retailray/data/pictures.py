@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retailray import storage
 from retailray.config import CatalogSection
@@ -23,6 +24,7 @@ ITEM_ID, INDEX, ADDRESS = (
     "image_index",
     "image_uri",
 )  # appended to the user's columns where a record has several pictures
+_SIGNS = r"[\[|;,]"  # without one of these a cell has one address
 BAD_LINE, BAD_RECORD = "bad_line", "bad_record"  # error codes
 
 
@@ -87,8 +89,8 @@ class PictureReader:
     def read(self, file: str, records: Records) -> Pictures:
         """The pictures of some records, whose columns are there. Raises CatalogError."""
         table, faults = records.table, dict(records.faults)
-        if embedded := self._embedded(file, records):
-            return embedded
+        if found := self._embedded(file, records) or self._plain(file, records):
+            return found
         codes = dict.fromkeys(faults, BAD_LINE)
         cells = self._cells(file, table, faults)
         codes |= dict.fromkeys(faults.keys() - codes.keys(), BAD_RECORD)
@@ -129,6 +131,23 @@ class PictureReader:
         self.counts.with_pictures += table.num_rows
         self.counts.pictures += table.num_rows
         return plain_pictures(table, images, records.lines, (paths, addresses))
+
+    def _plain(self, file: str, records: Records) -> Pictures | None:
+        """The pictures of records with one each, found without a look at every cell; None where that is not sure."""
+        table = records.table
+        columns = columns_of(self.section.images, table.column_names)
+        if self.several or records.faults or "labels" in table.column_names or len(columns) != 1 or columns[0][1]:
+            return None
+        column = table.column(columns[0][0])
+        if not pa.types.is_string(column.type) or pc.any(pc.match_substring_regex(column, _SIGNS)).as_py():
+            return None
+        images = pc.fill_null(column, "").to_pylist()
+        filled = sum(1 for image in images if image.strip())
+        self.several = False if table.num_rows else self.several
+        self.counts.records += len(images)
+        self.counts.with_pictures += filled
+        self.counts.pictures += filled
+        return plain_pictures(table, images, records.lines)
 
     def _cells(self, file: str, table: pa.Table, faults: dict[int, str]) -> list[list[str]]:
         """The addresses of every record; ``faults`` gets what cannot be read."""
