@@ -210,9 +210,11 @@ class CatalogSection(Section):
     @property
     def images(self) -> list[str]:
         """The columns that :attr:`image` names."""
-        if self.image.startswith("["):
-            return [str(name) for name in json.loads(self.image)]
-        return [self.image]
+        try:
+            found = json.loads(self.image) if self.image.startswith("[") else None
+        except ValueError:  # a column of that name
+            found = None
+        return [str(name) for name in found] if isinstance(found, list) else [self.image]
 
     _same = field_validator("uri", "root", "validation_uri", "test_uri", "corrections")(normalized)
 

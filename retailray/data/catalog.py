@@ -14,26 +14,34 @@ from retailray import events, storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.class_folders import read_class_folders
-from retailray.data.columns import SPLIT_NAMES, Piece, image_columns, meaning_of, renamed_label, with_split
+from retailray.data.columns import (
+    SPLIT_NAMES,
+    Piece,
+    image_columns,
+    meaning_of,
+    missing_column,
+    renamed_label,
+    with_split,
+)
 from retailray.data.corrections import correct, read_corrections, warn_of_strangers
 from retailray.data.csv_files import CsvOptions
 from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
-from retailray.data.paths import columns_of
+from retailray.data.paths import column_of, columns_of
 from retailray.data.pictures import Counts, PictureReader
 from retailray.data.recognition import Recognised, catalog_files, recognise
 from retailray.data.records import Records
-from retailray.data.tables import head_of, is_archive, is_visible, stream_records
+from retailray.data.tables import Head, head_of, is_archive, is_visible, stream_records
 from retailray.errors import CatalogError
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a catalog was found to be: its layout with the settings that follow, what stands between addresses in how
-    many cells, and its records; ``section`` has these settings, ``kind``: csv, tsv, json, xml,
-    parquet or shard."""
+    many cells, and its records; ``section`` has these settings, ``head``: its kind,
+    columns and delimiter."""
 
     section: CatalogSection
-    kind: str
+    head: Head
     format: str | None
     settings: dict[str, Any]
     separators: dict[str, int]
@@ -106,8 +114,8 @@ def read_catalog(
     """
     reader = CatalogReader(section, uri=uri, needs_label=needs_label, first_row_id=first_row_id)
     rows = _with_repeats(pa.concat_tables([piece.rows for piece in reader.pieces()]))
-    if reader.section.group:
-        rows = _with_labels_of_products(rows)
+    if (known := reader.labels_of_products()) is not None:
+        rows = _with_labels_of_products(rows, known)
     said = corrections_of(section)
     if said is not None:
         rows, num_known = correct(rows, said, access_of(section))
@@ -139,7 +147,8 @@ class CatalogReader:
         self.needs_label, self._row_id = needs_label, first_row_id
         self.recognised = Recognised(section, None, "", {})
         self._pictures: PictureReader | None = None
-        self._kind = ""
+        self._head = Head("", [])
+        self._labels_of_products: dict[str, str] = {}  # of records without an image
         self._products: Counter[str] = Counter()
         self._without_image: list[Piece] = []
         self._with_image: set[str] = set()
@@ -156,10 +165,13 @@ class CatalogReader:
             yield self._numbered(read_class_folders(folder, self.section))
             return
         self._recognise(files)
+        folder = storage.folder_of(self.uri)
         splits = {} if self.section.split or len(files) == 1 else _splits_of_folders(self.uri, files)
         for file in files:
             file_rows = 0
-            for records in stream_records(file, encoding=self.section.encoding, csv=csv_options(self.section)):
+            for records in stream_records(
+                file, encoding=self.section.encoding, csv=csv_options(self.section), below=folder
+            ):
                 piece = self._piece(file, records)
                 rows = with_split(piece.rows, splits[file]) if splits else piece.rows
                 file_rows += rows.num_rows
@@ -178,18 +190,26 @@ class CatalogReader:
         given = {name: getattr(self.section, name) for name in self.recognised.settings}
         return Source(
             self.section,
-            self._kind,
+            self._head,
             self.recognised.name,
             given,
             dict(self._pictures.separators),
             self._pictures.counts,
         )
 
+    def labels_of_products(self) -> dict[str, str] | None:
+        """Labels of records without an image, by product; None where the label of a row does not hold for others.
+
+        It does where a layout says that rows of a group are one product, or ``catalog.without_image`` does.
+        """
+        is_product = self.section.group and (self.recognised.name or self.section.without_image == "count")
+        return self._labels_of_products if is_product else None
+
     def _recognise(self, files: Sequence[str]) -> None:
-        kind, columns = head_of(files[0], encoding=self.section.encoding, csv=csv_options(self.section))
-        self.recognised = recognise(self.section, columns, kind)
-        self.section, self._kind = self.recognised.section, kind
-        if kind not in ("csv", "tsv"):
+        self._head = head_of(files[0], encoding=self.section.encoding, csv=csv_options(self.section))
+        self.recognised = recognise(self.section, self._head.columns, self._head.kind)
+        self.section = self.recognised.section
+        if self._head.kind not in ("csv", "tsv"):
             ignored = self.section.non_default_fields() & {"columns", "delimiter", "quoting", "skip_lines", "bad_lines"}
             if ignored:
                 names = ", ".join(f"catalog.{name}" for name in sorted(ignored))
@@ -199,11 +219,22 @@ class CatalogReader:
         if self._pictures is None:
             self.section = self._with_image_columns(records.table, file)
             self._pictures = PictureReader(self.section, with_layout=bool(self.recognised.name))
+            self._check_image_names(records.table, file)
         if self._pictures.uses_image:
             image_columns(records.table, file, self.section)
         pictures = self._pictures.read(file, records)
         piece = meaning_of(file, pictures, self.section, self.uri, self.needs_label, products=self._products)
         return dataclasses.replace(piece, untyped=records.untyped)
+
+    def _check_image_names(self, table: pa.Table, file: str) -> None:
+        """Raise CatalogError where one of several columns that are named by hand is not there."""
+        if "image" in self.recognised.settings or not self._pictures or not self._pictures.uses_image:
+            return
+        for name in self.section.images:
+            parts = [name] if column_of(name, table.column_names) or "*" in name else name.split(",")
+            for part in (part.strip() for part in parts):
+                if part and not columns_of([part], table.column_names):
+                    raise CatalogError(missing_column(part, "catalog.image", file, table.column_names))
 
     def _with_image_columns(self, table: pa.Table, file: str) -> CatalogSection:
         """The section with the image columns that are there; without one a template alone is enough."""
@@ -224,15 +255,18 @@ class CatalogReader:
         self._with_image.update(piece.rows.column("group").to_numpy()[~empty].tolist())
         if not empty.any():
             return piece
-        self._without_image.append(_part(piece, empty))
+        dropped = _part(piece, empty)
+        told = zip(*(dropped.rows.column(name).to_pylist() for name in ("group", "label")), strict=True)
+        for product, label in told:
+            if label:
+                self._labels_of_products.setdefault(product, label)
+        self._without_image.append(dropped)
         return _part(piece, ~empty)
 
     def _products_without_image(self) -> Iterator[Piece]:
-        """Records without an image whose product has none at all; the others are counted."""
+        """Records without an image whose product has none at all: error rows; the others are only counted."""
         for piece in self._without_image:
             lost = np.array([name not in self._with_image for name in piece.rows.column("group").to_pylist()])
-            if self._pictures:
-                self._pictures.counts.without_image += int((~lost).sum())
             if lost.any():
                 yield _part(piece, lost)
 
@@ -253,16 +287,17 @@ def _part(piece: Piece, mask: np.ndarray) -> Piece:
     return dataclasses.replace(piece, rows=piece.rows.filter(chosen), table=piece.table.filter(chosen))
 
 
-def _with_labels_of_products(rows: pa.Table) -> pa.Table:
+def _with_labels_of_products(rows: pa.Table, others: dict[str, str]) -> pa.Table:
     """A label that stands on one row of a product holds for its rows that have none."""
     labels = rows.column("label").to_numpy()
     empty = labels == ""
-    if not empty.any() or empty.all():
+    if not empty.any():
         return rows
     groups = rows.column("group").to_numpy()
     known: dict[str, str] = {}
     for group, label in zip(groups[~empty].tolist(), labels[~empty].tolist(), strict=True):
         known.setdefault(group, label)
+    known = others | known
     filled = [label or known.get(group, "") for group, label in zip(groups.tolist(), labels.tolist(), strict=True)]
     return rows.set_column(rows.column_names.index("label"), "label", pa.array(filled, pa.string()))
 
@@ -289,7 +324,7 @@ def _with_repeats(rows: pa.Table) -> pa.Table:
 
 def _splits_of_folders(uri: str, files: Sequence[str]) -> dict[str, str]:
     """The split of every table, where every one of them lies in a folder named like one (``train/``, ``test/``)."""
-    folders = {file: storage.parent(file)[len(uri) :].strip("/").split("/")[0].lower() for file in files}
+    folders = {file: storage.parent(file)[len(uri) :].strip("!/").split("/")[0].lower() for file in files}
     names = {file: SPLIT_NAMES.get(folder, "") for file, folder in folders.items()}
     return names if all(names.values()) else {}
 

@@ -78,6 +78,8 @@ def _addresses(value: Any, separator: str | None) -> list[str]:
         return []
     if _LIST_OF_TEXTS.match(text):
         parsed = _parsed(text.strip())
+        if not isinstance(parsed, list | tuple) and text.strip().lower().endswith(SUFFIXES):
+            return [text]  # a name of a file
         if not isinstance(parsed, list | tuple):
             raise BadCell(f"a list that cannot be read: {text.strip()[:80]!r}")
         return _addresses(parsed, separator)
@@ -95,7 +97,9 @@ def _addresses(value: Any, separator: str | None) -> list[str]:
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    return [part for one in text.split(separator) if (part := one.strip())]
+    """What stands between separators; a backslash before one keeps it."""
+    found = re.split(rf"(?<!\\){re.escape(separator)}", text)
+    return [part for one in found if (part := one.replace(f"\\{separator}", separator).strip())]
 
 
 def _all_addresses(parts: Sequence[str]) -> bool:

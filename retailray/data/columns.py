@@ -110,6 +110,8 @@ def _text(table: pa.Table, file: str, name: str, key: str) -> list[str]:
     column, path = column_of(name, table.column_names) or (name, [])
     if path:
         found = [lookup(value, path) for value in table.column(column).to_pylist()]
+        if found and all(one is None for one in found) and not pa.types.is_nested(table.schema.field(column).type):
+            raise CatalogError(f"{file}: {key} = {name!r}: column {column!r} has no nested values")
         return ["" if one is None else one if isinstance(one, str) else str(one) for one in found]
     try:
         return as_text(table.column(column)).to_pylist()
@@ -190,17 +192,24 @@ def _names(
         return None, ids, _or_else(products_of, ids) if products_of else ids
     # without a name the product is the record, whose name is its first picture
     groups = _or_else(products_of or bases or [""] * len(own), _firsts(own, index))
-    if products_of and not bases:
+    if bases:
+        return index, _numbered_ids(bases, index, own, pictures.images, first=False), groups
+    if products_of and pictures.by_settings:
         index = _within_products(products_of, pictures.images, products)
-    return index, _numbered_ids(bases or products_of, index, own), groups
+        return index, _numbered_ids(products_of, index, own, pictures.images, first=True), groups
+    return index, list(own), groups
 
 
-def _numbered_ids(names: Sequence[str] | None, index: np.ndarray, own: Sequence[str]) -> list[str]:
-    """Name of the record (or product) and number of the picture; where there is no name, the picture's own path."""
-    if names is None:
-        return list(own)
-    numbered = zip(names, index.tolist(), own, strict=True)
-    return [f"{name}/{number}" if name else path for name, number, path in numbered]
+def _numbered_ids(
+    names: Sequence[str], index: np.ndarray, own: Sequence[str], images: Sequence[str], *, first: bool
+) -> list[str]:
+    """Name of the record (or product) and number of the picture, of the ``first`` one too; its own path where there is
+    no name. A record's first picture keeps its name when others come."""
+    rows = zip(names, index.tolist(), own, images, strict=True)
+    return [
+        (f"{name}/{number}" if number or first else name) if name and (image or not first) else path
+        for name, number, path, image in rows
+    ]
 
 
 def _within_products(products: Sequence[str], images: Sequence[str], counts: Counter[str]) -> np.ndarray:

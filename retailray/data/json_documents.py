@@ -7,12 +7,14 @@ from typing import Any
 
 import ijson
 
+from retailray import events
 from retailray.data.records import Records, Row, in_pieces, typed
 from retailray.data.text_files import text_of
 from retailray.errors import CatalogError
 
 LABEL = "label"  # the column of what annotations say of a picture
 SEVERAL = "labels"  # and of all that they say, where that is more
+ARRAY = "list"  # the column with the name of a record's array, where there are several
 _CODES = ("category_id", "label_id", "label", "class_id")  # of an annotation
 _IDS = ("id", "image_id")  # of a picture
 
@@ -37,20 +39,40 @@ def top_level_arrays(address: str, encoding: str) -> list[str]:
 
 
 def stream_json_document(address: str, encoding: str) -> Iterator[Records]:
-    """The records of a document.
+    """The records of a document; see :func:`rows_of_document`."""
+    return typed(address, lambda: in_pieces(rows_of_document(address, encoding)))
+
+
+def rows_of_document(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
+    """Numbered records.
 
     Of an object with ``images`` and ``annotations`` (COCO, iMaterialist) the pictures, with what the annotations say of
     them in :data:`LABEL`: of several the one with the largest box; all of them in :data:`SEVERAL`. Of another object
-    the longest of its arrays.
+    all arrays whose first records have the keys of the longest one's, their names in :data:`ARRAY`.
     """
     arrays = top_level_arrays(address, encoding)
     if {"images", "annotations"} <= set(arrays):
-        yield from typed(address, lambda: in_pieces(_annotated(address, encoding, arrays)))
+        yield from _annotated(address, encoding, arrays)
         return
-    chosen = (
-        arrays[0] if len(arrays) == 1 else max(arrays, key=lambda name: sum(1 for _ in _items(address, encoding, name)))
-    )
-    yield from typed(address, lambda: in_pieces(enumerate(_items(address, encoding, chosen), 1)))
+    chosen = _alike(address, encoding, arrays)
+    number = 0
+    for name in chosen:
+        for row in _items(address, encoding, name):
+            number += 1
+            yield number, row | ({ARRAY: name} if len(chosen) > 1 else {})
+
+
+def _alike(address: str, encoding: str, arrays: list[str]) -> list[str]:
+    """The longest of several arrays, and those that are like it; a warning names the others."""
+    if len(arrays) == 1:
+        return arrays
+    lengths = {name: sum(1 for _ in _items(address, encoding, name)) for name in arrays}
+    keys = {name: set(next(_items(address, encoding, name))) for name in arrays}
+    longest = max(lengths, key=lambda name: lengths[name])
+    chosen = [name for name in arrays if 2 * len(keys[name] & keys[longest]) > len(keys[name] | keys[longest])]
+    if others := {name: lengths[name] for name in arrays if name not in chosen}:
+        events.emit("warning", file=address, not_read=others, note="lists of other objects than the longest one's")
+    return chosen
 
 
 @contextlib.contextmanager

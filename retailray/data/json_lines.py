@@ -10,10 +10,10 @@ from retailray.errors import CatalogError
 
 def stream_json_lines(address: str, encoding: str) -> Iterator[Records]:
     """Tables of one schema. Raises CatalogError, with the line."""
-    return typed(address, lambda: in_pieces(_rows(address, encoding)), lenient=False)
+    return typed(address, lambda: in_pieces(rows_of_lines(address, encoding)), lenient=False)
 
 
-def _rows(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
+def rows_of_lines(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
     with text_of(address, encoding) as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():

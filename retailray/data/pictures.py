@@ -48,6 +48,7 @@ class Pictures:
         table: the user's columns, of each row's record. lines: where the record begins, int64 ``(N,)``.
         images: what the record says of the picture; '' if nothing. index: of the picture within its record, from 0, or
             None where every record has one. fault_codes, faults: why a record cannot be read; '' if it can.
+        by_settings: that records have several pictures follows from settings, and is the same every night.
         by_template_alone: the record says nothing of its picture but by ``catalog.image_template``. places: paths and
             addresses of pictures that lie in the table itself.
     """
@@ -59,6 +60,7 @@ class Pictures:
     fault_codes: list[str]
     faults: list[str]
     by_template_alone: bool = False
+    by_settings: bool = False
     places: tuple[list[str], list[str]] | None = None
 
 
@@ -83,6 +85,7 @@ class PictureReader:
         by_settings = with_layout or section.image_separator is not None or len(section.images) > 1
         # whether records have several pictures; None: the first ones will say
         self.several: bool | None = True if by_settings else None
+        self.by_settings = by_settings
         fields = {name for _, name, _, _ in string.Formatter().parse(_checked(section.image_template)) if name}
         self.uses_image = "image" in fields or section.image_template == "{image}"
 
@@ -103,6 +106,7 @@ class PictureReader:
         self.counts.records += len(cells)
         self.counts.failed += int(bad.sum())
         self.counts.with_pictures += int((filled & ~bad).sum())
+        self.counts.without_image += int((~filled & ~bad).sum())
         self.counts.pictures += int(lengths[filled & ~bad].sum())
         of_record = np.repeat(np.arange(len(cells)), lengths)
         index = np.arange(len(of_record)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -115,6 +119,7 @@ class PictureReader:
             index if self.several else None,
             [codes.get(record, "") for record in of_record.tolist()],
             [faults.get(record, "") for record in of_record.tolist()],
+            by_settings=self.by_settings,
             by_template_alone=not self.uses_image and not columns_of(self.section.images, table.column_names),
         )
 
@@ -146,6 +151,7 @@ class PictureReader:
         self.several = False if table.num_rows else self.several
         self.counts.records += len(images)
         self.counts.with_pictures += filled
+        self.counts.without_image += len(images) - filled
         self.counts.pictures += filled
         return plain_pictures(table, images, records.lines)
 
@@ -155,6 +161,8 @@ class PictureReader:
         if not columns:
             return [[] if at in faults else ["by template"] for at in range(table.num_rows)]
         separator = self.section.image_separator if self.uses_image else ""
+        if self.section.format == "none" and separator is None:
+            separator = ""  # a cell is an address, whatever it looks like
         cells: list[list[str]] = [[] for _ in range(table.num_rows)]
         for name, path in columns:
             for at, value in enumerate(_values(file, table, name, path)):
@@ -180,7 +188,7 @@ class PictureReader:
             line = lines[next(at for at, cell in enumerate(cells) if len(cell) > 1)]
             raise CatalogError(
                 f"{file}: line {line}: {longest} addresses in one cell, and the records before it have one each: set "
-                "catalog.image_separator to what stands between them"
+                "catalog.image_separator to what stands between them, or catalog.format to none if it is one address"
             )
 
     def _look_for_several_labels(self, table: pa.Table, faults: dict[int, str], codes: dict[int, str]) -> None:

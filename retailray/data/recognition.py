@@ -1,5 +1,6 @@
 """Which known layout a catalog has, and which settings follow from it."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from importlib import resources
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from retailray import storage
 from retailray.config import CatalogSection
 from retailray.config.yaml_files import load_yaml
+from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.paths import column_of
 from retailray.data.tables import head_of, is_archive, table_files, visible_files
 from retailray.errors import CatalogError, ConfigError, StorageError
@@ -89,7 +91,9 @@ def recognise(section: CatalogSection, columns: Sequence[str], kind: str) -> Rec
     Raises:
         CatalogError: a layout that is named is not this one's, or needs a setting.
     """
-    given = section.non_default_fields()
+    # a whole config, as runs write it, sets every field; what differs from its default is what somebody gave
+    whole = section.model_fields_set >= set(CatalogSection.model_fields)
+    given = section.non_default_fields() if whole else set(section.model_fields_set)
     layout = named_layout(section.format)
     if layout and (missing := [name for name in layout.columns if name not in columns]):
         raise CatalogError(
@@ -114,7 +118,7 @@ def recognise(section: CatalogSection, columns: Sequence[str], kind: str) -> Rec
             settings = {key: value for key, value in settings.items() if key != name} | (
                 {name: there[0]} if there else {}
             )
-    explicit = {name: getattr(section, name) for name in section.model_fields_set}
+    explicit = {name: getattr(section, name) for name in given | {"uri", "format"}}
     try:
         merged = CatalogSection(**{**settings, **explicit})
     except ValidationError as error:
@@ -134,12 +138,13 @@ def catalog_files(uri: str, *, encoding: str) -> list[str]:
     if files or is_archive(uri):
         return files
     found: list[str] = []
-    for name in [name for name in visible_files(uri) if "/" not in name[len(uri) :].strip("/")]:
-        plain = name.lower().removesuffix(".gz")
-        if is_archive(name):
-            found += table_files(name)
-        elif plain.endswith((".json", ".xml")):
-            kind, columns = head_of(name, encoding=encoding)
-            if any(_fits(layout, columns, kind) for layout in known_layouts().values()):
-                found.append(name)
+    loose = visible_files(uri)
+    for name in [name for name in loose if "/" not in name[len(uri) :].strip("/")]:
+        with contextlib.suppress(CatalogError):  # then it is no catalog
+            if is_archive(name) and not any(one.lower().endswith(IMAGE_SUFFIXES) for one in loose):
+                found += table_files(name)
+            elif name.lower().removesuffix(".gz").endswith((".json", ".xml")):
+                head = head_of(name, encoding=encoding)
+                if any(_fits(layout, head.columns, head.kind) for layout in known_layouts().values()):
+                    found.append(name)
     return sorted(found)

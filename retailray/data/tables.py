@@ -4,9 +4,10 @@ CSV has no types: a column becomes integer or floating only where that is lossle
 ``1e5-b`` stay text. The columns that mean something to us (image, id, label, group, split) always stay text.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -16,12 +17,13 @@ import pyarrow.parquet
 from retailray import storage
 from retailray.config.catalog import WHITESPACE
 from retailray.data.csv_files import CsvOptions, CsvReader
-from retailray.data.json_documents import stream_json_document
-from retailray.data.json_lines import stream_json_lines
+from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
+from retailray.data.json_documents import rows_of_document, stream_json_document
+from retailray.data.json_lines import rows_of_lines, stream_json_lines
 from retailray.data.records import Records
 from retailray.data.text_files import COMPRESSIONS, PIECE_ROWS, opened, text_of
 from retailray.data.webdataset import LOOKED_AT, columns_of_shard, is_shard, stream_shard
-from retailray.data.xml_feeds import stream_xml
+from retailray.data.xml_feeds import rows_of_feed, stream_xml
 from retailray.errors import CatalogError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
@@ -103,9 +105,12 @@ def _named(address: str) -> list[str]:
 
 
 def _shards(files: list[str]) -> list[str]:
-    """The archives among files of a folder, where all of them are shards of samples."""
+    """The archives among files of a folder without loose pictures, if the first and the last are shards of samples."""
     archives = sorted(name for name in files if is_archive(name))
-    return archives if archives and is_shard(storage.first_names(archives[0], 4 * LOOKED_AT)) else []
+    if not archives or any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+        return []
+    ends = {archives[0], archives[-1]}
+    return archives if all(is_shard(storage.first_names(one, 4 * LOOKED_AT)) for one in ends) else []
 
 
 def kind_of(address: str) -> str:
@@ -174,8 +179,8 @@ def stream_table(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) ->
         raise CatalogError(f"{address}: there is a header and no rows")
 
 
-def stream_records(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Iterator[Records]:
-    """The same, each table with the lines on which its rows begin.
+def stream_records(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV, below: str = "") -> Iterator[Records]:
+    """The same, each table with the lines on which its rows begin. ``below``: the folder of all files of a catalog.
 
     A file without rows gives at most tables without rows.
     """
@@ -189,22 +194,37 @@ def stream_records(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) 
     elif kind == "xml":
         yield from stream_xml(address, encoding)
     elif kind == "shard":
-        yield from stream_shard(address)
+        yield from stream_shard(address, below)
     else:
         yield from _stream_csv(address, kind, encoding, csv)
 
 
-def head_of(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> tuple[str, list[str]]:
-    """The kind of a table and its columns (of records those of the first ones), without reading more than its start."""
+class Head(NamedTuple):
+    """``kind`` (csv, tsv, json, xml, parquet or shard) and columns of a table, and of CSV its delimiter."""
+
+    kind: str
+    columns: list[str]
+    delimiter: str = ","
+
+
+def head_of(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Head:
+    """What the first records of a table show; no more of it is read."""
     kind = kind_of(address)
     if kind in ("csv", "tsv", "text"):
         with text_of(address, encoding) as text:
             reader = _csv_reader(address, kind, text, csv)
-            return {"\t": "tsv"}.get(reader.delimiter, "csv"), reader.names
+            return Head("tsv" if reader.delimiter == "\t" else "csv", reader.names, reader.delimiter)
     if kind == "shard":
-        return kind, columns_of_shard(address)
-    records = next(stream_records(address, encoding=encoding, csv=csv), None)
-    return kind.split(" ")[0], records.table.column_names if records else []
+        return Head(kind, columns_of_shard(address))
+    if kind == "parquet":
+        with opened(address) as file:
+            try:
+                return Head(kind, pa.parquet.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+            except (pa.ArrowException, OSError) as error:
+                raise CatalogError(f"{address}: not a Parquet file ({' '.join(str(error).split())})") from error
+    rows = {"json": rows_of_document, "xml": rows_of_feed, "json lines": rows_of_lines}[kind](address, encoding)
+    first = itertools.islice(rows, LOOKED_AT)
+    return Head(kind.split(" ")[0], list(dict.fromkeys(name for _, row in first for name in row)))
 
 
 def _stream_parquet(address: str) -> Iterator[Records]:

@@ -25,23 +25,25 @@ def stream_xml(address: str, encoding: str) -> Iterator[Records]:
     Raises:
         CatalogError: it is no XML, or has entities or a DTD of its own, which a feed has no use for.
     """
-    return typed(address, lambda: in_pieces(_rows(address, encoding)))
+    return typed(address, lambda: in_pieces(rows_of_feed(address, encoding)))
 
 
-def _rows(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
+def rows_of_feed(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
+    """Numbered records: the outermost elements of a record's name, at any depth."""
     tags = _record_tags(address, encoding)
-    number, depth, record_depth = 0, 0, None
+    number, depth, inside = 0, 0, 0  # ``inside``: the depth of the record that is open
     with _events(address, encoding) as events:
         for event, element in events:
+            is_record = _name(element.tag) in tags or (not tags and depth == (1 if event == "start" else 2))
             if event == "start":
                 depth += 1
-                if record_depth is None and (_name(element.tag) in tags or (not tags and depth == 2)):
-                    record_depth = depth
+                if is_record and not inside:
+                    inside = depth
                 continue
-            if depth == record_depth and (not tags or _name(element.tag) in tags):
-                number += 1
+            if depth == inside:
+                number, inside = number + 1, 0
                 yield number, _record(element)
-            if record_depth is None or depth <= record_depth:
+            if not inside:
                 element.clear()
             depth -= 1
 

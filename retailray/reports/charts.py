@@ -48,6 +48,7 @@ _STYLE = {
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 WIDE_PX = 700  # what is wider does not shrink to a phone, and scrolls
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _UNSEEN = (0.0, 0.0, 0.0, 0.002)  # what is drawn in it can be pointed at
 
 P = ParamSpec("P")
@@ -81,7 +82,7 @@ class Chart:
         """Say ``text`` where one points at a mark."""
         name = f"told-{len(self._told)}"
         mark.set_gid(name)
-        self._told[name] = text
+        self._told[name] = _plain(text)
 
     def tell_points(self, axes: Axes, xs: Iterable[float], ys: Iterable[float], texts: Sequence[str]) -> None:
         """Say one of ``texts`` where one points at, or near, a point."""
@@ -151,4 +152,10 @@ def _references(root: ET.Element) -> list[str]:
 
 def short(text: str, length: int = 26) -> str:
     # matplotlib reads $ as mathematics
+    text = _plain(text)
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+
+
+def _plain(text: str) -> str:
+    """Text without what XML cannot hold."""
+    return _NOT_XML.sub("\ufffd", text)

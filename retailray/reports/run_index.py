@@ -72,7 +72,8 @@ def _read(out: str, name: str) -> dict[str, Any] | None:
     """What a run says of itself; of one that is not complete, its command alone; None where it is no run of ours."""
     try:
         record = json.loads(storage.read_bytes(storage.join(out, name, "run.json")))
-        return record | {"name": name} if isinstance(record, dict) else None
+        ours = isinstance(record, dict) and {"command", "run_id"} <= record.keys()
+        return record | {"name": name} if ours else None
     except (StorageError, ValueError):
         pass
     try:

@@ -29,13 +29,14 @@ MAX_SHEET_ROWS = 1_048_576 - 1  # of Excel, without the head
 # of the pictures of one record or product: the accepted label where all accepted pictures agree, else a person looks
 _ANSWERS = """
     with pictures as (
-        select r.row_id, r.pred_label, r.pred_score, r.decision, r.code, r.reason, {key} as key
+        select r.row_id, r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
         from row_results r join read_parquet('{rows}') c using (row_id)
     ), found as (
         select min(row_id) as row_id, count(*) as num_images, count(pred_label) as scored,
             count(distinct pred_label) filter (where decision = 'accept') as accepted,
             min(pred_label) filter (where decision = 'accept') as accepted_label,
             max(pred_score) filter (where decision = 'accept') as accepted_score,
+            arg_min(label, row_id) filter (where label <> '') as known_label,
             arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
             arg_max(decision, pred_score) as best_decision,
             arg_min(code, row_id) filter (where code <> '') as error_code,
@@ -45,7 +46,8 @@ _ANSWERS = """
     select row_id, num_images, case when accepted = 1 then accepted_label else best_label end as answer_label,
         case when accepted = 1 then accepted_score else best_score end as answer_score,
         case when scored = 0 then 'error' when accepted = 1 then 'accept' when accepted > 1 then 'review'
-            else best_decision end as answer_decision, error_code, error_message
+            else best_decision end as answer_decision, coalesce(known_label, '') as known_label, error_code,
+        error_message
     from found order by row_id
 """
 
@@ -177,23 +179,42 @@ def columns_of_layout(catalog: StagedCatalog) -> tuple[str, str]:
 
 
 def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog) -> str:
+    """Accepted answers in the source's own words, and what the source says of all others; nothing of products of which
+    neither is known."""
     key, label = columns_of_layout(catalog)
+    assert catalog.source
     cells = _cells_by_label(ledger, catalog, label)
     # without an id of their own several records are one product
-    by_record = catalog.source and catalog.source.section.id
+    by_record = catalog.source.section.id
     answers = _answers(ledger, catalog, "(c.file, c.line)" if by_record else 'c."group"')
-    tabs = catalog.source is not None and catalog.source.kind == "tsv"
+    own_cells = _own_cells(catalog, key, label)
+    delimiter = catalog.source.head.delimiter
+    # a feed's quotation marks are text
+    options: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None} if delimiter == "\t" else {}
     text = io.StringIO()
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "escapechar": None} if tabs else {}
-    writer = csv.writer(text, **options, lineterminator="\n")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n", **options)
     writer.writerow([key, label])
     for own, answer in _records(catalog, answers):
-        accepted = answer["answer_decision"] == "accept"
-        told = cells.get(answer["answer_label"], answer["answer_label"]) if accepted else _text(own.get(label))
-        writer.writerow([_text(own.get(key)), told])
-    name = f"export/layout.{'tsv' if tabs else 'csv'}"
-    run.write(name, text.getvalue())
-    return name
+        name = str(_text(own.get(key)))
+        cell = own_cells.get(name, "")
+        if answer["answer_decision"] == "accept" and answer["answer_label"] != answer["known_label"]:
+            cell = cells.get(answer["answer_label"], answer["answer_label"])
+        if name and cell:
+            writer.writerow([" ".join(one.split("\t")) if delimiter == "\t" else one for one in (name, cell)])
+    file = f"export/layout.{'tsv' if delimiter == chr(9) else 'csv'}"
+    run.write(file, text.getvalue())
+    return file
+
+
+def _own_cells(catalog: StagedCatalog, key: str, column: str) -> dict[str, str]:
+    """What the source says of each product: its first cell that is not empty."""
+    found: dict[str, str] = {}
+    for piece in catalog.raw_pieces():
+        pairs = zip(piece.column(key).to_pylist(), piece.column(column).to_pylist(), strict=True)
+        for name, cell in pairs:
+            if text := str(_text(cell)):
+                found.setdefault(str(_text(name)), text)
+    return found
 
 
 def _cells_by_label(ledger: Ledger, catalog: StagedCatalog, column: str) -> dict[str, str]:

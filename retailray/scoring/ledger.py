@@ -66,6 +66,9 @@ EVERYTHING = Reuse()
 _LABEL_OF_PRODUCT = """arg_min(label, row_id) filter (where label <> '') over (partition by "group")"""
 
 
+_PRODUCT_LABELS = pa.schema([("product", pa.string()), ("told", pa.string())])
+
+
 class Ledger:
     """The tables of one run; see :meth:`plan` and :meth:`resolve_results`."""
 
@@ -78,7 +81,10 @@ class Ledger:
         self._db = duckdb.connect(str(folder / "ledger.duckdb"), config=options)
         self._db.execute("set preserve_insertion_order = false")  # nothing here relies on it, and it costs memory
         # a label that stands on one row of a product holds for its rows that have none
-        labels = f"coalesce(nullif(label, ''), {_LABEL_OF_PRODUCT}, '')" if catalog.has_products else "label"
+        known = catalog.labels_of_products
+        told = pa.table({"product": list(known or {}), "told": list((known or {}).values())}, _PRODUCT_LABELS)
+        self._db.register("product_labels", told)
+        labels = f"coalesce(nullif(label, ''), {_LABEL_OF_PRODUCT}, told, '')" if known is not None else "label"
         self._db.execute(
             f"""
             create table rows as
@@ -90,7 +96,7 @@ class Ledger:
                 select *, case when fault_code <> '' then fault_code when uri = '' then 'empty_path'
                     when denied_reason <> '' then 'not_allowed'
                     when row_number() over (partition by id order by row_id) > 1 then 'duplicate_id' else '' end as code
-                from read_parquet(?))
+                from read_parquet(?) left join product_labels on product = "group")
             """,
             [str(catalog.rows)],
         )

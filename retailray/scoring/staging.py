@@ -31,7 +31,7 @@ class StagedCatalog:
     schema: pa.Schema
     types: LosslessTypes
     source: Source | None
-    has_products: bool  # catalog.group is given
+    labels_of_products: dict[str, str] | None  # see CatalogReader.labels_of_products
 
     def raw_pieces(self) -> Iterator[pa.Table]:
         """The same as they were read: columns of CSV are text, and a file has its own columns alone."""
@@ -89,7 +89,7 @@ def stage_catalog(section: CatalogSection, folder: Path, *, reserved: Sequence[s
         schema,
         types,
         reader.source(),
-        bool(reader.section.group),
+        reader.labels_of_products(),
     )
 
 

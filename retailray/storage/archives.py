@@ -127,49 +127,58 @@ def open_member(member: Member) -> Iterator[Any]:
 
 
 def fetch_members(
-    members: dict[int, Member], max_bytes: int, versions: dict[str, str]
-) -> dict[int, bytes | ImageError]:
+    members: dict[int, Member], max_bytes: int, versions: dict[str, str], *, group_bytes: int
+) -> Iterator[dict[int, bytes | ImageError]]:
     """The bytes of files of archives, by the caller's key; an archive is read from its front to its end.
 
     Args:
         max_bytes: of a file; of a larger one the first ``max_bytes + 1`` are returned, however far it would unpack.
         versions: what identifies each archive's content now.
+        group_bytes: of files that are in memory together, about.
     """
-    results: dict[int, bytes | ImageError] = {}
     by_archive: dict[str, dict[int, Member]] = {}
     for key, member in members.items():
         by_archive.setdefault(member.archive, {})[key] = member
     for archive, wanted in by_archive.items():
+        open_, group, size = dict(wanted), dict[int, bytes | ImageError](), 0
         try:
-            with opened(archive) as file:
-                if is_zip(archive):
-                    results |= _from_zip(file, wanted, max_bytes)
-                elif is_plain_tar(archive):
-                    results |= _from_tar(file, _placed(wanted, archive, versions[archive]), max_bytes)
-                else:
-                    results |= _from_stream(file, wanted, max_bytes)
+            for key, data in _found(archive, wanted, max_bytes, versions[archive]):
+                del open_[key]
+                group[key] = data
+                size += len(data) if isinstance(data, bytes) else 0
+                if size > group_bytes:
+                    yield group
+                    group, size = {}, 0
         except StorageError as error:
             code = "not_found" if isinstance(error.__cause__, FileNotFoundError) else "fetch_failed"
-            results |= {key: ImageError(code, str(error)) for key in wanted if key not in results}
-        for key, member in wanted.items():
-            results.setdefault(key, ImageError("not_found", f"{archive}: it has no file {member.name}"))
-    return results
+            group |= {key: ImageError(code, str(error)) for key in open_}
+            open_ = {}
+        group |= {key: ImageError("not_found", f"{archive}: it has no file {one.name}") for key, one in open_.items()}
+        yield group
 
 
-def _from_zip(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[int, bytes | ImageError]:
-    results: dict[int, bytes | ImageError] = {}
+def _found(
+    archive: str, wanted: dict[int, Member], max_bytes: int, version: str
+) -> Iterator[tuple[int, bytes | ImageError]]:
+    with opened(archive) as file:
+        if is_zip(archive):
+            yield from _from_zip(file, wanted, max_bytes)
+        elif is_plain_tar(archive):
+            yield from _from_tar(file, _placed(wanted, archive, version), max_bytes)
+        else:
+            yield from _from_stream(file, wanted, max_bytes)
+
+
+def _from_zip(file: Any, wanted: dict[int, Member], max_bytes: int) -> Iterator[tuple[int, bytes | ImageError]]:
     with zipfile.ZipFile(file) as zipped:
         known = {_plain(one.filename): one for one in reversed(zipped.infolist())}
-        for key, member in sorted(
-            wanted.items(), key=lambda item: getattr(known.get(item[1].name), "header_offset", 0)
-        ):
-            if found := known.get(member.name):
-                try:
-                    with zipped.open(found) as inside:
-                        results[key] = inside.read(max_bytes + 1)
-                except BROKEN as error:
-                    results[key] = ImageError("fetch_failed", describe(error, f"{member.archive}!/{member.name}"))
-    return results
+        there = [(known[member.name], key, member) for key, member in wanted.items() if member.name in known]
+        for found, key, member in sorted(there, key=lambda one: one[0].header_offset):
+            try:
+                with zipped.open(found) as inside:
+                    yield key, inside.read(max_bytes + 1)
+            except BROKEN as error:
+                yield key, ImageError("fetch_failed", describe(error, f"{member.archive}!/{member.name}"))
 
 
 def _placed(wanted: dict[int, Member], archive: str, version: str) -> dict[int, Entry]:
@@ -181,33 +190,26 @@ def _placed(wanted: dict[int, Member], archive: str, version: str) -> dict[int, 
     return placed
 
 
-def _from_tar(file: Any, placed: dict[int, Entry], max_bytes: int) -> dict[int, bytes | ImageError]:
+def _from_tar(file: Any, placed: dict[int, Entry], max_bytes: int) -> Iterator[tuple[int, bytes | ImageError]]:
     """Neighbours are read together."""
-    results: dict[int, bytes | ImageError] = {}
-    together: list[tuple[int, Entry]] = []
-
-    def read() -> None:
-        if together:
-            first = together[0][1].offset
-            file.seek(first)
-            data = file.read(max(one.offset + min(one.size, max_bytes + 1) for _, one in together) - first)
-            for key, one in together:
-                results[key] = data[one.offset - first : one.offset - first + min(one.size, max_bytes + 1)]
-            together.clear()
-
+    sizes = {key: min(one.size, max_bytes + 1) for key, one in placed.items()}
+    together: list[tuple[int, int]] = []
     end = 0
-    for key, one in sorted(placed.items(), key=lambda item: item[1].offset):
-        if together and (one.offset - end > COALESCED_BYTES or end - together[0][1].offset > RANGE_BYTES):
-            read()
-        together.append((key, one))
-        end = max(end, one.offset + min(one.size, max_bytes + 1)) if len(together) > 1 else one.offset + one.size
-    read()
-    return results
+    for key, one in [*sorted(placed.items(), key=lambda item: item[1].offset), (-1, Entry(0, 1 << 62))]:
+        apart = one.offset - end > COALESCED_BYTES or (together and end - together[0][1] > RANGE_BYTES)
+        if together and apart:
+            first = together[0][1]
+            file.seek(first)
+            data = file.read(end - first)
+            yield from ((k, data[offset - first : offset - first + sizes[k]]) for k, offset in together)
+            together, data = [], b""
+        if key >= 0:
+            together.append((key, one.offset))
+            end = one.offset + sizes[key]
 
 
-def _from_stream(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[int, bytes | ImageError]:
+def _from_stream(file: Any, wanted: dict[int, Member], max_bytes: int) -> Iterator[tuple[int, bytes | ImageError]]:
     """A compressed tar file can be read from its beginning alone."""
-    results: dict[int, bytes | ImageError] = {}
     keys: dict[str, list[int]] = {}
     for key, member in wanted.items():
         keys.setdefault(member.name, []).append(key)
@@ -217,11 +219,10 @@ def _from_stream(file: Any, wanted: dict[int, Member], max_bytes: int) -> dict[i
             if found:
                 inside = tar.extractfile(one)
                 data = inside.read(max_bytes + 1) if inside else b""
-                results |= dict.fromkeys(found, data)
+                yield from ((key, data) for key in found)
             tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
             if not keys:
                 break
-    return results
 
 
 def read_members(

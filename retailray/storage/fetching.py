@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import Access, leads_out
-from retailray.storage.addresses import is_local, is_web, other_unicode_forms, parse_embedded, parse_member
+from retailray.storage.addresses import Member, is_local, is_web, other_unicode_forms, parse_embedded, parse_member
 from retailray.storage.archives import fetch_members
 from retailray.storage.client import ROUNDS, back_off, describe, filesystem, is_transient, with_deadline
 from retailray.storage.embedded import fetch_embedded
@@ -40,10 +40,7 @@ def fetch_groups(
         yield {at: _limited(found, addresses[at], access) for at, found in fetch_embedded(embedded).items()}
     members = {at: one for at, address in enumerate(addresses) if (one := parse_member(address))}
     if members:
-        archives = sorted({one.archive for one in members.values()})
-        versions = {name: identity or "" for name, identity in zip(archives, identities(archives), strict=True)}
-        found_inside = fetch_members(members, access.max_bytes, versions)
-        yield {at: _limited(found, addresses[at], access) for at, found in found_inside.items()}
+        yield from _of_archives(members, addresses, access)
     others = [at for at in range(len(addresses)) if at not in embedded and at not in members]
     for start in range(0, len(others), AT_ONCE):
         chosen = others[start : start + AT_ONCE]
@@ -105,6 +102,23 @@ def _limited(found: Found, address: str, access: Access) -> Found:
 
 def _too_large(address: str, access: Access) -> ImageError:
     return ImageError("too_many_bytes", f"{address}: over catalog.max_bytes = {access.max_bytes}")
+
+
+def _of_archives(members: Mapping[int, Member], addresses: Sequence[str], access: Access) -> Iterator[dict[int, Found]]:
+    """Files of archives, of which those on the web are not read: they would be asked for without our rules."""
+    refused = {name: _archive_refused(name, access) for name in {one.archive for one in members.values()}}
+    yield {at: error for at, one in members.items() if (error := refused[one.archive])}
+    allowed = {at: one for at, one in members.items() if not refused[one.archive]}
+    archives = sorted({one.archive for one in allowed.values()})
+    versions = {name: identity or "" for name, identity in zip(archives, identities(archives), strict=True)}
+    for group in fetch_members(allowed, access.max_bytes, versions, group_bytes=GROUP_BYTES):
+        yield {at: _limited(found, addresses[at], access) for at, found in group.items()}
+
+
+def _archive_refused(archive: str, access: Access) -> ImageError | None:
+    if is_web(archive):
+        return ImageError("not_allowed", f"{archive}: archives are read from disks and buckets; download it first")
+    return _refused(archive, access)
 
 
 def _refused(address: str, access: Access) -> ImageError | None:

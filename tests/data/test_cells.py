@@ -60,6 +60,7 @@ def test_one_address_stays_one_whatever_signs_it_has(address):
         ("[draft] mug.jpg", ["[draft] mug.jpg"]),
         ("[http://a/1.jpg, http://a/2.jpg]", ["http://a/1.jpg", "http://a/2.jpg"]),
         ("[]", []),
+        ("['a'].jpg", ["['a'].jpg"]),
         ("  ", []),
         (None, []),
         (float("nan"), []),
@@ -118,3 +119,7 @@ def test_nested_values_are_found_by_their_path():
     assert lookup(value, ["images", "7", "large"]) is None
     assert lookup(json.dumps(value), ["type", "0", "value"]) == "MUGS"
     assert lookup("plain", ["type"]) is None
+
+
+def test_a_separator_after_a_backslash_is_part_of_an_address():
+    assert addresses_in(r"https://x/a\,b.jpg, https://x/c.jpg", ",") == ["https://x/a,b.jpg", "https://x/c.jpg"]
