@@ -117,7 +117,7 @@ class Chart:
         root.attrib |= {
             "class": "plot wide" if width > WIDE_PX else "plot",
             "role": "img",
-            "aria-label": description,
+            "aria-label": _plain(description),
             "style": f"max-width: {width:.0f}px; stroke-linejoin: round",
         }
         ET.register_namespace("", _SVG)

@@ -288,7 +288,7 @@ def test_a_layout_is_read_back_as_the_source_was(accept, place, shop, score, sma
 @pytest.mark.parametrize("place", ["local"], indirect=True)
 def test_a_feed_goes_back_with_its_own_paths(place, shop, score, small_bundle, tmp_path, retailray):
     rows = ["id\ttitle\timage_link\tproduct_type"]
-    rows += [f'id{k}\t5" "wide"\tpics/{k}.jpg\tHome > Kitchen > {LABELS[k % 3]}' for k in range(8)]
+    rows += [f'id{k}\t5" "wide"\tpics/{k}.jpg\tHome > 5" {LABELS[k % 3]} > {LABELS[k % 3]}' for k in range(8)]
     (shop / "feed.tsv").write_text("\n".join(rows) + "\n")
     score(shop / "feed.tsv", **{"score.export": "layout"})
     lines = (Path(latest(str(tmp_path / "out"))) / "export/layout.tsv").read_text().splitlines()
