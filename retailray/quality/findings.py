@@ -142,7 +142,7 @@ def find_problems(
     """Every finding of a scanned catalog; those that found nothing have count 0.
 
     Args:
-        scan: one row per catalog row: ``id, label, split, line, file, error_code, message, sha256, phash``.
+        scan: one row per catalog row: ``id, label, group, split, line, file, error_code, message, sha256, phash``.
         labels: rows per label. orphans: images in the folder that no row names. unread: files in class folders that are
             not read, by suffix. class_folders: labels are names of folders. several_labels: images of a COCO
             document with several categories.

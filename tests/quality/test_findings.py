@@ -8,7 +8,14 @@ from PIL import Image
 
 from retailray.config import CheckSection
 from retailray.data.synthetic import PRODUCTS, encode, render
-from retailray.quality.findings import conflicting_labels, find_problems, near_content, same_content, similar_labels
+from retailray.quality.findings import (
+    conflicting_labels,
+    find_problems,
+    labels_of_products,
+    near_content,
+    same_content,
+    similar_labels,
+)
 
 
 def brute_force(hashes, distance):
@@ -57,11 +64,17 @@ def test_equal_pictures_conflict_only_with_two_labels(labels, conflict):
 @pytest.mark.parametrize(("splits", "leaks"), [(["train", "test"], 1), (["train", "train"], 0)])
 def test_the_same_picture_in_two_splits_is_leakage(splits, leaks):
     scan = pd.DataFrame(
-        {"id": ["a", "b"], "image": ["a", "b"], "label": "mug", "split": splits, "sha256": ["one", "two"],
+        {"id": ["a", "b"], "image": ["a", "b"], "label": "mug", "group": ["a", "b"], "split": splits,
+         "sha256": ["one", "two"],
          "phash": np.array([7, 7], np.uint64), "error_code": "", "message": "", "file": "c.csv", "line": [2, 3]}
     )  # fmt: skip
     found = find_problems(scan, {"mug": 2}, orphans=[], unread={}, class_folders=False, section=CheckSection())
     assert next(result for result in found if result.name == "leakage").count == leaks
+
+
+def test_products_with_several_labels():
+    scan = pd.DataFrame({"group": ["p", "p", "q", "q", "r"], "label": ["mug", "cup", "mug", "", "mug"]})
+    assert labels_of_products(scan) == {"p": ["cup", "mug"]}
 
 
 def test_similar_labels():
