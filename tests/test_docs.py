@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from retailray.config import arguments
+from retailray.data.recognition import known_layouts
 from tests.data import test_exports, test_layouts
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,3 +47,8 @@ def test_every_layout_that_the_guide_names_is_read_by_a_test():
         file = words[words.index("--catalog.uri") + 1]
         assert file in known, file
         assert any(keys == set(settings) - {"label_map"} for settings in known[file]), (file, keys)
+
+
+def test_the_guide_names_every_layout():
+    text = (DOCS / "catalogs.md").read_text()
+    assert [name for name in known_layouts() if f"`{name}`" not in text] == []

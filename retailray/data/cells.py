@@ -160,7 +160,15 @@ def _first(value: Any) -> Any:
 def _first_of_several(text: str, list_separator: str, separator: str | None) -> str:
     """The first of several labels; of paths the first that is one."""
     mark = list_separator.strip() or list_separator
-    parts = [part.replace(f"\\{mark}", mark).strip() for part in re.split(rf"(?<!\\){re.escape(mark)}", text)]
+    return part_of_label(text, separator, list_separator).replace(f"\\{mark}", mark)
+
+
+def part_of_label(text: str, separator: str | None, list_separator: str | None) -> str:
+    """What of a cell says the label, as it is written: all of it, or of several labels or paths the first."""
+    if not list_separator:
+        return text
+    mark = list_separator.strip() or list_separator
+    parts = [part.strip() for part in re.split(rf"(?<!\\){re.escape(mark)}", text)]
     parts = [part for part in parts if part]
     deep = [part for part in parts if separator and separator.strip() in part]
     return (deep or parts or [""])[0]

@@ -37,6 +37,8 @@ def read_class_folders(uri: str, section: CatalogSection) -> Piece:
     folders = [
         os.path.dirname(name.partition("/")[2] if split else name) for name, split in zip(relative, splits, strict=True)
     ]
+    if not any(folders):
+        events.emit("warning", uri=uri, note="the pictures lie in the folder itself, so they have no labels")
     if section.folder_labels == "leaf":
         warn_of_equal_leaves(folders)
         folders = [os.path.basename(folder) for folder in folders]

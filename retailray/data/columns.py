@@ -34,6 +34,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+DELIMITER_NAMES = {"\t": "tab", " ": "whitespace"}
 UNASSIGNED = "unassigned"  # rows that are divided as those of a catalog without splits
 
 
@@ -83,7 +84,7 @@ def _first_values(table: pa.Table) -> str:
     first = {name: table.column(name)[0].as_py() for name in table.column_names} if table.num_rows else {}
     shown = {name: " ".join(str(value).split())[:40] for name, value in first.items() if value not in (None, "")}
     pictures = [name for name, text in shown.items() if "://" in text or any(end in text.lower() for end in SUFFIXES)]
-    if not pictures or "image" in shown:
+    if not pictures or "image" in shown or table.num_columns == 1 or headerless_hint(table.column_names):
         return ""
     values = ", ".join(f"{name} = {text!r}" for name, text in list(shown.items())[:8])
     return (
@@ -93,6 +94,11 @@ def _first_values(table: pa.Table) -> str:
 
 def missing_column(name: str, key: str, file: str, columns: Sequence[str]) -> str:
     """What to say of a column that is not there."""
+    if len(columns) == 1 and (sign := next((one for one in (";", ",", "\t", "|", " ") if one in columns[0]), None)):
+        return (
+            f"{file}: {key} = {name!r}: there is no such column; all of the header is one column, {columns[0][:80]!r}: "
+            f"set catalog.delimiter to {DELIMITER_NAMES.get(sign, sign)}"
+        )
     near = difflib.get_close_matches(name, columns, n=1)
     hint = headerless_hint(list(columns)) if table_suffix(file) not in (".parquet", ".pq", ".jsonl", ".ndjson") else ""
     there = f"; did you mean {near[0]!r}?" if near else f"; the columns are {', '.join(columns)}"

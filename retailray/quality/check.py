@@ -45,6 +45,9 @@ def check(config: CheckConfig) -> dict[str, object]:
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
     events.emit("start", command="check", run=run.address, rows=num_rows)
+    if "validation" not in splits and config.split.validation:
+        note = "no product falls into the validation split, and training needs one: raise split.validation"
+        events.emit("warning", rows={name: len(part) for name, part in splits.items()}, note=note)
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
     scanned = _scan(config, table, run)
     orphans, not_listed = find_orphans(table.column(URI).to_pylist())

@@ -18,7 +18,7 @@ from retailray.data.columns import SPLIT_NAMES
 
 HASH_BITS = 64
 ADVICE = {
-    "errors": "These images cannot be used. Replace the files or drop the rows.",
+    "errors": "These rows cannot be used. Replace the files, mend the lines, or drop the rows.",
     "missing": "These rows name images that do not exist. Check catalog.root, catalog.image_template and the upload.",
     "orphans": "These images lie in the folder and no row names them: lost rows, or files to tidy away.",
     "exact_duplicates": "The same file several times. Copies add weight in training and no knowledge; keep one, or "
@@ -158,7 +158,8 @@ def find_problems(
     splits = scan.split.to_numpy()
     leaks = [group for group in near if len({splits[row] for row in group}) > 1]
     conflicts = conflicting_labels(exact, scan.label.to_numpy())
-    unlabelled = scan[scan.label == ""] if labels else scan[:0]
+    said_nothing = scan.error_code.isin(["bad_line", "bad_record"])
+    unlabelled = scan[(scan.label == "") & ~said_nothing] if labels else scan[:0]
     small = {label: count for label, count in labels.items() if count < section.min_images}
     ratio = max(labels.values()) / min(labels.values()) if labels else 1.0
     variants = similar_labels(labels)

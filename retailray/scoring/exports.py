@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray import events
+from retailray.data.cells import part_of_label
 from retailray.data.paths import column_of
 from retailray.data.pictures import ADDRESS, INDEX, ITEM_ID
 from retailray.data.row_ids import ROW_ID
@@ -69,9 +70,15 @@ def write_export(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, expo
         return []
     if export == "layout":
         return [_write_layout(run, ledger, catalog)]
-    records = _records(catalog, _answers(ledger, catalog, "(c.file, c.line)"))
+    records = _records(catalog, _answers(ledger, catalog, _key_of(catalog)))
     columns = [field.name for field in catalog.schema if field.name not in (ITEM_ID, INDEX, ADDRESS)]
     return _write_csv(run, columns, records) if export == "csv" else _write_xlsx(run, columns, records, folder)
+
+
+def _key_of(catalog: StagedCatalog) -> str:
+    """What has one answer: a record; or a product, where a layout says that several records are one (Shopify)."""
+    several = catalog.source and catalog.labels_of_products is not None and not catalog.source.section.id
+    return 'c."group"' if several else "(c.file, c.line)"
 
 
 def _answers(ledger: Ledger, catalog: StagedCatalog, key: str) -> pa.Table:
@@ -184,9 +191,9 @@ def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog) -> 
     key, label = columns_of_layout(catalog)
     assert catalog.source
     cells = _cells_by_label(ledger, catalog, label)
-    # without an id of their own several records are one product
-    by_record = catalog.source.section.id
-    answers = _answers(ledger, catalog, "(c.file, c.line)" if by_record else 'c."group"')
+    section = catalog.source.section
+    how = section.label_separator, section.label_list_separator
+    answers = _answers(ledger, catalog, _key_of(catalog))
     own_cells = _own_cells(catalog, key, label)
     delimiter = catalog.source.head.delimiter
     # a feed's quotation marks are text
@@ -198,7 +205,9 @@ def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog) -> 
         name = str(_text(own.get(key)))
         cell = own_cells.get(name, "")
         if answer["answer_decision"] == "accept" and answer["answer_label"] != answer["known_label"]:
-            cell = cells.get(answer["answer_label"], answer["answer_label"])
+            told = cells.get(answer["answer_label"], answer["answer_label"])
+            part = part_of_label(cell, *how)  # other categories stay
+            cell = cell.replace(part, told, 1) if part else told
         if name and cell:
             writer.writerow([" ".join(one.split("\t")) if delimiter == "\t" else one for one in (name, cell)])
     file = f"export/layout.{'tsv' if delimiter == chr(9) else 'csv'}"
@@ -221,11 +230,13 @@ def _cells_by_label(ledger: Ledger, catalog: StagedCatalog, column: str) -> dict
     """How the source writes each label, most often: as a path, say (``Shop > Mugs``)."""
     labels = ledger.table("select row_id, label from rows where label <> ''")
     seen: dict[str, Counter[str]] = defaultdict(Counter)
+    assert catalog.source
+    how = catalog.source.section.label_separator, catalog.source.section.label_list_separator
     for piece in catalog.raw_pieces():
         mine = labels.filter(pc.is_in(labels.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks()))
         places = pc.index_in(mine.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks())
         cells = piece.column(column).take(places).to_pylist()
         for cell, label in zip(cells, mine.column("label").to_pylist(), strict=True):
             if cell:
-                seen[label][str(_text(cell))] += 1
+                seen[label][part_of_label(str(_text(cell)), *how)] += 1
     return {label: counts.most_common(1)[0][0] for label, counts in seen.items()}

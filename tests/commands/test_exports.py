@@ -317,3 +317,21 @@ def test_on_ray_shards_and_exports_come_out_the_same(place, score, ray_session_c
             assert errors.empty
             tables.append(predictions.sort_values("item_id", ignore_index=True).drop(columns=["run_id", "scored_at"]))
         pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_other_categories_of_a_product_stay(place, shop, score, tmp_path):
+    """Kind of fault: the cell of the commonest product with this label is written, with categories of another."""
+    rows = [["ID", "SKU", "Name", "Categories", "Images"]]
+    cells = ["Shop > Mugs, New, Gifts", "Shop > Bags, Sale", "Shop > Bags, Sale", "", "Sale > Mugs"]
+    rows += [[k, k, "N", cell, f"pics/{k}.jpg"] for k, cell in enumerate(cells)]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (shop / "export.csv").write_text(text.getvalue())
+    (shop / "corrections.csv").write_text("item_id,label\n0,Bags\n3,Bags\n4,Mugs\n")
+    score(shop / "export.csv", **{"score.export": "layout", "catalog.corrections": shop / "corrections.csv"})
+    written = list(csv.reader((Path(latest(str(tmp_path / "out"))) / "export/layout.csv").read_text().splitlines()))
+    told = {row[0]: row[1] for row in written[1:]}
+    assert told["0"] == "Shop > Bags, New, Gifts"
+    assert told["3"] == "Shop > Bags"
+    assert told["4"] == "Sale > Mugs", "it is right, and stays as it was"

@@ -608,3 +608,26 @@ def test_archives_are_guarded_as_files_are(tmp_path):
     groups = list(storage.fetch_groups([f"{tmp_path}/shop/large.zip!/{number}.bin" for number in range(12)], access))
     assert max(sum(len(data) for data in group.values()) for group in groups) <= (128 + 30) << 20
     assert sum(len(group) for group in groups) == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"delimiter": ",", "image": "path"}, "set catalog.delimiter to whitespace"),
+        ({"delimiter": ";", "image": "path"}, "set catalog.delimiter to whitespace"),
+        ({}, "Try --catalog.image path"),
+    ],
+)
+def test_a_wrong_delimiter_is_what_the_error_speaks_of(settings, words, tmp_path):
+    (tmp_path / "train.txt").write_text("id path\n1 pics/1.jpg\n2 pics/2.jpg\n")
+    with pytest.raises(CatalogError) as error:
+        read_catalog(CatalogSection(uri=str(tmp_path / "train.txt"), **settings))
+    assert words in str(error.value)
+    assert ("Try --catalog.image" in str(error.value)) is not bool(settings)
+
+
+def test_pictures_without_folders_have_no_labels_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/a.png").write_bytes(jpeg(1))
+    read_catalog(CatalogSection(uri=str(tmp_path / "pics")))
+    assert "have no labels" in capsys.readouterr().out
