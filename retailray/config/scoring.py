@@ -55,13 +55,13 @@ class PromoteSection(Section):
         2000, ge=100, description="Number of bootstrap samples (of products) for the confidence interval."
     )
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
-    reason: str = Field("", description="Note for the alias history.")
+    reason: str = Field("", description="Why the version is promoted, for the history of the registry.")
 
 
 class RollbackSection(Section):
     """Return of @champion to the previous version."""
 
-    reason: str = Field("", description="Note for the alias history.")
+    reason: str = Field("", description="Why the version is promoted, for the history of the registry.")
 
 
 class ScoreSection(Section):
@@ -128,8 +128,8 @@ class ScoreSection(Section):
     export: Literal["none", "csv", "xlsx", "layout"] = Field(
         "none",
         description=(
-            "Also write answers for people, a row a record: csv, xlsx (sheets for answers, errors and doubtful rows), "
-            "or layout (key and label column of the source, with accepted answers, to be imported by the shop)."
+            "Also write the answers for people, one row for each record of the source: csv, xlsx (sheets for answers, "
+            "errors and doubtful rows), or layout (the columns that the shop needs to import accepted labels)."
         ),
     )
     keep_runs: int | None = Field(
