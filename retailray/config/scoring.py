@@ -55,13 +55,13 @@ class PromoteSection(Section):
         2000, ge=100, description="Number of bootstrap samples (of products) for the confidence interval."
     )
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
-    reason: str = Field("", description="Why the version is promoted, for the history of the registry.")
+    reason: str = Field("", description="Why the alias is moved, for the history of the registry.")
 
 
 class RollbackSection(Section):
     """Return of @champion to the previous version."""
 
-    reason: str = Field("", description="Why the version is promoted, for the history of the registry.")
+    reason: str = Field("", description="Why the alias is moved, for the history of the registry.")
 
 
 class ScoreSection(Section):
