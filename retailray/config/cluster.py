@@ -157,7 +157,7 @@ class DoctorSection(Section):
         5.0,
         gt=0,
         description=(
-            "Maximum difference between the clocks of two machines; object stores refuse requests of clocks that are minutes off "
-            "[s]."
+            "Maximum difference between the clocks of two machines; object stores refuse requests of clocks that are "
+            "minutes off [s]."
         ),
     )

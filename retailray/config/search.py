@@ -79,7 +79,10 @@ class TuneSection(Section):
     )
     searcher: Literal["random", "grid", "optuna"] = Field(
         "random",
-        description="How settings are drawn. random; grid: every combination; optuna: after some random trials, near those that did well (TPE).",
+        description=(
+            "How settings are drawn. random; grid: every combination; optuna: after some random trials, near those "
+            "that did well (TPE)."
+        ),
     )
     scheduler: Literal["asha", "median", "pbt", "none"] = Field(
         "asha",
