@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import tarfile
 import threading
@@ -56,7 +57,7 @@ def read_index(archive: str, version: str = "") -> dict[str, Entry]:
             return _indexes[key]
     index: dict[str, Entry] = {}
     with opened(archive) as file:
-        for name, entry in _entries(archive, file):
+        for name, entry, _ in _entries(archive, file):
             index.setdefault(name, entry)
     with _lock:
         if version:
@@ -67,9 +68,9 @@ def read_index(archive: str, version: str = "") -> dict[str, Entry]:
 
 
 def first_names(archive: str, most: int) -> list[str]:
-    """Names of the first files of an archive, so many at most. Raises StorageError."""
+    """Names of the first files of an archive, ``most`` at most. Raises StorageError."""
     with opened(archive) as file:
-        return [name for name, _ in itertools.islice(_entries(archive, file), most)]
+        return [name for name, *_ in itertools.islice(_entries(archive, file), most)]
 
 
 @contextlib.contextmanager
@@ -84,18 +85,20 @@ def opened(archive: str) -> Iterator[Any]:
             raise StorageError(f"{archive}: the archive is damaged or of no kind that is read ({error})") from error
 
 
-def _entries(archive: str, file: Any) -> Iterator[tuple[str, Entry]]:
+def _entries(archive: str, file: Any) -> Iterator[tuple[str, Entry, Callable[[], Any]]]:
+    """Name, place, and what opens each file, before the next one is asked for."""
     if is_zip(archive):
         with zipfile.ZipFile(file) as zipped:
             for one in zipped.infolist():
                 if not one.is_dir():
-                    yield _plain(one.filename), Entry(one.file_size, -1)
+                    yield _plain(one.filename), Entry(one.file_size, -1), functools.partial(zipped.open, one)
         return
     plain = is_plain_tar(archive)
     with tarfile.open(fileobj=file, mode="r:" if plain else "r|*") as tar:
         for member in tar:
             if member.isfile():
-                yield _plain(member.name), Entry(member.size, member.offset_data if plain else -1)
+                entry = Entry(member.size, member.offset_data if plain else -1)
+                yield _plain(member.name), entry, functools.partial(tar.extractfile, member)
             tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
 
 
@@ -234,28 +237,9 @@ def read_members(
         StorageError: it cannot be read, or is damaged.
     """
     with opened(archive) as file:
-        if is_zip(archive):
-            with zipfile.ZipFile(file) as zipped:
-                for one in zipped.infolist():
-                    if not one.is_dir():
-                        name = _plain(one.filename)
-                        yield (
-                            name,
-                            Entry(one.file_size, -1),
-                            _start(zipped.open(one), max_bytes) if wanted(name) else None,
-                        )
-            return
-        plain = is_plain_tar(archive)
-        with tarfile.open(fileobj=file, mode="r:" if plain else "r|*") as tar:
-            for member in tar:
-                if member.isfile():
-                    name = _plain(member.name)
-                    inside = tar.extractfile(member) if wanted(name) else None
-                    entry = Entry(member.size, member.offset_data if plain else -1)
-                    yield name, entry, _start(inside, max_bytes) if inside else None
-                tar.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
-
-
-def _start(inside: Any, max_bytes: int) -> bytes:
-    with inside:
-        return inside.read(max_bytes)
+        for name, entry, open_ in _entries(archive, file):
+            if not wanted(name):
+                yield name, entry, None
+                continue
+            with open_() as inside:
+                yield name, entry, inside.read(max_bytes)
