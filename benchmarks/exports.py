@@ -2,7 +2,7 @@
 
     python -m benchmarks.exports [--records 1000000] [--pictures 10000] [--repeats 3]
 
-``plan``: `score --score.plan_only` of a shop export (`--records` products) with three addresses each in one cell (on the
+``plan``: `score --score.plan_only` of a shop export (`--records` products) with three addresses in one cell (on the
 web, so that nothing is listed), beside pandas' ``explode`` on the same file. ``read``: fetching and decoding pictures
 of 320 px from tar shards of 1,000, from a ZIP archive and from loose files, on this disk and on the tests' S3 server.
 Peaks are of the whole process [GiB].
