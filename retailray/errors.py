@@ -3,8 +3,10 @@
 RetailrayError            1
 ├── ConfigError           2   the command line or a config file is wrong
 ├── CatalogError          1   the catalog table cannot be used
-├── StorageError          1   an address cannot be reached, read or written
+├── StorageError          1   an address cannot be reached, read or written: NotFound, AccessDenied, TimedOut,
+│                             Throttled, Unavailable, TooLarge, NotAllowed
 ├── ModelError            1   an architecture, weights file or bundle cannot be used
+├── Diverged              1   a training has no epoch with a finite validation loss
 ├── CapacityError         1   the Ray cluster lacks what the command needs
 ├── JobEnded              *   a submitted job ended with this exit code
 ├── GateFailed            4   a limit that the user set failed; what was found is written
@@ -37,8 +39,40 @@ class StorageError(RetailrayError):
     """An address cannot be reached, read or written; the message says why."""
 
 
+class NotFound(StorageError):
+    """There is no such file, object, bucket or container."""
+
+
+class AccessDenied(StorageError):
+    """The store refuses the credentials, or there are none."""
+
+
+class TimedOut(StorageError):
+    """Nobody answered in time."""
+
+
+class Throttled(StorageError):
+    """The store is there and asks for time."""
+
+
+class Unavailable(StorageError):
+    """The store failed, and may work in a moment."""
+
+
+class TooLarge(StorageError):
+    """The object has more bytes than may be read (``catalog.max_bytes``)."""
+
+
+class NotAllowed(StorageError):
+    """The address may not be read (``catalog.root``, ``catalog.allow``)."""
+
+
 class ModelError(RetailrayError):
     """An architecture, a weights file or a bundle cannot be used."""
+
+
+class Diverged(RetailrayError):
+    """A training has no epoch with a finite validation loss; the message says what to lower."""
 
 
 class CapacityError(RetailrayError):

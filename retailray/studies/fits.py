@@ -1,7 +1,6 @@
 """The fits of a study: every model with every seed, one after the other in this process or side by side on Ray."""
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
@@ -9,24 +8,27 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
+import torch
 
 from retailray import events, storage
 from retailray.config import StudyConfig, StudyModel, TrainConfig
 from retailray.data.catalog import Catalog, count_labels
-from retailray.errors import ConfigError, RetailrayError
+from retailray.errors import ConfigError, Diverged, RetailrayError
 from retailray.execution import Executor
 from retailray.models.blocks import to_blocks
 from retailray.models.bundle import load_bundle, state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.runs import RunDirectory, latest_run, list_runs
 from retailray.training.best_epoch import Epoch
+from retailray.training.measure import measure
 from retailray.training.phases import check_batch_size, resolve
 from retailray.training.train import train
 from retailray.training.verdict import Verdict, verdict
 
+DIVERGED = "diverged.txt"  # in the folder of a fit that did, with what was said of it
 CPUS = "LOKY_MAX_CPU_COUNT"  # of a fit on Ray: joblib reads it, and our inline back end asks joblib
 
 
@@ -73,6 +75,58 @@ class Fit:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class DivergedFit:
+    """A fit of which there is no model. ``message``: what `train` said."""
+
+    model: StudyModel
+    seed: int
+    message: str
+
+    def facts(self) -> dict[str, object]:
+        """A row of ``fits.csv``."""
+        return {"model": self.model.name, "arch": self.model.model.arch, "seed": self.seed, "verdict": "diverged"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What a fit gets on Ray, and how many are at work at the same time; ``of_machine``: CPUs of the largest machine,
+    for the fit that is alone."""
+
+    at_once: int
+    cpus: int
+    of_machine: int
+    gpus: int
+
+
+def share_of(config: StudyConfig, executor: Executor) -> Share:
+    capacity = executor.capacity
+    use_gpu = capacity.num_gpus >= 1 and config.cluster.use_gpu is not False
+    places = max(1, int(capacity.num_gpus if use_gpu else capacity.num_cpus))
+    at_once = min(config.study.max_concurrent or places, places, len(config.study.models) * config.study.seeds)
+    of_machine = max(1, int(capacity.num_cpus // executor.num_nodes))  # on average, which the largest one has
+    each = max(1, min(of_machine, int(capacity.num_cpus // at_once)))
+    return Share(at_once, each, of_machine, int(use_gpu))
+
+
+def choose_precisions(config: StudyConfig, executor: Executor, *, num_labels: int) -> dict[str, str]:
+    """The number format of every model, by name, measured once: fits that are compared must not differ in it."""
+    names = {model.name: model.model.arch for model in config.study.models}
+    if config.train.precision != "auto":
+        return dict.fromkeys(names, config.train.precision)
+    share = share_of(config, executor)
+    cpus = share.of_machine if executor.engine == "inline" else share.cpus
+    arguments: dict[str, Any] = {"size_px": config.transform.image_size, "cuts": [], "precision": "auto"}
+    arguments |= {"use_gpu": bool(share.gpus), "threads": cpus}
+    found = {}
+    threads = torch.get_num_threads()
+    for arch in sorted(set(names.values())):
+        reserved = {"cpus": float(cpus), "gpus": float(share.gpus)}
+        found[arch] = executor.call(measure, arch, num_labels, **reserved, **arguments).precision
+    torch.set_num_threads(threads)  # which measuring in this process changes
+    return {name: found[arch] for name, arch in names.items()}
+
+
 def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str, str]:
     """Build every model once, before hours go into the first one; a digest of each one's weights.
 
@@ -99,71 +153,86 @@ def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str
     return digests
 
 
-def run_fits(config: StudyConfig, run: RunDirectory, executor: Executor) -> Iterator[Fit]:
+def run_fits(
+    config: StudyConfig, run: RunDirectory, executor: Executor, precisions: Mapping[str, str]
+) -> Iterator[Fit | DivergedFit]:
     """All fits in the order of models and seeds; those that an interrupted study had finished are not run again.
 
     Raises:
-        RetailrayError: of the first fit that fails.
+        RetailrayError: of the first fit that fails; one that diverges has not failed.
     """
-    wanted = list(itertools.product(config.study.models, range(config.study.seeds)))
-    fits: Iterator[Fit]
+    wanted = itertools.product(config.study.models, range(config.study.seeds))
+    tasks = [_task(config, run, *one, precisions) for one in wanted]
+    fits: Iterator[Fit | DivergedFit]
     if executor.engine == "inline":
-        fits = itertools.starmap(functools.partial(_fit, config, run, _train_here), wanted)
+        fits = (_fit(task, run, _train_here) for task in tasks)
     else:
-        fits = _side_by_side(config, run, executor, wanted)
+        fits = _side_by_side(run, executor, share_of(config, executor), tasks)
     for done, found in enumerate(fits, 1):
-        events.emit(
-            "fit",
-            model=found.model.name,
-            seed=found.seed,
-            validation_top1=found.best["validation_top1"],
-            verdict=found.verdict.name,
-            seconds=found.seconds,
-            done=done,
-            total=len(wanted),
-        )
+        told: dict[str, object] = {"model": found.model.name, "seed": found.seed}
+        if isinstance(found, Fit):
+            told |= {"validation_top1": found.best["validation_top1"], "seconds": found.seconds}
+        verdict_of = found.verdict.name if isinstance(found, Fit) else "diverged"
+        events.emit("fit", **told, verdict=verdict_of, done=done, total=len(tasks))
         yield found
 
 
-def _side_by_side(
-    config: StudyConfig, run: RunDirectory, executor: Executor, wanted: list[tuple[StudyModel, int]]
-) -> Iterator[Fit]:
-    """A task of Ray each: the first one alone, since what it caches serves the others."""
-    capacity = executor.capacity
-    use_gpu = capacity.num_gpus >= 1 and config.cluster.use_gpu is not False
-    places = max(1, int(capacity.num_gpus if use_gpu else capacity.num_cpus))
-    at_once = min(config.study.max_concurrent or places, places, len(wanted))
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A fit to be trained, ``config`` what `train` reads."""
 
-    def fit(model: StudyModel, number: int, cpus: int) -> Fit:
+    model: StudyModel
+    config: TrainConfig
+
+
+def _task(
+    config: StudyConfig, run: RunDirectory, model: StudyModel, number: int, precisions: Mapping[str, str]
+) -> _Task:
+    settings = config.fit(model, number, out="")
+    given = {"precision": precisions[model.name]}
+    out = run.path("fits", f"{model.name} seed {settings.train.seed}")
+    return _Task(model, settings.model_copy(update={"out": out, "train": settings.train.model_copy(update=given)}))
+
+
+def _side_by_side(
+    run: RunDirectory, executor: Executor, share: Share, tasks: list[_Task]
+) -> Iterator[Fit | DivergedFit]:
+    """A task of Ray each: the first one alone, since what it caches serves the others."""
+
+    def fit(task: _Task, cpus: int) -> Fit | DivergedFit:
         def train_there(settings: TrainConfig) -> None:
             try:
-                executor.call(_train_in_task, settings, {CPUS: str(cpus)}, cpus=float(cpus), gpus=float(use_gpu))
+                reserved = {"cpus": float(cpus), "gpus": float(share.gpus)}
+                diverged = executor.call(_train_in_task, settings, {CPUS: str(cpus)}, **reserved)
             except Exception as error:  # the fit's own, a worker that died, or memory that ran out
                 raise RetailrayError(executor.root_cause(error)) from error
+            if diverged:
+                raise Diverged(diverged)
 
-        return _fit(config, run, train_there, model, number)
+        return _fit(task, run, train_there)
 
-    of_machine = max(1, int(capacity.num_cpus // executor.num_nodes))  # on average, which the largest one has
-    model, number = wanted[0]
-    yield fit(model, number, of_machine)
-    threads = ThreadPoolExecutor(at_once)
+    yield fit(tasks[0], share.of_machine)
+    threads = ThreadPoolExecutor(share.at_once)
     try:
-        each = max(1, min(of_machine, int(capacity.num_cpus // at_once)))
-        yield from threads.map(lambda one: fit(one[0], one[1], each), wanted[1:])
+        yield from threads.map(lambda task: fit(task, share.cpus), tasks[1:])
     finally:
         threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is being trained
 
 
-def _fit(
-    config: StudyConfig, run: RunDirectory, train_with: Callable[[TrainConfig], None], model: StudyModel, number: int
-) -> Fit:
+def _fit(task: _Task, run: RunDirectory, train_with: Callable[[TrainConfig], None]) -> Fit | DivergedFit:
     """One fit, trained where that is needed. Raises RetailrayError, with the model's name and the seed."""
-    seed = config.train.seed + number
-    out = run.path("fits", f"{model.name} seed {seed}")
+    model, seed, out = task.model, task.config.train.seed, task.config.out
+    sign = storage.join(out, DIVERGED)
+    if run.resumed and storage.exists(sign):
+        return DivergedFit(model, seed, storage.read_bytes(sign).decode())
     if not (run.resumed and storage.exists(storage.join(out, "LATEST"))):
         begun = run.resumed and bool(list_runs(out))
+        given = {"resume": begun}
         try:
-            train_with(config.fit(model, number, out=out, resume=begun))
+            train_with(task.config.model_copy(update={"train": task.config.train.model_copy(update=given)}))
+        except Diverged as error:
+            storage.write_bytes(sign, str(error).encode())
+            return DivergedFit(model, seed, str(error))
         except RetailrayError as error:
             raise RetailrayError(f"study.models: {model.name}, seed {seed}: {error}") from error
     return read_fit(model, seed, out)
@@ -174,9 +243,14 @@ def _train_here(config: TrainConfig) -> None:
         train(config)
 
 
-def _train_in_task(config: TrainConfig, environment: dict[str, str]) -> None:
+def _train_in_task(config: TrainConfig, environment: dict[str, str]) -> str:
+    """Returns why training diverged, if it did: Ray would wrap the error."""
     os.environ |= environment
-    train(config)
+    try:
+        train(config)
+    except Diverged as error:
+        return str(error)
+    return ""
 
 
 def read_fit(model: StudyModel, seed: int, out: str) -> Fit:

@@ -23,7 +23,7 @@ from retailray.reports.charts import Chart
 from retailray.reports.page import data_uri, picture_facts, render, thumbnails
 from retailray.runs import RunDirectory, latest_run
 from retailray.studies import plots
-from retailray.studies.fits import Fit
+from retailray.studies.fits import DivergedFit, Fit
 from retailray.studies.statistics import Comparison
 
 AUGMENTED, VIEWS = 6, 4  # pictures that are shown augmented, and how often each
@@ -34,12 +34,14 @@ MAX_PAIRS = 45  # of models
 def write_study_report(
     run: RunDirectory,
     config: StudyConfig,
-    fits: Sequence[Fit],
+    every: tuple[Sequence[Fit], Sequence[DivergedFit]],
     predictions: pd.DataFrame,
     compared: Comparison,
     train: Catalog,
 ) -> None:
-    """Write ``report.html`` into the run directory. ``train``: the training rows."""
+    """Write ``report.html`` into the run directory. ``every``: the fits that are compared, and those that diverged;
+    ``train``: the training rows."""
+    fits, diverged = every
     best = next(iter(compared.accuracies))
     of_best = predictions[predictions.model == best]
     bars = plots.accuracy_bars(compared.accuracies, winner=compared.winner, baseline=compared.baseline)
@@ -54,6 +56,7 @@ def write_study_report(
         num_seeds=config.study.seeds,
         num_tested=predictions.row_id.nunique(),
         models=[_model(name, fits, compared) for name in compared.accuracies],
+        diverged=diverged,
         pairs=compared.pairs[:MAX_PAIRS],
         accuracy=bars,
         confusion=_confusion(of_best),

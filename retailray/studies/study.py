@@ -1,6 +1,7 @@
 """``study``: several models, several seeds of each, on the same rows; which is better, with the evidence."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,14 @@ from retailray.data.catalog import Catalog, count_labels
 from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import read_splits
 from retailray.data.spreadsheets import csv_text
-from retailray.errors import CatalogError
+from retailray.errors import CatalogError, RetailrayError
 from retailray.evaluation.predictions import predict_catalog
 from retailray.execution import Executor, plan_scoring, start_executor
 from retailray.models.meta import load_meta
 from retailray.quality.check import check
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
-from retailray.studies.fits import Fit, check_models, run_fits
+from retailray.studies.fits import DivergedFit, Fit, check_models, choose_precisions, run_fits
 from retailray.studies.report import write_study_report
 from retailray.studies.statistics import Comparison, compare_models
 from retailray.training.rows import rows_digest
@@ -48,8 +49,7 @@ def study(config: StudyConfig) -> str:
         "the catalog's rows": rows_digest(splits),
         **{f"the weights of {name}": one for name, one in weights.items()},
     }
-    run.decisions(section="study", inputs=inputs)
-    run.decide(inputs=inputs)
+    earlier = run.decisions(section="study", inputs=inputs)
     rows = {name: len(part) for name, part in splits.items()}
     names = [model.name for model in config.study.models]
     told: dict[str, object] = {"resumed": run.resumed, "models": names, "seeds": config.study.seeds}
@@ -57,22 +57,20 @@ def study(config: StudyConfig) -> str:
     num_images = sum(rows.values()) * len(names) * config.study.seeds
     with start_executor(config.cluster, num_images=num_images) as executor:
         run.machines = executor.machines
-        if not (run.resumed and storage.exists(run.path("check", "LATEST"))):
-            with events.nested_run():
-                check(_check_config(config, run))
-        fits = list(run_fits(config, run, executor))
+        num_labels = len(count_labels(splits["train"].column("label")))
+        precisions = earlier.get("precisions") or choose_precisions(config, executor, num_labels=num_labels)
+        run.decide(inputs=inputs, precisions=precisions)
+        _look_at_catalog(config, run)
+        every = list(run_fits(config, run, executor, precisions))
+        fits, diverged = _divided(every)
         predictions = predict_test_rows(config, fits, test, executor)
     right, groups = hits(predictions)
     usual = float(predictions.drop_duplicates("row_id").label.value_counts(normalize=True).iloc[0])
     compared = compare_models(right, groups, bootstrap=config.study.bootstrap, baseline=usual)
-    tables = _tables(fits, predictions, compared)
-    for name, table in tables.items():
-        run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
-        if name in ("fits", "pairs"):
-            run.write(f"{name}.csv", csv_text(table))
-    facts = _facts(compared, rows, num_tested=len(groups))
+    _write_tables(run, _tables(every, predictions, compared))
+    facts = _facts(compared, rows, diverged, num_tested=len(groups))
     run.write_json("study.json", facts)
-    write_study_report(run, config, fits, predictions, compared, splits["train"])
+    write_study_report(run, config, (fits, diverged), predictions, compared, splits["train"])
     publish(run, {"command": "study", **facts, "seconds": watch.seconds})
     seen = sum(row["train_rows"] for fit in fits for row in fit.history)
     told = {name: facts[name] for name in ("winner", "why", "best", "top1", "not_surely_worse")}
@@ -80,15 +78,41 @@ def study(config: StudyConfig) -> str:
     return run.address
 
 
-def _check_config(config: StudyConfig, run: RunDirectory) -> CheckConfig:
-    """A look at the catalog before anything is trained on it; its report belongs to the study's."""
-    return CheckConfig(
+def _divided(every: list[Fit | DivergedFit]) -> tuple[list[Fit], list[DivergedFit]]:
+    """The fits of models that can be compared, and those that diverged: the mean over a model's other seeds would be
+    better than the model is.
+
+    Raises:
+        RetailrayError: no model is left.
+    """
+    diverged = [fit for fit in every if isinstance(fit, DivergedFit)]
+    names = {fit.model.name for fit in diverged}
+    fits = [fit for fit in every if isinstance(fit, Fit) and fit.model.name not in names]
+    if not fits:
+        raise RetailrayError(f"study: every model diverged with a seed at least; of the first: {diverged[0].message}")
+    return fits, diverged
+
+
+def _look_at_catalog(config: StudyConfig, run: RunDirectory) -> None:
+    """Before anything is trained on it; its report belongs to the study's."""
+    if run.resumed and storage.exists(run.path("check", "LATEST")):
+        return
+    settings = CheckConfig(
         out=run.path("check"),
         catalog=config.catalog,
         split=config.split,
         check=CheckSection(samples=config.study.samples),
         cluster=config.cluster,
     )
+    with events.nested_run():
+        check(settings)
+
+
+def _write_tables(run: RunDirectory, tables: dict[str, pd.DataFrame]) -> None:
+    for name, table in tables.items():
+        run.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
+        if name in ("fits", "pairs"):
+            run.write(f"{name}.csv", csv_text(table))
 
 
 def _test_rows(config: StudyConfig, splits: dict[str, Catalog]) -> Catalog:
@@ -143,10 +167,11 @@ def hits(predictions: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return right, first.group.to_numpy(object)
 
 
-def _tables(fits: list[Fit], predictions: pd.DataFrame, compared: Comparison) -> dict[str, pd.DataFrame]:
+def _tables(every: list[Fit | DivergedFit], predictions: pd.DataFrame, compared: Comparison) -> dict[str, pd.DataFrame]:
     right = (predictions.label == predictions.pred_label).groupby([predictions.model, predictions.seed]).mean()
-    rows = [fit.facts() | {"test_top1": float(right[fit.model.name, fit.seed])} for fit in fits]
-    epochs = [{"model": fit.model.name, "seed": fit.seed, **row} for fit in fits for row in fit.history]
+    rows = [fit.facts() | {"test_top1": right.get((fit.model.name, fit.seed), math.nan)} for fit in every]
+    ended = [fit for fit in every if isinstance(fit, Fit)]
+    epochs = [{"model": fit.model.name, "seed": fit.seed, **row} for fit in ended for row in fit.history]
     pairs = [dataclasses.asdict(pair) | {"is_sure": pair.is_sure} for pair in compared.pairs]
     for pair in pairs:
         pair["low"], pair["high"] = pair.pop("interval")
@@ -158,7 +183,9 @@ def _tables(fits: list[Fit], predictions: pd.DataFrame, compared: Comparison) ->
     }
 
 
-def _facts(compared: Comparison, rows: dict[str, int], *, num_tested: int) -> dict[str, object]:
+def _facts(
+    compared: Comparison, rows: dict[str, int], diverged: list[DivergedFit], *, num_tested: int
+) -> dict[str, object]:
     best, accuracy = next(iter(compared.accuracies.items()))
     return {
         "best": best,
@@ -168,6 +195,7 @@ def _facts(compared: Comparison, rows: dict[str, int], *, num_tested: int) -> di
         "most_frequent_label": compared.baseline,
         "not_surely_worse": compared.rivals,
         "models": {name: dataclasses.asdict(one) for name, one in compared.accuracies.items()},
+        "diverged": [{"model": fit.model.name, "seed": fit.seed, "message": fit.message} for fit in diverged],
         "rows": rows,
         "test_rows_used": num_tested,
     }

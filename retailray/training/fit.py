@@ -23,7 +23,7 @@ from retailray.data.decoding import (
 )
 from retailray.data.images import limits_of
 from retailray.data.row_ids import ROW_ID
-from retailray.errors import CatalogError, RetailrayError
+from retailray.errors import CatalogError, Diverged
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
@@ -72,6 +72,7 @@ class Fitter:
 
         Raises:
             RetailrayError: a worker failed more often than ``train.max_failures``; the first line of its reason.
+            Diverged: no epoch has a finite validation loss.
         """
         config = self.config
         rows = with_roles(rows, self.images.plain, self.labels, seed=config.split.seed)
@@ -99,7 +100,7 @@ class Fitter:
                     work, fit_config, streams, self.plan, options=options, checkpoints=checkpoints
                 )
         if not found["best_epoch"] and found["history"][0]["validation_rows"]:
-            raise RetailrayError(
+            raise Diverged(
                 "training diverged: no epoch has a finite validation loss; lower train.head_lr and train.backbone_lr "
                 "(or those of train.phases)"
             )

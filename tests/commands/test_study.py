@@ -184,6 +184,40 @@ def test_a_fit_that_fails_names_its_model(article, retailray, tmp_path):
     assert "no train image could be read" in err
 
 
+@pytest.mark.slow
+def test_a_model_that_diverges_is_left_out_and_named(article, retailray, tmp_path):
+    """Kinds of fault: one rate that is too high ends hours of other fits; seeds of one model in two number formats."""
+    config = yaml.safe_load((article / "study.yaml").read_text())
+    hot = {"name": "hot", "model": {"arch": "cnn1"}, "head_lr": 1e30}
+    config["study"]["models"] = [MODELS[0], hot]
+    config["train"]["precision"] = "auto"
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    code, out, err = retailray("study", config=tmp_path / "study.yaml", out=tmp_path / "o")
+    assert code == 0, err
+    run = latest(str(tmp_path / "o"))
+    told = [(event["model"], event["verdict"]) for event in events(out) if event["event"] == "fit"]
+    assert [one for one in told if one[0] == "hot"] == [("hot", "diverged")] * 2
+    diverged = read_json(f"{run}/study.json")["diverged"]
+    assert [(one["model"], one["seed"]) for one in diverged] == [("hot", 0), ("hot", 1)]
+    assert "lower train.head_lr" in diverged[0]["message"]
+    fits = pd.read_csv(f"{run}/fits.csv")
+    assert fits.model.tolist() == ["cnn1", "cnn1", "hot", "hot"]
+    assert fits.test_top1.isna().tolist() == [False, False, True, True]
+    assert set(pd.read_parquet(f"{run}/predictions.parquet").model) == {"cnn1"}
+    assert "is not compared: with seed 0, training diverged" in read_text(f"{run}/report.html")
+    for browser in launched():
+        assert problems_of(browser, f"{run}/report.html") == []
+    precisions = [
+        yaml.safe_load(path.read_text())["train"]["precision"] for path in Path(run).glob("fits/*/*/config.yaml")
+    ]
+    assert len(precisions) == 4
+    assert set(precisions) < {"float32", "bfloat16"}, "measured once, before the first fit"
+    config["study"]["models"] = [hot]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = retailray("study", config=tmp_path / "study.yaml", out=tmp_path / "hot")
+    assert (code, "every model diverged" in err) == (1, True), err
+
+
 @pytest.mark.timeout(600)
 def test_on_ray_fits_train_as_they_do_here(article, ray_session_cpus, tmp_path):
     """Each fit is a task, two at a time, and learns what it would have learned in this process."""

@@ -27,7 +27,7 @@ class TwoAtOnce:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    monkeypatch.setattr(fits, "read_fit", lambda model, seed, out: seed)
+    monkeypatch.setattr(fits, "read_fit", lambda model, seed, out: SimpleNamespace(model=model, seed=seed))
     return SimpleNamespace(resumed=False, path=lambda *parts: str(tmp_path.joinpath(*parts)))
 
 
@@ -49,7 +49,9 @@ def study(**section):
 def test_the_first_fit_is_alone_and_the_others_are_side_by_side(run, machines, section, first, others):
     config = study(**section)
     wanted = [(config.study.models[0], number) for number in range(5)]
-    assert list(fits._side_by_side(config, run, machines, wanted)) == [0, 1, 2, 3, 4]
+    tasks = [fits._task(config, run, *one, {"cnn1": "float32"}) for one in wanted]
+    found = fits._side_by_side(run, machines, fits.share_of(config, machines), tasks)
+    assert [one.seed for one in found] == [0, 1, 2, 3, 4]
     assert machines.calls[0] == (0, *first)
     assert sorted(machines.calls[1:]) == [(seed, *others) for seed in (1, 2, 3, 4)]
 
@@ -59,4 +61,20 @@ def test_what_ends_a_worker_names_the_model_and_the_seed(run):
     machines.call = lambda *_, **__: (_ for _ in ()).throw(MemoryError("no memory"))
     machines.root_cause = str
     with pytest.raises(fits.RetailrayError, match=r"study\.models: cnn1, seed 0: no memory"):
-        list(fits._side_by_side(study(), run, machines, [(study().study.models[0], 0)]))
+        list(fits.run_fits(study(), run, machines, {"cnn1": "float32"}))
+
+
+def test_a_fit_that_diverges_is_told_of_and_not_repeated(run):
+    """Kind of fault: one rate that is too high ends hours of other fits."""
+    machines = TwoAtOnce(1)
+    machines.call = lambda _, settings, *__, **___: "no finite loss" if settings.train.seed in (1, 3) else ""
+    found = list(fits.run_fits(study(), run, machines, {"cnn1": "float32"}))
+    assert [one.seed for one in found] == [0, 1, 2, 3, 4]
+    assert [one.seed for one in found if isinstance(one, fits.DivergedFit)] == [1, 3]
+    assert [one.message for one in found if isinstance(one, fits.DivergedFit)] == ["no finite loss"] * 2
+    run.resumed = True
+    machines.call = lambda _, settings, *__, **___: trained.append(settings.train.seed)
+    trained = []
+    again = list(fits.run_fits(study(), run, machines, {"cnn1": "float32"}))
+    assert [type(one) for one in again] == [type(one) for one in found]
+    assert trained == [0, 2, 4], "which have no LATEST here"
