@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 from retailray.data.records import Records, Row, in_pieces, typed
-from retailray.data.text_files import text_of
+from retailray.data.text_files import MAX_LINE, text_of
 from retailray.errors import CatalogError
 
 
@@ -14,7 +14,7 @@ def stream_json_lines(address: str, encoding: str) -> Iterator[Records]:
 
 
 def rows_of_lines(address: str, encoding: str) -> Iterator[tuple[int, Row]]:
-    with text_of(address, encoding) as text:
+    with text_of(address, encoding, max_line=MAX_LINE) as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():
                 continue

@@ -4,12 +4,12 @@ CSV has no types: a column becomes integer or floating only where that is lossle
 ``1e5-b`` stay text. The columns that mean something to us (image, id, label, group, split) always stay text.
 """
 
+import glob
 import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -21,7 +21,7 @@ from retailray.data.image_files import SUFFIXES as IMAGE_SUFFIXES
 from retailray.data.json_documents import rows_of_document, stream_json_document
 from retailray.data.json_lines import rows_of_lines, stream_json_lines
 from retailray.data.records import Records
-from retailray.data.text_files import COMPRESSIONS, PIECE_ROWS, opened, text_of
+from retailray.data.text_files import COMPRESSIONS, MAX_LINE, PIECE_ROWS, opened, text_of
 from retailray.data.webdataset import LOOKED_AT, columns_of_shard, is_shard, stream_shard
 from retailray.data.xml_feeds import rows_of_feed, stream_xml
 from retailray.errors import CatalogError
@@ -70,15 +70,13 @@ def table_files(uri: str) -> list[str]:
     Raises:
         CatalogError: a pattern matches no table. StorageError: the address cannot be reached.
     """
-    fs, path = storage.filesystem(uri)
-    if fsspec.core.has_magic(path) and not storage.exists(uri):
-        names = sorted(storage.with_deadline(uri, lambda: fs.glob(path)))
-        found = [fs.unstrip_protocol(name) if storage.is_uri(uri) else name for name in names]
+    if glob.has_magic(uri) and not storage.exists(uri):
+        found = storage.matching(uri)
         tables = [name for name in found if table_suffix(name)] or [one for name in found for one in _named(name)]
         if not tables:
             raise CatalogError(f"{uri}: the pattern matches no table")
         return tables
-    if storage.with_deadline(uri, lambda: fs.isfile(path)):
+    if storage.is_file(uri):
         return _named(uri)
     files = visible_files(uri)
     return sorted(name for name in files if table_suffix(name)) or _shards(files)
@@ -211,7 +209,7 @@ def head_of(address: str, *, encoding: str, csv: CsvOptions = PLAIN_CSV) -> Head
     """What the first records of a table show; no more of it is read."""
     kind = kind_of(address)
     if kind in ("csv", "tsv", "text"):
-        with text_of(address, encoding) as text:
+        with text_of(address, encoding, max_line=MAX_LINE) as text:
             reader = _csv_reader(address, kind, text, csv)
             return Head("tsv" if reader.delimiter == "\t" else "csv", reader.names, reader.delimiter)
     if kind == "shard":
@@ -263,7 +261,7 @@ def _is_apart_by_blanks(text: Any, skip_lines: int) -> bool:
 
 
 def _stream_csv(address: str, kind: str, encoding: str, options: CsvOptions) -> Iterator[Records]:
-    with text_of(address, encoding) as text:
+    with text_of(address, encoding, max_line=MAX_LINE) as text:
         reader = _csv_reader(address, kind, text, options)
         rows: list[list[str]] = []
         lines: list[int] = []

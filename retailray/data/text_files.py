@@ -14,6 +14,7 @@ from retailray.errors import CatalogError
 
 COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
 PIECE_ROWS = 20_000
+MAX_LINE = 64 << 20  # characters: no line of a table is that long, and all of a line is in memory
 _HEAD_BYTES = 1 << 16
 _NOT_TEXT = (
     (b"PK\x03\x04", "an Excel workbook (.xlsx) or another ZIP archive (let the name of an archive end in .zip)"),
@@ -39,11 +40,12 @@ class Utf8Reader(io.RawIOBase):
     A byte order mark says the encoding, whatever ``encoding`` is.
 
     Raises:
-        CatalogError: the file is no text, or not of this encoding; the message names what it is, or line and byte.
+        CatalogError: the file is no text, or not of this encoding; the message names what it is, or line and byte. A
+            line is longer than ``max_line`` characters.
     """
 
-    def __init__(self, address: str, file: Any, encoding: str) -> None:
-        self._address, self._file = address, file
+    def __init__(self, address: str, file: Any, encoding: str, max_line: int | None = None) -> None:
+        self._address, self._file, self._max_line = address, file, max_line
         self._head = file.read(_HEAD_BYTES)
         self._encoding = _detect_encoding(address, self._head, encoding)
         try:
@@ -52,7 +54,7 @@ class Utf8Reader(io.RawIOBase):
             raise CatalogError(f"catalog.encoding = {encoding!r}: no such encoding; try utf-8 or latin-1") from error
         self._decoder = io.IncrementalNewlineDecoder(codec.incrementaldecoder(), translate=True)
         self._left = memoryview(b"")
-        self._lines = 1
+        self._lines, self._line_length = 1, 0
 
     def readable(self) -> bool:
         return True
@@ -78,6 +80,12 @@ class Utf8Reader(io.RawIOBase):
                 "set catalog.encoding (latin-1 and cp1252 are common) or save the file as utf-8"
             ) from error
         self._lines += text.count("\n")
+        self._line_length = len(text) - 1 - end if (end := text.rfind("\n")) >= 0 else self._line_length + len(text)
+        if self._max_line and self._line_length > self._max_line:
+            raise CatalogError(
+                f"{self._address}: line {self._lines} is longer than {self._max_line} characters: this is no table "
+                "with a record a line"
+            )
         return text
 
 
@@ -117,9 +125,10 @@ def opened(address: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def text_of(address: str, encoding: str) -> Iterator[Any]:
+def text_of(address: str, encoding: str, *, max_line: int | None = None) -> Iterator[Any]:
+    """The bytes of a text file, as :class:`Utf8Reader` gives them."""
     with opened(address) as plain:
-        text = io.BufferedReader(Utf8Reader(address, plain, encoding), 1 << 20)
+        text = io.BufferedReader(Utf8Reader(address, plain, encoding, max_line), 1 << 20)
         if not text.peek(1):
             raise CatalogError(f"{address}: the file is empty")
         yield text

@@ -1,13 +1,17 @@
 """CSV as people have it: rows in = rows out, or a refusal that names the line. Never fewer rows in silence."""
 
 import csv
+import gzip
 import io
+import random
 import re
+import zipfile
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from retailray.data import json_lines, tables
 from retailray.data.csv_files import CsvOptions, find_delimiter
 from retailray.data.tables import read_table, stream_records
 from retailray.errors import CatalogError
@@ -152,3 +156,20 @@ def test_settings_overrule_what_is_found(tmp_path):
         read_table(path, encoding="utf-8")
     table = read_table(path, encoding="utf-8", csv=CsvOptions(quoting="standard"))
     assert table.to_pylist() == [{"image": "a.png", "note": "one\nb.png,two"}]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl", "table.csv.gz", "catalog.zip!/table.csv"])
+def test_a_line_without_end_is_refused_before_it_fills_memory(name, tmp_path, monkeypatch):
+    """Kind of fault: what is one line of any length is read to its end, from a disk or an archive, to be no table."""
+    monkeypatch.setattr(tables, "MAX_LINE", 3 << 20)
+    monkeypatch.setattr(json_lines, "MAX_LINE", 3 << 20)
+    start = b'{"image": "a.jpg"}\n{"image": "' if "jsonl" in name else b"image,label\na.jpg,mug\n"
+    line = bytes(random.Random(0).choices(b"abcdefgh", k=1 << 20)) * 8  # which packs to a seventh: no bomb
+    written, _, member = name.partition("!/")
+    if member:
+        with zipfile.ZipFile(tmp_path / written, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr(member, start + line)
+    else:
+        (tmp_path / written).write_bytes(gzip.compress(start + line, 1) if name.endswith(".gz") else start + line)
+    with pytest.raises(CatalogError, match=r"table\..* line . is longer than 3145728 characters"):
+        list(tables.stream_records(f"{tmp_path}/{name}", encoding="utf-8"))
