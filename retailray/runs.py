@@ -5,6 +5,7 @@ import datetime
 import json
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -80,6 +81,10 @@ class RunDirectory:
 
     def write(self, name: str, content: str | bytes) -> None:
         storage.write_bytes(self.path(name), content.encode() if isinstance(content, str) else content)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """A file of this machine, however large."""
+        storage.write_file(self.path(name), path)
 
     def write_json(self, name: str, content: dict[str, object]) -> None:
         self.write(name, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
@@ -157,16 +162,7 @@ def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
 
 def run_names(out: str) -> list[str]:
     """Names of what may be runs below ``out``, the newest first."""
-    fs, path = storage.filesystem(out)
-    found = storage.with_deadline(out, lambda: _entries(fs, path))
-    return sorted((name for name in found if name.startswith("run_id=")), reverse=True)
-
-
-def _entries(fs: Any, folder: str) -> set[str]:
-    try:
-        return {entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+    return sorted((name for name in storage.folder_entries(out) if name.startswith("run_id=")), reverse=True)
 
 
 def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
@@ -174,12 +170,10 @@ def list_runs(out: str, *, after: str = "") -> dict[str, set[str]]:
 
     ``after``: the name of a run; only those that are newer.
     """
-
-    fs, path = storage.filesystem(out)
     names = [name for name in run_names(out) if name > after]
     pool = concurrent.futures.ThreadPoolExecutor(LISTINGS)  # years of nightly runs, one request each
     try:
-        listed = pool.map(lambda name: storage.with_deadline(out, lambda: _entries(fs, f"{path}/{name}")), names)
+        listed = pool.map(lambda name: storage.folder_entries(address_of(out, name.removeprefix("run_id="))), names)
         runs = dict(zip(names, listed, strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not for a store that does not answer

@@ -1,7 +1,7 @@
 """Answers for people: one row a record, for spreadsheets, or in the layout that the shop reads back."""
 
+import contextlib
 import csv
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from retailray import events
 from retailray.data.cells import part_of_label
@@ -17,6 +18,7 @@ from retailray.data.paths import column_of
 from retailray.data.pictures import ADDRESS, INDEX, ITEM_ID
 from retailray.data.row_ids import ROW_ID
 from retailray.data.spreadsheets import safe_text
+from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import ConfigError
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import Ledger
@@ -49,7 +51,7 @@ _ANSWERS = """
         case when scored = 0 then 'error' when accepted = 1 then 'accept' when accepted > 1 then 'review'
             else best_decision end as answer_decision, coalesce(known_label, '') as known_label, error_code,
         error_message
-    from found order by row_id
+    from found
 """
 
 
@@ -69,10 +71,10 @@ def write_export(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, expo
     if export == "none":
         return []
     if export == "layout":
-        return [_write_layout(run, ledger, catalog)]
-    records = _records(catalog, _answers(ledger, catalog, _key_of(catalog)))
+        return [_write_layout(run, ledger, catalog, folder)]
+    records = _records(ledger, catalog)
     columns = [field.name for field in catalog.schema if field.name not in (ITEM_ID, INDEX, ADDRESS)]
-    return _write_csv(run, columns, records) if export == "csv" else _write_xlsx(run, columns, records, folder)
+    return (_write_csv if export == "csv" else _write_xlsx)(run, columns, records, folder)
 
 
 def _key_of(catalog: StagedCatalog) -> str:
@@ -81,19 +83,28 @@ def _key_of(catalog: StagedCatalog) -> str:
     return 'c."group"' if several else "(c.file, c.line)"
 
 
-def _answers(ledger: Ledger, catalog: StagedCatalog, key: str) -> pa.Table:
-    return ledger.table(_ANSWERS.format(key=key, rows=str(catalog.rows).replace("'", "''")))
+def _answers(catalog: StagedCatalog) -> str:
+    """The query of one row a record (or product), in the order of the source."""
+    return _ANSWERS.format(key=_key_of(catalog), rows=str(catalog.rows).replace("'", "''"))
 
 
-def _records(catalog: StagedCatalog, answers: pa.Table) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The user's columns of every record, as they were read, and its answer."""
+def _records(ledger: Ledger, catalog: StagedCatalog) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The user's columns of every record, as they were read, and its answer; both are read once, in one order."""
+    batches = ledger.batches(_answers(catalog) + " order by row_id", PIECE_ROWS)
+    ahead = next(batches, None)
     for piece in catalog.raw_pieces():
-        mine = answers.filter(pc.is_in(answers.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks()))
-        if not mine.num_rows:
-            continue
-        places = pc.index_in(mine.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks())
-        own = piece.take(places).drop_columns([ROW_ID]).to_pylist()
-        yield from zip(own, mine.to_pylist(), strict=True)
+        mine: list[pa.Table] = []
+        last = piece.column(ROW_ID)[-1]
+        while ahead is not None and ahead.column("row_id")[0].as_py() <= last.as_py():
+            inside = pc.less_equal(ahead.column("row_id"), last)
+            mine.append(ahead.filter(inside))
+            rest = ahead.filter(pc.invert(inside))
+            ahead = rest if rest.num_rows else next(batches, None)
+        if mine:
+            answers = pa.concat_tables(mine)
+            places = pc.index_in(answers.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks())
+            own = piece.take(places).drop_columns([ROW_ID]).to_pylist()
+            yield from zip(own, answers.to_pylist(), strict=True)
 
 
 def _kinds(answer: dict[str, Any]) -> list[str]:
@@ -115,17 +126,24 @@ def _text(value: object) -> object:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
 
 
-def _write_csv(run: RunDirectory, columns: Sequence[str], records: Iterable[tuple[Any, Any]]) -> list[str]:
-    texts = {kind: io.StringIO() for kind in SHEETS}
-    writers = {kind: csv.writer(text) for kind, text in texts.items()}
-    for kind, writer in writers.items():
-        writer.writerow([safe_text(name) for name in (*columns, *(FAILURE if kind == "errors" else ANSWER))])
-    for own, answer in records:
-        for kind in _kinds(answer):
-            writers[kind].writerow([safe_text(value) for value in _row(kind, columns, own, answer)])
-    for kind, text in texts.items():
-        run.write(f"export/{kind}.csv", "\ufeff" + text.getvalue())  # by which Excel knows UTF-8
-    return [f"export/{kind}.csv" for kind in SHEETS]
+def _write_csv(
+    run: RunDirectory, columns: Sequence[str], records: Iterable[tuple[Any, Any]], folder: Path
+) -> list[str]:
+    with contextlib.ExitStack() as files:
+        writers = {}
+        for kind in SHEETS:  # UTF-8 with a mark by which Excel knows it
+            file = files.enter_context((folder / f"{kind}.csv").open("w", encoding="utf-8-sig", newline=""))
+            writers[kind] = csv.writer(file)
+            writers[kind].writerow([safe_text(name) for name in (*columns, *(FAILURE if kind == "errors" else ANSWER))])
+        for own, answer in records:
+            for kind in _kinds(answer):
+                writers[kind].writerow([safe_text(value) for value in _row(kind, columns, own, answer)])
+    return [_upload(run, folder / f"{kind}.csv") for kind in SHEETS]
+
+
+def _upload(run: RunDirectory, path: Path) -> str:
+    run.write_file(f"export/{path.name}", path)
+    return f"export/{path.name}"
 
 
 def _write_xlsx(
@@ -158,10 +176,8 @@ def _write_xlsx(
         if count > MAX_SHEET_ROWS:
             note = f"a sheet holds {MAX_SHEET_ROWS} rows; {count - MAX_SHEET_ROWS} of {kind} are left out: use csv"
             events.emit("warning", note=note)
-    path = folder / "catalog.xlsx"
-    book.save(path)
-    run.write("export/catalog.xlsx", path.read_bytes())
-    return ["export/catalog.xlsx"]
+    book.save(folder / "catalog.xlsx")
+    return [_upload(run, folder / "catalog.xlsx")]
 
 
 def _for_a_cell(value: object) -> str | float | None:
@@ -185,58 +201,56 @@ def columns_of_layout(catalog: StagedCatalog) -> tuple[str, str]:
     return str(key), section.label
 
 
-def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog) -> str:
+def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, folder: Path) -> str:
     """Accepted answers in the source's own words, and what the source says of all others; nothing of products of which
     neither is known."""
     key, label = columns_of_layout(catalog)
     assert catalog.source
-    cells = _cells_by_label(ledger, catalog, label)
     section = catalog.source.section
     how = section.label_separator, section.label_list_separator
-    answers = _answers(ledger, catalog, _key_of(catalog))
-    own_cells = _own_cells(catalog, key, label)
-    delimiter = catalog.source.head.delimiter
+    own = "read_parquet('{}')".format(_own_cells(catalog, key, label, folder).replace("'", "''"))
+    written = _cells_by_label(ledger, own, how)
+    answers = f"""
+        with cells as (select name, arg_min(cell, row_id) filter (where cell <> '') as cell from {own} group by name)
+        select name, cells.cell, answer_label, answer_decision, known_label
+        from ({_answers(catalog)}) join {own} using (row_id) left join cells using (name) order by row_id
+    """
+    tabs = catalog.source.head.delimiter == "\t"
     # a feed's quotation marks are text
-    options: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None} if delimiter == "\t" else {}
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n", **options)
-    writer.writerow([key, label])
-    for own, answer in _records(catalog, answers):
-        name = str(_text(own.get(key)))
-        cell = own_cells.get(name, "")
-        if answer["answer_decision"] == "accept" and answer["answer_label"] != answer["known_label"]:
-            told = cells.get(answer["answer_label"], answer["answer_label"])
-            part = part_of_label(cell, *how)  # other categories stay
-            cell = cell.replace(part, told, 1) if part else told
-        if name and cell:
-            writer.writerow([" ".join(one.split("\t")) if delimiter == "\t" else one for one in (name, cell)])
-    file = f"export/layout.{'tsv' if delimiter == chr(9) else 'csv'}"
-    run.write(file, text.getvalue())
-    return file
+    options: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None} if tabs else {}
+    path = folder / f"layout.{'tsv' if tabs else 'csv'}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=catalog.source.head.delimiter, lineterminator="\n", **options)
+        writer.writerow([key, label])
+        for answer in (row for batch in ledger.batches(answers, PIECE_ROWS) for row in batch.to_pylist()):
+            name, cell = answer["name"], answer["cell"] or ""
+            if answer["answer_decision"] == "accept" and answer["answer_label"] != answer["known_label"]:
+                told = written.get(answer["answer_label"], answer["answer_label"])
+                part = part_of_label(cell, *how)  # other categories stay
+                cell = cell.replace(part, told, 1) if part else told
+            if name and cell:
+                writer.writerow([" ".join(one.split("\t")) if tabs else one for one in (name, cell)])
+    return _upload(run, path)
 
 
-def _own_cells(catalog: StagedCatalog, key: str, column: str) -> dict[str, str]:
-    """What the source says of each product: its first cell that is not empty."""
-    found: dict[str, str] = {}
-    for piece in catalog.raw_pieces():
-        pairs = zip(piece.column(key).to_pylist(), piece.column(column).to_pylist(), strict=True)
-        for name, cell in pairs:
-            if text := str(_text(cell)):
-                found.setdefault(str(_text(name)), text)
-    return found
+def _own_cells(catalog: StagedCatalog, key: str, column: str, folder: Path) -> str:
+    """A Parquet file of what the source says in every row: ``row_id``, product (``name``) and ``cell``; its path."""
+    path = folder / "own_cells.parquet"
+    schema = pa.schema([("row_id", pa.int64()), ("name", pa.string()), ("cell", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for piece in catalog.raw_pieces():
+            texts = [[str(_text(value)) for value in piece.column(name).to_pylist()] for name in (key, column)]
+            writer.write_table(pa.table([piece.column(ROW_ID), *map(pa.array, texts)], schema))
+    return str(path)
 
 
-def _cells_by_label(ledger: Ledger, catalog: StagedCatalog, column: str) -> dict[str, str]:
+def _cells_by_label(ledger: Ledger, own: str, how: tuple[str | None, str | None]) -> dict[str, str]:
     """How the source writes each label, most often: as a path, say (``Shop > Mugs``)."""
-    labels = ledger.table("select row_id, label from rows where label <> ''")
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    assert catalog.source
-    how = catalog.source.section.label_separator, catalog.source.section.label_list_separator
-    for piece in catalog.raw_pieces():
-        mine = labels.filter(pc.is_in(labels.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks()))
-        places = pc.index_in(mine.column("row_id"), value_set=piece.column(ROW_ID).combine_chunks())
-        cells = piece.column(column).take(places).to_pylist()
-        for cell, label in zip(cells, mine.column("label").to_pylist(), strict=True):
-            if cell:
-                seen[label][part_of_label(str(_text(cell)), *how)] += 1
+    query = f"""
+        select label, cell, count(*) as times, min(row_id) as first from rows join {own} using (row_id)
+        where label <> '' and cell <> '' group by all order by first
+    """
+    for row in (row for batch in ledger.batches(query, PIECE_ROWS) for row in batch.to_pylist()):
+        seen[row["label"]][part_of_label(row["cell"], *how)] += row["times"]
     return {label: counts.most_common(1)[0][0] for label, counts in seen.items()}

@@ -15,6 +15,7 @@ import s3fs
 from PIL import Image
 
 from tests.commands.helpers import events, latest, read_json
+from tests.conftest import save_untrained
 
 pytestmark = pytest.mark.slow
 LABELS = ("Mugs", "Bags", "Shirts")
@@ -28,14 +29,14 @@ def picture(number, *, seed=0):
     return buffer.getvalue()
 
 
-def shopify(num_products):
+def shopify(num_products, labels=LABELS):
     """An export as Shopify writes it: the type on a product's first row, variants without a picture."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["Handle", "Title", "Body (HTML)", "Type", "Variant SKU", "Image Src", "Image Position"])
     for k in range(num_products):
-        html = f"<p>Nice\n{LABELS[k % 3]}</p>"
-        writer.writerow([f"item-{k}", f'Item {k}, 15" wide', html, LABELS[k % 3], f"{k}-S", f"pics/{3 * k}.jpg", 1])
+        html = f"<p>Nice\n{labels[k % 3]}</p>"
+        writer.writerow([f"item-{k}", f'Item {k}, 15" wide', html, labels[k % 3], f"{k}-S", f"pics/{3 * k}.jpg", 1])
         writer.writerow([f"item-{k}", "", "", "", f"{k}-M", f"pics/{3 * k + 1}.jpg", 2])
         writer.writerow([f"item-{k}", "", "", "", f"{k}-L", "", ""])
         writer.writerow([f"item-{k}", "", "", "", "", f"pics/{3 * k + 2}.jpg", 3])
@@ -192,6 +193,48 @@ def test_check_writes_the_settings_that_it_found(retailray, tmp_path):
     assert code == 1
     assert "there is no such column" in err
     assert "Try --catalog.image Image Src" in err
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_evaluate_and_compare_take_an_export(place, score, small_bundle, retailray, tmp_path):
+    """Rows, labels and products as csv and pandas find them; predictions as `score` publishes them."""
+    write, folder = place
+    labels = small_bundle[1][:3]
+    export = shopify(8, labels)
+    write("products_export.csv", export)
+    for number in range(24):
+        write(f"pics/{number}.jpg", picture(number))
+    truth = {row["Handle"]: row["Type"] for row in csv.DictReader(io.StringIO(export)) if row["Type"]}
+    uri = f"{folder}/products_export.csv"
+    other = save_untrained(tmp_path, "cnn1", seed=1)[0]
+    told = {}
+    for name, bundle in (("mine", small_bundle[0]), ("other", other)):
+        *_, predictions, errors = score(uri, **{"model.uri": bundle, "out": tmp_path / name})
+        assert errors.empty
+        told[name] = predictions.set_index("item_id")
+    right = {name: table.pred_label == table.Handle.map(truth) for name, table in told.items()}
+    settings = {"catalog.uri": uri, "model.uri": small_bundle[0]}
+    code, _, err = retailray("evaluate", **settings, **{"evaluate.split": "all", "out": tmp_path / "e"})
+    assert code == 0, err
+    run = latest(str(tmp_path / "e"))
+    metrics = read_json(f"{run}/metrics.json")
+    assert metrics["num_rows"] == 24
+    assert metrics["top1"] == pytest.approx(right["mine"].mean())
+    assert metrics["num_unlabelled"] == 0, "variants have the label of their product"
+    confusion = pd.read_csv(f"{run}/confusion.csv").melt("truth", var_name="predicted", value_name="rows")
+    found = confusion[confusion.rows > 0].set_index(["truth", "predicted"]).rows.sort_index().to_dict()
+    assert (
+        found
+        == pd.crosstab(told["mine"].Handle.map(truth), told["mine"].pred_label).stack().loc[lambda n: n > 0].to_dict()
+    )
+    settings |= {"compare.baseline": other, "compare.split": "all", "out": tmp_path / "c"}
+    code, _, err = retailray("compare", **settings)
+    assert code == 0, err
+    run = latest(str(tmp_path / "c"))
+    changes = pd.read_parquet(f"{run}/changes.parquet")
+    differ = told["mine"].pred_label != told["other"].pred_label.reindex(told["mine"].index)
+    assert set(changes.id) == set(differ[differ].index)
+    assert (changes.set_index("id").label == told["mine"].Handle.map(truth).reindex(changes.id)).all()
 
 
 FORMULA = "=HYPERLINK(1)"

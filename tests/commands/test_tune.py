@@ -50,6 +50,24 @@ def assert_same_tables(left, right):
     pd.testing.assert_frame_equal(left.drop(columns=TIMES), right.drop(columns=TIMES), rtol=1e-5)
 
 
+def export_of(shop, folder):
+    """The same pictures in the layout of Shopify: settings, and the label of every product."""
+    table = pd.read_csv(shop["catalog.uri"], dtype=str).dropna(subset=["label", "sku"])
+    table = table[table.label.str.strip() != ""].sort_values("sku", kind="stable")
+    position = table.groupby("sku").cumcount() + 1
+    export = {
+        "Handle": table.sku,
+        "Title": "A product",
+        "Type": table.label.where(position == 1, ""),
+        "Variant SKU": table.sku + "-" + position.astype(str),
+        "Image Src": str(shop["catalog.uri"].parent) + "/" + table.image,
+        "Image Position": position,
+    }
+    pd.DataFrame(export).to_csv(folder / "products_export.csv", index=False)
+    settings = {"catalog.uri": folder / "products_export.csv", "catalog.root": shop["catalog.uri"].parent}
+    return settings, table.groupby("sku").label.first().to_dict()
+
+
 @pytest.mark.usefixtures("ray_session_cpus")
 class TestSearches:
     def test_trials_share_one_pass_and_the_winner_is_a_config_and_a_bundle(self, shop, retailray, tmp_path):
@@ -111,8 +129,11 @@ class TestSearches:
         ],
     )
     def test_every_searcher_and_scheduler(self, shop, retailray, tmp_path, searcher, scheduler, space, count):
+        """One of them on the export of a shop, where a label stands on the first picture of its product."""
+        of_export, truth = export_of(shop, tmp_path) if searcher == "optuna" else ({}, {})
         settings = (
-            shop
+            {name: value for name, value in shop.items() if not (truth and name == "catalog.group")}
+            | of_export
             | SMALL
             | {
                 "model.trainable": "head",
@@ -134,6 +155,10 @@ class TestSearches:
         assert (trials.epochs > 0).all()
         summary = read_json(f"{run}/run.json")
         assert summary["validation_loss"] == pytest.approx(trials.validation_loss.min(), abs=1e-4)
+        if truth:
+            validation = pd.read_parquet(f"{run}/bundle/validation.parquet")
+            assert len(validation) > 20
+            assert validation.label.tolist() == validation.group.map(truth).tolist()
         if scheduler == "pbt":
             assert not Path(run, "exchange").exists()
             assert set(trials.epochs) == {4}
