@@ -11,9 +11,10 @@ from retailray.execution.executor import Executor
 from retailray.execution.resources import visible_gpus
 from retailray.execution.session import named_address
 
-# a local Ray takes some ten seconds to start its processes, in which this process reads, decodes and predicts a
-# thousand images; and threads share what Python itself does, which processes do not
-INLINE_IMAGES = 10_000
+# a local Ray takes some ten seconds to start its processes, in which this process reads, decodes and predicts thousands
+# of images; and threads share what Python itself does, which processes do not. With two CPUs that never pays
+# (benchmarks/backends.py): threads score 284 images a second, Ray's processes 240
+INLINE_IMAGES, FEW_CPUS = 10_000, 2
 
 
 @contextlib.contextmanager
@@ -33,8 +34,8 @@ def start_executor(section: ClusterSection, *, num_images: int, needs_ray: str |
         raise CapacityError(f"cluster.engine = inline, and {why}; remove one of the two settings")
     if section.engine == "ray":
         why = "cluster.engine says so"
-    elif not why and num_images > INLINE_IMAGES and section.engine == "auto":
-        why = f"there are {num_images} images"
+    elif not why and section.engine == "auto":
+        why = why_many(num_images)
     events.emit("engine", engine="ray" if why else "inline", why=why or "little is to do, and no cluster is named")
     # each back end is imported where it is used: Ray alone takes a second
     if why:
@@ -55,7 +56,7 @@ def executor_for_reading(on_ray: Executor, section: ClusterSection, *, num_image
 
     Processes that read, decode and run frozen blocks start more slowly than this one does all that for a few images.
     """
-    little = section.engine == "auto" and num_images <= INLINE_IMAGES and not _asks_for_ray(section)
+    little = section.engine == "auto" and not why_many(num_images) and not _asks_for_ray(section)
     # other machines could not read what this one keeps, and memory of a GPU that it holds would be missing in trials
     if not little or on_ray.num_nodes > 1 or on_ray.capacity.num_gpus:
         yield on_ray
@@ -64,6 +65,14 @@ def executor_for_reading(on_ray: Executor, section: ClusterSection, *, num_image
 
     with inline_executor() as executor:
         yield executor
+
+
+def why_many(num_images: int) -> str | None:
+    """Why so many images are worth starting Ray; None where they are not."""
+    import joblib
+
+    cpus = joblib.cpu_count()
+    return f"there are {num_images} images, and {cpus} CPUs" if num_images > INLINE_IMAGES and cpus > FEW_CPUS else None
 
 
 def _why_ray(section: ClusterSection) -> str | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import duckdb
+import joblib
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from retailray.config import ClusterSection
 from retailray.errors import CapacityError, StorageError
 from retailray.execution import Plan, start_executor
+from retailray.execution.choice import why_many
 from retailray.execution.inline_backend import inline_executor
 from tests.commands.helpers import events, latest, read_json
 from tests.conftest import save_untrained
@@ -156,6 +158,7 @@ def test_which_back_end_a_command_gets(settings, num_images, engine, monkeypatch
 
     monkeypatch.setattr("retailray.execution.ray_backend.ray_executor", ray)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
     try:
         with start_executor(ClusterSection(**settings), num_images=num_images) as executor:
             found = executor.engine
@@ -230,3 +233,12 @@ def test_both_back_ends_leave_the_same_tables(retailray, ray_session_cpus, small
         assert found["inline"]["metrics"][name] == found["ray"]["metrics"][name]
     for name in ("top1", "top5", "ece"):
         assert found["inline"]["metrics"][name] == pytest.approx(found["ray"]["metrics"][name], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "cpus", "words"),
+    [(500, 16, None), (10_000, 16, None), (10_001, 16, "there are 10001 images, and 16 CPUs"), (10**7, 2, None)],
+)
+def test_many_images_are_worth_a_ray_where_there_are_cpus_for_it(num_images, cpus, words, monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cpus)
+    assert why_many(num_images) == words
