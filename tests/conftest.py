@@ -119,6 +119,24 @@ def bucket(s3_endpoint, request):
     return f"s3://{name}"
 
 
+@pytest.fixture(scope="module")
+def emulators(tmp_path_factory):
+    """Google Cloud Storage and Azure Blob, as their emulators are, in this module's environment."""
+    from tests.emulators import azure_emulator, azurite_program, google_emulator
+
+    if not azurite_program():
+        pytest.skip("needs Azurite: npm install azurite, and RETAILRAY_AZURITE=node_modules/.bin/azurite-blob")
+    folder = tmp_path_factory.mktemp("emulators")
+    with (
+        google_emulator(folder / "google.log") as google,
+        azure_emulator(folder / "azure.log") as azure,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        for name, value in (google | azure).items():
+            environment.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_session_cpus(s3_endpoint):
     """The session's Ray, with four logical CPUs; commands called in this process use it."""
@@ -187,7 +205,7 @@ def shop(tmp_path_factory):
     }
 
 
-def save_untrained(folder, arch):
+def save_untrained(folder, arch, *, seed=0):
     """A bundle of an untrained network for the made-up products at 32 px: (address, labels)."""
     from retailray.data.synthetic import PRODUCTS
     from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, head_name
@@ -195,7 +213,7 @@ def save_untrained(folder, arch):
     from retailray.models.weights import pretrained_model
 
     labels = sorted(PRODUCTS)
-    model, _, _ = pretrained_model(arch, "none", len(labels), seed=0, image_size=32)
+    model, _, _ = pretrained_model(arch, "none", len(labels), seed=seed, image_size=32)
     transform = EvalTransform(resize_size=36, crop_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     meta = BundleMeta(name="untrained", version="1", arch=arch, labels=labels, transform=transform)
     # heads begin with small weights, and all confidences would be alike

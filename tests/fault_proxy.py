@@ -1,12 +1,13 @@
-"""fault_proxy.py PORT UPSTREAM [MODE]: in front of an S3-protocol server, what stores do on a bad night.
+"""fault_proxy.py PORT UPSTREAM [MODE]: in front of a store's server, what stores do on a bad night.
 
 random: 5 % SlowDown, 2 % resets, 1 % bodies cut in half, 20 ms on every request. slow-writes:SECONDS: every PUT below a
-prefix (a folder) is refused with SlowDown until so many seconds after the first one. no-conditions: If-None-Match and
-If-Match are ignored. GET /__faults tells how often.
+prefix (a folder) is refused with SlowDown until so many seconds after the first one. no-conditions: those of writes
+(If-None-Match, If-Match, Google's ifGenerationMatch) are ignored. GET /__faults tells how often.
 """
 
 import asyncio
 import random
+import re
 import socket
 import struct
 import sys
@@ -46,9 +47,11 @@ async def handle(request: web.Request) -> web.StreamResponse:
     if MODE == "no-conditions":
         for name in ("If-None-Match", "If-Match"):
             headers.pop(name, None)
+        url = yarl.URL(re.sub(r"&?ifGenerationMatch=\d+", "", str(url)), encoded=True)
     async with request.app["session"].request(request.method, url, headers=headers, data=body) as upstream:
         data = await upstream.read()
         answer = web.StreamResponse(status=upstream.status, headers=upstream.headers)
+        answer.headers.pop("Transfer-Encoding", None)  # what is sent on has a length
     cut = draw < 0.08 and request.method == "GET" and len(data) > 100
     if request.method != "HEAD":
         answer.content_length = len(data)

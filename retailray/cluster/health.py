@@ -166,7 +166,8 @@ def _write(out: str) -> None:
     try:
         if not storage.is_exclusive(address, content):
             raise RetailrayError(
-                f"{out}: the store ignores If-None-Match, so two concurrent runs cannot be prevented; update the store"
+                f"{out}: the store ignores the conditions of writes, so two concurrent runs cannot be prevented; "
+                "update the store, or write to another one"
             )
         if storage.read_bytes(address) != content:
             raise RetailrayError(f"{address}: reading back returned other bytes than were written")

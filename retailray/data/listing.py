@@ -173,7 +173,7 @@ def _bounds(folder: str, sample: Sequence[str], num_images: int) -> list[str]:
     return sorted({inside[len(inside) * at // parts] for at in range(1, parts)}) if len(inside) > RANGES else []
 
 
-def _table(rows: list[tuple[str, str | None, int]]) -> pa.Table:
+def _table(rows: Sequence[tuple[str, str | None, int]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, LISTED, strict=True)], LISTED)
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retailray import storage
 from retailray.config import ScoreConfig
-from retailray.errors import StorageError
+from retailray.errors import NotFound
 from retailray.runs import RunDirectory, address_of, list_runs, unfinished
 from retailray.scoring.formats import SCORED
 
@@ -67,10 +68,8 @@ def _summary(out: str, name: str) -> Published | None:
         summary = json.loads(storage.read_bytes(storage.join(address, "run.json")))
     except ValueError:
         return None  # it is no run of ours
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None  # somebody removed it
-        raise  # a store that is away for a moment would cost the inference of a whole catalog
+    except NotFound:
+        return None  # somebody removed it; where the store is away, going on would score a whole catalog again
     return (address, summary) if "score" in (summary.get("command"), summary.get("verb")) else None  # 0.2.0: verb
 
 
@@ -80,7 +79,16 @@ def read_parts(address: str) -> Iterator[pa.Table]:
 
 
 def read_part(name: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(name)))
+    """Addresses are canonical, which 0.2.0 did not write for all stores."""
+    table = pq.read_table(io.BytesIO(storage.read_bytes(name)))
+    if "uri" not in table.column_names:
+        return table
+    uris = table.column("uri")
+    known = pc.or_(pc.starts_with(uris, "s3://"), pc.starts_with(uris, "/"))
+    if pc.all(known).as_py() in (True, None):  # None: no rows
+        return table
+    values = pa.array([storage.canonical(uri) for uri in uris.to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("uri"), table.schema.field("uri"), values)
 
 
 def remove_old(config: ScoreConfig, run: RunDirectory) -> None:

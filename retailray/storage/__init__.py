@@ -1,6 +1,6 @@
-"""One way to every address: local folders, ``s3://`` and whatever else fsspec knows.
+"""One way to every address: local folders, ``s3://``, ``gs://``, ``az://`` and whatever else fsspec knows.
 
-Endpoint and credentials of object stores come from the usual environment variables, which fsspec's s3fs honours
+Endpoint and credentials of object stores come from the usual environment variables, which their clients honour
 in every process. Retries happen in the client; they are bounded so that a dead store is an answer and not a wait.
 """
 
@@ -25,35 +25,36 @@ from retailray.storage.addresses import (
 from retailray.storage.archives import first_names, read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
-    S3_OPTIONS,
     WORKER_ENV,
     check_readable,
-    filesystem,
     with_deadline,
     with_retries,
 )
 from retailray.storage.fetching import fetch_groups, fetch_in_turn, fetch_many
-from retailray.storage.identity import identities, local_identity, remote_identity
+from retailray.storage.identity import identities, local_identity
 from retailray.storage.object_pages import object_pages
 from retailray.storage.objects import (
     arrow_filesystem,
     compare_and_swap,
     exists,
+    folder_entries,
     is_exclusive,
+    is_file,
     list_files,
+    matching,
     open_binary,
     put_if_absent,
     read_bytes,
     remove_file,
     remove_folder,
     write_bytes,
+    write_file,
 )
 
 __all__ = [
     "DEADLINE_S",
     "MAX_BYTES",
     "PASSWORD",
-    "S3_OPTIONS",
     "WORKER_ENV",
     "Access",
     "Member",
@@ -67,18 +68,20 @@ __all__ = [
     "fetch_groups",
     "fetch_in_turn",
     "fetch_many",
-    "filesystem",
     "first_names",
+    "folder_entries",
     "folder_of",
     "identities",
     "is_below",
     "is_exclusive",
+    "is_file",
     "is_local",
     "is_of_another_kind",
     "is_uri",
     "join",
     "list_files",
     "local_identity",
+    "matching",
     "member_address",
     "names_private_host",
     "normalize",
@@ -93,10 +96,10 @@ __all__ = [
     "read_bytes",
     "read_index",
     "read_members",
-    "remote_identity",
     "remove_file",
     "remove_folder",
     "with_deadline",
     "with_retries",
     "write_bytes",
+    "write_file",
 ]

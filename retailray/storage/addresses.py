@@ -9,11 +9,14 @@ import urllib.parse
 from typing import NamedTuple
 
 # what answers at an address: buckets and the web; and hosts that a catalog reaches only where it is allowed to
-STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "http", "https")
+STORES = ("s3", "gs", "az", "adl", "oss", "hf", "http", "https")
 HOSTS = ("hdfs", "webhdfs", "ftp", "sftp", "smb", "memory")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 _FILE_URI = re.compile(r"file:(?:(?://(?:localhost)?)(?=/)|(?=/(?!/)))", re.IGNORECASE)
+_OTHER_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+# with a query it carries its own permission, and is read as it is
+_BLOB = re.compile(r"https://(?P<account>[^./]+)\.blob\.core\.windows\.net/(?P<path>[^?#]+)", re.IGNORECASE)
 _MEMBER = re.compile(
     r"(?P<archive>.+?\.(?:zip|tar|tgz|tbz2|tar\.gz|tar\.bz2))!/(?:@(?P<offset>\d+)\+(?P<size>\d+)/)?(?P<name>.+)",
     re.IGNORECASE | re.DOTALL,
@@ -35,7 +38,7 @@ def normalize(address: str) -> str:
     if PASSWORD.search(address):
         raise ValueError(
             "a password in an address would stand in configs, logs and records; give it by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, AZURE_STORAGE_ACCOUNT_KEY for az://)"
         )
     address = canonical(address)
     return address.rstrip("/") if is_uri(address) else os.path.abspath(os.path.expanduser(address))
@@ -71,22 +74,58 @@ def _without_dots(path: str) -> str:
     return "/".join(kept)
 
 
-@functools.lru_cache(1024)  # one address is asked for many times in a row
 def canonical(address: str) -> str:
-    """Return the one spelling of an address: ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``, ``s3a://``
-    becomes ``s3://``, and every scheme is in lower case.
+    """Return the one spelling of an address, which every table, ledger and rule has.
+
+    ``file:///x``, ``file:/x`` and ``local:///x`` become ``/x``; ``s3a://`` and ``s3n://`` ``s3://``; ``gcs://``
+    ``gs://``. What names a container of Azure Blob storage (``abfs://``, ``abfss://container@account.dfs.core.../``,
+    and ``https://account.blob.core.../container/`` of the environment's own account) becomes ``az://container/`` or,
+    of an account that the environment does not name, ``az://container@account/``. Every scheme is in lower case.
 
     ``file:`` addresses are decoded as :rfc:`8089` says (``%20`` is a blank), since ``Path.as_uri()`` encodes them. One
     that names another host stays as it is, and cannot be opened.
     """
+    return _canonical(address, azure_account())
+
+
+def azure_account() -> str:
+    """The storage account that the environment names, or ''."""
+    named = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    if named or not (text := os.environ.get("AZURE_STORAGE_CONNECTION_STRING")):
+        return named
+    return dict(part.partition("=")[::2] for part in text.split(";")).get("AccountName", "")
+
+
+@functools.lru_cache(1024)  # one address is asked for many times in a row
+def _canonical(address: str, account: str) -> str:
     if scheme := _SCHEME.match(address):
         address = scheme[0].lower() + address[scheme.end() :]
-    if address.startswith("s3a://"):
-        return "s3://" + address.removeprefix("s3a://")
+    for other, scheme_ in _OTHER_SCHEMES.items():
+        if address.startswith(f"{other}://"):
+            address = f"{scheme_}://{address[len(other) + 3 :]}"
+    if address.startswith("az://"):
+        return _canonical_azure(address, account)
+    if account and (found := _BLOB.fullmatch(address)) and found["account"].lower() == account:
+        return f"az://{urllib.parse.unquote(found['path'])}"
     # to the end, or what a catalog may not read could be reached through one spelling within another
     while (plain := _without_file_scheme(address)) != address:
         address = plain
     return address
+
+
+def _canonical_azure(address: str, account: str) -> str:
+    """``az://container/key``, with ``@account`` where it is not the environment's."""
+    host, slash, key = address.removeprefix("az://").partition("/")
+    container, _, named = host.partition("@")
+    named = named.partition(".")[0]
+    return f"az://{container}{f'@{named}' if named not in ('', account) else ''}{slash}{key}"
+
+
+def split_azure(path: str) -> tuple[str, str]:
+    """The account that a canonical address of Azure names (or ''), and ``container/key``."""
+    host, slash, key = path.partition("/")
+    container, _, account = host.partition("@")
+    return account, f"{container}{slash}{key}"
 
 
 def _without_file_scheme(address: str) -> str:

@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from retailray.errors import ImageError, StorageError
+from retailray.errors import ImageError, NotFound, StorageError
 from retailray.storage.addresses import Member
-from retailray.storage.client import describe
+from retailray.storage.failures import image_error
 from retailray.storage.objects import open_binary
 
 KEPT_INDEXES = 4  # of this process: consecutive rows lie in one archive
@@ -125,7 +125,7 @@ def open_member(member: Member) -> Iterator[Any]:
                 (tar.extractfile(one) for one in tar if one.isfile() and _plain(one.name) == member.name), None
             )
         if inside is None:
-            raise StorageError(f"{member.archive}: it has no file {member.name}") from FileNotFoundError(member.name)
+            raise NotFound(f"{member.archive}: it has no file {member.name}")
         yield stack.enter_context(inside)
 
 
@@ -153,8 +153,8 @@ def fetch_members(
                     yield group
                     group, size = {}, 0
         except StorageError as error:
-            code = "not_found" if isinstance(error.__cause__, FileNotFoundError) else "fetch_failed"
-            group |= {key: ImageError(code, str(error)) for key in open_}
+            failed = image_error(error, archive)
+            group |= dict.fromkeys(open_, failed)
             open_ = {}
         group |= {key: ImageError("not_found", f"{archive}: it has no file {one.name}") for key, one in open_.items()}
         yield group
@@ -181,7 +181,7 @@ def _from_zip(file: Any, wanted: dict[int, Member], max_bytes: int) -> Iterator[
                 with zipped.open(found) as inside:
                     yield key, inside.read(max_bytes + 1)
             except BROKEN as error:
-                yield key, ImageError("fetch_failed", describe(error, f"{member.archive}!/{member.name}"))
+                yield key, image_error(error, f"{member.archive}!/{member.name}")
 
 
 def _placed(wanted: dict[int, Member], archive: str, version: str) -> dict[int, Entry]:

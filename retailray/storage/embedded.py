@@ -4,8 +4,8 @@ import collections
 import threading
 from typing import Any
 
-from retailray.errors import ImageError, StorageError
-from retailray.storage.client import describe
+from retailray.errors import ImageError
+from retailray.storage.failures import image_error
 from retailray.storage.identity import identities
 from retailray.storage.objects import open_binary
 
@@ -25,9 +25,8 @@ def fetch_embedded(places: dict[int, Place]) -> dict[int, bytes | ImageError]:
         try:
             results |= _read_rows(file, column, sorted(members))
         except Exception as error:  # whatever pyarrow or the store raises holds for the rows that are still missing
-            code = "not_found" if isinstance(error.__cause__, FileNotFoundError) else "fetch_failed"
-            text = str(error) if isinstance(error, StorageError) else describe(error, file)
-            results |= {key: ImageError(code, text) for _, key in members if key not in results}
+            failed = image_error(error, file)
+            results |= {key: failed for _, key in members if key not in results}
     return results
 
 

@@ -1,6 +1,5 @@
 """The bytes of many images, some at a time; what cannot be had is an error of its own and stops nobody else."""
 
-import asyncio
 import contextlib
 import os
 import stat
@@ -10,13 +9,15 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from retailray.errors import ImageError, StorageError
+from retailray.errors import ImageError, NotAllowed, StorageError, TooLarge
 from retailray.storage.access import Access, leads_out
 from retailray.storage.addresses import Member, is_local, is_web, other_unicode_forms, parse_embedded, parse_member
 from retailray.storage.archives import fetch_members
-from retailray.storage.client import ROUNDS, back_off, describe, filesystem, is_transient, with_deadline
+from retailray.storage.client import ROUNDS, back_off, with_deadline
 from retailray.storage.embedded import fetch_embedded
+from retailray.storage.failures import image_error, is_transient, status_of
 from retailray.storage.identity import identities
+from retailray.storage.stores import store_of
 
 Found = bytes | ImageError
 NO_MORE_THAN_64_MB = Access()
@@ -101,7 +102,7 @@ def _limited(found: Found, address: str, access: Access) -> Found:
 
 
 def _too_large(address: str, access: Access) -> ImageError:
-    return ImageError("too_many_bytes", f"{address}: over catalog.max_bytes = {access.max_bytes}")
+    return image_error(TooLarge(f"{address}: over catalog.max_bytes = {access.max_bytes}"), address)
 
 
 def _of_archives(members: Mapping[int, Member], addresses: Sequence[str], access: Access) -> Iterator[dict[int, Found]]:
@@ -117,7 +118,9 @@ def _of_archives(members: Mapping[int, Member], addresses: Sequence[str], access
 
 def _archive_refused(archive: str, access: Access) -> ImageError | None:
     if is_web(archive):
-        return ImageError("not_allowed", f"{archive}: archives are read from disks and buckets; download it first")
+        return image_error(
+            NotAllowed(f"{archive}: archives are read from disks and buckets; download it first"), archive
+        )
     return _refused(archive, access)
 
 
@@ -126,7 +129,7 @@ def _refused(address: str, access: Access) -> ImageError | None:
     if not is_local(address):
         return None
     try:
-        path = filesystem(address)[1]
+        path = store_of(address)[1]
         mode = os.stat(path).st_mode
         out = leads_out(path, access)
     except StorageError as error:
@@ -136,7 +139,8 @@ def _refused(address: str, access: Access) -> ImageError | None:
             return None  # reading says it better
         return ImageError("bad_address", f"{address[:200]!r}: {' '.join(str(error).split())[:300]}")
     if out:
-        return ImageError("not_allowed", f"{address}: a link leads it to {out}; name that folder in catalog.allow")
+        why = f"{address}: a link leads it to {out}; name that folder in catalog.allow"
+        return image_error(NotAllowed(why), address)
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         return ImageError("bad_address", f"{path}: not a file but a device, pipe or socket")
     return None
@@ -146,7 +150,7 @@ def _local_size(address: str) -> int | None:
     if not is_local(address):
         return None
     try:
-        return os.stat(filesystem(address)[1]).st_size
+        return os.stat(store_of(address)[1]).st_size
     except OSError:
         return 0  # reading says why
 
@@ -155,9 +159,9 @@ def _size(address: str, access: Access) -> int:
     """Of an object in a store; the limit where it does not tell, so that it is read alone."""
     if is_web(address):
         return min(access.max_bytes, GROUP_BYTES)
-    fs, path = filesystem(address)
+    store, path = store_of(address)
     try:
-        return int(with_deadline(address, lambda: fs.size(path)) or access.max_bytes)
+        return int(with_deadline(address, lambda: store.fs.size(path)) or access.max_bytes)
     except StorageError:
         return access.max_bytes  # reading says why
 
@@ -186,7 +190,8 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
         if at in web:
             continue
         try:
-            fs, path = filesystem(address)
+            store, path = store_of(address)
+            fs = store.fs
         except StorageError as error:
             results[at] = ImageError("bad_address", str(error))
             continue
@@ -195,7 +200,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
         values = _cat_with_retries(fs, sorted({path for _, path in members}), up_to)
         for at, path in members:
             value = values[path]
-            results[at] = value if isinstance(value, bytes) else _fetch_error(value, addresses[at])
+            results[at] = value if isinstance(value, bytes) else image_error(value, addresses[at])
     return results
 
 
@@ -237,19 +242,7 @@ def _is_empty(value: object) -> bool:
     """True for how stores refuse a range of an object of no bytes."""
     cause = value.__cause__ if isinstance(value, BaseException) else None
     return any(
-        "InvalidRange" in str(error) or getattr(error, "status", None) == 416
+        "InvalidRange" in str(error) or status_of(error) == 416
         for error in (value, cause)
         if isinstance(error, BaseException)
     )
-
-
-def _fetch_error(error: BaseException, address: str) -> ImageError:
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
-        return ImageError("not_found", f"{address}: not found")
-    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-        return ImageError("access_denied", describe(error, address))
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "Timeout" in type(error).__name__:
-        return ImageError("timeout", describe(error, address))
-    if isinstance(error, ValueError) and "null byte" in str(error):
-        return ImageError("bad_address", f"{address!r}: {error}")
-    return ImageError("fetch_failed", describe(error, address))

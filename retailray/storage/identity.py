@@ -5,11 +5,10 @@ import functools
 import os
 from collections.abc import Sequence
 
-import fsspec
-
-from retailray.errors import StorageError
+from retailray.errors import NotFound, StorageError
 from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded, parse_member
-from retailray.storage.client import filesystem, with_deadline
+from retailray.storage.client import with_deadline
+from retailray.storage.stores import store_of
 
 QUESTIONS = 16  # asked at a time
 
@@ -75,29 +74,21 @@ def local_identity(found: os.stat_result) -> str:
 def _remote_identities(members: set[str]) -> dict[str, str | None]:
     """By single questions; :mod:`retailray.data.listing` is for many of one folder."""
     try:
-        fs, _ = filesystem(min(members))
+        store_of(min(members))
     except StorageError as error:
         return dict.fromkeys(members, f"cannot be opened: {error}")  # as reading it will say
-    fs.invalidate_cache()
     asked = sorted(members)
     with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
-        found = pool.map(lambda address: _ask(fs, address, fs._strip_protocol(address)), asked)
-        return dict(zip(asked, found, strict=True))
+        return dict(zip(asked, pool.map(_ask, asked), strict=True))
 
 
-def _ask(fs: fsspec.AbstractFileSystem, address: str, name: str) -> str | None:
+def _ask(address: str) -> str | None:
+    store, name = store_of(address)
     for form in (name, *other_unicode_forms(name)):  # as reading does
         try:
-            return remote_identity(with_deadline(address, functools.partial(fs.info, form)))
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                return None
+            return with_deadline(address, functools.partial(store.head, form)).identity
+        except NotFound:
+            continue
+        except StorageError:
+            return None
     return "absent"
-
-
-def remote_identity(detail: dict[str, object]) -> str | None:
-    """What fsspec's details of an object say of its content; None where they cannot tell."""
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
-        if detail.get(key):
-            return f"{detail.get('size')}-{detail[key]}"
-    return None

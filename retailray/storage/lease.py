@@ -1,9 +1,9 @@
 """Leases: one scoring run at a time below one ``out``. A second run stops and names the first.
 
-A claim is a file ``<out>/.claims/<number>.json`` that only one process can make (an exclusive create: O_EXCL or
-``If-None-Match: *``); the highest number holds. Its owner renews it; a claim that is released, whose process is dead on
-this machine, or that was not renewed for :data:`LEASE_S` may be succeeded by the next number, once. So two that find a
-dead claim cannot both follow it.
+A claim is a file ``<out>/.claims/<number>.json`` that only one process can make (an exclusive create: O_EXCL, or a
+condition that the store keeps); the highest number holds. Its owner renews it; a claim that is released, whose process
+is dead on this machine, or that was not renewed for :data:`LEASE_S` may be succeeded by the next number, once. So two
+that find a dead claim cannot both follow it.
 
 Clocks of two machines are never compared where it matters: who would take over watches the claim for :data:`LEASE_S` by
 its own clock, and an owner that could not renew it for :data:`LOST_S` by its own clock has lost it, and stops at once.
@@ -112,10 +112,10 @@ def _acquire(out: str) -> Lease:
     content = lease.content()
     created = storage.put_if_absent(lease.address, content)
     if created and not storage.is_local(out) and not storage.is_exclusive(lease.address, content):
-        events.emit(
-            "warning",
-            out=out,
-            note="this store ignores If-None-Match, so two runs that start at the same time cannot be prevented",
+        storage.remove_file(lease.address)
+        raise RetailrayError(
+            f"{out}: this store ignores the conditions of writes, so two runs that start at the same time would both "
+            "write there; write to a store that has conditional writes, or to a folder of this machine"
         )
     if not created:
         _refuse_if_alive(out, lease.address)

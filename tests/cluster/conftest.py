@@ -1,5 +1,7 @@
 """One cluster of several nodes for the tests of this room."""
 
+import contextlib
+
 import pytest
 import s3fs
 
@@ -20,7 +22,8 @@ def shop(nodes):
     """The made-up catalog in a bucket; the settings that name it."""
     from retailray.data.synthetic import write_catalog
 
-    s3fs.S3FileSystem().mkdir(BUCKET)
+    with contextlib.suppress(FileExistsError):  # a module of another folder came between two of this one
+        s3fs.S3FileSystem().mkdir(BUCKET)
     write_catalog(f"s3://{BUCKET}/shop", num_images=96, label_noise=0.0, seed=3)
     return {
         "catalog.uri": f"s3://{BUCKET}/shop/catalog.csv",

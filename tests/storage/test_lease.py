@@ -13,6 +13,7 @@ from retailray import storage
 from retailray.errors import RetailrayError
 from retailray.storage import lease
 from retailray.storage.lease import acquire_lease
+from retailray.storage.stores import store_of
 from tests.conftest import start_proxy
 
 HOLD = """
@@ -164,15 +165,22 @@ with acquire_lease(sys.argv[1]) as lease:
 """
 
 
-@pytest.mark.s3
-def test_a_store_that_ignores_conditions_is_found_out(bucket, s3_endpoint):
+@pytest.mark.parametrize("kind", [pytest.param("s3", marks=pytest.mark.s3), "gs"])
+def test_a_store_that_ignores_conditions_is_found_out(kind, request):
     """Kind of fault: two runs both believe that they hold the same place."""
+    request.getfixturevalue("s3_endpoint" if kind == "s3" else "emulators")
+    variable = "AWS_ENDPOINT_URL_S3" if kind == "s3" else "STORAGE_EMULATOR_HOST"
+    store_of(f"{kind}://careless")[0].fs.mkdir("careless")
 
-    def said(endpoint, out):
+    def hold(endpoint, out):
         command = [sys.executable, "-c", HOLD_SHORTLY, out]
-        environment = os.environ | {"AWS_ENDPOINT_URL_S3": endpoint}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+        environment = os.environ | {variable: endpoint}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
-    assert said(s3_endpoint, f"{bucket}/good") == ""
-    with start_proxy(s3_endpoint, "no-conditions") as endpoint:
-        assert "this store ignores If-None-Match" in said(endpoint, f"{bucket}/bad")
+    right = hold(os.environ[variable], f"{kind}://careless/good")
+    assert right.returncode == 0, right.stderr
+    with start_proxy(os.environ[variable], "no-conditions") as endpoint:
+        wrong = hold(endpoint, f"{kind}://careless/bad")
+        assert wrong.returncode == 1
+        assert f"{kind}://careless/bad: this store ignores the conditions of writes" in wrong.stderr
+    assert storage.list_files(f"{kind}://careless/bad") == {}, "and nothing is left there"

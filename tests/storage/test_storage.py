@@ -11,7 +11,8 @@ import s3fs
 from retailray import storage
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import is_public
-from retailray.storage.client import asks_for_time, is_transient
+from retailray.storage.failures import asks_for_time, is_transient
+from retailray.storage.stores import store_of
 from tests.conftest import start_proxy
 
 
@@ -111,7 +112,8 @@ def test_of_two_that_saw_the_same_pointer_one_moves_it(bucket, monkeypatch):
     """The other's put comes between our look and our put."""
     pointer = f"{bucket}/LATEST"
     storage.write_bytes(pointer, b"one")
-    fs, path = storage.filesystem(pointer)
+    store, path = store_of(pointer)
+    fs = store.fs
     look = fs.cat_file
 
     def then_theirs(*arguments, **options):
@@ -261,7 +263,7 @@ def test_a_swap_whose_answer_is_lost_writes_nothing_without_a_condition(bucket, 
     """Kind of fault: a time-out of a conditional write becomes an unconditional one, and undoes another's."""
     address = f"{bucket}/pointer"
     assert storage.put_if_absent(address, b"one")
-    fs, _ = storage.filesystem(address)
+    fs = store_of(address)[0].fs
 
     def times_out(path, data, **options):
         assert "IfMatch" in options, "never without"

@@ -187,9 +187,7 @@ def make_room(root: str, needed: int, budget: int, *, keep: set[str], writing: s
         if time.time() - used[key] < IN_USE_S:
             continue
         # the mark goes first, so that nobody takes half a store for a whole one
-        fs, path = storage.filesystem(storage.join(root, key, META))
-        if fs.exists(path):
-            fs.rm(path)
+        storage.remove_file(storage.join(root, key, META))
         storage.remove_folder(storage.join(root, key))
         evicted.append(key)
         del sizes[key]

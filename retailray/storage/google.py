@@ -1,0 +1,89 @@
+"""Google Cloud Storage: gcsfs reads and writes, Google's own client lists and writes under conditions."""
+
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from retailray.storage.stores import Listed, ObjectStore, OneVersion
+
+PAGE = 1000
+
+
+def google_store() -> "GoogleStore":
+    """Raises ImportError."""
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks every bucket's kind by gRPC first
+    import gcsfs
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it writes errors to the terminal that it raises too
+    return GoogleStore(gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True), "gs")
+
+
+class GoogleStore(ObjectStore):
+    """``gs://``. Credentials come from where Google's clients look for them."""
+
+    ranges = True
+
+    @functools.cached_property
+    def client(self) -> Any:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud import storage
+
+        credentials = self.fs.credentials.credentials or AnonymousCredentials()
+        return storage.Client(project=self.fs.project or "none", credentials=credentials)
+
+    def address(self, path: str) -> str:
+        return f"gs://{path}"
+
+    def identity(self, details: dict[str, Any]) -> str | None:
+        return f"{details.get('size')}-{details['etag']}" if details.get("etag") else super().identity(details)
+
+    def open(self, path: str) -> OneVersion:
+        bucket, _, key = path.partition("/")
+        found = self.client.bucket(bucket).get_blob(key)
+        if found is None:
+            raise FileNotFoundError(path)
+        blob = self.client.bucket(bucket).blob(key, generation=found.generation)
+        return OneVersion(found.size, lambda start, end: blob.download_as_bytes(start=start, end=end - 1))
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._written(path, data, generation=0)
+
+    def swap(self, path: str, data: bytes, before: bytes) -> bool:
+        """By the object's generation, so one of two callers wins."""
+        bucket, _, key = path.partition("/")
+        blob = self.client.bucket(bucket).get_blob(key)
+        if blob is None:
+            raise FileNotFoundError(path)
+        if blob.download_as_bytes() != before:
+            return False
+        return self._written(path, data, generation=blob.generation)
+
+    def _written(self, path: str, data: bytes, *, generation: int) -> bool:
+        from google.api_core.exceptions import PreconditionFailed
+
+        bucket, _, key = path.partition("/")
+        try:
+            self.client.bucket(bucket).blob(key).upload_from_string(data, if_generation_match=generation)
+        except PreconditionFailed:
+            # a write whose answer was lost is tried again and refused
+            return generation != 0 and self.get(path) == data
+        return True
+
+    def pages(self, folder: str, after: str = "", up_to: str = "") -> Iterator[list[Listed]]:
+        bucket, _, prefix = folder.partition("/")
+        first, last = (one.removeprefix(f"{bucket}/") for one in (after, up_to))
+        found = self.client.list_blobs(
+            bucket,
+            prefix=f"{prefix}/" if prefix else None,
+            start_offset=first or None,
+            page_size=PAGE,
+            fields="items(name,size,etag),nextPageToken",
+        )
+        for page in found.pages:
+            blobs = [(blob.name, blob.etag, blob.size) for blob in page]
+            within = [one for one in blobs if one[0] > first and (not last or one[0].encode() <= last.encode())]
+            yield [Listed(f"gs://{bucket}/{name}", f"{size}-{etag}", size) for name, etag, size in within]
+            if last and blobs and blobs[-1][0].encode() > last.encode():
+                return

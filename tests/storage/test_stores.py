@@ -1,0 +1,244 @@
+"""One suite for every store: a local folder, S3, Google Cloud Storage and Azure Blob, each by a real server.
+
+radosgw joins where it is installed (see docs/cluster.md); RETAILRAY_STORE_OBJECTS: objects of the listing test.
+"""
+
+import concurrent.futures
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retailray import storage
+from retailray.errors import AccessDenied, NotFound, StorageError
+from retailray.storage import stores
+from retailray.storage.stores import store_of
+from tests.conftest import free_port, start_proxy
+
+OBJECTS = int(os.environ.get("RETAILRAY_STORE_OBJECTS", "600"))
+ODD = ("a b", "d//double", "%2F", "ü", "e\u0301", "plus+", "q?x=1", "#h", "star*", "[1]", "<x>&", "~", "=")
+
+
+@pytest.fixture(scope="module")
+def radosgw(tmp_path_factory):
+    tool = Path(os.environ.get("RETAILRAY_REAL_DATA", "/none"), "tools/rgw.sh")
+    if not shutil.which("radosgw") or not tool.exists():
+        pytest.skip("needs Ceph: apt-get install radosgw ceph-mon ceph-osd ceph-common")
+    port = free_port()
+    folder = tmp_path_factory.mktemp("ceph")
+    subprocess.run([tool, folder, str(port), "test-key", "test-secret"], check=True, timeout=120)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        environment.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        yield
+    subprocess.run(["pkill", "-f", str(folder)], check=False)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "radosgw", "gs", "az"])
+def root(request, tmp_path):
+    """A new, empty place; its address."""
+    kind = request.param
+    if kind == "local":
+        return str(tmp_path / "store")
+    if kind in ("gs", "az"):
+        request.getfixturevalue("emulators")
+    elif kind == "radosgw":
+        request.getfixturevalue("radosgw")
+    name = f"t{abs(hash(request.node.nodeid)) % 10**12}"
+    address = f"{'s3' if kind == 'radosgw' else kind}://{name}"
+    store_of(address)[0].fs.mkdir(name)
+    return address
+
+
+def test_what_is_written_is_read(root):
+    storage.write_bytes(f"{root}/a/b.txt", b"hello")
+    storage.write_bytes(f"{root}/a/b.txt", b"hello again")
+    assert storage.read_bytes(f"{root}/a/b.txt") == b"hello again"
+    assert storage.exists(f"{root}/a/b.txt")
+    assert not storage.exists(f"{root}/a/b")
+    assert storage.is_file(f"{root}/a/b.txt")
+    assert not storage.is_file(f"{root}/a")
+    assert list(storage.list_files(root)) == [f"{root}/a/b.txt"]
+    assert storage.folder_entries(root) == {"a"}
+    assert storage.folder_entries(f"{root}/none") == set()
+    assert storage.matching(f"{root}/*/*.txt") == [f"{root}/a/b.txt"]
+    storage.write_bytes(f"{root}/a/empty", b"")
+    assert storage.read_bytes(f"{root}/a/empty") == b""
+    storage.remove_file(f"{root}/a/empty")
+    storage.remove_file(f"{root}/a/empty")
+    storage.remove_folder(f"{root}/a")
+    assert not storage.exists(f"{root}/a/b.txt")
+    with pytest.raises(NotFound, match=r"b\.txt: not found"):
+        storage.read_bytes(f"{root}/a/b.txt")
+
+
+def test_a_file_is_written_and_read_piece_by_piece(root, tmp_path):
+    data = random.Random(0).randbytes(9_500_000)
+    (tmp_path / "source").write_bytes(data)
+    storage.write_file(f"{root}/large", tmp_path / "source")
+    with storage.open_binary(f"{root}/large") as file:
+        for start, length in ((0, 10), (9_499_990, 100), (4_194_300, 20), (123, 5_000_000)):
+            file.seek(start)
+            assert file.read(length) == data[start : start + length]
+        file.seek(0)
+        assert file.read() == data
+    assert store_of(f"{root}/large")[0].get(store_of(f"{root}/large")[1], 5, 25) == data[5:25]
+    [found] = storage.fetch_many([f"{root}/large"])
+    assert found == data
+
+
+@pytest.mark.parametrize("change", ["overwritten", "removed"])
+def test_what_changes_while_it_is_read_is_no_mixture(root, change):
+    """Kind of fault: a table of which one half is yesterday's."""
+    old, new = b"a" * 9_000_000, b"b" * 9_000_000
+    storage.write_bytes(f"{root}/table", old)
+    with storage.open_binary(f"{root}/table") as file:
+        begin = file.read(10)
+        if change == "overwritten":
+            storage.write_bytes(f"{root}/table", new)
+        else:
+            storage.remove_file(f"{root}/table")
+        if storage.is_local(root):  # a file that is open stays what it was
+            assert begin + file.read() == old
+            return
+        with pytest.raises(StorageError, match=r"overwritten or removed while it was read|not found"):
+            file.read()
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_one_of_sixteen_creates(root, turn):
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda n: storage.put_if_absent(f"{root}/claim", b"%d" % n), range(16)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(f"{root}/claim") == b"%d" % won.index(True)
+
+
+def test_one_of_sixteen_swaps(root):
+    storage.write_bytes(f"{root}/LATEST", b"before")
+    assert not storage.compare_and_swap(f"{root}/LATEST", b"new", before=b"another")
+    if storage.is_local(root):  # compared and replaced
+        assert storage.compare_and_swap(f"{root}/LATEST", b"new", before=b"before")
+        return
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        swap = pool.map(lambda n: storage.compare_and_swap(f"{root}/LATEST", b"%d" % n, before=b"before"), range(16))
+        won = list(swap)
+    assert won.count(True) == 1
+    assert storage.read_bytes(f"{root}/LATEST") == b"%d" % won.index(True)
+
+
+def test_a_listing_tells_every_object_from_every_start(root, monkeypatch):
+    """Names that a store, a client or an address may write in another way; pages are smaller than what is listed."""
+    if storage.is_local(root):
+        pytest.skip("local files are not listed by pages")
+    monkeypatch.setattr("retailray.storage.google.PAGE", 97)
+    monkeypatch.setattr("retailray.storage.azure.PAGE", 97)
+    moto = root.startswith("s3://") and not os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION")
+    odd = [one for one in ODD if not (moto and set("%?") & set(one))]  # which moto decodes twice
+    names = [f"x/{one}/{number:05d}.jpg" for number in range(-(-OBJECTS // len(odd))) for one in odd]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: storage.write_bytes(f"{root}/{name}", name.encode()), [*names, "xx/other", "y"]))
+    wanted = {f"{root}/{name}": len(name.encode()) for name in names}
+    told = [one for page in storage.object_pages(f"{root}/x") for one in page]
+    assert {one.address: one.size for one in told} == wanted
+    assert len(told) == len(wanted)
+    assert all(one.identity for one in told)
+    cuts = random.Random(1).sample(sorted(wanted, key=str.encode), 20)
+    for count in (1, 2, 20):
+        bounds = sorted(cuts[:count], key=str.encode)
+        ranged = [one for page in storage.object_pages(f"{root}/x", bounds=bounds) for one in page]
+        assert sorted(ranged) == sorted(told)
+    asked = [one.address for one in random.Random(2).sample(told, 30)]
+    assert storage.identities(asked) == [{one.address: one.identity for one in told}[name] for name in asked]
+    for name, found in zip(asked, storage.fetch_many(asked), strict=True):
+        assert found == name.removeprefix(f"{root}/").encode()
+
+
+def test_an_identity_changes_with_the_content(root):
+    address = f"{root}/one.jpg"
+    storage.write_bytes(address, b"one")
+    first = storage.identities([address, f"{root}/none"])
+    assert storage.identities([address, f"{root}/none"]) == first
+    storage.write_bytes(address, b"two")
+    assert storage.identities([address])[0] not in (first[0], None)
+    assert first[0] != first[1]
+
+
+def test_a_bucket_that_is_not_there_is_said(root):
+    other = f"{root}-none" if storage.is_uri(root) else f"{root}/none"
+    with pytest.raises(NotFound, match="not found"):
+        storage.read_bytes(f"{other}/a")
+    with pytest.raises(NotFound, match="not found"):
+        storage.check_readable(f"{other}/a")
+
+
+def test_slow_downs_and_resets_are_waited_for(root, monkeypatch):
+    """Each client behind a proxy that refuses, resets and truncates."""
+    if storage.is_local(root):
+        pytest.skip("a disk does neither")
+    variable = {"s3": "AWS_ENDPOINT_URL_S3", "gs": "STORAGE_EMULATOR_HOST"}.get(root[:2])
+    if variable is None:
+        pytest.skip("the signature of Azure's requests holds for the server's own address alone")
+    with start_proxy(os.environ[variable], "random") as endpoint:
+        monkeypatch.setenv(variable, endpoint)
+        for number in range(60):
+            storage.write_bytes(f"{root}/{number}", b"%d" % number * 200)
+        found = storage.fetch_many([f"{root}/{number}" for number in range(60)])
+        assert found == [b"%d" % number * 200 for number in range(60)]
+        assert len(storage.list_files(root)) == 60
+
+
+def test_a_key_that_the_store_refuses_says_what_to_set(emulators, monkeypatch):
+    right = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+    key = right.partition("AccountKey=")[2].partition(";")[0]
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", right.replace(key, key[::-1].replace("=", "") + "=="))
+    with pytest.raises(AccessDenied, match="check AZURE_STORAGE_CONNECTION_STRING") as said:
+        storage.read_bytes("az://shop/a")
+    assert key[:20] not in str(said.value)
+
+
+def test_credentials_that_are_not_there_say_what_to_set(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("AZURE_STORAGE", "GOOGLE", "STORAGE_EMU"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(StorageError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        storage.read_bytes("az://shop/a")
+
+
+@pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")])
+def test_a_package_that_is_missing_names_the_extra(scheme, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    stores._cloud_store.cache_clear()
+    with pytest.raises(StorageError, match=rf"pip install 'retailray\[{extra}\]'"):
+        storage.read_bytes(f"{scheme}://another-{extra}/a")
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("s3a://shop/a.jpg", "s3://shop/a.jpg"),
+        ("S3N://shop/a.jpg", "s3://shop/a.jpg"),
+        ("gcs://shop/a.jpg", "gs://shop/a.jpg"),
+        ("abfs://shop/a.jpg", "az://shop/a.jpg"),
+        ("abfss://shop@ours.dfs.core.windows.net/a/b.jpg", "az://shop/a/b.jpg"),
+        ("abfss://shop@theirs.dfs.core.windows.net/a/b.jpg", "az://shop@theirs/a/b.jpg"),
+        ("az://shop@theirs/a/b.jpg", "az://shop@theirs/a/b.jpg"),
+        ("https://ours.blob.core.windows.net/shop/a%20b.jpg", "az://shop/a b.jpg"),
+        # another account's pictures, and those with a signature, are of the web
+        ("https://theirs.blob.core.windows.net/shop/a.jpg", "https://theirs.blob.core.windows.net/shop/a.jpg"),
+        ("https://ours.blob.core.windows.net/shop/a.jpg?sig=x", "https://ours.blob.core.windows.net/shop/a.jpg?sig=x"),
+    ],
+)
+@pytest.mark.parametrize("by", ["name", "connection string"])
+def test_addresses_have_one_spelling(written, canonical, by, monkeypatch):
+    """Kind of fault: an image is fetched every night, because the listing writes its address in another way."""
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    if by == "name":
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "ours")
+    else:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=ours;AccountKey=eA==;EndpointSuffix=x")
+    assert storage.canonical(written) == canonical
+    assert storage.canonical(canonical) == canonical
