@@ -31,6 +31,32 @@ def test_every_line_of_the_catalogs_is_a_command(line):
     assert config.catalog.uri
 
 
+def commands_of(page):
+    """What a page tells people to type, on a line of its own."""
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    values = dict(re.findall(r'^(\w+)="(.*)"$', "\n".join(lines), re.MULTILINE))
+    return [
+        re.sub(r"\$(\w+)", lambda name: values[name[1]], line.partition("  #")[0])
+        for line in lines
+        if line.startswith("retailray ")
+    ]
+
+
+@pytest.mark.parametrize("page", ["google-cloud.md", "azure.md"])
+def test_every_command_of_a_cloud_is_one(page, monkeypatch, tmp_path):
+    commands = commands_of(page)
+    assert len(commands) == 5
+    for line in commands:
+        _, command, *words = shlex.split(line)
+        at = words.index("--config") if "--config" in words else None
+        if at is not None:  # a file that a search writes
+            words[at : at + 2] = ["--catalog.uri", "x", "--model.arch", "resnet50"]
+        config = arguments.parse(command, words)
+        scheme = "gs" if "google" in page else "az"
+        assert config.out.startswith(f"{scheme}://")
+
+
 def test_every_layout_that_the_guide_names_is_read_by_a_test():
     """By the name of its file, with the settings that are told: of layouts from elsewhere and of those made here."""
     known = {}

@@ -21,6 +21,8 @@ HEAD = """\
 # retailray on Kubernetes, made by `retailray submit {command} --render kuberay`. Needs the KubeRay operator.
 #   kubectl create secret generic {token} --from-literal=auth_token="$(openssl rand -hex 32)"   # once
 #   kubectl apply -f this-file    # or only the objects you want:
+# Credentials: a service account (kuberay.service_account) that stands for a role of the cloud, by an annotation on it:
+#   EKS eks.amazonaws.com/role-arn, GKE iam.gke.io/gcp-service-account, AKS azure.workload.identity/client-id
 # ConfigMap   the settings
 # RayCluster  stays up (its head; workers come and go); for `retailray submit` and the CronJob
 # RayJob      one run on a cluster of its own, which ends with it
@@ -128,7 +130,9 @@ def _pod(
         spec["serviceAccountName"] = section.service_account
     if num_gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return {"spec": spec}
+    # AKS gives its identity to pods with this label, other clouds do not look at it
+    labels = {"metadata": {"labels": {"azure.workload.identity/use": "true"}}} if section.service_account else {}
+    return {**labels, "spec": spec}
 
 
 def _job(section: KuberaySection, cluster: dict[str, object], entrypoint: str) -> dict[str, object]:
@@ -143,8 +147,8 @@ def _job(section: KuberaySection, cluster: dict[str, object], entrypoint: str) -
 
 def _cron_job(section: KuberaySection, command: str) -> dict[str, object]:
     address = f"http://{section.name}-head-svc:{DASHBOARD_PORT}"
-    pod = _pod(section, "submit", cpus=1, memory_gb=2)["spec"]
-    [container] = pod["containers"]
+    pod = _pod(section, "submit", cpus=1, memory_gb=2)
+    [container] = pod["spec"]["containers"]
     container["command"] = [
         "retailray",
         "submit",
@@ -156,9 +160,9 @@ def _cron_job(section: KuberaySection, command: str) -> dict[str, object]:
     ]
     token = {"secretKeyRef": {"name": section.token_secret, "key": "auth_token"}}
     container["env"] = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
-    pod["restartPolicy"] = "Never"
+    pod["spec"]["restartPolicy"] = "Never"
     return {
         "schedule": section.schedule,
         "concurrencyPolicy": "Forbid",  # a run that takes too long is not overtaken by the next
-        "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
+        "jobTemplate": {"spec": {"backoffLimit": 0, "template": pod}},
     }

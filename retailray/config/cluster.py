@@ -115,10 +115,18 @@ class KuberaySection(Section):
     image: str = Field("retailray:latest", description="Container image with Ray and retailray.")
     schedule: str = Field("0 2 * * *", description="Cron schedule, in the time zone of the Kubernetes controller.")
     service_account: str | None = Field(
-        None, description="Kubernetes service account that may read and write the storage, e.g. through IRSA."
+        None,
+        description=(
+            "Kubernetes service account that may read and write the storage: through IRSA on AWS, workload identity on "
+            "Google Cloud and Azure."
+        ),
     )
     storage_secret: str | None = Field(
-        None, description="Kubernetes secret with AWS_* variables, if no service account grants access."
+        None,
+        description=(
+            "Kubernetes secret with the storage's variables (AWS_*, AZURE_STORAGE_*), if no service account grants "
+            "access."
+        ),
     )
     token_secret: str = Field(
         "ray-auth-token", description="Kubernetes secret whose key auth_token holds Ray's authentication token."

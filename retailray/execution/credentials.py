@@ -1,4 +1,4 @@
-"""The storage environment (``AWS_*``) on its way to the processes of a cluster, in plain text nowhere.
+"""The storage environment (``AWS_*``, ``AZURE_STORAGE_*``, Google's key) on its way to a cluster, encrypted.
 
 Ray writes runtime environments, ``env_vars`` and all, to logs on every machine and shows them to whoever may ask its
 dashboard. So credentials travel in two other ways:
@@ -30,8 +30,21 @@ WITH_TOKEN, WITHOUT_TOKEN = "token", "file"
 
 
 def storage_environment() -> dict[str, str]:
-    """What of this process's environment is about storage, and MLflow's credentials."""
-    return {name: os.environ[name] for name in (*storage.WORKER_ENV, *MLFLOW_ENV) if name in os.environ}
+    """What of this process's environment is about storage, and MLflow's credentials.
+
+    In place of the path of Google's key its content, which other machines do not have and need in no file.
+
+    Raises:
+        CapacityError: the key cannot be read.
+    """
+    values = {name: os.environ[name] for name in (*storage.WORKER_ENV, *MLFLOW_ENV) if name in os.environ}
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if path and storage.GOOGLE_KEY not in values:
+        try:
+            values[storage.GOOGLE_KEY] = Path(path).read_text()
+        except (OSError, UnicodeError) as error:
+            raise CapacityError(f"GOOGLE_APPLICATION_CREDENTIALS = {path}: cannot be read ({error})") from error
+    return values
 
 
 def setup_hook() -> Callable[[], None] | None:

@@ -25,6 +25,7 @@ from retailray.storage.addresses import (
 from retailray.storage.archives import first_names, read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
+    GOOGLE_KEY,
     WORKER_ENV,
     check_readable,
     with_deadline,
@@ -53,6 +54,7 @@ from retailray.storage.objects import (
 
 __all__ = [
     "DEADLINE_S",
+    "GOOGLE_KEY",
     "MAX_BYTES",
     "PASSWORD",
     "WORKER_ENV",

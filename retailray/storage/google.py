@@ -1,23 +1,29 @@
 """Google Cloud Storage: gcsfs reads and writes, Google's own client lists and writes under conditions."""
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from retailray.storage.client import GOOGLE_KEY
 from retailray.storage.stores import Listed, ObjectStore, OneVersion
 
 PAGE = 1000
+SCOPE = "https://www.googleapis.com/auth/devstorage.full_control"
 
 
 def google_store() -> "GoogleStore":
     """Raises ImportError."""
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks every bucket's kind by gRPC first
     import gcsfs
+    from google.auth import load_credentials_from_dict
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it writes errors to the terminal that it raises too
-    return GoogleStore(gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True), "gs")
+    key = os.environ.get(GOOGLE_KEY)
+    token = {"token": load_credentials_from_dict(json.loads(key), scopes=[SCOPE])[0]} if key else {}
+    return GoogleStore(gcsfs.GCSFileSystem(**token, use_listings_cache=False, skip_instance_cache=True), "gs")
 
 
 class GoogleStore(ObjectStore):

@@ -164,7 +164,10 @@ def _kill_tree(process: subprocess.Popen) -> None:
 def users_environment(nodes: Nodes) -> dict[str, str]:
     """Of one who submits: the token's file and the storage environment."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"AWS_SECRET_ACCESS_KEY": SECRET}
+    key = nodes.folder.parent / f"{nodes.folder.name}-google.json"  # of whom nothing is asked here
+    key.write_text(json.dumps({"type": "service_account", "private_key": SECRET}))
+    env |= {"AWS_SECRET_ACCESS_KEY": SECRET, "AZURE_STORAGE_ACCOUNT_KEY": SECRET}
+    env |= {"GOOGLE_APPLICATION_CREDENTIALS": str(key)}
     return env | {name: nodes.env[name] for name in ("RAY_AUTH_TOKEN_PATH",) if name in nodes.env}
 
 

@@ -9,9 +9,12 @@ import threading
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailray import storage
 from retailray.cli import main
 from retailray.cluster.jobs import Cluster
 from retailray.cluster.output import Lines
@@ -20,6 +23,7 @@ from retailray.cluster.request import parse
 from retailray.config import arguments
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import credentials
+from retailray.storage.stores import store_of
 
 SCORE = ["--catalog.uri=s3://shop/c.csv", "--model.uri=s3://shop/m", "--out=s3://shop/o"]
 
@@ -91,6 +95,30 @@ def test_a_driver_takes_what_came_with_its_job(monkeypatch, tmp_path):
     monkeypatch.setenv(credentials.SEALED, credentials.encrypt_credentials({"AWS_REGION": "there"}, key, token=None))
     credentials.load_job_credentials()
     assert os.environ["AWS_REGION"] == "there"
+
+
+def test_the_keys_of_every_cloud_go_along_and_googles_by_its_content(monkeypatch, tmp_path):
+    """Other machines do not have the file that is named, and the key is not to lie there as one."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    text = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    names = {"type": "service_account", "client_email": "scorer@shop.iam", "token_uri": "https://none"}
+    (tmp_path / "key.json").write_text(json.dumps(names | {"private_key": text}))
+    for name in [name for name in os.environ if name.startswith(("GOOGLE", "STORAGE_EMULATOR", "AZURE_STORAGE"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=2")
+    values = credentials.storage_environment()
+    assert values["AZURE_STORAGE_SAS_TOKEN"] == "sv=1&sig=2"
+    assert "GOOGLE_APPLICATION_CREDENTIALS" not in values
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    found = store_of("gs://shop/a")[0].fs.credentials.credentials
+    assert found.service_account_email == "scorer@shop.iam"
+    monkeypatch.delenv(storage.GOOGLE_KEY)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(CapacityError, match=r"none\.json: cannot be read"):
+        credentials.storage_environment()
 
 
 @given(st.text(alphabet="ab\n{", max_size=60), st.lists(st.integers(0, 60), max_size=8), st.integers(1, 7))
