@@ -85,7 +85,8 @@ def canonical(address: str) -> str:
     ``file:`` addresses are decoded as :rfc:`8089` says (``%20`` is a blank), since ``Path.as_uri()`` encodes them. One
     that names another host stays as it is, and cannot be opened.
     """
-    return _canonical(address, azure_account())
+    is_azures = address[:2].lower() in ("az", "ab") or address[:8].lower() == "https://"
+    return _canonical(address, azure_account() if is_azures else "")
 
 
 def azure_account() -> str:

@@ -44,7 +44,7 @@ def storage_error(error: BaseException, address: str) -> StorageError:
     status = status_of(error)
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text or status == 404:
         return NotFound(f"{address}: not found (no such file, object or bucket)")
-    if status == 412 or name == "FileExpired":  # s3fs's
+    if _is_changed(error):
         return StorageError(f"{address}: it was overwritten or removed while it was read; run the command again")
     refused = isinstance(error, PermissionError) or status in (401, 403)
     if refused or any(word in text for word in ("AccessDenied", "Forbidden")) or name == "ClientAuthenticationError":
@@ -77,6 +77,17 @@ def image_error(error: BaseException, address: str) -> ImageError:
     found = storage_error(error, address)
     is_folder = isinstance(error, IsADirectoryError | NotADirectoryError)
     return ImageError("not_found" if is_folder else _CODES.get(type(found), "fetch_failed"), str(found))
+
+
+def _is_changed(error: BaseException) -> bool:
+    """Whether another version of an object was asked for than there is. s3fs says it in an error of its own, or fails
+    over the answer of a store that gives no reason (radosgw)."""
+    seen: BaseException | None = error
+    while seen:
+        if status_of(seen) == 412 or type(seen).__name__ == "FileExpired":
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _is_no_answer(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from retailray.storage.client import with_deadline
 from retailray.storage.failures import storage_error
 from retailray.storage.stores import Listed, store_of
 
+COLLECT_AFTER = 200_000  # new objects
 T = TypeVar("T")
 
 
@@ -28,7 +30,19 @@ def object_pages(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[Li
             yield page
         return
     keys = [store_of(bound)[1] for bound in bounds]
-    yield from _in_threads([functools.partial(store.pages, path, *ends) for ends in _ranges(keys)], folder)
+    with _few_collections():
+        yield from _in_threads([functools.partial(store.pages, path, *ends) for ends in _ranges(keys)], folder)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """A page makes ten thousand objects without cycles, and looking for cycles takes as long as reading the page."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(COLLECT_AFTER, before[0]), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _ranges(bounds: Sequence[str]) -> list[tuple[str, str]]:

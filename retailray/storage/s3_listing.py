@@ -2,6 +2,7 @@
 
 import functools
 import os
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,20 +18,26 @@ def s3_pages(folder: str, after: str, up_to: str) -> Iterator[list[Listed]]:
         "Bucket": bucket,
         "Prefix": f"{prefix}/" if prefix else "",
         "StartAfter": after.removeprefix(f"{bucket}/"),
+        "EncodingType": "url",  # by whom it is set, decodes the keys: most have nothing to decode
     }
     last = up_to.removeprefix(f"{bucket}/").encode()
     while request:
         # page by page and not by botocore's paginator, which cannot ask for a page again
         ask = functools.partial(client.list_objects_v2, **request)
-        page = with_deadline(f"s3://{folder}", functools.partial(with_retries, ask))
-        found = page.get("Contents", [])
-        within = [item for item in found if item["Key"].encode() <= last] if last else found
-        yield [
-            Listed(f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item.get('ETag')}", item["Size"])
-            for item in within
+        page = with_deadline(f"s3://{folder}", functools.partial(with_retries, ask), deadline_s=None)
+        quoted = page.get("EncodingType") == "url"
+        found = [
+            (_decoded(item["Key"]) if quoted else item["Key"], item.get("ETag"), item["Size"])
+            for item in page.get("Contents", [])
         ]
+        within = [one for one in found if one[0].encode() <= last] if last else found
+        yield [Listed(f"s3://{bucket}/{key}", f"{size}-{tag}", size) for key, tag, size in within]
         token = page.get("NextContinuationToken") if len(within) == len(found) else None
         request = request | {"ContinuationToken": token} if token else {}
+
+
+def _decoded(key: str) -> str:
+    return urllib.parse.unquote_plus(key) if "%" in key or "+" in key else key
 
 
 def _client() -> Any:

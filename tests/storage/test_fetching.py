@@ -9,7 +9,7 @@ import s3fs
 
 from retailray import storage
 from retailray.errors import ImageError
-from retailray.storage import fetching
+from retailray.storage import archives, fetching
 
 
 def codes(found):
@@ -130,3 +130,25 @@ def test_small_files_of_this_machine_take_the_memory_of_small_files(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_zip_archive_that_is_written_anew_is_read_anew(tmp_path, monkeypatch):
+    """It stays open between two groups of pictures, and must not stay what it was."""
+    opened = []
+    keep = archives.zipfile.ZipFile
+    monkeypatch.setattr(archives.zipfile, "ZipFile", lambda file: opened.append(1) or keep(file))
+
+    def write(data):
+        with keep(tmp_path / "shop.zip", "w") as zipped:
+            for number in range(200):
+                zipped.writestr(f"{number}.jpg", data + b"%d" % number)
+
+    names = [f"{tmp_path}/shop.zip!/{number}.jpg" for number in range(200)]
+    for data in (b"first ", b"second "):
+        write(data)
+        found = [storage.fetch_many(names[start : start + 50]) for start in range(0, 200, 50)]
+        assert [one for part in found for one in part] == [data + b"%d" % number for number in range(200)]
+    assert len(opened) == 2, "once a content"
+    (tmp_path / "shop.zip").write_bytes(b"PK\x03\x04 and no more")
+    [failed] = storage.fetch_many(names[:1])
+    assert (failed.code, "damaged" in str(failed)) == ("fetch_failed", True)

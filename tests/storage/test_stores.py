@@ -4,20 +4,24 @@ radosgw joins where it is installed (see docs/cluster.md); RETAILRAY_STORE_OBJEC
 """
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from retailray import storage
 from retailray.errors import AccessDenied, NotFound, StorageError
 from retailray.storage import stores
 from retailray.storage.stores import store_of
-from tests.conftest import free_port, start_proxy
+from tests.conftest import S3_ENV, free_port, start_proxy
 
 OBJECTS = int(os.environ.get("RETAILRAY_STORE_OBJECTS", "600"))
 ODD = ("a b", "d//double", "%2F", "ü", "e\u0301", "plus+", "q?x=1", "#h", "star*", "[1]", "<x>&", "~", "=")
@@ -29,13 +33,23 @@ def radosgw(tmp_path_factory):
     if not shutil.which("radosgw") or not tool.exists():
         pytest.skip("needs Ceph: apt-get install radosgw ceph-mon ceph-osd ceph-common")
     port = free_port()
-    folder = tmp_path_factory.mktemp("ceph")
-    subprocess.run([tool, folder, str(port), "test-key", "test-secret"], check=True, timeout=120)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        environment.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        yield
-    subprocess.run(["pkill", "-f", str(folder)], check=False)
+    folder = Path(tempfile.mkdtemp(prefix="ceph"))  # its sockets' addresses must be short
+    words = [str(tool), str(folder), str(port), S3_ENV["AWS_ACCESS_KEY_ID"], S3_ENV["AWS_SECRET_ACCESS_KEY"]]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(120):
+            with contextlib.suppress(requests.RequestException):
+                requests.get(f"http://127.0.0.1:{port}", timeout=1)
+                break
+            time.sleep(0.5)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+            environment.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+            yield
+    finally:
+        server.terminate()
+        server.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "radosgw", "gs", "az"])
