@@ -2,10 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from retailray.errors import StorageError
-from retailray.scoring.previous_run import last_published
+from retailray.scoring.previous_run import last_published, read_parts
 
 
 def write_run(out, name, *, scored=False, key="command", **summary):
@@ -45,3 +47,22 @@ def test_a_run_that_was_removed_is_none_and_one_that_cannot_be_read_is_an_error(
     (tmp_path / "run_id=1/run.json").mkdir(parents=True)
     with pytest.raises(StorageError, match=r"run\.json"):
         last_published(str(tmp_path))
+
+
+def test_addresses_of_earlier_ledgers_are_read_in_their_one_spelling(tmp_path, monkeypatch):
+    """0.2.0 wrote what the catalog had, and its listing told another spelling."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "ours")
+    written = {
+        "gcs://shop/a.jpg": "gs://shop/a.jpg",
+        "abfs://shop/b.jpg": "az://shop/b.jpg",
+        "abfss://shop@ours.dfs.core.windows.net/c.jpg": "az://shop/c.jpg",
+        "s3n://shop/d.jpg": "s3://shop/d.jpg",
+        "s3://shop/e.jpg": "s3://shop/e.jpg",
+        "/shop/f.jpg": "/shop/f.jpg",
+    }
+    table = pa.table({"uri": list(written), "identity": [str(n) for n in range(len(written))]})
+    pq.write_table(table, tmp_path / "part-0.parquet")
+    [found] = read_parts(str(tmp_path))
+    assert found.column("uri").to_pylist() == list(written.values())
+    assert found.column("identity").equals(table.column("identity"))
+    assert found.schema == table.schema

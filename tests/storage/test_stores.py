@@ -5,8 +5,10 @@ radosgw joins where it is installed (see docs/cluster.md); RETAILRAY_STORE_OBJEC
 
 import concurrent.futures
 import contextlib
+import datetime
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from retailray.errors import AccessDenied, NotFound, StorageError
 from retailray.storage import stores
 from retailray.storage.stores import store_of
 from tests.conftest import S3_ENV, free_port, start_proxy
+from tests.emulators import AZURE_ACCOUNT, AZURE_KEY
 
 OBJECTS = int(os.environ.get("RETAILRAY_STORE_OBJECTS", "600"))
 ODD = ("a b", "d//double", "%2F", "ü", "e\u0301", "plus+", "q?x=1", "#h", "star*", "[1]", "<x>&", "~", "=")
@@ -193,16 +196,35 @@ def test_slow_downs_and_resets_are_waited_for(root, monkeypatch):
     """Each client behind a proxy that refuses, resets and truncates."""
     if storage.is_local(root):
         pytest.skip("a disk does neither")
-    variable = {"s3": "AWS_ENDPOINT_URL_S3", "gs": "STORAGE_EMULATOR_HOST"}.get(root[:2])
-    if variable is None:
-        pytest.skip("the signature of Azure's requests holds for the server's own address alone")
-    with start_proxy(os.environ[variable], "random") as endpoint:
-        monkeypatch.setenv(variable, endpoint)
+    variable = {"s3": "AWS_ENDPOINT_URL_S3", "gs": "STORAGE_EMULATOR_HOST", "az": "AZURE_STORAGE_CONNECTION_STRING"}
+    named = os.environ[variable[root[:2]]]
+    server = re.search(r"http://[0-9.:]+", named)[0]
+    with start_proxy(server, "random") as endpoint:
+        # a signature of Azure's holds for one host, a signed permission for every way to the account
+        text = with_permission(named, endpoint) if root.startswith("az") else endpoint
+        monkeypatch.setenv(variable[root[:2]], text)
         for number in range(60):
             storage.write_bytes(f"{root}/{number}", b"%d" % number * 200)
         found = storage.fetch_many([f"{root}/{number}" for number in range(60)])
         assert found == [b"%d" % number * 200 for number in range(60)]
         assert len(storage.list_files(root)) == 60
+        assert sum(len(page) for page in storage.object_pages(root)) == 60
+        told = requests.get(f"{endpoint}/__faults", timeout=10).json()
+        assert told.get("slow_down", 0) + told.get("reset", 0) > 3
+
+
+def with_permission(connection, endpoint):
+    """A connection string with a permission of an hour in place of the key."""
+    from azure.storage.blob import generate_account_sas
+
+    permission = generate_account_sas(
+        AZURE_ACCOUNT,
+        AZURE_KEY,
+        resource_types="sco",
+        permission="rwdlac",
+        expiry=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1),
+    )
+    return f"BlobEndpoint={endpoint}/{AZURE_ACCOUNT};AccountName={AZURE_ACCOUNT};SharedAccessSignature={permission}"
 
 
 def test_a_key_that_the_store_refuses_says_what_to_set(emulators, monkeypatch):
@@ -224,6 +246,7 @@ def test_credentials_that_are_not_there_say_what_to_set(monkeypatch):
 @pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")])
 def test_a_package_that_is_missing_names_the_extra(scheme, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"retailray.storage.{'google' if scheme == 'gs' else 'azure'}", raising=False)
     stores._cloud_store.cache_clear()
     with pytest.raises(StorageError, match=rf"pip install 'retailray\[{extra}\]'"):
         storage.read_bytes(f"{scheme}://another-{extra}/a")
