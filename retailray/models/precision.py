@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,55 +48,69 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def choose_precision(model: nn.Module, *, arch: str, size_px: int, device: torch.device, batch_size: int = 16) -> str:
+Pass = Callable[[torch.Tensor], object]
+
+
+def under_autocast(model: nn.Module, device: torch.device) -> Callable[[str], Pass]:
+    """Forward passes of a model in eval mode as training makes them, by precision."""
+
+    def in_precision(precision: str) -> Pass:
+        def forward(images: torch.Tensor) -> object:
+            with autocast(device, precision):
+                return model(images)
+
+        return forward
+
+    return in_precision
+
+
+def choose_precision(
+    passes: Callable[[str], Pass], *, what: str, size_px: int, device: torch.device, batch_size: int = 16
+) -> str:
     """``float32`` or ``bfloat16``, by forward passes of either kind in turns; what was measured here is kept.
 
-    ``arch``: the name that the model has there. A second or so on a CPU, the first time.
+    ``what``: the name under which it is kept. A second or so on a CPU, the first time.
     """
-    known = _remembered(arch, size_px, device)
+    known = _remembered(what, size_px, device)
     with contextlib.suppress(OSError):
         if (found := known.read_text()) in ("float32", "bfloat16"):
             return found
     images = torch.rand(batch_size, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)
-    was_training = model.training
-    model.eval()
-    chosen = _faster(model, images)
-    model.train(was_training)
+    chosen = _faster({name: passes(name) for name in ("float32", "bfloat16")}, images)
     with contextlib.suppress(OSError):  # a home that cannot be written costs the second again
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(chosen)
     return chosen
 
 
-def _faster(model: nn.Module, images: torch.Tensor) -> str:
-    single, half = _seconds(model, images[:2], rounds=2)
+def _faster(passes: dict[str, Pass], images: torch.Tensor) -> str:
+    single, half = _seconds(passes, images[:2], rounds=2)
     if half > CLEARLY * single:
         return "float32"
-    single, half = _seconds(model, images, rounds=ROUNDS)
+    single, half = _seconds(passes, images, rounds=ROUNDS)
     return "bfloat16" if single > GAIN * half else "float32"
 
 
-def _seconds(model: nn.Module, images: torch.Tensor, *, rounds: int) -> list[float]:
+def _seconds(passes: dict[str, Pass], images: torch.Tensor, *, rounds: int) -> list[float]:
     """Of a pass in float32 and one in bfloat16."""
-    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(rounds):  # in turns, so that a neighbour's load falls on both
         for name, measured in seconds.items():
-            measured.append(_time(model, images, name))
+            measured.append(_time(passes[name], images, name))
     return [min(measured[1:]) for measured in seconds.values()]  # the first one warms up
 
 
-def _remembered(arch: str, size_px: int, device: torch.device) -> Path:
+def _remembered(what: str, size_px: int, device: torch.device) -> Path:
     """The file with the measured precision of a model, for this kind of machine and this number of threads."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), arch, size_px]
+    facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), what, size_px]
     return Path(storage.cache_folder(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
 
 
 @torch.inference_mode()
-def _time(model: nn.Module, images: torch.Tensor, precision: str) -> float:
+def _time(run: Pass, images: torch.Tensor, name: str) -> float:
     started = time.perf_counter()
-    with autocast(images.device, precision):
-        model(images)
+    run(images)
     if images.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -8,7 +8,7 @@ import torch
 from retailray.execution.process import prepare_process
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
-from retailray.models.precision import autocast, choose_precision
+from retailray.models.precision import autocast, choose_precision, under_autocast
 
 BATCH = 16
 
@@ -30,7 +30,8 @@ def measure(
     device = torch.device("cuda" if use_gpu else "cpu")
     model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":
-        precision = choose_precision(model, arch=arch, size_px=size_px, device=device)
+        passes = under_autocast(model, device)
+        precision = choose_precision(passes, what=f"{arch}, training", size_px=size_px, device=device)
     chain = to_blocks(model)
     seconds: dict[int, float] = {}
     shapes: dict[int, tuple[int, ...]] = {}

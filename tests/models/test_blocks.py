@@ -13,6 +13,7 @@ from retailray.models.backbones import arch_names, build_model, head_name
 from retailray.models.blocks import freeze, to_blocks, train_mode
 from retailray.models.cnn import NUM_CONVOLUTIONS
 from retailray.models.families import FAMILIES
+from retailray.models.inference import fold_batch_norms
 
 # one of every family and every branch of its code; the transformers want their own image size
 FAMILY_ARCHS = {
@@ -80,6 +81,31 @@ def test_prefix_then_suffix_is_the_model(arch, size):
     assert sorted(owned) == sorted(id(tensor) for tensor in model.state_dict(keep_vars=True).values())
     head = {id(parameter) for parameter in chain.head.parameters()}
     assert head == {id(parameter) for parameter in model.get_submodule(head_name(model)).parameters()}
+
+
+@pytest.mark.parametrize(("arch", "size"), large_ones_slow(*FAMILY_ARCHS.items()))
+def test_folded_batch_norms_change_no_prediction(arch, size):
+    """Statistics as after training: those of a new network, zero and one, would hide a fold that forgets them."""
+    torch.manual_seed(0)
+    model = build_model(arch, 5, image_size=size).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    chain = to_blocks(model)
+    body = chain.run(0, len(chain.blocks)).eval()
+    folded = fold_batch_norms(body)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        expected = chain.head(body(images))
+        found = chain.head(folded(images))
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+    norms = [sum(isinstance(one, torch.nn.BatchNorm2d) for one in part.modules()) for part in (body, folded)]
+    if arch.startswith(("resnet", "mobilenet", "efficientnet", "regnet", "mnasnet", "vgg11_bn")):
+        assert norms[1] == 0 < norms[0]
+    assert norms[1] <= norms[0]
 
 
 @pytest.mark.parametrize(
