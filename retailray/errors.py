@@ -4,7 +4,7 @@ RetailrayError            1
 ├── ConfigError           2   the command line or a config file is wrong
 ├── CatalogError          1   the catalog table cannot be used
 ├── StorageError          1   an address cannot be reached, read or written: NotFound, AccessDenied, TimedOut,
-│                             Throttled, Unavailable, TooLarge, NotAllowed
+│                             Throttled, Unavailable, Changed, TooLarge, NotAllowed
 ├── ModelError            1   an architecture, weights file or bundle cannot be used
 ├── Diverged              1   a training has no epoch with a finite validation loss
 ├── CapacityError         1   the Ray cluster lacks what the command needs
@@ -53,6 +53,14 @@ class TimedOut(StorageError):
 
 class Throttled(StorageError):
     """The store is there and asks for time."""
+
+
+class Changed(StorageError):
+    """It was overwritten or removed while it was read."""
+
+    @classmethod
+    def of(cls, address: str) -> "Changed":
+        return cls(f"{address}: it was overwritten or removed while it was read; run the command again")
 
 
 class Unavailable(StorageError):

@@ -122,19 +122,26 @@ def bucket(s3_endpoint, request):
 
 
 @pytest.fixture(scope="module")
-def emulators(tmp_path_factory):
-    """Google Cloud Storage and Azure Blob, as their emulators are, in this module's environment."""
-    from tests.emulators import azure_emulator, azurite_program, google_emulator
+def google(tmp_path_factory):
+    """A server of Google Cloud Storage's protocol, in this module's environment."""
+    from tests.emulators import google_emulator
+
+    yield from _in_environment(google_emulator(tmp_path_factory.mktemp("google") / "server.log"))
+
+
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory):
+    """A server of Azure Blob storage's protocol, in this module's environment."""
+    from tests.emulators import azure_emulator, azurite_program
 
     if not azurite_program():
         pytest.skip("needs Azurite: npm install azurite, and RETAILRAY_AZURITE=node_modules/.bin/azurite-blob")
-    folder = tmp_path_factory.mktemp("emulators")
-    with (
-        google_emulator(folder / "google.log") as google,
-        azure_emulator(folder / "azure.log") as azure,
-        pytest.MonkeyPatch.context() as environment,
-    ):
-        for name, value in (google | azure).items():
+    yield from _in_environment(azure_emulator(tmp_path_factory.mktemp("azure") / "server.log"))
+
+
+def _in_environment(server):
+    with server as named, pytest.MonkeyPatch.context() as environment:
+        for name, value in named.items():
             environment.setenv(name, value)
         yield
 

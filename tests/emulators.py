@@ -31,6 +31,8 @@ def _running(words, port, log):
                 break
             assert process.poll() is None, Path(log).read_text()
             time.sleep(0.1)
+        else:
+            raise TimeoutError(Path(log).read_text())
         yield
     finally:
         process.kill()

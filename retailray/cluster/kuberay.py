@@ -6,6 +6,7 @@ RayCluster, where that gate is not open.
 """
 
 import importlib.metadata
+import os
 import shlex
 from typing import Any
 
@@ -15,6 +16,7 @@ from retailray.cluster.package import CONFIG
 from retailray.config import COMMANDS, KuberaySection
 
 DASHBOARD_PORT = 8265
+PLAIN_ENV = ("AZURE_STORAGE_ACCOUNT_NAME", "GOOGLE_CLOUD_PROJECT")
 CONFIG_FOLDER = "/etc/retailray"
 IDLE_S = 600  # a machine that has nothing to do for so long is given back
 HEAD = """\
@@ -120,6 +122,10 @@ def _pod(
     }
     if ports:
         container["ports"] = [{"containerPort": port} for port in ports]
+    # which account is meant is no secret, and no role says it
+    named = [{"name": name, "value": os.environ[name]} for name in PLAIN_ENV if name in os.environ]
+    if named:
+        container["env"] = named
     if section.storage_secret:
         container["envFrom"] = [{"secretRef": {"name": section.storage_secret}}]
     spec: dict[str, object] = {
@@ -159,7 +165,8 @@ def _cron_job(section: KuberaySection, command: str) -> dict[str, object]:
         address,
     ]
     token = {"secretKeyRef": {"name": section.token_secret, "key": "auth_token"}}
-    container["env"] = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
+    own = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
+    container["env"] = [*container.get("env", []), *own]
     pod["spec"]["restartPolicy"] = "Never"
     return {
         "schedule": section.schedule,

@@ -20,7 +20,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from retailray import storage
+from retailray import events, storage
 from retailray.errors import CapacityError
 
 SEALED = "RETAILRAY_SEALED_ENV"
@@ -32,18 +32,19 @@ WITH_TOKEN, WITHOUT_TOKEN = "token", "file"
 def storage_environment() -> dict[str, str]:
     """What of this process's environment is about storage, and MLflow's credentials.
 
-    In place of the path of Google's key its content, which other machines do not have and need in no file.
-
-    Raises:
-        CapacityError: the key cannot be read.
+    In place of the path of Google's key its content, which other machines do not have and need in no file; nothing of
+    one that cannot be read, or that itself names files of this machine.
     """
     values = {name: os.environ[name] for name in (*storage.WORKER_ENV, *MLFLOW_ENV) if name in os.environ}
     path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if path and storage.GOOGLE_KEY not in values:
         try:
-            values[storage.GOOGLE_KEY] = Path(path).read_text()
-        except (OSError, UnicodeError) as error:
-            raise CapacityError(f"GOOGLE_APPLICATION_CREDENTIALS = {path}: cannot be read ({error})") from error
+            key = Path(path).read_text()
+            if json.loads(key)["type"] != "external_account":
+                values[storage.GOOGLE_KEY] = key
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            note = f"GOOGLE_APPLICATION_CREDENTIALS = {path} cannot be read ({error}); other machines get no key of it"
+            events.emit("warning", note=note)
     return values
 
 

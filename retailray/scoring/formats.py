@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from retailray.models.predicting import EMBEDDING_FIELD, PREDICTION_SCHEMA
 
+RESPELLED = b"respelled"  # in the metadata of ledger rows whose addresses were written in another way
 LEDGER_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),

@@ -17,7 +17,7 @@ import pyarrow as pa
 from retailray.data.corrections import SCHEMA as CORRECTIONS_SCHEMA
 from retailray.errors import ERROR_CODES
 from retailray.models.meta import EMBEDDING, Thresholds
-from retailray.scoring.formats import LEDGER_SCHEMA
+from retailray.scoring.formats import LEDGER_SCHEMA, RESPELLED
 from retailray.scoring.staging import StagedCatalog
 
 RESUMED, PUBLISHED = 0, 1  # origins of what is known: this run before it was interrupted, the run that LATEST names
@@ -145,10 +145,15 @@ class Ledger:
         if reuse.device:
             anew.append(f"error_code = 'predict_failed' and device is distinct from '{reuse.device}'")
         kept = " and ".join([str(usable), *(f"not ({condition})" for condition in anew)])
+        respelled = False
         for piece in pieces:
+            respelled |= RESPELLED in (piece.schema.metadata or {})
             # runs of older versions lack columns
             piece = pa.concat_tables([LEDGER_SCHEMA.empty_table(), piece], promote_options="default")
             self.insert("known", piece, f"select {origin}, {kept}, {_COLUMNS} from piece")
+        if respelled:  # two spellings of one image were two images then
+            newest = "partition by origin, uri order by identity is null, scored_at desc"
+            self._db.execute(f"create or replace table known as from known qualify row_number() over ({newest}) = 1")
 
     def add_fresh(self, pieces: Iterable[pa.Table]) -> None:
         """Ledger rows that this attempt has committed."""

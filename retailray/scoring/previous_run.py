@@ -13,7 +13,7 @@ from retailray import storage
 from retailray.config import ScoreConfig
 from retailray.errors import NotFound
 from retailray.runs import RunDirectory, address_of, list_runs, unfinished
-from retailray.scoring.formats import SCORED
+from retailray.scoring.formats import RESPELLED, SCORED
 
 PLAN = "plan.json"
 Published = tuple[str, dict[str, Any]]  # address and run.json of a run
@@ -88,6 +88,9 @@ def read_part(name: str) -> pa.Table:
     if pc.all(known).as_py() in (True, None):  # None: no rows
         return table
     values = pa.array([storage.canonical(uri) for uri in uris.to_pylist()], pa.string())
+    if values.equals(uris.combine_chunks()):
+        return table
+    table = table.replace_schema_metadata({RESPELLED: b"yes"})
     return table.set_column(table.schema.get_field_index("uri"), table.schema.field("uri"), values)
 
 

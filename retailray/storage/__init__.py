@@ -25,8 +25,6 @@ from retailray.storage.addresses import (
 from retailray.storage.archives import first_names, read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
-    GOOGLE_KEY,
-    WORKER_ENV,
     check_readable,
     with_deadline,
     with_retries,
@@ -51,6 +49,7 @@ from retailray.storage.objects import (
     write_bytes,
     write_file,
 )
+from retailray.storage.stores import GOOGLE_KEY, WORKER_ENV
 
 __all__ = [
     "DEADLINE_S",

@@ -6,7 +6,7 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-from retailray.storage.addresses import HOSTS, canonical, is_local, is_web
+from retailray.storage.addresses import HOSTS, azure_web_form, canonical, is_local, is_web
 
 MAX_BYTES = 64 << 20
 
@@ -28,12 +28,15 @@ class Access:
         return any(is_below(address, prefix) for prefix in self.allowed)
 
     def headers_for(self, address: str) -> dict[str, str]:
-        on_the_web = [prefix for prefix in self.allowed if is_web(prefix)]
+        # a container of Azure may have been written as a web address
+        on_the_web = [prefix for prefix in self.allowed if is_web(prefix) or prefix.startswith("az://")]
         return dict(self.headers) if not on_the_web or self.allows(address) else {}
 
 
 def is_below(address: str, folder: str) -> bool:
     """Whether an address lies in a folder, at any depth; ``/shop`` does not contain ``/shopping``."""
+    if address.startswith("az://") != folder.startswith("az://") and (is_web(address) or is_web(folder)):
+        address, folder = azure_web_form(address), azure_web_form(folder)  # one with a signature, or an account alone
     return address.startswith(folder if folder.endswith("/") else f"{folder}/")
 
 

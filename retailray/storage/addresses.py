@@ -14,9 +14,13 @@ HOSTS = ("hdfs", "webhdfs", "ftp", "sftp", "smb", "memory")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 _FILE_URI = re.compile(r"file:(?:(?://(?:localhost)?)(?=/)|(?=/(?!/)))", re.IGNORECASE)
+_AZURE_HOST = re.compile(r"\.(blob|dfs)\.core\.windows\.net$")
+AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _OTHER_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 # with a query it carries its own permission, and is read as it is
-_BLOB = re.compile(r"https://(?P<account>[^./]+)\.blob\.core\.windows\.net/(?P<path>[^?#]+)", re.IGNORECASE)
+_BLOB = re.compile(
+    r"https://(?P<account>[^./]+)\.blob\.core\.windows\.net/(?P<container>[^/?#%@]+)(?P<key>/[^?#]*)?", re.IGNORECASE
+)
 _MEMBER = re.compile(
     r"(?P<archive>.+?\.(?:zip|tar|tgz|tbz2|tar\.gz|tar\.bz2))!/(?:@(?P<offset>\d+)\+(?P<size>\d+)/)?(?P<name>.+)",
     re.IGNORECASE | re.DOTALL,
@@ -93,8 +97,8 @@ def azure_account() -> str:
     """The storage account that the environment names, or ''."""
     named = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
     if named or not (text := os.environ.get("AZURE_STORAGE_CONNECTION_STRING")):
-        return named
-    return dict(part.partition("=")[::2] for part in text.split(";")).get("AccountName", "")
+        return named.lower()
+    return dict(part.partition("=")[::2] for part in text.split(";")).get("AccountName", "").lower()
 
 
 @functools.lru_cache(1024)  # one address is asked for many times in a row
@@ -107,7 +111,7 @@ def _canonical(address: str, account: str) -> str:
     if address.startswith("az://"):
         return _canonical_azure(address, account)
     if account and (found := _BLOB.fullmatch(address)) and found["account"].lower() == account:
-        return f"az://{urllib.parse.unquote(found['path'])}"
+        return f"az://{found['container']}{urllib.parse.unquote(found['key'] or '')}"
     # to the end, or what a catalog may not read could be reached through one spelling within another
     while (plain := _without_file_scheme(address)) != address:
         address = plain
@@ -118,8 +122,16 @@ def _canonical_azure(address: str, account: str) -> str:
     """``az://container/key``, with ``@account`` where it is not the environment's."""
     host, slash, key = address.removeprefix("az://").partition("/")
     container, _, named = host.partition("@")
-    named = named.partition(".")[0]
+    named = _AZURE_HOST.sub("", named.lower())
     return f"az://{container}{f'@{named}' if named not in ('', account) else ''}{slash}{key}"
+
+
+def azure_web_form(address: str) -> str:
+    """The ``https://`` address of what a canonical address of Azure names; every other address as it is."""
+    if not address.startswith("az://"):
+        return address
+    account, path = split_azure(address.removeprefix("az://"))
+    return f"https://{account or azure_account()}.blob.core.windows.net/{urllib.parse.quote(path)}"
 
 
 def split_azure(path: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from retailray.storage.failures import image_error, storage_error
 from retailray.storage.objects import open_binary
 from retailray.storage.stores import store_of
 
+KEPT_ZIPS = 2  # of a thread
 KEPT_INDEXES = 4  # of this process: consecutive rows lie in one archive
 COALESCED_BYTES = 64 << 10  # what lies between two members is read along up to this size
 RANGE_BYTES = 16 << 20  # that are read from an archive at once
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
 
 
 _indexes: collections.OrderedDict[str, dict[str, Entry]] = collections.OrderedDict()
-_zips: "collections.OrderedDict[str, tuple[contextlib.ExitStack, _Zip]]" = collections.OrderedDict()
+_of_thread = threading.local()
 _lock = threading.Lock()
 
 
@@ -194,46 +195,46 @@ def fetch_members(
 def _found(
     archive: str, wanted: dict[int, Member], max_bytes: int, version: str
 ) -> Iterator[tuple[int, bytes | ImageError]]:
-    if is_zip(archive) and version:
-        yield from _from_zip(_kept_zip(archive, version), wanted, max_bytes)
+    if is_zip(archive):
+        yield from _from_zip(_kept_zip(archive, version) if version else _open_zip(archive), wanted, max_bytes)
         return
     with opened(archive) as file:
-        if is_zip(archive):
-            with zipfile.ZipFile(file) as zipped:
-                yield from _from_zip(_named(zipped), wanted, max_bytes)
-        elif is_plain_tar(archive):
+        if is_plain_tar(archive):
             yield from _from_tar(file, _placed(wanted, archive, version), max_bytes)
         else:
             yield from _from_stream(file, wanted, max_bytes)
 
 
 class _Zip(NamedTuple):
-    """An open ZIP archive and its files by name, the first of several with one name."""
+    """An open ZIP archive, its files by name (the first of several with one name), and what it is read through, which
+    is closed when nobody refers to it."""
 
     zipped: zipfile.ZipFile
     by_name: dict[str, zipfile.ZipInfo]
-
-
-def _named(zipped: zipfile.ZipFile) -> _Zip:
-    return _Zip(zipped, {_plain(one.filename): one for one in reversed(zipped.infolist())})
+    files: contextlib.ExitStack
 
 
 def _kept_zip(archive: str, version: str) -> _Zip:
-    """An archive that stays open in this process, since reading its list of files takes long where there are many.
+    """An archive that stays open in this thread, since reading its list of files takes long where there are many.
 
-    Threads may read it together. Raises StorageError.
+    Raises StorageError.
     """
+    kept: collections.OrderedDict[str, _Zip] = _of_thread.__dict__.setdefault("zips", collections.OrderedDict())
     key = f"{archive} {version}"
-    with _lock:
-        if key not in _zips:
-            while len(_zips) >= KEPT_INDEXES:
-                _, (files, _) = _zips.popitem(last=False)
-                files.close()
-            with contextlib.ExitStack() as files:
-                named = _named(files.enter_context(zipfile.ZipFile(files.enter_context(opened(archive)))))
-                _zips[key] = files.pop_all(), named
-        _zips.move_to_end(key)
-        return _zips[key][1]
+    if key not in kept:
+        found = _open_zip(archive)
+        while len(kept) >= KEPT_ZIPS:
+            kept.popitem(last=False)
+        kept[key] = found
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _open_zip(archive: str) -> _Zip:
+    with contextlib.ExitStack() as files:
+        zipped = files.enter_context(zipfile.ZipFile(files.enter_context(opened(archive))))
+        by_name = {_plain(one.filename): one for one in reversed(zipped.infolist())}
+        return _Zip(zipped, by_name, files.pop_all())
 
 
 def _from_zip(kept: _Zip, wanted: dict[int, Member], max_bytes: int) -> Iterator[tuple[int, bytes | ImageError]]:

@@ -1,12 +1,16 @@
 """Azure Blob storage: adlfs reads and writes, and its client of Azure's lists and writes under conditions."""
 
+import functools
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import adlfs
+from azure.identity.aio import DefaultAzureCredential
 from azure.storage.blob.aio import BlobServiceClient, ExponentialRetry
 from fsspec.asyn import sync
 
+from retailray.errors import Changed, StorageError
+from retailray.storage.addresses import AZURE_ACCOUNT
 from retailray.storage.stores import Listed, ObjectStore, OneVersion
 
 PAGE = 5000
@@ -14,22 +18,41 @@ CONNECT_S, READ_S, TRIES = 5, 30, 3
 T = TypeVar("T")
 
 
+def _client(url: str, credential: Any) -> BlobServiceClient:
+    """One that waits a second before it asks again, as those of the other stores, and not a quarter of a minute: a
+    lease has to be renewed sooner."""
+    policy = ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=TRIES)
+    return BlobServiceClient(url, credential, retry_policy=policy, connection_timeout=CONNECT_S, read_timeout=READ_S)
+
+
 class _FileSystem(adlfs.AzureBlobFileSystem):
-    """adlfs, whose client waits a second before it asks again, as those of the other stores, and not a quarter of a
-    minute: a lease has to be renewed sooner."""
+    """Of the account that the environment names, with its credentials."""
 
     def do_connect(self) -> None:
         super().do_connect()
         first: Any = self.service_client  # type: ignore[has-type]
-        policy = ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=TRIES)
-        self.service_client = BlobServiceClient(first.url, credential=first.credential, retry_policy=policy)
+        self.service_client = _client(first.url, first.credential)
+
+
+class _OtherAccount(adlfs.AzureBlobFileSystem):
+    """Of an account that an address names: keys and permissions of the environment are not for it."""
+
+    def __init__(self, account_name: str, **options: Any) -> None:
+        super().__init__(account_name, credential=DefaultAzureCredential(), **options)
+
+    def do_connect(self) -> None:
+        self.account_url = f"https://{self.account_name}.blob.core.windows.net"
+        self.service_client = _client(self.account_url, self.credential)
 
 
 def azure_store(account: str) -> "AzureStore":
-    """``account``: '' where the environment names none."""
-    named: dict[str, Any] = {"account_name": account} if account else {}
-    named |= {"connection_timeout": CONNECT_S, "read_timeout": READ_S}
-    return AzureStore(_FileSystem(**named, use_listings_cache=False, skip_instance_cache=True), account)
+    """``account``: '' for that of the environment. Raises StorageError: it is the name of none."""
+    options = {"connection_timeout": CONNECT_S, "read_timeout": READ_S, "use_listings_cache": False}
+    if not account:
+        return AzureStore(_FileSystem(**options, skip_instance_cache=True), account)
+    if not AZURE_ACCOUNT.fullmatch(account):
+        raise StorageError(f"az://...@{account}: no storage account of core.windows.net has this name")
+    return AzureStore(_OtherAccount(account, **options, skip_instance_cache=True), account)
 
 
 class AzureStore(ObjectStore):
@@ -59,14 +82,18 @@ class AzureStore(ObjectStore):
 
     def open(self, path: str) -> OneVersion:
         from azure.core import MatchConditions
+        from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
         blob = self._blob(path)
         found = self._run(self._details(blob))
         condition = {"etag": found.etag, "match_condition": MatchConditions.IfNotModified}
 
         async def read(start: int, end: int) -> bytes:
-            answer = await blob.download_blob(offset=start, length=end - start, **condition)
-            return await answer.readall()
+            try:  # as it is stored: what is unpacked on its way has other positions
+                answer = await blob.download_blob(offset=start, length=end - start, decompress=False, **condition)
+                return await answer.readall()
+            except (ResourceModifiedError, ResourceNotFoundError) as error:
+                raise Changed.of(self.address(path)) from error
 
         return OneVersion(found.size, lambda start, end: self._run(read(start, end)))
 
@@ -110,20 +137,28 @@ class AzureStore(ObjectStore):
         return True
 
     def pages(self, folder: str, after: str = "", up_to: str = "") -> Iterator[list[Listed]]:
+        from retailray.storage.client import with_deadline, with_retries
+
         container, _, prefix = folder.partition("/")
         client = self.fs.service_client.get_container_client(container)
-        pages = client.list_blobs(name_starts_with=f"{prefix}/" if prefix else None, results_per_page=PAGE).by_page()
 
-        async def next_page() -> list[Listed] | None:
+        async def page_at(token: str | None) -> tuple[list[Listed], str | None]:
+            found = client.list_blobs(name_starts_with=f"{prefix}/" if prefix else None, results_per_page=PAGE)
+            pages = found.by_page(token)
             try:
-                page = await anext(pages)
+                blobs = [(blob.name, blob.size, blob.etag) async for blob in await anext(pages)]
             except StopAsyncIteration:
-                return None
-            found = [(blob.name, blob.size, blob.etag) async for blob in page]
-            return [
+                return [], None
+            listed = [
                 Listed(self.address(f"{container}/{name}"), f"{size}-{tag.strip(chr(34))}", size)
-                for name, size, tag in found
+                for name, size, tag in blobs
             ]
+            return listed, pages.continuation_token
 
-        while (listed := self._run(next_page())) is not None:
-            yield listed
+        token: str | None = None
+        while True:
+            ask = functools.partial(lambda token: self._run(page_at(token)), token)
+            page, token = with_deadline(self.address(folder), functools.partial(with_retries, ask), deadline_s=None)
+            yield page
+            if not token:
+                return

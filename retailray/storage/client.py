@@ -18,29 +18,6 @@ DEADLINE_S = 15.0  # for one look at a store before work starts; a user waits 20
 ROUNDS, BACK_OFF_S = 4, 0.5  # tries, each with the client's own retries, and the first wait [s]
 # for a store that answers, and asks for time: object stores divide a busy prefix within minutes
 SLOWED_DOWN_S, LONGEST_WAIT_S = 300.0, 20.0
-GOOGLE_KEY = "RETAILRAY_GOOGLE_KEY"  # the content of the file that GOOGLE_APPLICATION_CREDENTIALS names elsewhere
-# what the clients of the stores read; it travels to workers and jobs, encrypted
-WORKER_ENV = (
-    GOOGLE_KEY,
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "STORAGE_EMULATOR_HOST",
-    "GOOGLE_CLOUD_PROJECT",
-    "AZURE_STORAGE_CONNECTION_STRING",
-    "AZURE_STORAGE_ACCOUNT_NAME",
-    "AZURE_STORAGE_ACCOUNT_KEY",
-    "AZURE_STORAGE_SAS_TOKEN",
-    "AZURE_STORAGE_TENANT_ID",
-    "AZURE_STORAGE_CLIENT_ID",
-    "AZURE_STORAGE_CLIENT_SECRET",
-    "AZURE_STORAGE_ANON",
-)
 
 
 def with_deadline(

@@ -6,6 +6,7 @@ import os
 
 from retailray.errors import (
     AccessDenied,
+    Changed,
     ImageError,
     NotAllowed,
     NotFound,
@@ -45,11 +46,11 @@ def storage_error(error: BaseException, address: str) -> StorageError:
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text or status == 404:
         return NotFound(f"{address}: not found (no such file, object or bucket)")
     if _is_changed(error):
-        return StorageError(f"{address}: it was overwritten or removed while it was read; run the command again")
+        return Changed.of(address)
     refused = isinstance(error, PermissionError) or status in (401, 403)
     if refused or any(word in text for word in ("AccessDenied", "Forbidden")) or name == "ClientAuthenticationError":
         return AccessDenied(f"{address}: access denied ({text}); check {credentials}")
-    if "Credential" in name or "credentials" in text.lower():
+    if "Credential" in name or "Unable to locate credentials" in text or "with credentials" in text:
         return AccessDenied(f"{address}: no credentials ({text}); set {credentials}")
     if _is_no_answer(error):
         if scheme not in ADVICE:
@@ -82,11 +83,11 @@ def image_error(error: BaseException, address: str) -> ImageError:
 def _is_changed(error: BaseException) -> bool:
     """Whether another version of an object was asked for than there is. s3fs says it in an error of its own, or fails
     over the answer of a store that gives no reason (radosgw)."""
-    seen: BaseException | None = error
+    seen: BaseException | None = error.__context__ if isinstance(error, TypeError) else error
     while seen:
         if status_of(seen) == 412 or type(seen).__name__ == "FileExpired":
             return True
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__
     return False
 
 

@@ -73,17 +73,16 @@ def local_identity(found: os.stat_result) -> str:
 
 def _remote_identities(members: set[str]) -> dict[str, str | None]:
     """By single questions; :mod:`retailray.data.listing` is for many of one folder."""
-    try:
-        store_of(min(members))
-    except StorageError as error:
-        return dict.fromkeys(members, f"cannot be opened: {error}")  # as reading it will say
     asked = sorted(members)
     with concurrent.futures.ThreadPoolExecutor(QUESTIONS) as pool:
         return dict(zip(asked, pool.map(_ask, asked), strict=True))
 
 
 def _ask(address: str) -> str | None:
-    store, name = store_of(address)
+    try:
+        store, name = store_of(address)
+    except StorageError as error:
+        return f"cannot be opened: {error}"  # as reading it will say
     for form in (name, *other_unicode_forms(name)):  # as reading does
         try:
             return with_deadline(address, functools.partial(store.head, form)).identity

@@ -8,11 +8,37 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from retailray.storage.client import with_deadline
+from retailray.errors import StorageError
 from retailray.storage.failures import storage_error
 from retailray.storage.stores import Listed, store_of
 
 COLLECT_AFTER = 200_000  # new objects
+
+
+class _Collector:
+    """Python's search for cycles, which is rare while somebody lists: a page makes ten thousand objects without cycles,
+    and searching them takes as long as reading the page."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, gc.get_threshold()
+
+    @contextlib.contextmanager
+    def rare(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._before = gc.get_threshold()
+                gc.set_threshold(max(COLLECT_AFTER, self._before[0]), *self._before[1:])
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    gc.set_threshold(*self._before)
+
+
+COLLECTOR = _Collector()
 T = TypeVar("T")
 
 
@@ -24,25 +50,9 @@ def object_pages(folder: str, *, bounds: Sequence[str] = ()) -> Iterator[list[Li
     once, where it can begin at a key. Raises StorageError.
     """
     store, path = store_of(folder)
-    if not store.ranges:
-        pages = store.pages(path)
-        while (page := with_deadline(folder, lambda: next(pages, None))) is not None:
-            yield page
-        return
-    keys = [store_of(bound)[1] for bound in bounds]
-    with _few_collections():
+    keys = [store_of(bound)[1] for bound in bounds] if store.ranges else []
+    with COLLECTOR.rare():
         yield from _in_threads([functools.partial(store.pages, path, *ends) for ends in _ranges(keys)], folder)
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """A page makes ten thousand objects without cycles, and looking for cycles takes as long as reading the page."""
-    before = gc.get_threshold()
-    gc.set_threshold(max(COLLECT_AFTER, before[0]), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _ranges(bounds: Sequence[str]) -> list[tuple[str, str]]:
@@ -76,6 +86,8 @@ def _in_threads(sources: list[Callable[[], Iterator[T]]], folder: str) -> Iterat
         left = len(sources)
         while left:
             item, error = items.get()
+            if isinstance(error, StorageError):
+                raise error
             if error:
                 raise storage_error(error, folder) from error
             left -= item is None

@@ -94,7 +94,8 @@ def write_bytes(address: str, data: bytes, *, deadline_s: float = PATIENCE_S, bu
 def write_file(address: str, source: Path) -> None:
     """Write a file of this machine as :func:`write_bytes` does, without taking all of it into memory."""
     store, path = store_of(address)
-    with_deadline(address, lambda: with_retries(lambda: store.put_file(path, source)))
+    put = functools.partial(store.put_file, path, source)
+    with_deadline(address, put if is_local(address) else functools.partial(with_retries, put))
 
 
 def put_if_absent(address: str, data: bytes) -> bool:

@@ -29,6 +29,29 @@ S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
 }
 _S3FS_RETRIES = 2
+GOOGLE_KEY = "RETAILRAY_GOOGLE_KEY"  # the content of the file that GOOGLE_APPLICATION_CREDENTIALS names elsewhere
+# what the clients of the stores read; it travels to workers and jobs, encrypted
+WORKER_ENV = (
+    GOOGLE_KEY,
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "STORAGE_EMULATOR_HOST",
+    "GOOGLE_CLOUD_PROJECT",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TENANT_ID",
+    "AZURE_STORAGE_CLIENT_ID",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_STORAGE_ANON",
+)
 READ_AHEAD = 4 << 20  # bytes, of files that are read piece by piece from a store
 
 
@@ -67,13 +90,22 @@ class OneVersion(io.RawIOBase):
         start, end = self._at, min(self._at + len(buffer), self._size)
         if end <= start:
             return 0
-        if not self._held_at <= start < end <= self._held_at + len(self._held):
-            ahead = min(max(end, start + READ_AHEAD), self._size)
-            self._held, self._held_at = self._read_range(start, ahead), start
-        data = self._held[start - self._held_at : end - self._held_at]
+        if self._held_at <= start < end <= self._held_at + len(self._held):
+            data = self._held[start - self._held_at : end - self._held_at]
+        elif end - start > READ_AHEAD:  # and not kept: a column of a table can be large
+            data = self._whole(start, end)
+        else:
+            self._held, self._held_at = self._whole(start, min(start + READ_AHEAD, self._size)), start
+            data = self._held[: end - start]
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+    def _whole(self, start: int, end: int) -> bytes:
+        data = self._read_range(start, end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} bytes were read where {end - start} were asked for")
+        return data
 
 
 class ObjectStore:
@@ -142,8 +174,11 @@ class ObjectStore:
     def pages(self, folder: str, after: str = "", up_to: str = "") -> Iterator[list[Listed]]:
         """Every object below a folder, page by page, in any order; ``after``, ``up_to``: paths of a store that has
         :attr:`ranges`, '' for all that there is."""
+        from retailray.storage.client import with_deadline, with_retries
+
         self.fs.invalidate_cache()
-        found = self.fs.find(folder, detail=True)
+        find = functools.partial(with_retries, functools.partial(self.fs.find, folder, detail=True))
+        found = with_deadline(self.address(folder), find)
         yield [Listed(self.address(name), self.identity(one), one.get("size") or 0) for name, one in found.items()]
 
     def delete(self, path: str) -> None:
@@ -161,14 +196,19 @@ class LocalStore(ObjectStore):
         return self.fs.open(path, "rb")
 
     def put(self, path: str, data: bytes) -> None:
-        partial = self._partial(path)
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        self._replace(path, lambda partial: partial.write_bytes(data))
 
     def put_file(self, path: str, source: Path) -> None:
+        self._replace(path, lambda partial: shutil.copyfile(source, partial))
+
+    def _replace(self, path: str, write: Callable[[Path], object]) -> None:
         partial = self._partial(path)
-        shutil.copyfile(source, partial)
-        os.replace(partial, path)
+        try:
+            write(partial)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     def create(self, path: str, data: bytes) -> bool:
         partial = self._partial(path)
@@ -258,6 +298,8 @@ def store_of(address: str) -> tuple[ObjectStore, str]:
             account, path = split_azure(path) if scheme == "az" else ("", path)
             found = tuple(os.environ.get(name) for name in _CONNECTION[scheme])
             return _cloud_store(scheme, account, found, os.getpid()), path
+        if scheme in ("http", "https"):
+            return ObjectStore(fsspec.filesystem(scheme), scheme), address
         # `::` in an address would be a chain of filesystems to fsspec
         if "::" in address:
             raise StorageError(f"{address[:200]}: `::` is not read in addresses of {scheme}://")
@@ -270,7 +312,7 @@ def store_of(address: str) -> tuple[ObjectStore, str]:
         way = f"pip install 'retailray[{extra}]'" if extra else "install the package that it names"
         raise StorageError(f"{address}: {scheme}:// needs a package that is not installed ({error}); {way}") from error
     except Exception as error:  # filesystems that connect when they are made raise whatever their client does
-        if "credentials" in str(error).lower():
+        if "with credentials" in str(error):  # adlfs: neither a connection string nor the name of an account
             raise storage_error(error, address) from error
         raise StorageError(f"{address}: cannot be opened ({type(error).__name__}: {error})") from error
 
@@ -307,8 +349,12 @@ def _azure(account: str) -> ObjectStore:
 
 
 _CLOUDS = {"s3": _s3, "gs": _google, "az": _azure}
+# another store is made where one of them changes, so that what was mended in a notebook is mended
 _CONNECTION = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"),
-    "gs": ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "RETAILRAY_GOOGLE_KEY"),
-    "az": ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_SAS_TOKEN"),
+    scheme: tuple(name for name in (*WORKER_ENV, *more) if name.startswith(prefixes))
+    for scheme, prefixes, more in (
+        ("s3", ("AWS_",), ("AWS_PROFILE",)),
+        ("gs", ("GOOGLE", "STORAGE_EMULATOR", GOOGLE_KEY), ("GOOGLE_APPLICATION_CREDENTIALS",)),
+        ("az", ("AZURE_",), ()),
+    )
 }

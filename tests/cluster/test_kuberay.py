@@ -97,3 +97,16 @@ def test_a_night_asks_for_machines_too(capfd, tmp_path):
     assert (settings["cluster"]["request_cpus"], settings["cluster"]["request_gpus"]) == (8, 1)
     assert (settings["out"], settings["model"]["uri"]) == ("s3://shop/night", "s3://shop/m")
     assert objects["RayJob"]["spec"]["entrypoint"] == "python -m retailray nightly --config /etc/retailray/job.yaml"
+
+
+def test_the_account_goes_along_where_a_role_gives_the_rest(rendered, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "shopaccount")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "planted-secret")
+    objects = rendered(**{"kuberay.service_account": "scorer"})
+    named = {"name": "AZURE_STORAGE_ACCOUNT_NAME", "value": "shopaccount"}
+    groups = objects["RayCluster"]["spec"]["workerGroupSpecs"]
+    pods = [group["template"] for group in groups] + [objects["RayCluster"]["spec"]["headGroupSpec"]["template"]]
+    pods.append(objects["CronJob"]["spec"]["jobTemplate"]["spec"]["template"])
+    for pod in pods:
+        assert named in pod["spec"]["containers"][0]["env"]
+        assert pod["metadata"]["labels"] == {"azure.workload.identity/use": "true"}

@@ -32,7 +32,7 @@ def place(request, small_catalog, tmp_path_factory):
         folder = tmp_path_factory.mktemp("place")
         shutil.copytree(small_catalog[0], folder / "shop")
         return str(folder / "shop"), [str(folder / "shop")]
-    request.getfixturevalue("s3_endpoint" if kind == "s3" else "emulators")
+    request.getfixturevalue({"s3": "s3_endpoint", "gs": "google", "az": "azure"}[kind])
     name = f"shop{abs(hash(request.node.nodeid)) % 10**9}"
     store_of(f"{kind}://{name}")[0].fs.mkdir(name)
     for path in small_catalog[0].rglob("*"):

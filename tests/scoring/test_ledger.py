@@ -9,7 +9,7 @@ from retailray.config import CatalogSection
 from retailray.data.corrections import SCHEMA as CORRECTIONS
 from retailray.models.meta import Thresholds
 from retailray.scoring.drift import OutlierModel
-from retailray.scoring.formats import LEDGER_SCHEMA
+from retailray.scoring.formats import LEDGER_SCHEMA, RESPELLED
 from retailray.scoring.image_identities import add_identities, folders_of
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, Reuse
 from retailray.scoring.review import make_queue
@@ -63,6 +63,20 @@ def test_without_a_past_every_image_is_to_score_once_in_the_catalogs_order(shop)
     plan = ledger.plan()
     assert (plan.rows, plan.to_score, plan.reused, plan.images, plan.num_bytes) == (3, 3, 0, 3, 3)
     assert todo(ledger) == ["c", "a", "b"]
+
+
+def test_two_spellings_that_are_one_now_are_one_image(shop):
+    """Kind of fault: a row is published twice, since 0.2.0 had an image under gcs:// and under gs://."""
+    make, folder = shop
+    ledger = make("a.jpg,1", "b.jpg,2")
+    [old] = rows(folder, ledger, ("a", {"identity": "old", "scored_at": "2026-01"} | MUG))
+    [new] = rows(folder, ledger, ("a", {"identity": "older", "scored_at": "2025-12"} | MUG))
+    pieces = [piece.replace_schema_metadata({RESPELLED: b"yes"}) for piece in (old, new)]
+    ledger.add_known(pieces, origin=PUBLISHED, usable=True)
+    assert ledger.plan().to_score == 2
+    assert todo(ledger) == ["a", "b"]
+    assert ledger.one("select identity from known") == "old", "the newest is kept"
+    assert ledger.one("select count(*) from todo") == 2
 
 
 def test_only_what_is_known_of_this_content_and_model_is_carried_over(shop):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retailray.errors import StorageError
+from retailray.scoring.formats import RESPELLED
 from retailray.scoring.previous_run import last_published, read_parts
 
 
@@ -65,4 +66,5 @@ def test_addresses_of_earlier_ledgers_are_read_in_their_one_spelling(tmp_path, m
     [found] = read_parts(str(tmp_path))
     assert found.column("uri").to_pylist() == list(written.values())
     assert found.column("identity").equals(table.column("identity"))
-    assert found.schema == table.schema
+    assert found.schema.equals(table.schema)
+    assert RESPELLED in found.schema.metadata

@@ -3,6 +3,7 @@
 import os
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import s3fs
@@ -152,3 +153,16 @@ def test_a_zip_archive_that_is_written_anew_is_read_anew(tmp_path, monkeypatch):
     (tmp_path / "shop.zip").write_bytes(b"PK\x03\x04 and no more")
     [failed] = storage.fetch_many(names[:1])
     assert (failed.code, "damaged" in str(failed)) == ("fetch_failed", True)
+
+
+def test_threads_read_many_zip_archives_at_once(tmp_path):
+    """Kind of fault: an archive is closed by one thread while another reads it."""
+    names = []
+    for archive in range(8):
+        with archives.zipfile.ZipFile(tmp_path / f"{archive}.zip", "w") as zipped:
+            for number in range(50):
+                zipped.writestr(f"{number}.jpg", f"{archive} {number}")
+                names.append(f"{tmp_path}/{archive}.zip!/{number}.jpg")
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda turn: storage.fetch_many(names[turn:] + names[:turn]), range(0, 400, 25)):
+            assert not [one for one in found if isinstance(one, ImageError)]

@@ -168,7 +168,7 @@ with acquire_lease(sys.argv[1]) as lease:
 @pytest.mark.parametrize("kind", [pytest.param("s3", marks=pytest.mark.s3), "gs"])
 def test_a_store_that_ignores_conditions_is_found_out(kind, request):
     """Kind of fault: two runs both believe that they hold the same place."""
-    request.getfixturevalue("s3_endpoint" if kind == "s3" else "emulators")
+    request.getfixturevalue("s3_endpoint" if kind == "s3" else "google")
     variable = "AWS_ENDPOINT_URL_S3" if kind == "s3" else "STORAGE_EMULATOR_HOST"
     store_of(f"{kind}://careless")[0].fs.mkdir("careless")
 
