@@ -49,7 +49,7 @@ from retailray.storage.objects import (
     write_bytes,
     write_file,
 )
-from retailray.storage.stores import GOOGLE_KEY, WORKER_ENV
+from retailray.storage.opening import GOOGLE_KEY, WORKER_ENV
 
 __all__ = [
     "DEADLINE_S",

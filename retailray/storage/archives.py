@@ -15,7 +15,7 @@ from retailray.errors import ImageError, NotFound, StorageError
 from retailray.storage.addresses import Member, is_local
 from retailray.storage.failures import image_error, storage_error
 from retailray.storage.objects import open_binary
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 KEPT_ZIPS = 2  # of a thread
 KEPT_INDEXES = 4  # of this process: consecutive rows lie in one archive

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from retailray.errors import StorageError
 from retailray.storage.addresses import is_local
 from retailray.storage.failures import asks_for_time, is_transient, storage_error
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from retailray.storage.client import ROUNDS, back_off, with_deadline
 from retailray.storage.embedded import fetch_embedded
 from retailray.storage.failures import image_error, is_transient, status_of
 from retailray.storage.identity import identities
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 Found = bytes | ImageError
 NO_MORE_THAN_64_MB = Access()

@@ -17,7 +17,8 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from retailray.errors import Changed
-from retailray.storage.stores import GOOGLE_KEY, Listed, ObjectStore, OneVersion
+from retailray.storage.opening import GOOGLE_KEY
+from retailray.storage.stores import Listed, ObjectStore, OneVersion
 
 PAGE = 1000
 SCOPE = "https://www.googleapis.com/auth/devstorage.full_control"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from retailray.errors import NotFound, StorageError
 from retailray.storage.addresses import canonical, is_local, other_unicode_forms, parse_embedded, parse_member
 from retailray.storage.client import with_deadline
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 QUESTIONS = 16  # asked at a time
 

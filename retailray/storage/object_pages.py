@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from retailray.errors import StorageError
 from retailray.storage.failures import storage_error
-from retailray.storage.stores import Listed, store_of
+from retailray.storage.opening import store_of
+from retailray.storage.stores import Listed
 
 COLLECT_AFTER = 200_000  # new objects
 

@@ -10,7 +10,7 @@ from typing import Any
 from retailray.errors import NotFound
 from retailray.storage.addresses import is_local, parse_member
 from retailray.storage.client import DEADLINE_S, PATIENCE_S, SLOWED_DOWN_S, with_deadline, with_retries
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 
 def exists(address: str) -> bool:

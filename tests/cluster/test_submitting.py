@@ -23,7 +23,7 @@ from retailray.cluster.request import parse
 from retailray.config import arguments
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import credentials
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 
 SCORE = ["--catalog.uri=s3://shop/c.csv", "--model.uri=s3://shop/m", "--out=s3://shop/o"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from retailray import storage
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 from tests.commands.helpers import events, words_of
 
 pytestmark = pytest.mark.slow

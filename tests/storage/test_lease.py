@@ -13,7 +13,7 @@ from retailray import storage
 from retailray.errors import RetailrayError
 from retailray.storage import lease
 from retailray.storage.lease import acquire_lease
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 from tests.conftest import start_proxy
 
 HOLD = """

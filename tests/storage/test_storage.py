@@ -12,7 +12,7 @@ from retailray import storage
 from retailray.errors import ImageError, StorageError
 from retailray.storage.access import is_public
 from retailray.storage.failures import asks_for_time, is_transient
-from retailray.storage.stores import store_of
+from retailray.storage.opening import store_of
 from tests.conftest import start_proxy
 
 

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from retailray import storage
 from retailray.errors import AccessDenied, NotFound, StorageError
-from retailray.storage import stores
-from retailray.storage.stores import store_of
+from retailray.storage import opening
+from retailray.storage.opening import store_of
 from tests.conftest import S3_ENV, free_port, start_proxy
 from tests.emulators import AZURE_ACCOUNT, AZURE_KEY
 
@@ -252,7 +252,7 @@ def test_credentials_that_are_not_there_say_what_to_set(monkeypatch):
 def test_a_package_that_is_missing_names_the_extra(scheme, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"retailray.storage.{'google' if scheme == 'gs' else 'azure'}", raising=False)
-    stores._cloud_store.cache_clear()
+    opening._cloud_store.cache_clear()
     with pytest.raises(StorageError, match=rf"pip install 'retailray\[{extra}\]'"):
         storage.read_bytes(f"{scheme}://another-{extra}/a")
 
