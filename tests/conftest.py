@@ -42,8 +42,6 @@ def pytest_collection_modifyitems(items):
             item.fixturenames.insert(0, "s3_endpoint")
         if "ray_session_cpus" in item.fixturenames:
             item.add_marker("ray")
-        # a file is one process's, since its fixtures are; the cluster of several nodes is one for all files that use it
-        item.add_marker(pytest.mark.xdist_group("nodes" if "nodes" in item.fixturenames else item.path.name))
 
 
 _ports: set[int] = set()

@@ -71,11 +71,8 @@ def _agreed(precision: str, address: str | None, make: Callable[[str], "Predicto
     return predictor
 
 
-def _finite(logits: np.ndarray, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Exception:
-    """What a model gives for one image, or an error where a number of it is NaN or infinite."""
-    if np.isfinite(logits).all() and np.isfinite(embedding).all():
-        return logits, embedding
-    return ArithmeticError("the model's output is not finite (NaN or infinite)")
+# numbers of images, their logits (B, num_labels) and embeddings (B, retailray.models.embedding.SIZE)
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class PredictBatch:
@@ -103,50 +100,68 @@ class PredictBatch:
         started = time.monotonic()
         codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
         usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
-        predictions: list[dict[str, object] | None] = [None] * table.num_rows
         images = pixels_to_numpy(table.column(PIXELS), self.size)
-        good: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for index, outcome in zip(usable, self._predict(images[usable]), strict=True):
-            if isinstance(outcome, Exception):
-                codes[index], messages[index] = "predict_failed", f"{type(outcome).__name__}: {outcome}"[:500]
-            else:
-                good[index] = outcome
-        if good:
-            logits = np.stack([row for row, _ in good.values()])
-            probabilities = self.predictor.probabilities(logits)
-            plain = self.predictor.probabilities(logits, calibrated=False)
-            for (index, (_, embedding)), row, plain_row in zip(good.items(), probabilities, plain, strict=True):
-                predictions[index] = self._row(row, plain_row) | {EMBEDDING: embedding, SCORED_AT.name: None}
+        parts, failures = self._predict(images[usable])
+        for at, error in failures.items():
+            codes[usable[at]], messages[usable[at]] = "predict_failed", f"{type(error).__name__}: {error}"[:500]
+        where = np.full(table.num_rows, -1, dtype=np.int64)  # in what was found; nothing of rows that failed
+        if parts:
+            numbers, logits, embeddings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            where[usable[numbers]] = np.arange(len(numbers))
+            found = self._columns(logits, embeddings)
+        else:
+            found = pa.schema(self.fields).empty_table()
+        rows = found.take(pa.array(where, mask=where < 0))
         table = with_errors(table.drop_columns([PIXELS]), codes, messages)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for field in self.fields:
-            values = [row[field.name] if row else None for row in predictions]
-            if field.name == SCORED_AT.name:  # of rows that failed too
-                values = [now] * table.num_rows
-            table = table.append_column(field, pa.array(values, field.type))
+            scored_at = field.name == SCORED_AT.name  # of rows that failed too
+            values = pa.array([now] * table.num_rows) if scored_at else rows.column(field.name)
+            table = table.append_column(field, values.cast(field.type))
         self.reporter.step(table.num_rows)
         self.reporter.spend({PREDICT: time.monotonic() - started})
         return table
 
-    def _predict(self, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | Exception]:
-        """Return logits and embedding per image. A batch that fails is bisected to find the bad image."""
+    def _predict(self, images: np.ndarray, first: int = 0) -> tuple[list[Part], dict[int, Exception]]:
+        """What the model gives, in parts, and by number why an image has nothing.
+
+        A batch that fails is bisected to find the bad image. ``first``: the number of the first image.
+        """
         if len(images) == 0:
-            return []
+            return [], {}
         try:
-            return [_finite(*outputs) for outputs in zip(*self.predictor.outputs(images), strict=True)]
+            logits, embeddings = self.predictor.outputs(images)
         except Exception as error:  # whatever the model raises is this image's error row
             if len(images) == 1:
-                return [error]
+                return [], {first: error}
             middle = len(images) // 2
-            return self._predict(images[:middle]) + self._predict(images[middle:])
+            left, right = self._predict(images[:middle], first), self._predict(images[middle:], first + middle)
+            return left[0] + right[0], left[1] | right[1]
+        finite = np.isfinite(logits).all(1) & np.isfinite(embeddings).all(1)
+        numbers = np.flatnonzero(finite)
+        why = ArithmeticError("the model's output is not finite (NaN or infinite)")
+        failures: dict[int, Exception] = dict.fromkeys((first + np.flatnonzero(~finite)).tolist(), why)
+        return ([(first + numbers, logits[numbers], embeddings[numbers])] if len(numbers) else []), failures
 
-    def _row(self, probabilities: np.ndarray, uncalibrated: np.ndarray) -> dict[str, object]:
-        top = np.argsort(-probabilities, kind="stable")[: self.top_k]
-        score = float(probabilities[top[0]])
-        return {
-            "pred_label": self.labels[top[0]],
-            "pred_score": score,
-            "topk_labels": self.labels[top].tolist(),
-            "topk_scores": probabilities[top].tolist(),
-            UNCALIBRATED.name: float(uncalibrated[top[0]]),
+    def _columns(self, logits: np.ndarray, embeddings: np.ndarray) -> pa.Table:
+        """A row for each image that could be predicted."""
+        probabilities = self.predictor.probabilities(logits)
+        top = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
+        scores = np.take_along_axis(probabilities, top, axis=1)
+        plain = np.take_along_axis(self.predictor.probabilities(logits, calibrated=False), top[:, :1], axis=1)
+        names = pa.array(self.labels, pa.string())
+        columns = {
+            "pred_label": names.take(pa.array(top[:, 0])),
+            "pred_score": pa.array(scores[:, 0]),
+            "topk_labels": _lists(names.take(pa.array(top.ravel())), self.top_k),
+            "topk_scores": _lists(pa.array(scores.ravel()), self.top_k),
+            UNCALIBRATED.name: pa.array(plain[:, 0]),
+            EMBEDDING: _lists(pa.array(embeddings.ravel()), embeddings.shape[1]),
         }
+        return pa.table(columns)
+
+
+def _lists(values: pa.Array, width: int) -> pa.Array:
+    """A list of ``width`` values a row."""
+    offsets = pa.array(np.arange(0, len(values) + 1, width, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, values)
