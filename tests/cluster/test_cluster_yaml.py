@@ -66,8 +66,9 @@ def test_clouds_have_the_same_kinds_of_machines(config):
     ]
     assert facts[0] == facts[1]
     same = ("cluster_name", "max_workers", "upscaling_speed", "idle_timeout_minutes", "docker", "head_node_type",
-            "file_mounts", "rsync_exclude", "head_start_ray_commands", "worker_start_ray_commands")  # fmt: skip
+            "rsync_exclude", "head_start_ray_commands", "worker_start_ray_commands")  # fmt: skip
     assert {name: config[name] for name in same} == {name: aws[name] for name in same}
+    assert aws["file_mounts"].items() <= config["file_mounts"].items()
 
 
 def test_nodes_of_aws_are_what_ec2_takes():
