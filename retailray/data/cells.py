@@ -8,6 +8,7 @@ from typing import Any
 
 from retailray.data.image_files import SUFFIXES
 
+_SEVERAL = re.compile(r"[\[({|;,]")  # without one of these a text is one address
 SEPARATORS = ("|", ";", ",")  # between addresses, where catalog.image_separator names none
 MAX_PICTURES = 1_000  # of one record
 _URL_KEYS = ("url", "src", "link", "href", "path", "file_name", "image", "large", "hi_res")  # of an object in a list
@@ -64,6 +65,8 @@ def addresses_in(value: Any, separator: str | None) -> list[str]:
 
 
 def _addresses(value: Any, separator: str | None) -> list[str]:
+    if not separator and isinstance(value, str) and not _SEVERAL.search(value):
+        return [value] if value.strip() else []
     if value is None or value != value:  # NaN
         return []
     if isinstance(value, list | tuple):
