@@ -1,8 +1,8 @@
 """fault_proxy.py PORT UPSTREAM [MODE]: in front of a store's server, what stores do on a bad night.
 
 random: 5 % SlowDown, 2 % resets, 1 % bodies cut in half, 20 ms on every request. slow-writes:SECONDS: every PUT below a
-prefix (a folder) is refused with SlowDown until so many seconds after the first one. no-conditions: those of writes
-(If-None-Match, If-Match, Google's ifGenerationMatch) are ignored. GET /__faults tells how often.
+prefix (a folder) is refused with SlowDown until so many seconds after the first one. no-conditions: the conditions of
+conditional writes (If-None-Match, If-Match, Google's ifGenerationMatch) are ignored. GET /__faults tells how often.
 """
 
 import asyncio

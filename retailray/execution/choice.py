@@ -68,7 +68,7 @@ def executor_for_reading(on_ray: Executor, section: ClusterSection, *, num_image
 
 
 def why_many(num_images: int) -> str | None:
-    """Why so many images are worth starting Ray; None where they are not."""
+    """The reason to start Ray for this number of images; None if there is none."""
     import joblib
 
     cpus = joblib.cpu_count()

@@ -26,8 +26,6 @@ from retailray.storage.archives import first_names, read_index, read_members
 from retailray.storage.client import (
     DEADLINE_S,
     check_readable,
-    with_deadline,
-    with_retries,
 )
 from retailray.storage.fetching import fetch_groups, fetch_in_turn, fetch_many
 from retailray.storage.identity import identities, local_identity
@@ -99,8 +97,6 @@ __all__ = [
     "read_members",
     "remove_file",
     "remove_folder",
-    "with_deadline",
-    "with_retries",
     "write_bytes",
     "write_file",
 ]

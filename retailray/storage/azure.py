@@ -59,7 +59,7 @@ class AzureStore(ObjectStore):
     """``az://``. Credentials come from ``AZURE_STORAGE_*``, or from the machine's identity."""
 
     def __init__(self, fs: Any, account: str) -> None:
-        super().__init__(fs, "az")
+        super().__init__(fs)
         self.account = account
 
     def address(self, path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from retailray.errors import StorageError
 from retailray.storage.addresses import is_local
-from retailray.storage.failures import asks_for_time, is_transient, storage_error
+from retailray.storage.failures import asks_for_time, is_transient, raise_storage_error, storage_error
 from retailray.storage.opening import store_of
 
 T = TypeVar("T")
@@ -44,10 +44,8 @@ def _once(address: str, action: Callable[[], T], deadline_s: float | None) -> T:
     if deadline_s is None or (deadline_s >= PATIENCE_S and is_local(address)):
         try:
             return action()
-        except StorageError:
-            raise
         except Exception as error:
-            raise storage_error(error, address) from error
+            raise_storage_error(error, address)
     done: dict[str, Any] = {}
 
     def work() -> None:
@@ -62,10 +60,8 @@ def _once(address: str, action: Callable[[], T], deadline_s: float | None) -> T:
     thread.join(deadline_s)
     if thread.is_alive():
         raise storage_error(TimeoutError(f"no answer within {deadline_s:.0f} s"), address)
-    if isinstance(done.get("error"), StorageError):
-        raise done["error"]
     if "error" in done:
-        raise storage_error(done["error"], address) from done["error"]
+        raise_storage_error(done["error"], address)
     return done["value"]
 
 

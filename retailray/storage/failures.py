@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from typing import NoReturn
 
 from retailray.errors import (
     AccessDenied,
@@ -60,6 +61,14 @@ def storage_error(error: BaseException, address: str) -> StorageError:
         return TimedOut(f"{address}: no answer from {shown} ({name}: {text}); check {endpoint} and the network")
     kind = Throttled if asks_for_time(error) else Unavailable if is_transient(error) else StorageError
     return kind(f"{address}: {name}: {text}")
+
+
+def raise_storage_error(error: BaseException, address: str) -> NoReturn:
+    """Raise what :func:`storage_error` makes of an error; one of ours as it is, or it would be its own cause."""
+    found = storage_error(error, address)
+    if found is error:
+        raise found
+    raise found from error
 
 
 _CODES = {
@@ -126,7 +135,7 @@ def status_of(error: BaseException) -> int | None:
 
 def is_transient(error: BaseException) -> bool:
     """True for what may be over in a moment: time-outs, resets, truncated bodies, 5xx, SlowDown."""
-    if isinstance(error, (*_LASTING, StorageError)):  # whoever raised a StorageError has been patient
+    if isinstance(error, (*_LASTING, StorageError)):  # a StorageError was raised after its own retries
         return False
     status = status_of(error)
     return status is None or status >= 500 or status in (408, 429)

@@ -41,7 +41,7 @@ def _file_system() -> _FileSystem:
 
 
 def google_store() -> "GoogleStore":
-    return GoogleStore(_file_system(), "gs")
+    return GoogleStore(_file_system())
 
 
 class GoogleStore(ObjectStore):

@@ -32,16 +32,16 @@ def identities(addresses: Sequence[str]) -> list[str | None]:
             for address in addresses
         ]
     found: dict[str, str | None] = {}
-    remote: dict[str, set[str]] = {}
+    remote = set()
     for address in set(addresses):
         if not address:
             found[address] = ""
         elif is_local(address):
             found[address] = _local_identity(canonical(address))
         else:
-            remote.setdefault(address.split("://")[0], set()).add(address)
-    for members in remote.values():
-        found |= _remote_identities(members)
+            remote.add(address)
+    if remote:
+        found |= _remote_identities(remote)
     return [found[address] for address in addresses]
 
 

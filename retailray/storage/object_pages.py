@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from retailray.errors import StorageError
-from retailray.storage.failures import storage_error
+from retailray.storage.failures import raise_storage_error
 from retailray.storage.opening import store_of
 from retailray.storage.stores import Listed
 
@@ -87,10 +86,8 @@ def _in_threads(sources: list[Callable[[], Iterator[T]]], folder: str) -> Iterat
         left = len(sources)
         while left:
             item, error = items.get()
-            if isinstance(error, StorageError):
-                raise error
             if error:
-                raise storage_error(error, folder) from error
+                raise_storage_error(error, folder)
             left -= item is None
             if item is not None:
                 yield item

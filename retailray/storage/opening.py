@@ -63,12 +63,12 @@ def store_of(address: str, *, of_thread: bool = False) -> tuple[ObjectStore, str
             owner = threading.get_ident() if of_thread and scheme == "s3" else 0
             return _cloud_store(scheme, account, found, (os.getpid(), owner)), path
         if scheme in ("http", "https"):
-            return ObjectStore(fsspec.filesystem(scheme), scheme), address
+            return ObjectStore(fsspec.filesystem(scheme)), address
         # `::` in an address would be a chain of filesystems to fsspec
         if "::" in address:
             raise StorageError(f"{address[:200]}: `::` is not read in addresses of {scheme}://")
         fs, path = fsspec.core.url_to_fs(address)
-        return ObjectStore(fs, scheme), path
+        return ObjectStore(fs), path
     except StorageError:
         raise
     except ImportError as error:
@@ -83,7 +83,7 @@ def store_of(address: str, *, of_thread: bool = False) -> tuple[ObjectStore, str
 
 @functools.cache
 def _local_store() -> LocalStore:
-    return LocalStore(fsspec.filesystem("file"), "file")
+    return LocalStore(fsspec.filesystem("file"))
 
 
 @functools.lru_cache(32)

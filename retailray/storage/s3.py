@@ -27,7 +27,7 @@ _S3FS_RETRIES = 2
 def s3_store() -> "S3Store":
     fs = s3fs.S3FileSystem(skip_instance_cache=True, **S3_OPTIONS)
     fs.retries = _S3FS_RETRIES
-    return S3Store(fs, "s3")
+    return S3Store(fs)
 
 
 class S3Store(ObjectStore):

@@ -79,8 +79,8 @@ class ObjectStore:
 
     ranges = False  # whether a listing can begin at a key, so that several are asked for at once
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, scheme: str) -> None:
-        self.fs, self.scheme = fs, scheme
+    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
+        self.fs = fs
 
     def address(self, path: str) -> str:
         """The canonical address of a path."""

@@ -354,7 +354,7 @@ def test_no_pickle_of_a_store_has_a_key(monkeypatch):
 
 
 def test_what_is_stored_packed_is_read_as_it_is_stored(google):
-    """Kind of fault: a client unpacks what it reads, and where it ends is told by the packed bytes."""
+    """Kind of fault: an object is decompressed, and the reader stops at its compressed size, so rows are lost."""
     from retailray.storage.google import google_store
 
     google_store().fs.mkdir("packed")
