@@ -14,7 +14,7 @@ TUNABLE = (
     "transform.random_erasing_prob",
     *(f"train.{name}" for name in ("batch_size", "optimizer", "momentum", "head_lr", "backbone_lr", "layer_decay")),
     *(f"train.{name}" for name in ("warmup_ratio", "weight_decay", "label_smoothing", "mixup", "ema_decay")),
-    *(f"train.{name}" for name in ("class_weights", "patience")),
+    *(f"train.{name}" for name in ("class_weights", "patience", "clip_grad_norm")),
 )
 
 PASSES = (

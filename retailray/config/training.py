@@ -84,6 +84,14 @@ class TrainSection(Section):
         ),
     )
     batch_size: int = Field(64, ge=1, description="Images per optimizer step, over all workers together.")
+    device_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Images per forward and backward pass of a worker, where its share of train.batch_size does not fit in "
+            "memory: gradients of several passes add up to one step. BatchNorm sees each pass alone; default: one pass."
+        ),
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer: adamw, or sgd with Nesterov momentum.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     head_lr: float | None = Field(
@@ -106,7 +114,16 @@ class TrainSection(Section):
         lt=1,
         description="Share of the steps of a phase with rising learning rate, before the cosine decay [fraction].",
     )
-    weight_decay: float = Field(1e-2, ge=0, description="Weight decay; not applied to biases and normalization layers.")
+    weight_decay: float = Field(
+        1e-2,
+        ge=0,
+        description="Weight decay of kernels and matrices; none for biases, normalization layers, embeddings, scales.",
+    )
+    clip_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Scale all gradients of a step together down to this norm where theirs is larger; default: off.",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy loss.")
     mixup: float = Field(0.0, ge=0, description="Alpha of mixup, applied to the input of the trained blocks; 0: off.")
     cutmix: float = Field(

@@ -142,8 +142,13 @@ def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str
             arch, weights = section.model.arch, section.model.resolved_weights
             built = pretrained_model(arch, weights, len(labels), seed=0, image_size=size)
             phases = resolve(section, to_blocks(built.network))
-            batch_size = section.train.batch_size
-            check_batch_size(phases, batch_size=batch_size, num_workers=1, num_rows=len(splits["train"]))
+            check_batch_size(
+                phases,
+                batch_size=section.train.batch_size,
+                num_workers=1,
+                num_rows=len(splits["train"]),
+                device_batch_size=section.train.device_batch_size,
+            )
         except RetailrayError as error:
             problems.append(f"study.models: {model.name}: {error}")
             continue

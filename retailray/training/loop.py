@@ -24,7 +24,7 @@ from retailray.training.best_epoch import Epoch, TrainMeasures, best_epoch, epoc
 from retailray.training.mixing import Mixing
 from retailray.training.network import Batches, Network, TimedIterator
 from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
-from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase
+from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase, num_passes
 from retailray.training.validation import Validator, validate
 
 
@@ -218,7 +218,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _norms_of_few(self, num_rows: int) -> Iterator[None]:
         """Let BatchNorm keep its running statistics in a step of too few rows, where rows of a stream have failed."""
-        few = num_rows < MIN_BATCHNORM_ROWS
+        few = num_rows // num_passes(num_rows, self.train.device_batch_size) < MIN_BATCHNORM_ROWS
         for norm in self.norms if few else []:
             norm.eval()
         yield
@@ -232,25 +232,66 @@ class TrainingLoop:
         if mixing == "cutmix":
             values, soft = self.mixing.images(values, target)
         with torch.no_grad(), autocast(self.device, self.network.precision):
-            inputs = self.frozen(self.network.enter_blocks(values, self.num_cached_blocks))
+            frozen = [
+                self.frozen(self.network.enter_blocks(some, self.num_cached_blocks)) for some in self._passes(values)
+            ]
+        inputs = torch.cat(frozen) if len(frozen) > 1 else frozen[0]  # without a copy
         if mixing == "mixup":
             inputs, soft = self.mixing.features(inputs, target)
-        with autocast(self.device, self.network.precision):
-            logits = self.stepped(inputs).float()
-        losses = nn.functional.cross_entropy(logits, soft, reduction="none", label_smoothing=self.train.label_smoothing)
         share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
-        # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
-        total = self.world.sum(share.sum()).clamp(min=1e-12)
-        loss = (losses * share).sum() * self.world.size / total
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.get_total_norm([one.grad for one in self.suffix.parameters() if one.grad is not None])
+        logits, losses = self._add_gradients(inputs, soft, share)
+        norm = self._clip_gradients()
         self.optimizer.step()
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.suffix)
         correct = (logits.argmax(1) == target) * weight
         return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum(), norm]).detach().double()
+
+    def _passes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A worker's part of a batch in as few even pieces as ``train.device_batch_size`` allows."""
+        return values.tensor_split(num_passes(len(values), self.train.device_batch_size))
+
+    def _add_gradients(
+        self, inputs: torch.Tensor, soft: torch.Tensor, share: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward, pass by pass; what enters the trained blocks to logits ``(B, C)`` and losses ``(B,)``.
+
+        The gradients of all passes add up to those of the mean loss over the global batch.
+        """
+        # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
+        scale = self.world.size / self.world.sum(share.sum()).clamp(min=1e-12)
+        passes = list(zip(self._passes(inputs), self._passes(soft), self._passes(share), strict=True))
+        found = []
+        for number, (some, wanted, weights) in enumerate(passes, 1):
+            with self._reduced(in_this_pass=number == len(passes)):
+                with autocast(self.device, self.network.precision):
+                    logits = self.stepped(some).float()
+                losses = nn.functional.cross_entropy(
+                    logits, wanted, reduction="none", label_smoothing=self.train.label_smoothing
+                )
+                ((losses * weights).sum() * scale).backward()
+            found.append((logits.detach(), losses.detach()))
+        logits, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logits, losses
+
+    def _reduced(self, *, in_this_pass: bool) -> contextlib.AbstractContextManager[None]:
+        """Workers add their gradients up once a step, in the last pass of each."""
+        if in_this_pass or not isinstance(self.stepped, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.stepped.no_sync()
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """The norm of all gradients, float scalar, before they are scaled down to ``train.clip_grad_norm``.
+
+        All workers have the same gradients here, so that they scale them alike.
+        """
+        parameters = [one for one in self.suffix.parameters() if one.grad is not None]
+        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        if self.train.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.train.clip_grad_norm, norm)
+        return norm
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

@@ -20,7 +20,9 @@ def make_optimizer(chain: BlockSequence, phase: ResolvedPhase, train: TrainSecti
     """AdamW, or SGD with Nesterov momentum, fused, over what the phase trains.
 
     Rates: the head's own; the backbone's in the last block and ``layer_decay`` of it from block to block downwards
-    (ULMFiT's discriminative rates, arXiv 1801.06146). Biases and normalisation layers are not decayed.
+    (ULMFiT's discriminative rates, arXiv 1801.06146). Decayed are the kernels and matrices of layers, and nothing else:
+    no biases, normalisation layers, class tokens, position embeddings, tables of position biases and scales, as in the
+    recipes of ViT, Swin (also its second version) and ConvNeXt.
     """
     groups = list(_groups(chain, phase, train))
     if train.optimizer == "sgd":
@@ -33,11 +35,19 @@ def _groups(chain: BlockSequence, phase: ResolvedPhase, train: TrainSection) -> 
     parts = [(phase.head_lr, chain.head)]
     parts += [(phase.backbone_lr * train.layer_decay**below, block) for below, block in enumerate(reversed(trained))]
     for rate, module in parts:
-        decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-        spared = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for name, parameter in module.named_parameters():
+            (decayed if _is_decayed(name, parameter) else spared).append(parameter)
         for parameters, decay in ((decayed, train.weight_decay), (spared, 0.0)):
             if parameters:
                 yield {"params": parameters, "lr": rate, "weight_decay": decay}
+
+
+def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    # a layer calls its matrix `weight`, attention its three together `in_proj_weight`; what makes Swin v2's table of
+    # position biases is a network of its own, and spared as the table is
+    return parameter.ndim > 1 and name.endswith("weight") and "cpb_mlp" not in name
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> LRScheduler:

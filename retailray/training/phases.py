@@ -38,8 +38,20 @@ def min_rows(phases: Sequence[ResolvedPhase]) -> int:
     return MIN_BATCHNORM_ROWS if any(phase.trains_batch_norm for phase in phases) else 1
 
 
-def check_batch_size(phases: Sequence[ResolvedPhase], *, batch_size: int, num_workers: int, num_rows: int) -> None:
-    """Refuse what would give a worker too few rows in a step, or none.
+def num_passes(num_rows: int, device_batch_size: int | None) -> int:
+    """In how many forward and backward passes a worker takes its rows of a step (``train.device_batch_size``)."""
+    return max(1, -(-num_rows // device_batch_size)) if device_batch_size else 1
+
+
+def check_batch_size(
+    phases: Sequence[ResolvedPhase],
+    *,
+    batch_size: int,
+    num_workers: int,
+    num_rows: int,
+    device_batch_size: int | None = None,
+) -> None:
+    """Refuse what would give a worker too few rows in a step or in one of its passes, or none.
 
     Args:
         num_rows: training rows. num_workers: data-parallel workers of one fit.
@@ -64,6 +76,19 @@ def check_batch_size(phases: Sequence[ResolvedPhase], *, batch_size: int, num_wo
             [
                 f"{num_rows} training rows leave {num_rows / num_workers:.3g} rows for each of {num_workers} workers, "
                 f"and {why}: add rows{fewer}{head}"
+            ]
+        )
+    _check_passes(needed, why, head, device_batch_size)
+
+
+def _check_passes(needed: int, why: str, head: str, device_batch_size: int | None) -> None:
+    """Of a little more than one pass, each of two passes gets half."""
+    fewest = ((device_batch_size or needed * 2) + 1) // 2
+    if needed > 1 and fewest < needed:
+        raise ConfigError(
+            [
+                f"train.device_batch_size = {device_batch_size} leaves as few as {fewest} rows for a forward pass, and "
+                f"{why}: raise it to {2 * needed}{head}"
             ]
         )
 

@@ -97,7 +97,13 @@ def _plan(task: Task, executor: Executor) -> Plan:
     config, phases = task.config, task.phases
     batch_size = config.train.batch_size
     plan = plan_training(executor.capacity, config.cluster, most=max(1, batch_size // min_rows(phases)))
-    check_batch_size(phases, batch_size=batch_size, num_workers=plan.num_actors, num_rows=len(task.splits["train"]))
+    check_batch_size(
+        phases,
+        batch_size=batch_size,
+        num_workers=plan.num_actors,
+        num_rows=len(task.splits["train"]),
+        device_batch_size=config.train.device_batch_size,
+    )
     executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
     return plan
 

@@ -183,6 +183,7 @@ class Inputs:
             batch_size=min([*sizes, *([] if sizes else [config.train.batch_size])]),
             num_workers=config.tune.workers_per_trial,
             num_rows=len(self.splits["train"]),
+            device_batch_size=config.train.device_batch_size,
         )
         return phases
 

@@ -279,6 +279,33 @@ def test_rates_fall_from_block_to_block_and_norms_are_spared(optimizer):
     assert len(rate) == sum(1 for _ in chain.suffix(cut).parameters())
 
 
+@pytest.mark.parametrize(
+    ("arch", "spared"),
+    [
+        ("vit_b_32", {"class_token", "pos_embedding"}),
+        ("swin_t", {"relative_position_bias_table"}),
+        ("swin_v2_t", {"logit_scale", "cpb_mlp.0.weight", "cpb_mlp.2.weight"}),
+        ("convnext_tiny", {"layer_scale"}),
+        ("maxvit_t", {"relative_position_bias_table"}),
+        ("efficientnet_v2_s", set()),
+    ],
+)
+def test_embeddings_tables_and_scales_are_not_decayed(arch, spared):
+    """Kind of fault: what has two dimensions counts as a matrix, and positions are pulled to zero with the weights.
+
+    Oracle: the lists of ``no_weight_decay`` of the networks' own recipes, in torchvision's names.
+    """
+    import torchvision
+
+    model = torchvision.models.get_model(arch, weights=None, num_classes=4)
+    expected = {id(one) for name, one in model.named_parameters() if one.ndim < 2 or any(map(name.endswith, spared))}
+    assert all(any(name.endswith(one) for name, _ in model.named_parameters()) for one in spared)
+    groups = make_optimizer(to_blocks(model), phase(), TrainSection()).param_groups
+    decays = {id(one): group["weight_decay"] for group in groups for one in group["params"]}
+    assert {one for one, decay in decays.items() if not decay} == expected
+    assert decays.keys() == {id(one) for one in model.parameters()}
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 30])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 def test_every_number_of_steps_warms_up_and_falls(num_steps, warmup):
@@ -364,6 +391,77 @@ def test_the_gradients_norm_is_what_autograd_gives_for_the_batch():
     expected = torch.cat([one.grad.flatten() for one in model.parameters()]).norm().item()
     [measured] = loop.epochs(None)
     assert measured["grad_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.05, 1000.0])
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(limit):
+    """Oracle: one step of plain SGD without momentum, by torch alone; the norm is told as it was before."""
+    rows = MadeUpRows(num_rows=16)
+    settings = TrainSection(
+        optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup_ratio=0.0, clip_grad_norm=limit, metric="loss"
+    )
+    rate = 0.01
+    torch.manual_seed(0)
+    model = build_model("cnn2", CLASSES, image_size=SIZE).train()
+    plain = torch.optim.SGD(model.parameters(), lr=rate)
+    values = (torch.from_numpy(rows.images) / 255 - 0.5) / 0.2
+    torch.nn.functional.cross_entropy(model(values), torch.from_numpy(rows.targets)).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+    plain.step()
+    loop = make_loop(
+        [phase(epochs=1, head_lr=rate, backbone_lr=rate)],
+        train=settings,
+        rows={"train": rows, "validation": rows, "temperature": rows},
+    )
+    [measured] = loop.epochs(None)
+    assert measured["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert norm > 0.05, "there is something to clip"
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(loop.network.model.get_parameter(name), value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5, 15, 100])
+def test_passes_that_add_up_train_like_one(size):
+    """Kind of fault: the mean of a pass stands for the mean of the batch, and uneven passes weigh the same.
+
+    Oracle for the memory: no forward pass sees more rows than ``train.device_batch_size``.
+    """
+    found, seen = [], []
+    for given in (None, size):
+        loop = make_loop(
+            [phase(epochs=2)],
+            train=TrainSection(device_batch_size=given, label_smoothing=0.1),
+            class_weights=torch.tensor([0.2, 1.0, 3.0]),
+        )
+        last = loop.network.chain.head
+        if given:
+            last.register_forward_pre_hook(
+                lambda module, args: seen.append(len(args[0])) if torch.is_grad_enabled() else None
+            )
+        measured = list(loop.epochs(None))
+        found.append(([one["train_loss"] for one in measured], [one["grad_norm"] for one in measured], weights(loop)))
+    (losses, norms, left), (same_losses, same_norms, right) = found
+    assert max(seen) <= size
+    assert losses == pytest.approx(same_losses, rel=1e-4)
+    assert norms == pytest.approx(same_norms, rel=1e-3)
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_passes_too_small_for_batch_norm_are_refused():
+    """Kind of fault: statistics of a handful of rows; what is a little more than one pass is taken in two halves."""
+    from retailray.errors import ConfigError
+    from retailray.training.phases import check_batch_size, num_passes
+
+    trains = [ResolvedPhase(1, "all", 0, 0, 1, 1, trains_batch_norm=True)]
+    numbers = {"batch_size": 64, "num_workers": 1, "num_rows": 100}
+    with pytest.raises(
+        ConfigError, match=r"train\.device_batch_size = 12 leaves as few as 6 rows.*raise it to 16, or train the head"
+    ):
+        check_batch_size(trains, **numbers, device_batch_size=12)
+    check_batch_size(trains, **numbers, device_batch_size=15)
+    check_batch_size([phase()], **numbers, device_batch_size=1)
+    assert min(rows // num_passes(rows, 15) for rows in range(8, 500)) >= 8
 
 
 def test_the_learning_rate_of_an_epoch_is_its_highest():

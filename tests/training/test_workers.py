@@ -129,11 +129,16 @@ def one_of_many(folder, answers, rank, world, arguments):
         (3, 14, {"optimizer": "sgd", "ema_decay": 0.5}),
         (3, 4, {}),
         (2, 1000, {"metric": "loss", "label_smoothing": 0.1}),
+        (5, 23, {"clip_grad_norm": 0.1}),
+        (2, 14, {"device_batch_size": 3}),
     ],
 )
 @pytest.mark.slow  # a process of its own
 def test_more_workers_train_alike(world, batch_size, settings, stores, tmp_path):
-    """Kind of fault: a row is dropped, repeated or weighs another share because there are several workers."""
+    """Kind of fault: a row is dropped, repeated or weighs another share because there are several workers.
+
+    Or several passes: the measure is one worker that takes every batch in one.
+    """
     answers = processes.Queue()
     arguments = (stores, batch_size, settings)
     workers = [
@@ -145,7 +150,8 @@ def test_more_workers_train_alike(world, batch_size, settings, stores, tmp_path)
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    alone, expected, _ = train(*arguments)
+    whole = {name: value for name, value in settings.items() if name != "device_batch_size"}
+    alone, expected, _ = train(stores, batch_size, whole)
     assert num_rows == VALIDATION_ROWS
     assert [row["train_rows"] for row in history] == [TRAIN_ROWS] * 4
     for mine, theirs in zip(history, alone, strict=True):
