@@ -231,11 +231,7 @@ class TrainingLoop:
         mixing = self.mixing.draw()
         if mixing == "cutmix":
             values, soft = self.mixing.images(values, target)
-        with torch.no_grad(), autocast(self.device, self.network.precision):
-            frozen = [
-                self.frozen(self.network.enter_blocks(some, self.num_cached_blocks)) for some in self._passes(values)
-            ]
-        inputs = torch.cat(frozen) if len(frozen) > 1 else frozen[0]  # without a copy
+        inputs = self._run_frozen(values)
         if mixing == "mixup":
             inputs, soft = self.mixing.features(inputs, target)
         share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
@@ -252,6 +248,14 @@ class TrainingLoop:
     def _passes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A worker's part of a batch in as few even pieces as ``train.device_batch_size`` allows."""
         return values.tensor_split(num_passes(len(values), self.train.device_batch_size))
+
+    def _run_frozen(self, values: torch.Tensor) -> torch.Tensor:
+        """What enters the trained blocks, whole, since mixup mixes a batch; its pieces are freed on return."""
+        with torch.no_grad(), autocast(self.device, self.network.precision):
+            found = [
+                self.frozen(self.network.enter_blocks(some, self.num_cached_blocks)) for some in self._passes(values)
+            ]
+        return torch.cat(found) if len(found) > 1 else found[0]  # cat of one tensor would copy it
 
     def _add_gradients(
         self, inputs: torch.Tensor, soft: torch.Tensor, share: torch.Tensor

@@ -83,12 +83,11 @@ def check_batch_size(
 
 def _check_passes(needed: int, why: str, head: str, device_batch_size: int | None) -> None:
     """Of a little more than one pass, each of two passes gets half."""
-    fewest = ((device_batch_size or needed * 2) + 1) // 2
-    if needed > 1 and fewest < needed:
+    if device_batch_size and device_batch_size < 2 * needed - 1:
         raise ConfigError(
             [
-                f"train.device_batch_size = {device_batch_size} leaves as few as {fewest} rows for a forward pass, and "
-                f"{why}: raise it to {2 * needed}{head}"
+                f"train.device_batch_size = {device_batch_size} leaves as few as {(device_batch_size + 1) // 2} rows "
+                f"for a forward pass, and {why}: raise it to {2 * needed}{head}"
             ]
         )
 

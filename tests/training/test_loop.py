@@ -7,15 +7,17 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from retailray.config import TrainSection
+from retailray.errors import ConfigError
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Backbone, Network
 from retailray.training.optim import make_average, make_optimizer, make_schedule
-from retailray.training.phases import ResolvedPhase
+from retailray.training.phases import ResolvedPhase, check_batch_size, num_passes
 from tests import oracles
 
 SIZE, CLASSES = 16, 3
@@ -295,8 +297,6 @@ def test_embeddings_tables_and_scales_are_not_decayed(arch, spared):
 
     Oracle: the lists of ``no_weight_decay`` of the networks' own recipes, in torchvision's names.
     """
-    import torchvision
-
     model = torchvision.models.get_model(arch, weights=None, num_classes=4)
     expected = {id(one) for name, one in model.named_parameters() if one.ndim < 2 or any(map(name.endswith, spared))}
     assert all(any(name.endswith(one) for name, _ in model.named_parameters()) for one in spared)
@@ -380,14 +380,20 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     assert all(norm.training for norm in loop.norms), "later steps learn again"
 
 
-def test_the_gradients_norm_is_what_autograd_gives_for_the_batch():
-    """Oracle: the gradient of the mean cross-entropy over all parameters, written out, before the first step."""
-    rows = MadeUpRows(num_rows=16)
-    loop = make_loop([phase(epochs=1)], rows={"train": rows, "validation": rows, "temperature": rows})
+def gradients_of_first_step(rows):
+    """The model before its first step, with the gradients of the mean cross-entropy over all rows, by torch alone."""
     torch.manual_seed(0)
     model = build_model("cnn2", CLASSES, image_size=SIZE).train()
     values = (torch.from_numpy(rows.images) / 255 - 0.5) / 0.2
     torch.nn.functional.cross_entropy(model(values), torch.from_numpy(rows.targets)).backward()
+    return model
+
+
+def test_the_gradients_norm_is_what_autograd_gives_for_the_batch():
+    """Oracle: the gradient of the mean cross-entropy over all parameters, written out, before the first step."""
+    rows = MadeUpRows(num_rows=16)
+    loop = make_loop([phase(epochs=1)], rows={"train": rows, "validation": rows, "temperature": rows})
+    model = gradients_of_first_step(rows)
     expected = torch.cat([one.grad.flatten() for one in model.parameters()]).norm().item()
     [measured] = loop.epochs(None)
     assert measured["grad_norm"] == pytest.approx(expected, rel=1e-4)
@@ -395,19 +401,15 @@ def test_the_gradients_norm_is_what_autograd_gives_for_the_batch():
 
 @pytest.mark.parametrize("limit", [0.05, 1000.0])
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(limit):
-    """Oracle: one step of plain SGD without momentum, by torch alone; the norm is told as it was before."""
+    """Oracle: one step of plain SGD without momentum, by torch alone. The reported norm is the one before clipping."""
     rows = MadeUpRows(num_rows=16)
     settings = TrainSection(
         optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup_ratio=0.0, clip_grad_norm=limit, metric="loss"
     )
     rate = 0.01
-    torch.manual_seed(0)
-    model = build_model("cnn2", CLASSES, image_size=SIZE).train()
-    plain = torch.optim.SGD(model.parameters(), lr=rate)
-    values = (torch.from_numpy(rows.images) / 255 - 0.5) / 0.2
-    torch.nn.functional.cross_entropy(model(values), torch.from_numpy(rows.targets)).backward()
+    model = gradients_of_first_step(rows)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
-    plain.step()
+    torch.optim.SGD(model.parameters(), lr=rate).step()
     loop = make_loop(
         [phase(epochs=1, head_lr=rate, backbone_lr=rate)],
         train=settings,
@@ -450,9 +452,6 @@ def test_passes_that_add_up_train_like_one(size):
 
 def test_passes_too_small_for_batch_norm_are_refused():
     """Kind of fault: statistics of a handful of rows; what is a little more than one pass is taken in two halves."""
-    from retailray.errors import ConfigError
-    from retailray.training.phases import check_batch_size, num_passes
-
     trains = [ResolvedPhase(1, "all", 0, 0, 1, 1, trains_batch_norm=True)]
     numbers = {"batch_size": 64, "num_workers": 1, "num_rows": 100}
     with pytest.raises(
