@@ -88,8 +88,8 @@ class TrainSection(Section):
         None,
         ge=1,
         description=(
-            "Images per forward and backward pass of a worker, where its share of train.batch_size does not fit in "
-            "memory: gradients of several passes add up to one step. BatchNorm sees each pass alone; default: one pass."
+            "Training images per forward and backward pass of a worker, where its share of train.batch_size does not "
+            "fit in memory: the gradients of several passes make one step. BatchNorm sees each pass alone; default: off."
         ),
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer: adamw, or sgd with Nesterov momentum.")
@@ -117,7 +117,7 @@ class TrainSection(Section):
     weight_decay: float = Field(
         1e-2,
         ge=0,
-        description="Weight decay of kernels and matrices; none for biases, normalization layers, embeddings, scales.",
+        description="Weight decay of kernels and matrices; none for biases, normalization, positions and scales.",
     )
     clip_grad_norm: float | None = Field(
         None,
