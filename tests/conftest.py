@@ -25,6 +25,7 @@ for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
 os.environ.update(S3_ENV)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="retailray-tests-")  # what runs keep, unless they say where
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line does, before torch is imported
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as the command line does for a Ray of its own
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
 # a shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,6 +43,22 @@ def pytest_collection_modifyitems(items):
             item.fixturenames.insert(0, "s3_endpoint")
         if "ray_session_cpus" in item.fixturenames:
             item.add_marker("ray")
+
+
+NODES = ("test_jobs.py", "test_many_nodes.py", "test_placement.py")  # which share the machines of `nodes`
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests run in one process, and so do the files that share what takes half a minute to start."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "nodes" if Path(file).name in NODES else file
+
+    return ByFixture(config, log)
 
 
 _ports: set[int] = set()

@@ -75,7 +75,7 @@ def test_models_are_torch_only_and_the_ground_floor_is_light():
             assert not names & {"ray", "torch", "torchvision"}, path
 
 
-TASKS = ["scoring.chunks", "training.cache.views", "quality.scan", "execution.entry"]
+TASKS = ["scoring.chunks", "training.cache.pixels", "training.cache.views", "quality.scan", "execution.entry"]
 
 
 @pytest.mark.parametrize(

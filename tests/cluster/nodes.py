@@ -29,7 +29,7 @@ STORE_BYTES = 150 * 2**20
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "8",
-    "RAY_metrics_report_interval_ms": "500",  # of its default of ten seconds a short run may leave nothing
+    "RAY_metrics_report_interval_ms": "1000",  # of its default of ten seconds a short run may leave nothing
 }
 
 
@@ -74,6 +74,7 @@ class Nodes:
             f"--runtime-env-agent-port={free_port()}",
         ]
         command = [str(RAY), "start", "--block", "--node-ip-address=127.0.0.1", "--num-gpus=0", "--disable-usage-stats",
+                   "--include-log-monitor=false",  # nobody here has workers' logs shown to a driver
                    f"--object-store-memory={STORE_BYTES}", *ports, *arguments]  # fmt: skip
         if any(argument.startswith("--num-gpus") for argument in arguments):
             command.remove("--num-gpus=0")

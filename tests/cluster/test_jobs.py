@@ -75,7 +75,7 @@ def test_a_broken_connection_loses_no_line_and_no_exit_code(nodes, shop):
 
 
 def test_a_job_is_left_followed_listed_and_stopped(nodes, shop):
-    settings = shop | TINY | {"train.epochs": 5000, "train.checkpoint_interval_s": 0, "out": f"s3://{BUCKET}/long"}
+    settings = shop | TINY | {"train.epochs": 50_000, "train.checkpoint_interval_s": 2, "out": f"s3://{BUCKET}/long"}
     code, seen, err = Submitted(nodes, "train", "--detach", **settings).end()
     assert code == 0, err
     assert seen[-1]["event"] == "detached"

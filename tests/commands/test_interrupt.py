@@ -120,12 +120,16 @@ def test_a_run_in_a_notebook_is_interrupted_and_repeated_and_leaves_nothing(
 ):
     """Three runs in one process: one interrupted, the same again, and one that nothing interrupts, without Ray.
 
-    No thread and no process outlives them.
+    No thread and no process outlives them. The folder for temporary files is a long one: the addresses of Ray's
+    sockets, which lie there, would be longer than the system takes.
     """
+    deep = tmp_path / ("long" * 20) / ("folder" * 10)
+    deep.mkdir(parents=True)
     settings = {"catalog.uri": small_catalog[0] / "catalog.csv", "catalog.max_pixels": 20_000_000}
     settings |= {"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.batch_size": 8}
     words = [*words_of("score", settings), "--cluster.engine", engine, "--out", str(tmp_path / "out")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    environment["TMPDIR"] = str(deep)
     done = subprocess.run([sys.executable, "-c", NOTEBOOK, json.dumps(words), tmp_path / "out"],
                           capture_output=True, text=True, timeout=500, env=environment)  # fmt: skip
     found = json.loads(done.stderr.splitlines()[-1])

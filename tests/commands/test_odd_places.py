@@ -20,7 +20,10 @@ def score(catalog, bundle, out, *arguments, **environment):
 
 
 def test_a_bare_environment(small_catalog, small_bundle, tmp_path):
-    """No home to write to, no locale, a proxy that is not there, and a long folder for temporary files."""
+    """No home to write to, no locale, a proxy that is not there, and a long folder for temporary files.
+
+    The latter with Ray: :mod:`tests.commands.test_interrupt`.
+    """
     deep = tmp_path / ("long" * 20) / ("folder" * 10)
     deep.mkdir(parents=True)
     bare = {"HOME": "/nonexistent", "LANG": "C", "LC_ALL": "C", "http_proxy": "http://127.0.0.1:9",
@@ -29,16 +32,6 @@ def test_a_bare_environment(small_catalog, small_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert events(done.stdout)[-1]["scored"] > 80
-
-
-@pytest.mark.ray
-def test_a_long_folder_for_temporary_files_is_no_matter_to_ray(small_catalog, small_bundle, tmp_path):
-    """Kind of fault: the addresses of Ray's sockets, which lie there, are longer than the system takes."""
-    deep = tmp_path / ("long" * 20) / ("folder" * 10)
-    deep.mkdir(parents=True)
-    out, arguments = tmp_path / "out", ("--cluster.engine", "ray")
-    done = score(small_catalog[0] / "catalog.csv", small_bundle[0], out, *arguments, TMPDIR=str(deep))
-    assert done.returncode == 0, done.stderr
 
 
 def test_an_unforeseen_error_leaves_its_traceback(retailray, small_catalog, small_bundle, tmp_path, monkeypatch):

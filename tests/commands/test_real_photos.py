@@ -182,7 +182,7 @@ def test_what_is_measured_on_photos_is_what_torch_says(shop, bundle, retailray, 
 
 
 def test_a_study_finds_the_better_network_and_depth(shop, real_data, tmp_path):
-    """``squeezenet1_0`` and ``mobilenet_v2``, heads and fine-tuned, from real weights; tables by torch and files."""
+    """Heads of two networks, and the better one fine-tuned, from real weights; tables by torch and files."""
     from retailray.cli import main
 
     photos, weights = real_data
@@ -194,11 +194,11 @@ def test_a_study_finds_the_better_network_and_depth(shop, real_data, tmp_path):
         table = table.assign(image=f"images/{split}/" + table.name + ".jpg")
         fs.pipe_file(f"grocery/study-{split}.csv", table.to_csv(index=False).encode())
     models = []
+    phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 2, "trainable": "last3"}]
     for arch in ("squeezenet1_0", "mobilenet_v2"):
         start = {"arch": arch, "weights": f"{SHOP}/weights/{arch}-imagenet.pth"}
-        phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 2, "trainable": "last3"}]
         models += [{"name": f"{arch} head", "model": start | {"trainable": "head"}}]
-        models += [{"name": f"{arch} fine-tuned", "model": start, "phases": phases}]
+    models += [{"name": f"{arch} fine-tuned", "model": start, "phases": phases}]
     uris = {"uri": "train", "validation_uri": "val", "test_uri": "test"}
     settings = {
         "catalog": {key: f"{SHOP}/study-{split}.csv" for key, split in uris.items()} | {"label": "fine_name"},

@@ -17,11 +17,9 @@ from retailray.data.containers import gif, jpeg, lengths, png
 from retailray.data.decoding import (
     CHUNK_ROWS,
     CODE,
-    COLUMN_PREFIX,
     MESSAGE,
     PIXELS,
     SLOT,
-    VIEW,
     blocks_of,
     pixels_to_numpy,
     transport_table,
@@ -37,11 +35,11 @@ from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 from retailray.provenance import version
 from retailray.training.cache import store, views
+from retailray.training.cache.pixels import JOB, outcome_of, positions_of, write_pixels
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec, decode_views
 from retailray.training.network import Backbone
 
-JOB = COLUMN_PREFIX + "job"  # which job a row belongs to
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
 MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
 
@@ -191,7 +189,7 @@ def _filled(
     views = executor.union(streams)
     if set(jobs[0].specs) == {0}:
         specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
-        return views.map(_write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
+        return views.map(write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
     slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
     return views.map_with(FillCaches, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
 
@@ -205,22 +203,6 @@ def _finish(job: CachePass, outcome: pa.Table) -> None:
     codes = outcome.select([CODE, MESSAGE]).rename_columns(["error_code", "message"])
     for spec in job.specs.values():
         store.finish(spec, codes)
-
-
-def _positions(table: pa.Table, num_views: int) -> np.ndarray:
-    return table.column(SLOT).to_numpy() * num_views + table.column(VIEW).to_numpy()
-
-
-def _outcome(table: pa.Table, reporter: Reporter) -> pa.Table:
-    reporter.step(table.num_rows)
-    return table.filter(pa.compute.equal(table.column(VIEW), 0)).select([JOB, SLOT, CODE, MESSAGE])
-
-
-def _write_pixels(table: pa.Table, *, specs: list[CacheSpec], sizes: list[int], reporter: Reporter) -> pa.Table:
-    number = table.column(JOB)[0].as_py()
-    values = pixels_to_numpy(table.column(PIXELS), sizes[number])
-    store.write_rows(specs[number], _positions(table, specs[number].num_views), values)
-    return _outcome(table, reporter)
 
 
 class FillCaches:
@@ -240,7 +222,7 @@ class FillCaches:
     def __call__(self, table: pa.Table) -> pa.Table:
         number = table.column(JOB)[0].as_py()
         job, parts = self.jobs[number], self.parts[number]
-        positions = _positions(table, job.views.num_views)
+        positions = positions_of(table, job.views.num_views)
         pixels = pixels_to_numpy(table.column(PIXELS), job.views.crop_size)
         if 0 in job.specs:
             store.write_rows(job.specs[0], positions, pixels)
@@ -251,7 +233,7 @@ class FillCaches:
                 found[cut].append(values)
         for cut, values_of in found.items():
             store.write_rows(job.specs[cut], positions, np.concatenate(values_of))
-        return _outcome(table, self.reporter)
+        return outcome_of(table, self.reporter)
 
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray, parts: dict[int, torch.nn.Module]) -> list[tuple[int, np.ndarray]]:
