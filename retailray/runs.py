@@ -153,9 +153,11 @@ def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
             continue
         try:
             settings = yaml.safe_load(storage.read_bytes(storage.join(config.out, name, "config.yaml")))
-        except yaml.YAMLError:
-            continue  # of somebody else
-        if isinstance(settings, dict) and _without(settings, ignoring) == wanted:
+            # a key that the run's version did not know yet is at its default
+            understood = type(config).model_validate(settings).model_dump(mode="json")
+        except (yaml.YAMLError, ValueError):
+            continue  # of another command, or of a version that took other values
+        if _without(understood, ignoring) == wanted:
             return name.removeprefix("run_id=")
     return None
 

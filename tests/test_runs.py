@@ -1,11 +1,12 @@
 """Run directories: what their names promise."""
 
 import pytest
+import yaml
 
 from retailray import storage
-from retailray.config import DemoConfig
+from retailray.config import DemoConfig, TrainConfig
 from retailray.errors import RetailrayError, StorageError
-from retailray.runs import RunDirectory, list_runs
+from retailray.runs import RunDirectory, list_runs, unfinished
 
 
 def test_runs_of_one_second_sort_by_their_age(tmp_path):
@@ -49,3 +50,19 @@ def test_runs_are_listed_with_what_lies_in_them(where, tmp_path, request):
     found = list_runs(out)
     assert list(found) == [f"run_id={run.run_id}" for run in reversed(runs)]
     assert found[f"run_id={runs[0].run_id}"] == {"config.yaml", "run.json", "_SUCCESS"}
+
+
+def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
+    """Kind of fault: every new setting makes runs that were interrupted before it be started anew."""
+    config = TrainConfig.model_validate({"catalog": {"uri": str(tmp_path / "c.csv")}, "out": str(tmp_path / "out")})
+    run = RunDirectory(config)
+    path = tmp_path / "out" / f"run_id={run.run_id}" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["train"]["device_batch_size"], settings["train"]["clip_grad_norm"]
+    path.write_text(yaml.safe_dump(settings))
+    assert unfinished(config, ignoring=["train.resume"]) == run.run_id
+    other = config.model_copy(update={"train": config.train.model_copy(update={"clip_grad_norm": 1.0})})
+    assert unfinished(other, ignoring=["train.resume"]) is None
+    for text in ("", "[1, 2]", "train: {no_such_setting: 1}", "\t{"):
+        path.write_text(text)
+        assert unfinished(config, ignoring=["train.resume"]) is None

@@ -88,8 +88,8 @@ class TrainSection(Section):
         None,
         ge=1,
         description=(
-            "Training images per forward and backward pass of a worker, where its share of train.batch_size does not "
-            "fit in memory: the gradients of several passes are added. BatchNorm sees each pass alone; default: off."
+            "Images per forward and backward pass of a worker, where its share of train.batch_size does not fit in "
+            "memory: the gradients of several passes are added. BatchNorm sees each pass alone; default: off."
         ),
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer: adamw, or sgd with Nesterov momentum.")

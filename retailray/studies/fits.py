@@ -144,7 +144,7 @@ def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str
             phases = resolve(section, to_blocks(built.network))
             check_batch_size(
                 phases,
-                batch_size=section.train.batch_size,
+                batch_sizes=[section.train.batch_size],
                 num_workers=1,
                 num_rows=len(splits["train"]),
                 device_batch_size=section.train.device_batch_size,

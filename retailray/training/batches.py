@@ -9,11 +9,13 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from retailray.config import TrainSection
 from retailray.data.decoding import CODE, PADDING, PIXELS, pixels_to_numpy
 from retailray.data.row_ids import COLUMN_PREFIX, ROW_ID
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.errors import ERROR_CODES
 from retailray.execution import Shard
+from retailray.execution.distributed import DistributedContext
 from retailray.training.cache.store import CacheReader, CacheSpec
 
 TARGET = COLUMN_PREFIX + "target"
@@ -62,6 +64,17 @@ class Batching:
     min_rows: int = 0
 
 
+def make_batching(split: str, train: TrainSection, world: DistributedContext, *, min_rows: int) -> Batching:
+    """Of ``train`` in batches of ``train.batch_size``, where each worker has ``min_rows`` of its own.
+
+    Of other splits in the same, or, where that is less, in what the workers together take in one forward pass.
+    """
+    size = train.batch_size
+    if split != "train" and train.device_batch_size:
+        size = min(size, train.device_batch_size * world.size)
+    return Batching(size, train.seed, world.rank, world.size, min_rows if split == "train" else 0)
+
+
 def num_steps(num_rows: int, batch_size: int, world: int, min_rows: int) -> int:
     """How many steps an epoch has, if batches are as even as can be and none gives a worker fewer than ``min_rows``."""
     steps = -(-num_rows // batch_size)
@@ -85,6 +98,10 @@ class StoredBatches(Dataset):
                 augmentation.name, augmentation.crop_px, random_erasing_prob=augmentation.random_erasing_prob
             )
         self.first_view = np.random.default_rng(self.seed).integers(source.spec.num_views, size=len(source.rows))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.source.rows)
 
     @property
     def num_steps(self) -> int:
@@ -141,6 +158,7 @@ class StreamedBatches:
 
     def __init__(self, source: StreamedDataset, shard: Shard, batching: Batching, augmentation: Augmentation) -> None:
         self.source, self.shard, self.seed, self.rank = source, shard, batching.seed, batching.rank
+        self.num_rows = source.num_rows
         self.local_rows = source.num_rows // batching.world
         self.local_batch = max(1, -(-batching.batch_size // batching.world))
         self.num_steps = num_steps(self.local_rows, self.local_batch, 1, batching.min_rows)

@@ -5,7 +5,6 @@ counted differently. An epoch depends on the state before it, the seed and its n
 from a checkpoint ends where an uninterrupted one ends.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +12,16 @@ from typing import Any, TypedDict, cast
 
 import torch
 import torch.distributed
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from retailray.config import TrainSection
 from retailray.execution.state import read_state
-from retailray.models.blocks import batch_norms, freeze, train_mode
-from retailray.models.precision import autocast, spare_slow_gradients
+from retailray.models.blocks import train_mode
+from retailray.models.precision import spare_slow_gradients
 from retailray.training.best_epoch import Epoch, TrainMeasures, best_epoch, epochs_since_better
-from retailray.training.mixing import Mixing
 from retailray.training.network import Batches, Network, TimedIterator
-from retailray.training.optim import load_optimizer, make_average, make_optimizer, make_schedule
-from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase, num_passes
+from retailray.training.optim import load_optimizer
+from retailray.training.phases import ResolvedPhase
+from retailray.training.steps import PhaseSteps
 from retailray.training.validation import Validator, validate
 
 
@@ -85,7 +82,7 @@ class TrainingLoop:
         self.class_weights = class_weights.to(self.device) if class_weights is not None else None
         self.progress = Progress()
         self.best: dict[str, torch.Tensor] = {}
-        self.validator = Validator(network, open_batches, phases[-1], train.batch_size)
+        self.validator = Validator(network, open_batches, phases[-1])
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -119,36 +116,31 @@ class TrainingLoop:
         return {
             "progress": dataclasses.asdict(self.progress),
             "best": self.best,
-            "weights": self.network.named(self.suffix),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "weights": self.network.named(self.steps.suffix),
+            "optimizer": self.steps.optimizer.state_dict(),
+            "schedule": self.steps.schedule.state_dict(),
+            "average": self.steps.average.state_dict() if self.steps.average else None,
         }
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
     def _enter(self, phase: ResolvedPhase) -> None:
         self.phase = phase
-        freeze(self.network.chain, phase.num_frozen_blocks)
-        self.train_batches, self.num_cached_blocks = self.open_batches("train", phase)
+        self.train_batches, num_cached_blocks = self.open_batches("train", phase)
         self.validation_batches, self.validation_cached_blocks = self.open_batches("validation", phase)
-        self.suffix = self.network.chain.suffix(phase.num_frozen_blocks)
-        self.frozen = self.network.chain.run(self.num_cached_blocks, phase.num_frozen_blocks)
-        self.norms = batch_norms(self.network.chain, phase.num_frozen_blocks)
-        self.average = make_average(self.suffix, self.train.ema_decay)
-        self.optimizer = make_optimizer(self.network.chain, phase, self.train)
-        steps = self.train_batches.num_steps * phase.epochs
-        self.schedule = make_schedule(self.optimizer, steps, self.train.warmup_ratio)
-        stepped: nn.Module = torch.compile(self.suffix) if self.train.compile else self.suffix  # type: ignore[assignment]
-        if self.world.size > 1:
-            stepped = DistributedDataParallel(stepped, device_ids=[self.device] if self.device.type == "cuda" else None)
-        self.stepped = stepped
-        self.mixing = Mixing(self.train, self.network.num_classes, self.num_cached_blocks)
+        self.steps = PhaseSteps(
+            self.network,
+            self.train,
+            phase,
+            num_cached_blocks=num_cached_blocks,
+            num_steps=self.train_batches.num_steps * phase.epochs,
+            class_weights=self.class_weights,
+        )
 
     def _restore(self, start: State) -> None:
-        load_optimizer(self.optimizer, self.schedule, start)
-        if self.average and start["average"]:
-            self.average.load_state_dict(start["average"])
+        load_optimizer(self.steps.optimizer, self.steps.schedule, start)
+        if self.steps.average and start["average"]:
+            self.steps.average.load_state_dict(start["average"])
 
     def phase_is_over(self) -> bool:
         progress, patience = self.progress, self.train.patience
@@ -173,9 +165,9 @@ class TrainingLoop:
         epoch = len(progress.history) + 1
         measured = self._train_epoch(epoch)
         trained = time.monotonic() - started
-        with self._averaged():
+        with self.steps.averaged():
             if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
-                for buffer in self.suffix.buffers():
+                for buffer in self.steps.suffix.buffers():
                     torch.distributed.broadcast(buffer, 0)
             validated = validate(self.network, self.validation_batches, self.validation_cached_blocks)
             metrics: Epoch = {
@@ -191,7 +183,7 @@ class TrainingLoop:
             progress.history.append(metrics)
             if best_epoch(progress.history, self.train.metric) is metrics:
                 progress.best_epoch = epoch
-                self.best |= self.network.named(self.suffix)
+                self.best |= self.network.named(self.steps.suffix)
         progress.phase_epochs += 1
         return metrics
 
@@ -202,9 +194,9 @@ class TrainingLoop:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches, rate = TimedIterator(self.network.batches(self.train_batches, epoch)), 0.0
         for num_rows, (values, target, weight, _) in batches:
-            with self._norms_of_few(num_rows):
-                rate = max(rate, *(group["lr"] for group in self.optimizer.param_groups))
-                sums += self._step(values, target, weight)
+            with self.steps.norms_of_few(num_rows):
+                rate = max(rate, self.steps.highest_rate)
+                sums += self.steps.step(values, target, weight)
         loss_sum, correct, count, norms = self.world.sum(sums).tolist()
         return {
             "train_loss": loss_sum / max(count, 1),
@@ -214,98 +206,3 @@ class TrainingLoop:
             "grad_norm": norms / self.world.size / self.train_batches.num_steps,  # all workers have the same gradients
             "data_wait_seconds": batches.seconds,
         }
-
-    @contextlib.contextmanager
-    def _norms_of_few(self, num_rows: int) -> Iterator[None]:
-        """Let BatchNorm keep its running statistics in a step of too few rows, where rows of a stream have failed."""
-        few = num_rows // num_passes(num_rows, self.train.device_batch_size) < MIN_BATCHNORM_ROWS
-        for norm in self.norms if few else []:
-            norm.eval()
-        yield
-        for norm in self.norms if few else []:
-            norm.train()
-
-    def _step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows, gradients' norm)."""
-        soft = nn.functional.one_hot(target, self.network.num_classes).float()
-        mixing = self.mixing.draw()
-        if mixing == "cutmix":
-            values, soft = self.mixing.images(values, target)
-        inputs = self._run_frozen(values)
-        if mixing == "mixup":
-            inputs, soft = self.mixing.features(inputs, target)
-        share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        logits, losses = self._add_gradients(inputs, soft, share)
-        norm = self._clip_gradients()
-        self.optimizer.step()
-        self.schedule.step()
-        if self.average:
-            self.average.update_parameters(self.suffix)
-        correct = (logits.argmax(1) == target) * weight
-        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum(), norm]).detach().double()
-
-    def _passes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A worker's part of a batch in as few even pieces as ``train.device_batch_size`` allows."""
-        return values.tensor_split(num_passes(len(values), self.train.device_batch_size))
-
-    def _run_frozen(self, values: torch.Tensor) -> torch.Tensor:
-        """What enters the trained blocks, whole, since mixup mixes a batch; its pieces are freed on return."""
-        with torch.no_grad(), autocast(self.device, self.network.precision):
-            found = [
-                self.frozen(self.network.enter_blocks(some, self.num_cached_blocks)) for some in self._passes(values)
-            ]
-        return torch.cat(found) if len(found) > 1 else found[0]  # cat of one tensor would copy it
-
-    def _add_gradients(
-        self, inputs: torch.Tensor, soft: torch.Tensor, share: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward, pass by pass; what enters the trained blocks to logits ``(B, C)`` and losses ``(B,)``.
-
-        The gradients of all passes add up to those of the mean loss over the global batch.
-        """
-        # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
-        scale = self.world.size / self.world.sum(share.sum()).clamp(min=1e-12)
-        passes = list(zip(self._passes(inputs), self._passes(soft), self._passes(share), strict=True))
-        found = []
-        for number, (some, wanted, weights) in enumerate(passes, 1):
-            with self._reduced(in_this_pass=number == len(passes)):
-                with autocast(self.device, self.network.precision):
-                    logits = self.stepped(some).float()
-                losses = nn.functional.cross_entropy(
-                    logits, wanted, reduction="none", label_smoothing=self.train.label_smoothing
-                )
-                ((losses * weights).sum() * scale).backward()
-            found.append((logits.detach(), losses.detach()))
-        logits, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return logits, losses
-
-    def _reduced(self, *, in_this_pass: bool) -> contextlib.AbstractContextManager[None]:
-        """Workers add their gradients up once a step, in the last pass of each."""
-        if in_this_pass or not isinstance(self.stepped, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.stepped.no_sync()
-
-    def _clip_gradients(self) -> torch.Tensor:
-        """The norm of all gradients, float scalar, before they are scaled down to ``train.clip_grad_norm``.
-
-        All workers have the same gradients here, so that they scale them alike.
-        """
-        parameters = [one for one in self.suffix.parameters() if one.grad is not None]
-        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-        if self.train.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.train.clip_grad_norm, norm)
-        return norm
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """With averaged weights in the model's place, where there are any."""
-        if not self.average:
-            yield
-            return
-        kept = {name: value.clone() for name, value in self.suffix.state_dict().items()}
-        self.suffix.load_state_dict(self.average.module.state_dict())
-        try:
-            yield
-        finally:
-            self.suffix.load_state_dict(kept)

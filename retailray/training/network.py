@@ -44,6 +44,10 @@ class Batches(Protocol):
     """One split's batches. An epoch yields values, targets ``(B,)``, weights ``(B,)`` and row ids ``(B,)``."""
 
     @property
+    def num_rows(self) -> int:
+        """Of all workers; rows that fail are among them."""
+
+    @property
     def num_steps(self) -> int: ...
 
     def epoch(self, epoch: int | None, *, num_workers: int, pin: bool) -> Iterator[tuple[torch.Tensor, ...]]:

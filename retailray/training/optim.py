@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retailray.config import TrainSection
+from retailray.errors import ModelError
 from retailray.models.blocks import BlockSequence
 from retailray.training.phases import ResolvedPhase
 
@@ -68,7 +69,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, schedule: LRScheduler, stat
     its own rates.
     """
     own = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:  # parameters are grouped in another way
+        raise ModelError(
+            f"the checkpoint was written by a version of retailray that trained in another way ({error}); start anew: "
+            "leave train.resume or tune.resume out"
+        ) from error
     schedule.load_state_dict(state["schedule"])
     for group, mine in zip(optimizer.param_groups, own, strict=True):
         group["lr"] *= mine["initial_lr"] / group["initial_lr"]

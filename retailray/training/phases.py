@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from retailray import events
 from retailray.config import TrainConfig
 from retailray.errors import ConfigError
 from retailray.models.blocks import BlockSequence, batch_norms
@@ -46,7 +47,7 @@ def num_passes(num_rows: int, device_batch_size: int | None) -> int:
 def check_batch_size(
     phases: Sequence[ResolvedPhase],
     *,
-    batch_size: int,
+    batch_sizes: Sequence[int],
     num_workers: int,
     num_rows: int,
     device_batch_size: int | None = None,
@@ -54,12 +55,12 @@ def check_batch_size(
     """Refuse what would give a worker too few rows in a step or in one of its passes, or none.
 
     Args:
-        num_rows: training rows. num_workers: data-parallel workers of one fit.
+        batch_sizes: that fits may have. num_rows: training rows. num_workers: data-parallel workers of one fit.
 
     Raises:
         ConfigError: with the numbers and what to set.
     """
-    needed = min_rows(phases)
+    needed, batch_size = min_rows(phases), min(batch_sizes)
     why = f"BatchNorm of the trained blocks needs {needed} rows" if needed > 1 else "each needs a row"
     head = ", or train the head alone (model.trainable head)" if needed > 1 else ""
     if batch_size < needed * num_workers:
@@ -78,18 +79,18 @@ def check_batch_size(
                 f"and {why}: add rows{fewer}{head}"
             ]
         )
-    _check_passes(needed, why, head, device_batch_size)
-
-
-def _check_passes(needed: int, why: str, head: str, device_batch_size: int | None) -> None:
-    """Of a little more than one pass, each of two passes gets half."""
-    if device_batch_size and device_batch_size < 2 * needed - 1:
+    # of a little more than one pass, each of two passes gets half
+    share = -(-max(batch_sizes) // num_workers)
+    if device_batch_size and device_batch_size < min(share, 2 * needed - 1):
         raise ConfigError(
             [
                 f"train.device_batch_size = {device_batch_size} leaves as few as {(device_batch_size + 1) // 2} rows "
-                f"for a forward pass, and {why}: raise it to {2 * needed}{head}"
+                f"for a forward pass, and {why}: raise it to {min(share, 2 * needed)}{head}"
             ]
         )
+    if device_batch_size and device_batch_size >= share:
+        note = f"train.device_batch_size = {device_batch_size} changes nothing: a worker's share of a batch is {share}"
+        events.emit("warning", note=note)
 
 
 def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:

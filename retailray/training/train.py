@@ -99,7 +99,7 @@ def _plan(task: Task, executor: Executor) -> Plan:
     plan = plan_training(executor.capacity, config.cluster, most=max(1, batch_size // min_rows(phases)))
     check_batch_size(
         phases,
-        batch_size=batch_size,
+        batch_sizes=[batch_size],
         num_workers=plan.num_actors,
         num_rows=len(task.splits["train"]),
         device_batch_size=config.train.device_batch_size,

@@ -50,8 +50,8 @@ def validate(network: Network, batches: Batches, num_cached_blocks: int) -> Vali
 class Validator:
     """Runs whole splits through the model with its current weights; batches are those of the last phase."""
 
-    def __init__(self, network: Network, open_batches: "OpenBatches", phase: "ResolvedPhase", batch_size: int) -> None:
-        self._network, self._open, self._phase, self._batch_size = network, open_batches, phase, batch_size
+    def __init__(self, network: Network, open_batches: "OpenBatches", phase: "ResolvedPhase") -> None:
+        self._network, self._open, self._phase = network, open_batches, phase
 
     @torch.no_grad()
     def outputs(self, name: str, *, limit: int | None = None) -> tuple[torch.Tensor, ...]:
@@ -63,7 +63,7 @@ class Validator:
         """
         self._network.model.eval()
         batches, num_cached_blocks = self._open(name, self._phase)
-        every = max(1, -(-batches.num_steps * self._batch_size // limit)) if limit else 1
+        every = max(1, -(-batches.num_rows // limit)) if limit else 1
         none = torch.zeros(0, dtype=torch.int64)
         kept, seen = _Rows(torch.zeros(0, self._network.num_classes), none, torch.zeros(0, SIZE), none), 0
         for _, (values, target, weight, row_ids) in self._network.batches(batches, None):

@@ -13,11 +13,11 @@ from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
 from retailray.training.batches import (
     Augmentation,
-    Batching,
     CachedDataset,
     StoredBatches,
     StreamedBatches,
     StreamedDataset,
+    make_batching,
 )
 from retailray.training.best_epoch import Epoch
 from retailray.training.cache import store
@@ -91,8 +91,7 @@ class _Sources:
 
     def _make(self, split: str, source: CachedDataset | StreamedDataset, num_cached_blocks: int) -> Batches:
         config = self.config
-        min_rows = config.min_rows if split == "train" else 0
-        batching = Batching(config.train.batch_size, config.train.seed, self.world.rank, self.world.size, min_rows)
+        batching = make_batching(split, config.train, self.world, min_rows=config.min_rows)
         plain = Augmentation("none", 0.0, config.augmentation.crop_px, config.augmentation.crop_px)
         mine = config.augmentation if split == "train" else plain
         if isinstance(source, StreamedDataset):

@@ -180,7 +180,7 @@ class Inputs:
         sizes = config.space["train.batch_size"].corners if "train.batch_size" in config.space else []
         check_batch_size(
             phases,
-            batch_size=min([*sizes, *([] if sizes else [config.train.batch_size])]),
+            batch_sizes=sizes or [config.train.batch_size],
             num_workers=config.tune.workers_per_trial,
             num_rows=len(self.splits["train"]),
             device_batch_size=config.train.device_batch_size,

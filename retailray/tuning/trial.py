@@ -17,7 +17,7 @@ from retailray.config import TrainConfig
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.peers import Peers, device_of
 from retailray.execution.state import write_state
-from retailray.training.batches import Augmentation, Batching, StoredBatches
+from retailray.training.batches import Augmentation, StoredBatches, make_batching
 from retailray.training.best_epoch import Epoch, score_of
 from retailray.training.loop import State, TrainingLoop, saved_state
 from retailray.training.network import Backbone, Network
@@ -151,8 +151,7 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
     def open_batches(name: str, phase: ResolvedPhase) -> tuple[StoredBatches, int]:
         source, num_cached_blocks = shared.source(variant, name, phase)
         mine = augmentation(config) if name == "train" else plain
-        fewest = min_rows(phases) if name == "train" else 0
-        batching = Batching(config.train.batch_size, config.train.seed, world.rank, world.size, fewest)
+        batching = make_batching(name, config.train, world, min_rows=min_rows(phases))
         batches = StoredBatches(source, batching, mine if num_cached_blocks == 0 else None)
         return batches, num_cached_blocks
 

@@ -28,7 +28,8 @@ from retailray.tuning.trials_table import TrialsTable
 
 # what a trial may change on the way without becoming another model or reading other rows
 MUTABLE = {
-    f"train.{name}" for name in ("head_lr", "backbone_lr", "layer_decay", "weight_decay", "label_smoothing", "mixup")
+    f"train.{name}"
+    for name in ("head_lr", "backbone_lr", "layer_decay", "weight_decay", "clip_grad_norm", "label_smoothing", "mixup")
 }
 
 

@@ -18,6 +18,7 @@ from retailray.data.images import Limits, decode
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
+from retailray.training.network import Network
 from tests import oracles
 from tests.commands.helpers import (
     events,
@@ -212,6 +213,22 @@ def test_every_option_of_the_recipe_reaches_the_run(shop, retailray, tmp_path):
     assert set(history.trainable) == {"head", "last3"}
     best = oracles.best_epoch(history.to_dict("records"), "validation_macro_f1")
     assert read_json(f"{run}/run.json")["best_epoch"] == best["epoch"]
+
+
+def test_no_pass_is_larger_than_a_device_takes(shop, retailray, tmp_path, monkeypatch):
+    """Kind of fault: training fits in memory, and the validation or the test after it does not."""
+    seen, forward = [], Network.forward
+    monkeypatch.setattr(
+        Network, "forward", lambda self, values, cut: seen.append(len(values)) or forward(self, values, cut)
+    )
+    limit = {"train.device_batch_size": 5, "train.epochs": 1, "split.test": 0.2}
+    code, out, err = retailray("train", **shop | ONE | limit | {"out": tmp_path})
+    assert code == 0, err
+    assert max(seen) == 5
+    history = history_of(latest(str(tmp_path)))
+    assert sum(seen) >= 2 * history.validation_rows.iloc[0], "validation and calibration at least"
+    code, out, _ = retailray("train", **shop | ONE | limit | {"train.device_batch_size": 14, "out": tmp_path})
+    assert "train.device_batch_size = 14 changes nothing" in out
 
 
 def test_the_articles_network_trains_from_nothing_and_serves(shop, retailray, tmp_path):

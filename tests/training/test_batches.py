@@ -125,7 +125,7 @@ def test_no_step_of_training_leaves_a_worker_with_too_few_rows(num_rows, batch_s
         with pytest.raises(ConfigError, match=r"per worker and step|for each of"):
             check_batch_size(
                 [ResolvedPhase(1, "all", 0, 0, 1, 1, trains_batch_norm=min_rows > 1)],
-                batch_size=batch_size,
+                batch_sizes=[batch_size],
                 num_workers=world,
                 num_rows=num_rows,
             )

@@ -1,5 +1,6 @@
 """The loop without Ray: what a phase trains, and every option's effect, on a small model and made-up rows."""
 
+import copy
 import dataclasses
 import io
 import time
@@ -10,7 +11,7 @@ import torch
 import torchvision
 
 from retailray.config import TrainSection
-from retailray.errors import ConfigError
+from retailray.errors import ConfigError, ModelError
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
@@ -35,7 +36,7 @@ class MadeUpRows:
         self.targets = np.arange(num_rows) % CLASSES if labels is None else labels
         noise = generator.integers(0, 60, (num_rows, 3, SIZE, SIZE))
         self.images = (noise + 90 * self.targets[:, None, None, None]).clip(0, 255).astype(np.uint8)
-        self.batch_size = batch_size
+        self.batch_size, self.num_rows = batch_size, num_rows
         self.num_steps = -(-num_rows // batch_size)
 
     def epoch(self, epoch, *, num_workers, pin):
@@ -174,10 +175,10 @@ def test_patience_ends_a_phase_and_the_best_weights_return():
 def test_the_kept_weights_are_the_averaged_ones():
     loop = make_loop([phase(2, "all")], TrainSection(ema_decay=0.9))
     run(loop)
-    average = loop.average.module.state_dict()
+    average = loop.steps.average.module.state_dict()
     last = loop.progress.history[-1]
     assert loop.progress.best_epoch == last["epoch"]
-    own = dict(loop.suffix.state_dict())
+    own = dict(loop.steps.suffix.state_dict())
     assert all(torch.allclose(average[name], own[name]) for name in own)
 
 
@@ -377,7 +378,7 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     assert torch.equal(model.bn1.running_mean, before) != learns
     assert (loop.network.model.fc.weight != 0).any()
     loop.network.model.train()
-    assert all(norm.training for norm in loop.norms), "later steps learn again"
+    assert all(norm.training for norm in loop.steps.norms), "later steps learn again"
 
 
 def gradients_of_first_step(rows):
@@ -450,16 +451,48 @@ def test_passes_that_add_up_train_like_one(size):
         torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_batch_norm_sees_each_pass_alone():
+    """Oracle: torch alone. Thirty-one rows in passes of 11, 10 and 10: outputs, gradients and running statistics."""
+    rows = MadeUpRows(num_rows=31, batch_size=31)
+    settings = TrainSection(
+        optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup_ratio=0.0, device_batch_size=15, metric="loss"
+    )
+    torch.manual_seed(0)
+    network = Network(build_model("resnet18", CLASSES, image_size=SIZE), BACKBONE, DistributedContext())
+    expected = copy.deepcopy(network.model)
+    loop = TrainingLoop(
+        network,
+        phases=[ResolvedPhase(1, "all", 0, 0, 0.01, 0.01, trains_batch_norm=True)],
+        train=settings,
+        open_batches=lambda split, _: (rows, 0),
+    )
+    [measured] = loop.epochs(None)
+    order = np.random.default_rng(1).permutation(31)
+    images = ((torch.from_numpy(rows.images[order]) / 255) - 0.5) / 0.2
+    targets, losses = torch.from_numpy(rows.targets[order]), []
+    expected.train()
+    for some, wanted in zip(images.split([11, 10, 10]), targets.split([11, 10, 10]), strict=True):
+        losses.append(torch.nn.functional.cross_entropy(expected(some), wanted, reduction="sum"))
+        (losses[-1] / 31).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.01).step()
+    assert measured["train_loss"] == pytest.approx(sum(losses).item() / 31, rel=1e-4)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(network.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_passes_too_small_for_batch_norm_are_refused():
     """Kind of fault: statistics of a handful of rows; what is a little more than one pass is taken in two halves."""
     trains = [ResolvedPhase(1, "all", 0, 0, 1, 1, trains_batch_norm=True)]
-    numbers = {"batch_size": 64, "num_workers": 1, "num_rows": 100}
+    numbers = {"batch_sizes": [64], "num_workers": 1, "num_rows": 100}
     with pytest.raises(
         ConfigError, match=r"train\.device_batch_size = 12 leaves as few as 6 rows.*raise it to 16, or train the head"
     ):
         check_batch_size(trains, **numbers, device_batch_size=12)
     check_batch_size(trains, **numbers, device_batch_size=15)
     check_batch_size([phase()], **numbers, device_batch_size=1)
+    with pytest.raises(ConfigError, match="raise it to 13"):
+        check_batch_size(trains, **numbers | {"batch_sizes": [8, 13]}, device_batch_size=12)
+    check_batch_size(trains, **numbers | {"batch_sizes": [8, 12]}, device_batch_size=12)  # which splits nothing
     assert min(rows // num_passes(rows, 15) for rows in range(8, 500)) >= 8
 
 
@@ -481,3 +514,14 @@ def test_waiting_for_data_is_counted_and_training_is_not():
     rows = {"train": SlowRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
     [measured] = make_loop([phase(epochs=1)], rows=rows).epochs(None)
     assert 0.15 <= measured["data_wait_seconds"] < measured["train_seconds"]
+
+
+def test_the_optimizer_state_of_an_older_version_is_refused_in_words():
+    """Kind of fault: torch's own error about parameter groups, without a word of what to do."""
+    loop = make_loop([phase(epochs=2)])
+    next(loop.epochs(None))
+    state = loop.state()
+    group = state["optimizer"]["param_groups"][0]
+    group["params"].pop()
+    with pytest.raises(ModelError, match=r"leave train\.resume or tune\.resume out"):
+        next(make_loop([phase(epochs=2)]).epochs(state))

@@ -14,7 +14,7 @@ import torch.distributed
 from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import build_model
-from retailray.training.batches import Batching, CachedDataset, StoredBatches
+from retailray.training.batches import Batching, CachedDataset, StoredBatches, make_batching
 from retailray.training.cache import store
 from retailray.training.cache.store import CacheSpec
 from retailray.training.loop import TrainingLoop
@@ -52,8 +52,7 @@ def train(stores, batch_size, settings, rank=0, world=1):
     network = Network(build_model("cnn1", CLASSES, image_size=SIZE), BACKBONE, context)
 
     def open_batches(name, phase):
-        batching = Batching(batch_size, 0, rank, world, min_rows=1 if name == "train" else 0)
-        return StoredBatches(stores[name], batching, None), 0
+        return StoredBatches(stores[name], make_batching(name, section, context, min_rows=1), None), 0
 
     section = TrainSection(batch_size=batch_size, **settings)
     phases = [ResolvedPhase(4, "all", 0, 0, 1e-2, 1e-2)]
@@ -71,11 +70,11 @@ def train_batch_norm(stores, rank, world):
     """Two epochs of a network with BatchNorm: the best validation loss, and what its weights give on all rows."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = Network(build_model("resnet18", CLASSES), BACKBONE, DistributedContext(rank, world))
+    context = DistributedContext(rank, world)
+    network = Network(build_model("resnet18", CLASSES), BACKBONE, context)
 
     def open_batches(name, phase):
-        batching = Batching(20, 0, rank, world, min_rows=8 if name == "train" else 0)
-        return StoredBatches(stores[name], batching, None), 0
+        return StoredBatches(stores[name], make_batching(name, section, context, min_rows=8), None), 0
 
     phases = [ResolvedPhase(2, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)]
     section = TrainSection(batch_size=20, metric="loss")
