@@ -26,6 +26,7 @@ os.environ.update(S3_ENV)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="retailray-tests-")  # what runs keep, unless they say where
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line does, before torch is imported
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as the command line does for a Ray of its own
+os.environ["RAY_raylet_start_wait_time_s"] = "120"  # its default of half a minute is short beside other tests
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
 # a shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -35,7 +36,10 @@ os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 
 def pytest_collection_modifyitems(items):
-    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out."""
+    """Marks follow from what a test uses, so that `make test-fast` leaves out what it says it leaves out.
+
+    Files with the longest tests come first, so that no process is left with one of them at the end.
+    """
     for item in items:
         if "s3_endpoint" in item.fixturenames:
             item.add_marker("s3")
@@ -43,6 +47,12 @@ def pytest_collection_modifyitems(items):
             item.fixturenames.insert(0, "s3_endpoint")
         if "ray_session_cpus" in item.fixturenames:
             item.add_marker("ray")
+    rank: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        own = 0 if item.path.name in NODES else 1 if "ray" in marks else 2 if marks & {"slow", "real"} else 3
+        rank[item.path] = min(own, rank.get(item.path, own))
+    items.sort(key=lambda item: rank[item.path])
 
 
 NODES = ("test_jobs.py", "test_many_nodes.py", "test_placement.py")  # which share the machines of `nodes`
