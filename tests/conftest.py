@@ -26,7 +26,6 @@ os.environ.update(S3_ENV)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="retailray-tests-")  # what runs keep, unless they say where
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line does, before torch is imported
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as the command line does for a Ray of its own
-os.environ["RAY_raylet_start_wait_time_s"] = "120"  # its default of half a minute is short beside other tests
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start several Rays on this machine and connect to them by address
 # a shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -27,7 +27,6 @@ BUCKET = "many-nodes"
 STORE_BYTES = 150 * 2**20
 # how long a node that says nothing is waited for: Ray's default is half a minute
 HEALTH = {
-    "RAY_raylet_start_wait_time_s": "120",  # several start at once, beside other tests
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "8",
     "RAY_metrics_report_interval_ms": "1000",  # of its default of ten seconds a short run may leave nothing
