@@ -65,9 +65,10 @@ class TuneConfig(TrainConfig):
         """What is searched: as given, or freeze depth and learning rates."""
         if self.tune.space:
             return self.tune.space
+        backbone = (5e-6, 2e-4) if self.model.is_pretrained_with_layer_norm else (1e-4, 3e-3)
         rates = {
             "train.head_lr": Domain(loguniform=(3e-4, 3e-2)),
-            "train.backbone_lr": Domain(loguniform=(1e-4, 3e-3)),
+            "train.backbone_lr": Domain(loguniform=backbone),
         }
         if self.model.weights == "none" or self.train.phases:  # nothing to freeze, or frozen as the phases say
             return rates

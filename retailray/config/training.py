@@ -41,6 +41,11 @@ class ModelSection(Section):
         return storage.normalize(value) if "/" in value or "." in value else value  # else torchvision's name, or none
 
     @property
+    def is_pretrained_with_layer_norm(self) -> bool:
+        """Whether the backbone is one that is fine-tuned with low learning rates."""
+        return self.weights != "none" and self.arch.startswith(("convnext", "maxvit", "swin", "vit"))
+
+    @property
     def resolved_weights(self) -> str:
         return self.weights.replace("{arch}", self.arch)
 
@@ -97,9 +102,19 @@ class TrainSection(Section):
     head_lr: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate of the head; default: 0.01 if only the head is trained, else 0.003.",
+        description=(
+            "Peak learning rate of the head; default: 0.01 if only the head is trained, else 0.003, and more if "
+            "train.batch_size is above 64: in proportion with sgd, by its square root with adamw."
+        ),
     )
-    backbone_lr: float = Field(1e-3, gt=0, description="Peak learning rate of the last block of the backbone.")
+    backbone_lr: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Peak learning rate of the last block of the backbone; default: 0.001, of pretrained ConvNeXt, ViT, Swin "
+            "and MaxViT 0.00005, and more if train.batch_size is above 64, like train.head_lr."
+        ),
+    )
     layer_decay: float = Field(
         1.0,
         gt=0,

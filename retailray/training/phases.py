@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from retailray import events
-from retailray.config import TrainConfig
+from retailray.config import TrainConfig, TrainSection
 from retailray.errors import ConfigError
 from retailray.models.blocks import BlockSequence, batch_norms
 
@@ -12,6 +12,11 @@ from retailray.models.blocks import BlockSequence, batch_norms
 # there, fits the head so well that the blocks learn less (benchmarks/quality.py)
 HEAD_SHARE = 8
 ONLY_HEAD_LR, HEAD_LR = 1e-2, 3e-3
+BACKBONE_LR = 1e-3  # of convolutional networks (benchmarks/quality.py), and of all that are trained from random weights
+# of pretrained networks with LayerNorm: the recipes of ConvNeXt for fine-tuning (arXiv 2201.03545, appendix A.2) and of
+# Hugging Face's image classification for ViT and Swin
+LAYER_NORM_LR = 5e-5
+RATES_BATCH_SIZE = 64  # that default rates are for
 MIN_BATCHNORM_ROWS = 8  # of a worker in one step: the statistics of fewer are noise
 
 
@@ -93,6 +98,16 @@ def check_batch_size(
         events.emit("warning", note=note)
 
 
+def _rate_factor(train: TrainSection) -> float:
+    """From the default rates to those of a larger batch, which takes fewer steps that are less noisy.
+
+    In proportion with SGD (Goyal et al. 2017, arXiv 1706.02677), by the square root with AdamW (Malladi et al. 2022,
+    arXiv 2205.10287); after a warm-up either way (``train.warmup_ratio``).
+    """
+    larger = max(1.0, train.batch_size / RATES_BATCH_SIZE)
+    return larger if train.optimizer == "sgd" else larger**0.5
+
+
 def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
     """The phases of a run: ``train.phases``, or the head alone and then ``model.trainable`` (linear probing, then
     fine-tuning: Kumar et al. 2022, arXiv 2202.10054).
@@ -110,7 +125,10 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
             wanted = [(train.epochs, depth, None, None)]
         else:
             wanted = [(alone, "head", None, None), (train.epochs - alone, depth, None, None)]
-    default = ONLY_HEAD_LR if {depth for _, depth, _, _ in wanted} == {"head"} else HEAD_LR
+    only_head = {depth for _, depth, _, _ in wanted} == {"head"}
+    factor = _rate_factor(train)
+    default_head = factor * (ONLY_HEAD_LR if only_head else HEAD_LR)
+    default_backbone = factor * (LAYER_NORM_LR if config.model.is_pretrained_with_layer_norm else BACKBONE_LR)
     phases: list[ResolvedPhase] = []
     for epochs, trainable, head_lr, backbone_lr in wanted:
         frozen = chain.num_frozen_blocks(trainable)
@@ -120,8 +138,8 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
                 trainable=trainable,
                 num_frozen_blocks=frozen,
                 num_cached_blocks=min([frozen, *(phase.num_cached_blocks for phase in phases)]),
-                head_lr=head_lr or train.head_lr or default,
-                backbone_lr=backbone_lr or train.backbone_lr,
+                head_lr=head_lr or train.head_lr or default_head,
+                backbone_lr=backbone_lr or train.backbone_lr or default_backbone,
                 trains_batch_norm=bool(batch_norms(chain, frozen)),
             )
         )

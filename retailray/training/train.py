@@ -72,6 +72,7 @@ def train(config: TrainConfig) -> str:
         labels=len(task.labels),
         arch=config.model.arch,
         phases=[f"{phase.epochs} x {phase.trainable}" for phase in task.phases],
+        rates=[{"head": phase.head_lr, "backbone": phase.backbone_lr} for phase in task.phases],
         **{name: len(part) for name, part in task.splits.items()},
     )
     with start_executor(config.cluster, num_images=sum(map(len, task.splits.values()))) as executor:
