@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from retailray import events, storage
 from retailray.config import CommandConfig
@@ -153,13 +155,23 @@ def unfinished(config: CommandConfig, *, ignoring: Sequence[str]) -> str | None:
             continue
         try:
             settings = yaml.safe_load(storage.read_bytes(storage.join(config.out, name, "config.yaml")))
-            # a key that the run's version did not know yet is at its default
-            understood = type(config).model_validate(settings).model_dump(mode="json")
-        except (yaml.YAMLError, ValueError):
-            continue  # of another command, or of a version that took other values
-        if _without(understood, ignoring) == wanted:
+        except yaml.YAMLError:
+            continue  # of somebody else
+        if isinstance(settings, dict) and _without(_with_defaults(settings, type(config)), ignoring) == wanted:
             return name.removeprefix("run_id=")
     return None
+
+
+def _with_defaults(settings: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Settings as an earlier version resolved them; what it did not know yet is at its default."""
+    filled = dict(settings)
+    for name, field in kind.model_fields.items():
+        section, known = field.annotation, filled.get(name)
+        if name not in filled and not field.is_required():
+            filled[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+        elif isinstance(known, dict) and isinstance(section, type) and issubclass(section, BaseModel):
+            filled[name] = _with_defaults(known, section)
+    return filled
 
 
 def run_names(out: str) -> list[str]:

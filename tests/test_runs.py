@@ -52,9 +52,11 @@ def test_runs_are_listed_with_what_lies_in_them(where, tmp_path, request):
     assert found[f"run_id={runs[0].run_id}"] == {"config.yaml", "run.json", "_SUCCESS"}
 
 
-def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
+@pytest.mark.parametrize("model", [{}, {"arch": "cnn1"}])
+def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(model, tmp_path):
     """Kind of fault: every new setting makes runs that were interrupted before it be started anew."""
-    config = TrainConfig.model_validate({"catalog": {"uri": str(tmp_path / "c.csv")}, "out": str(tmp_path / "out")})
+    sections = {"catalog": {"uri": str(tmp_path / "c.csv")}, "out": str(tmp_path / "out"), "model": model}
+    config = TrainConfig.model_validate(sections)
     run = RunDirectory(config)
     path = tmp_path / "out" / f"run_id={run.run_id}" / "config.yaml"
     settings = yaml.safe_load(path.read_text())
