@@ -12,7 +12,8 @@ article: .venv/installed  # the article's experiment on generated pictures; the 
 	$(BIN)/retailray study --config jobs/configs/article.yaml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not ray"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ray
 
 test-fast: .venv/installed-test  # for the inner loop: no Ray, no S3 server, no whole commands, no real photos
 	$(BIN)/python -m pytest -n auto -m "not ray and not s3 and not slow and not real"

@@ -47,6 +47,7 @@ def test_training_survives_a_lost_machine(nodes, shop):
     assert not nodes.busy("ray::ProgressActor"), "beside the driver, where no lost machine takes it along"
     nodes.kill(next(iter(at_work)))
     code, seen, err = job.end()
+    nodes.add("d")
     assert code == 0, err
     epochs = [event["epoch"] for event in seen if event["event"] == "epoch"]
     assert epochs[:2] == [1, 2]
@@ -66,7 +67,7 @@ def test_a_search_survives_a_lost_machine(nodes, shop):
     job.until("search")  # and not until a trial has ended: on a fast machine all of them may have
     nodes.kill(next(iter(wait_for(lambda: nodes.busy("SearchTrial"), "trial at work"))))
     code, seen, err = job.end()
-    nodes.add("d")
+    nodes.add("e")
     assert code == 0, err
     table = pd.read_parquet(
         s3fs.S3FileSystem(use_listings_cache=False).open(f"{latest(f's3://{BUCKET}/tune')}/trials.parquet")
