@@ -123,6 +123,13 @@ class ScoreSection(Section):
             "use the same."
         ),
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description=(
+            "Compile the forward pass with torch.compile, which needs a C++ compiler. auto: on CPUs, if that saves "
+            "more time than it takes, as measured once per machine and model; later runs do the same."
+        ),
+    )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")
     plan_only: bool = Field(False, description="Print what a run would do, and stop.")
     export: Literal["none", "csv", "xlsx", "layout"] = Field(

@@ -71,7 +71,7 @@ def choose_precision(
 
     ``what``: the name under which it is kept. A second or so on a CPU, the first time.
     """
-    known = _remembered(what, size_px, device)
+    known = remembered("precision", what, size_px, device)
     with contextlib.suppress(OSError):
         if (found := known.read_text()) in ("float32", "bfloat16"):
             return found
@@ -100,11 +100,11 @@ def _seconds(passes: dict[str, Pass], images: torch.Tensor, *, rounds: int) -> l
     return [min(measured[1:]) for measured in seconds.values()]  # the first one warms up
 
 
-def _remembered(what: str, size_px: int, device: torch.device) -> Path:
-    """The file with the measured precision of a model, for this kind of machine and this number of threads."""
+def remembered(folder: str, what: str, size_px: int, device: torch.device) -> Path:
+    """The file with what was measured of a model, for this kind of machine and this number of threads."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     facts = [torch.__version__, platform.processor(), platform.node(), kind, torch.get_num_threads(), what, size_px]
-    return Path(storage.cache_folder(), "precision", hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
+    return Path(storage.cache_folder(), folder, hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32])
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retailray.models.predictor import Predictor
 
 PREDICT = "predict"  # the stage
+COMPILED = " compiled"  # after the number format, in what predictors agree on
 PREDICTION_SCHEMA = pa.schema(
     [
         ("pred_label", pa.string()),
@@ -39,8 +40,11 @@ class PredictorSettings:
     Attributes:
         uri: of the bundle.
         precision: float32, bfloat16 or auto.
-        agreement: address of the file in which the first actor stores the precision that it measured for auto, and
-            which all others read; None: every actor measures.
+        compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
+        num_images: that one actor will see, about. batch_size: of its batches.
+        agreed: what stands in the file ``agreement``, if it was there before.
+        agreement: address of the file in which the first actor stores the precision that it measured and whether it
+            has compiled, and which all others read; None: every actor measures.
         also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`: columns that are appended.
     """
 
@@ -49,6 +53,10 @@ class PredictorSettings:
     threads: int
     top_k: int
     precision: str = "auto"
+    compile: str = "off"
+    num_images: int = 0
+    batch_size: int = 1
+    agreed: str | None = None
     agreement: str | None = None
     also: tuple[pa.Field, ...] = ()
 
@@ -61,14 +69,26 @@ def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size:
     return images.map_with(PredictBatch, {"settings": settings, "reporter": reporter}, rows=batch_size)
 
 
-def _agreed(precision: str, address: str | None, make: Callable[[str], "Predictor"]) -> "Predictor":
-    """A predictor in ``precision``, or, of auto, in what stands at ``address``; the first one there decides it."""
-    if address and storage.exists(address):
-        return make(storage.read_bytes(address).decode())
-    predictor = make(precision)
-    if address and not storage.put_if_absent(address, predictor.precision.encode()):
-        predictor.precision = storage.read_bytes(address).decode()
-    return predictor
+def _agreed(settings: PredictorSettings, make: Callable[[str], "Predictor"], reporter: "Reporter") -> "Predictor":
+    """A predictor as stands in the agreement; the first one there decides it, and says so."""
+    from retailray.models.compiling import compile_if_it_pays
+
+    address, known = settings.agreement, settings.agreed
+    if not known and address and storage.exists(address):
+        known = storage.read_bytes(address).decode()
+    mode = settings.compile if not known else "on" if known.endswith(COMPILED) else "off"
+    predictor = make(known.removesuffix(COMPILED) if known else settings.precision)
+    sizes = {"num_images": settings.num_images, "batch_size": settings.batch_size}
+    decision = compile_if_it_pays(predictor, mode, **sizes)
+    if known and mode == "on" and not decision.compiled:
+        reporter.event("warning", {"note": f"predictions go on without a compiled forward pass: {decision.why}"})
+    if known or not address:
+        return predictor
+    own = predictor.precision + (COMPILED if decision.compiled else "")
+    if storage.put_if_absent(address, own.encode()):
+        reporter.event("forward_pass", {"as": own, "why": decision.why})
+        return predictor
+    return _agreed(settings, make, reporter)
 
 
 # numbers of images, their logits (B, num_labels) and embeddings (B, retailray.models.embedding.SIZE)
@@ -88,9 +108,8 @@ class PredictBatch:
         bundle = load_bundle(settings.uri)
         device = "cuda" if settings.use_gpu else "cpu"
         self.reporter = reporter
-        agreement = settings.agreement if settings.precision == "auto" else None
         make = functools.partial(Predictor, bundle, device=device)
-        self.predictor = _agreed(settings.precision, agreement, lambda known: make(precision=known))
+        self.predictor = _agreed(settings, lambda precision: make(precision=precision), reporter)
         self.size = bundle.meta.transform.crop_size
         self.labels = np.array(bundle.meta.labels, dtype=object)
         self.top_k = min(settings.top_k, len(self.labels))

@@ -1,6 +1,8 @@
 """Pixels to probabilities with one bundle on one device."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,11 @@ from retailray.models.bundle import Bundle
 from retailray.models.embedding import sketch
 from retailray.models.inference import fold_batch_norms
 from retailray.models.precision import autocast, choose_precision, under_autocast
+
+# images of a forward pass of one thread, beside which others predict: what their layers compute stays in the caches.
+# With two such at work on two cores, 64 images at a time are a tenth to a third slower (benchmarks/RESULTS.md); one
+# predictor of two threads is as fast with either
+ROWS_OF_A_THREAD = 16
 
 
 class Normalize(torch.nn.Module):
@@ -29,23 +36,44 @@ class Normalize(torch.nn.Module):
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
+class _Pass(nn.Module):
+    """uint8 ``(B, 3, H, W)`` to what enters the head, and logits ``(B, C)``."""
+
+    def __init__(self, normalize: Normalize, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.body, self.head = normalize, body, head
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.body(self.normalize(images))
+        return features, self.head(features)
+
+
 class Predictor:
-    """A model in eval mode, channels_last, its BatchNorms folded, in the precision that is faster here."""
+    """A model in eval mode, channels_last, its BatchNorms folded, in the precision that is faster here.
+
+    ``rows_at_once``: of a forward pass; 0: a batch as it comes. ``compiled``: its forward pass as inductor has compiled
+    it, if it has (:mod:`retailray.models.compiling`).
+    """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", precision: str = "auto") -> None:
         self.device = torch.device(device)
         self.labels = bundle.meta.labels
         self.temperature = bundle.meta.temperature
         transform = bundle.meta.transform
-        self.normalize = Normalize(transform.mean, transform.std).to(self.device)
+        self.size_px = transform.crop_size
+        self.what = f"{bundle.meta.arch}, prediction"
         chain = to_blocks(bundle.build())
         body = fold_batch_norms(chain.run(0, len(chain.blocks)))
         network = nn.Sequential(body, copy.deepcopy(chain.head)).eval()
-        self.body, self.head = network.to(self.device).to(memory_format=torch.channels_last)
+        body, head = network.to(self.device).to(memory_format=torch.channels_last)
+        self.eager = _Pass(Normalize(transform.mean, transform.std).to(self.device), body, head).eval()
+        self.compiled: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.compiled_rows = 0
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+        self.rows_at_once = ROWS_OF_A_THREAD if alone else 0
         if precision == "auto":
-            what = f"{bundle.meta.arch}, prediction"
             passes = under_autocast(network, self.device)
-            precision = choose_precision(passes, what=what, size_px=transform.crop_size, device=self.device)
+            precision = choose_precision(passes, what=self.what, size_px=self.size_px, device=self.device)
         self.precision = precision
 
     def __call__(self, images: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
@@ -64,7 +92,28 @@ class Predictor:
     def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same, and their embeddings, float32 ``(B, retailray.models.embedding.SIZE)``."""
         batch = torch.from_numpy(np.array(images))  # a copy: Arrow's memory is read-only, which torch does not know
+        found = [self._pass(rows) for rows in (batch.split(self.rows_at_once) if self.rows_at_once else [batch])]
+        logits, embeddings = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return logits, embeddings
+
+    def _pass(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         with autocast(self.device, self.precision):
-            features = self.body(self.normalize(batch))
-            logits = self.head(features)
+            features, logits = self._forward(batch)
         return logits.float().cpu().numpy(), sketch(features).numpy()
+
+    def compile(self, rows: int) -> None:
+        """Compile the forward pass for batches of this many rows; it happens when the first one comes."""
+        options: dict[str, Any] = {
+            "freezing": True,
+            "compile_threads": 1,
+        }  # constants; no processes
+        self.compiled, self.compiled_rows = torch.compile(self.eager, dynamic=False, options=options), rows
+
+    def _forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        missing = self.compiled_rows - len(batch)
+        if self.compiled is None or missing < 0:
+            return self.eager(batch)
+        if missing:  # of one shape, or torch would compile again
+            batch = torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
+        features, logits = self.compiled(batch)
+        return features[: len(batch) - missing], logits[: len(batch) - missing]

@@ -128,8 +128,12 @@ def _run(
         use_gpu=plan.actor_gpus > 0,
         threads=plan.torch_threads,
         top_k=config.score.top_k,
+        precision=config.score.precision,
+        compile=config.score.compile,
+        num_images=todo.num_images // max(1, plan.num_actors),
+        batch_size=config.score.batch_size,
         # one question here and not one of every actor's, which would import what reads from stores for it alone
-        precision=storage.read_bytes(agreement).decode() if storage.exists(agreement) else "auto",
+        agreed=storage.read_bytes(agreement).decode() if storage.exists(agreement) else None,
         agreement=agreement,
         also=(EMBEDDING_FIELD, SCORED_AT),
     )

@@ -11,6 +11,7 @@ from retailray import storage
 from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.images import DECODER_VERSION
 from retailray.models.meta import BundleMeta
+from retailray.models.predicting import COMPILED
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
 from retailray.scoring.formats import PRECISION, SCORED
@@ -74,14 +75,14 @@ def _expected_device(section: ClusterSection) -> str:
 
 
 def keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
-    """Score in the precision of the previous run, so that reused and new results are comparable."""
-    if config.score.precision != "auto":
-        storage.put_if_absent(run.path(PRECISION), config.score.precision.encode())
-        return
+    """Score in the precision of the previous run, compiled or not, so that reused and new results are comparable."""
     if before and before[1].get("scoring_key") == key:
         measured = storage.join(before[0], PRECISION)
         if storage.exists(measured):
-            storage.put_if_absent(run.path(PRECISION), storage.read_bytes(measured))
+            found = storage.read_bytes(measured).decode()
+            if config.score.compile != "auto":
+                found = found.removesuffix(COMPILED) + (COMPILED if config.score.compile == "on" else "")
+            storage.put_if_absent(run.path(PRECISION), found.encode())
 
 
 def plan_fields(plan: PlanCounts) -> dict[str, object]:

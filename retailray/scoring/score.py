@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retailray import events
+from retailray import events, storage
 from retailray.config import ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
@@ -23,7 +23,7 @@ from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.exports import check_export, write_export
-from retailray.scoring.formats import SCORED, TODO
+from retailray.scoring.formats import PRECISION, SCORED, TODO
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.planning import keep_precision, make_plan, plan_fields, scoring_key
 from retailray.scoring.previous_run import PLAN, interrupted, last_published, read_part, remove_old
@@ -142,6 +142,7 @@ class _ScoringRun:
 
     def _of_inference(self, inferred: "Inferred | None", seconds: float) -> dict[str, object]:
         return {
+            "forward_pass": storage.read_bytes(self.run.path(PRECISION)).decode() if inferred else None,
             "not_deduplicated": inferred.not_deduplicated if inferred else 0,
             "stages": inferred.stages() if inferred else [],
             "cost": _cost(self.config, inferred, seconds),

@@ -1,0 +1,136 @@
+"""A forward pass that torch's inductor compiles for this machine, where that saves more time than it takes.
+
+What both passes took is kept once per machine, model, number format, batch size and version of torch, as the format is
+(:mod:`retailray.models.precision`).
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from retailray import storage
+from retailray.interrupts import importing
+from retailray.models.precision import remembered
+
+if TYPE_CHECKING:
+    from retailray.models.predictor import Predictor
+
+ROUNDS = 3
+CLOSE = 0.02  # of probabilities; rounding to bfloat16 between the layers, or not, makes less
+GUESSED_GAIN, GUESSED_COST_S = 0.15, 10.0  # before anything was measured here
+
+
+class Decision(NamedTuple):
+    compiled: bool
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Seconds of an image in either pass, and of compiling; ``failed``: why it cannot be done here, or ''."""
+
+    eager_s: float = 0.0
+    compiled_s: float = 0.0
+    cost_s: float = 0.0
+    failed: str = ""
+
+    def decide(self, num_images: int) -> Decision:
+        if self.failed:
+            return Decision(False, self.failed)
+        saved = num_images * (self.eager_s - self.compiled_s)
+        rates = f"{1 / self.eager_s:,.0f} images/s as it is, {1 / self.compiled_s:,.0f} compiled"
+        if saved > self.cost_s:
+            return Decision(True, f"{rates}: compiling saves {saved:.0f} s of {num_images:,} images")
+        cost = f"compiling takes {self.cost_s:.0f} s and saves {max(0.0, saved):.0f} s of {num_images:,} images"
+        return Decision(False, f"{rates}: {cost}")
+
+
+def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, batch_size: int) -> Decision:
+    """Compile a predictor's forward pass where ``mode`` is on, or auto and it saves time.
+
+    Args:
+        num_images: that this predictor will see. batch_size: of its batches.
+    """
+    rows = predictor.rows_at_once or batch_size
+    if mode == "off":
+        return Decision(False, "score.compile is off")
+    if mode == "auto" and predictor.device.type != "cpu":
+        return Decision(False, "score.compile on is needed for it on a GPU")
+    what = f"{predictor.what}, {predictor.precision}, {rows}"
+    known = remembered("compiled", what, predictor.size_px, predictor.device)
+    measured = _read(known)
+    if mode == "auto" and measured and not measured.decide(num_images).compiled:
+        return measured.decide(num_images)
+    images = np.random.default_rng(0).integers(0, 255, (rows, 3, predictor.size_px, predictor.size_px), np.uint8)
+    if mode == "auto" and not measured:
+        predictor.logits(images[:2])  # warms up
+        passes_s = _seconds(predictor, images, rounds=1) * num_images
+        if passes_s * GUESSED_GAIN < GUESSED_COST_S:
+            return Decision(False, f"too few to try it: all {num_images:,} images take {passes_s:.0f} s as it is")
+    measured = _compile(predictor, images)
+    _write(known, measured)
+    if mode == "on" and not measured.failed:
+        return Decision(True, "score.compile is on")
+    decision = measured.decide(num_images)
+    if not decision.compiled and (measured.failed or measured.compiled_s > measured.eager_s):
+        predictor.compiled = None
+        return decision
+    return Decision(True, decision.why)  # the cost is paid
+
+
+def _compile(predictor: "Predictor", images: np.ndarray) -> Measured:
+    """Compile, compare with the pass as it is, and measure both."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU is no news
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(storage.cache_folder(), "inductor")))
+    expected = predictor(images)
+    eager_s = _seconds(predictor, images)
+    started = time.perf_counter()
+    try:
+        with importing():
+            predictor.compile(len(images))
+            found = predictor(images)
+    except Exception as error:  # no compiler, a network that cannot be followed: whatever torch raises
+        predictor.compiled = None
+        return Measured(failed=f"it cannot be compiled here: {_first_line(error)}")
+    cost_s = time.perf_counter() - started
+    if not np.abs(found - expected).max() < CLOSE:
+        predictor.compiled = None
+        return Measured(failed=f"compiled, its probabilities differ by {np.abs(found - expected).max():.3f}")
+    return Measured(eager_s, _seconds(predictor, images), cost_s)
+
+
+def _seconds(predictor: "Predictor", images: np.ndarray, *, rounds: int = ROUNDS) -> float:
+    """Of an image."""
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        predictor.outputs(images)
+        found.append(time.perf_counter() - started)
+    return min(found) / len(images)
+
+
+def _read(path: Path) -> Measured | None:
+    try:
+        return Measured(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(path: Path, measured: Measured) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(measured)))
+    except OSError:
+        return  # a home that cannot be written costs the measurement again
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says first; after it come its own stack and advice for its developers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
