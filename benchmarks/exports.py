@@ -26,10 +26,11 @@ import s3fs
 from PIL import Image
 
 from benchmarks.shop import table
+from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
-from retailray.data.decoding import CHUNK_ROWS, DecodeSpec, decode_rows, transport_table
+from retailray.data.decoding import CHUNK_ROWS, URI, DecodeSpec, decode_rows, transport_table
 from retailray.data.images import limits_of
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
@@ -126,17 +127,24 @@ def write_pictures(folder: Path, number: int) -> None:
     (folder / "loose/catalog.csv").write_text(listed)
 
 
-def read_all(uri: str) -> float:
-    """Images/s of reading a catalog, and fetching and decoding its pictures by chunks, in one process."""
+def read_all(uri: str) -> tuple[float, float]:
+    """Pictures/s in one process: their bytes read by chunks; and all from reading the catalog to decoded pixels."""
     section = CatalogSection(uri=uri)
     started = time.monotonic()
     rows = transport_table(read_catalog(section, needs_label=False))
     spec, access = DecodeSpec(256, 224, limits_of(section)), access_of(section)
+    uris, begun = rows.column(URI).to_pylist(), time.monotonic()
+    for start in range(0, len(uris), CHUNK_ROWS):
+        found = [
+            data for group in storage.fetch_groups(uris[start : start + CHUNK_ROWS], access) for data in group.values()
+        ]
+        assert all(isinstance(data, bytes) and len(data) > 1000 for data in found)
+    read_s = time.monotonic() - begun
     for start in range(0, rows.num_rows, CHUNK_ROWS):
         decoded = decode_rows(rows.slice(start, CHUNK_ROWS), spec=spec, access=access)
         codes = set(decoded.column("__rr_error_code").to_pylist())
         assert codes == {""}, (uri, start, codes, set(decoded.column("__rr_message").to_pylist()))
-    return rows.num_rows / (time.monotonic() - started)
+    return rows.num_rows / read_s, rows.num_rows / (time.monotonic() - started - read_s)
 
 
 def read(folder: Path, number: int, repeats: int) -> list[dict[str, object]]:
@@ -150,16 +158,25 @@ def read(folder: Path, number: int, repeats: int) -> list[dict[str, object]]:
             fs.put(str(folder / name), f"bench/{name}", recursive=True)
         fs.put(str(folder / "all.zip"), "bench/all.zip")
         names = {"loose files": "loose/catalog.csv", "tar shards": "shards", "a ZIP archive": "all.zip"}
-        found: dict[tuple[str, str], list[float]] = {}
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for _ in range(repeats):
             for where, root in (("disk", str(folder)), ("S3 server", "s3://bench")):
                 for what, name in names.items():
                     found.setdefault((where, what), []).append(read_all(f"{root}/{name}"))
-        medians = {key: statistics.median(values) for key, values in found.items()}
-        return [
-            {"where": where, "from": what, "images/s": value, "ratio": value / medians[where, "loose files"]}
-            for (where, what), value in medians.items()
-        ]
+        medians = {
+            key: [statistics.median(values) for values in zip(*pairs, strict=True)] for key, pairs in found.items()
+        }
+        rows: list[dict[str, object]] = []
+        for (where, what), (read_alone, in_all) in medians.items():
+            loose = medians[where, "loose files"]
+            row: dict[str, object] = {
+                "where": where,
+                "from": what,
+                "read/s": read_alone,
+                "ratio": read_alone / loose[0],
+            }
+            rows.append(row | {"catalog, read and decoded/s": in_all, "ratio in all": in_all / loose[1]})
+        return rows
     finally:
         process.terminate()
 
