@@ -76,8 +76,10 @@ def _agreed(settings: PredictorSettings, make: Callable[[str], "Predictor"], rep
     address, known = settings.agreement, settings.agreed
     if not known and address and storage.exists(address):
         known = storage.read_bytes(address).decode()
-    mode = settings.compile if not known else "on" if known.endswith(COMPILED) else "off"
     predictor = make(known.removesuffix(COMPILED) if known else settings.precision)
+    mode = settings.compile
+    if known and mode == "auto":
+        mode = "on" if known.endswith(COMPILED) and not settings.use_gpu else "off"
     sizes = {"num_images": settings.num_images, "batch_size": settings.batch_size}
     decision = compile_if_it_pays(predictor, mode, **sizes)
     if known and mode == "on" and not decision.compiled:

@@ -31,6 +31,7 @@ IGNORED = (
     "score.memory_gb",
     "score.rows_per_file",
     "score.batch_size",
+    "score.compile",
     "score.dedupe",
     "score.target_precision",
     "score.max_drift",

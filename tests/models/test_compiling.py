@@ -74,12 +74,15 @@ def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Predictor, "compile", refuse)
     bundle = load_bundle(save_untrained(tmp_path, "cnn2")[0])
-    settings = PredictorSettings("", False, 1, 1, agreed="float32 compiled", batch_size=8)
+    settings = PredictorSettings("", False, 1, 1, agreed="float32 compiled", compile="auto", batch_size=8)
     counter = Counter()
     predictor = _agreed(settings, lambda precision: Predictor(bundle, precision=precision), counter)
     assert (predictor.precision, predictor.compiled) == ("float32", None)
     [(name, fields)] = counter.take()[2]
     assert (name, "without a compiled forward pass: it cannot" in fields["note"]) == ("warning", True)
+    off, silent = dataclasses.replace(settings, compile="off"), Counter()
+    assert _agreed(off, lambda precision: Predictor(bundle, precision=precision), silent).compiled is None
+    assert silent.take()[2] == [], "which was asked for"
 
 
 @pytest.mark.parametrize(
