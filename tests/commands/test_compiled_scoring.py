@@ -16,6 +16,7 @@ def predictions(out):
     return table[["image", "pred_label", "pred_score"]]
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler: apt-get install g++")
 def test_a_compiled_night_has_the_tables_of_one_without(retailray, small_catalog, small_bundle, tmp_path, monkeypatch):
     """And the next night, of few images, compiles too, so that old and new rows are comparable; or it says why not."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

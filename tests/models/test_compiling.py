@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def images(count):
     return np.random.default_rng(count).integers(0, 255, (count, 3, 32, 32), np.uint8)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler: apt-get install g++")
 def test_compiled_is_eager_for_batches_of_every_size(predictor):
     """Oracle: the same network as torch runs it, on full batches, on fewer rows, which are filled up, and on more."""
     predictor.rows_at_once = 8
