@@ -142,13 +142,15 @@ def sign_flip_p_value(of_product: np.ndarray, seed: int) -> float:
 
         return float(scipy.stats.binomtest(int((nonzero > 0).sum()), len(nonzero), 0.5).pvalue)
     # products that differ as much are alike: how many of them are positive is all that their signs say
-    sizes, counts = np.unique(np.abs(nonzero).round(9), return_counts=True)
+    rounded = np.abs(nonzero).round(9)
+    observed = abs(float(np.sign(nonzero) @ rounded))
+    sizes, counts = np.unique(rounded, return_counts=True)
     generator = np.random.default_rng(seed)
     at_once = max(1, 1_000_000 // len(sizes))  # numbers in memory
     further = 0
     for start in range(0, FLIPS, at_once):
         positive = generator.binomial(counts, 0.5, (min(at_once, FLIPS - start), len(sizes)))
-        further += int((np.abs((2 * positive - counts) @ sizes) >= abs(nonzero.sum()) - 1e-6).sum())
+        further += int((np.abs((2 * positive - counts) @ sizes) >= observed - 1e-6).sum())
     return (1 + further) / (1 + FLIPS)
 
 

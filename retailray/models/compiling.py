@@ -61,7 +61,7 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
     if mode == "off":
         return Decision(False, "score.compile is off")
     if mode == "auto" and predictor.device.type != "cpu":
-        return Decision(False, "score.compile on is needed for it on a GPU")
+        return Decision(False, "on a GPU it is compiled only with score.compile on")
     what = f"{predictor.what}, {predictor.precision}, {rows}"
     known = remembered("compiled", what, predictor.size_px, predictor.device)
     measured = _read(known)

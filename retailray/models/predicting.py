@@ -78,7 +78,7 @@ def _agreed(settings: PredictorSettings, make: Callable[[str], "Predictor"], rep
         known = storage.read_bytes(address).decode()
     predictor = make(known.removesuffix(COMPILED) if known else settings.precision)
     mode = settings.compile
-    if known and mode == "auto":
+    if known and mode != "off":
         mode = "on" if known.endswith(COMPILED) and not settings.use_gpu else "off"
     sizes = {"num_images": settings.num_images, "batch_size": settings.batch_size}
     decision = compile_if_it_pays(predictor, mode, **sizes)

@@ -103,10 +103,7 @@ class Predictor:
 
     def compile(self, rows: int) -> None:
         """Compile the forward pass for batches of this many rows; it happens when the first one comes."""
-        options: dict[str, Any] = {
-            "freezing": True,
-            "compile_threads": 1,
-        }  # constants; no processes
+        options: dict[str, Any] = {"compile_threads": 1}  # no processes besides
         self.compiled, self.compiled_rows = torch.compile(self.eager, dynamic=False, options=options), rows
 
     def _forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,7 +85,7 @@ def check_batch_size(
             ]
         )
     # of a little more than one pass, each of two passes gets half
-    share = -(-max(batch_sizes) // num_workers)
+    share = _largest_share(max(batch_sizes), num_workers, num_rows, needed)
     if device_batch_size and device_batch_size < min(share, 2 * needed - 1):
         raise ConfigError(
             [
@@ -108,6 +108,12 @@ def _rate_factor(train: TrainSection) -> float:
     return larger if train.optimizer == "sgd" else larger**0.5
 
 
+def _largest_share(batch_size: int, num_workers: int, num_rows: int, needed: int) -> int:
+    """Rows of a worker in one step: where each needs some, steps may be fewer, and larger than was asked for."""
+    num_steps = max(1, min(-(-num_rows // batch_size), num_rows // (needed * num_workers)))
+    return -(-max(batch_size, -(-num_rows // num_steps)) // num_workers)
+
+
 def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
     """The phases of a run: ``train.phases``, or the head alone and then ``model.trainable`` (linear probing, then
     fine-tuning: Kumar et al. 2022, arXiv 2202.10054).
@@ -128,7 +134,8 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
     only_head = {depth for _, depth, _, _ in wanted} == {"head"}
     factor = _rate_factor(train)
     default_head = factor * (ONLY_HEAD_LR if only_head else HEAD_LR)
-    default_backbone = factor * (LAYER_NORM_LR if config.model.is_pretrained_with_layer_norm else BACKBONE_LR)
+    low = config.model.is_pretrained_with_layer_norm and train.optimizer == "adamw"  # which these recipes train with
+    default_backbone = factor * (LAYER_NORM_LR if low else BACKBONE_LR)
     phases: list[ResolvedPhase] = []
     for epochs, trainable, head_lr, backbone_lr in wanted:
         frozen = chain.num_frozen_blocks(trainable)

@@ -493,6 +493,8 @@ def test_passes_too_small_for_batch_norm_are_refused():
     with pytest.raises(ConfigError, match="raise it to 13"):
         check_batch_size(trains, **numbers | {"batch_sizes": [8, 13]}, device_batch_size=12)
     check_batch_size(trains, **numbers | {"batch_sizes": [8, 12]}, device_batch_size=12)  # which splits nothing
+    with pytest.raises(ConfigError, match="raise it to 9"):  # nine rows are one step, of more than was asked for
+        check_batch_size(trains, batch_sizes=[8], num_workers=1, num_rows=9, device_batch_size=8)
     assert min(rows // num_passes(rows, 15) for rows in range(8, 500)) >= 8
 
 

@@ -28,6 +28,11 @@ def test_pretrained_networks_with_layer_norm_learn_slowly(arch, expected):
     assert rates(arch, train__backbone_lr=0.7, train__head_lr=0.5) == [(0.5, 0.7)] * 2, "what is given holds"
 
 
+def test_with_sgd_their_rate_is_that_of_others():
+    """The recipes of low rates are AdamW's."""
+    assert rates("swin_t", train__optimizer="sgd")[-1] == (3e-3, 1e-3)
+
+
 def test_from_random_weights_all_networks_learn_at_one_rate():
     assert rates("vit_b_32", model__weights="none")[-1] == (3e-3, 1e-3)
 
