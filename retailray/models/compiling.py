@@ -65,8 +65,10 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
     what = f"{predictor.what}, {predictor.precision}, {rows}"
     known = remembered("compiled", what, predictor.size_px, predictor.device)
     measured = _read(known)
-    if mode == "auto" and measured and not measured.decide(num_images).compiled:
-        return measured.decide(num_images)
+    if mode == "auto" and measured:
+        decision = measured.decide(num_images)
+        if not decision.compiled:
+            return decision
     images = np.random.default_rng(0).integers(0, 255, (rows, 3, predictor.size_px, predictor.size_px), np.uint8)
     if mode == "auto" and not measured:
         predictor.logits(images[:2])  # warms up

@@ -7,6 +7,7 @@ from retailray import events
 from retailray.config import TrainConfig, TrainSection
 from retailray.errors import ConfigError
 from retailray.models.blocks import BlockSequence, batch_norms
+from retailray.training.batches import num_steps
 
 # an eighth of the epochs goes to the head alone, so that its first gradients wreck no features; more, or a higher rate
 # there, fits the head so well that the blocks learn less (benchmarks/quality.py)
@@ -110,8 +111,8 @@ def _rate_factor(train: TrainSection) -> float:
 
 def _largest_share(batch_size: int, num_workers: int, num_rows: int, needed: int) -> int:
     """Rows of a worker in one step: where each needs some, steps may be fewer, and larger than was asked for."""
-    num_steps = max(1, min(-(-num_rows // batch_size), num_rows // (needed * num_workers)))
-    return -(-max(batch_size, -(-num_rows // num_steps)) // num_workers)
+    largest_step = -(-num_rows // num_steps(num_rows, batch_size, num_workers, needed))
+    return -(-max(batch_size, largest_step) // num_workers)
 
 
 def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
