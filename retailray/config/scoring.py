@@ -127,7 +127,7 @@ class ScoreSection(Section):
         "auto",
         description=(
             "Compile the forward pass with torch.compile, which needs a C++ compiler. auto: on CPUs, if that saves "
-            "more time than it takes, as measured once per machine and model; later runs do the same."
+            "more time than it takes, as measured once per machine and model; runs after a compiled one compile."
         ),
     )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")

@@ -1,17 +1,22 @@
 """A forward pass that torch's inductor compiles for this machine, where that saves more time than it takes.
 
-What both passes took is kept once per machine, model, number format, batch size and version of torch, as the format is
-(:mod:`retailray.models.precision`).
+What both passes took is kept once per machine, model, number format, batch size, compiler and version of torch, as the
+format is (:mod:`retailray.models.precision`).
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import filelock
 import numpy as np
 
 from retailray import storage
@@ -33,12 +38,16 @@ class Decision(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds of an image in either pass, and of compiling; ``failed``: why it cannot be done here, or ''."""
+    """Seconds of an image in either pass, and of compiling.
+
+    ``failed``: why it cannot be done here, or ''; ``differs``: because the results are others.
+    """
 
     eager_s: float = 0.0
     compiled_s: float = 0.0
     cost_s: float = 0.0
     failed: str = ""
+    differs: bool = False
 
     def decide(self, num_images: int) -> Decision:
         if self.failed:
@@ -59,10 +68,13 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
     """
     rows = predictor.rows_at_once or batch_size
     if mode == "off":
+        predictor.compiled = None
         return Decision(False, "score.compile is off")
     if mode == "auto" and predictor.device.type != "cpu":
         return Decision(False, "on a GPU it is compiled only with score.compile on")
-    what = f"{predictor.what}, {predictor.precision}, {rows}"
+    if mode == "on" and predictor.compiled:
+        return Decision(True, "it is compiled")
+    what = f"{predictor.what}, {predictor.precision}, {rows}, {_compiler()}"
     known = remembered("compiled", what, predictor.size_px, predictor.device)
     measured = _read(known)
     if mode == "auto" and measured:
@@ -76,7 +88,8 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
         if passes_s * GUESSED_GAIN < GUESSED_COST_S:
             return Decision(False, f"too few to try it: all {num_images:,} images take {passes_s:.0f} s as it is")
     measured = _compile(predictor, images)
-    _write(known, measured)
+    if not measured.differs:  # which is a matter of the weights; another version may agree
+        _write(known, measured)
     if mode == "on" and not measured.failed:
         return Decision(True, "score.compile is on")
     decision = measured.decide(num_images)
@@ -103,8 +116,25 @@ def _compile(predictor: "Predictor", images: np.ndarray) -> Measured:
     cost_s = time.perf_counter() - started
     if not np.abs(found - expected).max() < CLOSE:
         predictor.compiled = None
-        return Measured(failed=f"compiled, its probabilities differ by {np.abs(found - expected).max():.3f}")
+        why = f"compiled, its probabilities differ by {np.abs(found - expected).max():.3f}"
+        return Measured(failed=why, differs=True)
     return Measured(eager_s, _seconds(predictor, images), cost_s)
+
+
+def _compiler() -> tuple[str, float]:
+    """Where the C++ compiler is that torch will call, and of when; ('', 0) where there is none."""
+    found = shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+    return (found, Path(found).stat().st_mtime) if found else ("", 0.0)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Among the processes of this machine."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a home that cannot be written: all compile at once
+            Path(storage.cache_folder()).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(Path(storage.cache_folder(), "compiling.lock")))
+        yield
 
 
 def _seconds(predictor: "Predictor", images: np.ndarray, *, rounds: int = ROUNDS) -> float:

@@ -3,22 +3,19 @@
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from retailray import storage
 from retailray.data.decoding import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
+from retailray.models.agreement import Agreement, agreed_predictor
 from retailray.models.meta import EMBEDDING
 
 if TYPE_CHECKING:
     from retailray.execution import Reporter, Stream
-    from retailray.models.predictor import Predictor
 
 PREDICT = "predict"  # the stage
-COMPILED = " compiled"  # after the number format, in what predictors agree on
 PREDICTION_SCHEMA = pa.schema(
     [
         ("pred_label", pa.string()),
@@ -41,9 +38,7 @@ class PredictorSettings:
         precision: float32, bfloat16 or auto.
         compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
         num_images: that one actor will see, about. batch_size: of its batches.
-        agreed: what stands in the file ``agreement``, if it was there before.
-        agreement: address of the file in which the first actor stores the precision that it measured and whether it
-            has compiled, and which all others read; None: every actor measures.
+        agreement: where the first actor stores the precision that it measured and whether it has compiled.
         also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`: columns that are appended.
     """
 
@@ -55,8 +50,7 @@ class PredictorSettings:
     compile: str = "off"
     num_images: int = 0
     batch_size: int = 1
-    agreed: str | None = None
-    agreement: str | None = None
+    agreement: Agreement = dataclasses.field(default_factory=Agreement)
     also: tuple[pa.Field, ...] = ()
 
 
@@ -66,32 +60,6 @@ def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size:
     ``reporter`` counts every batch.
     """
     return images.map_with(PredictBatch, {"settings": settings, "reporter": reporter}, rows=batch_size)
-
-
-def _agreed(settings: PredictorSettings, make: Callable[[str], "Predictor"], reporter: "Reporter") -> "Predictor":
-    """A predictor as stands in the agreement; the first one there decides it, and says so."""
-    from retailray.models.compiling import compile_if_it_pays
-
-    address, known = settings.agreement, settings.agreed
-    if not known and address and storage.exists(address):
-        known = storage.read_bytes(address).decode()
-    predictor = make(known.removesuffix(COMPILED) if known else settings.precision)
-    mode = settings.compile
-    if known and mode != "off":
-        mode = "on" if known.endswith(COMPILED) and not settings.use_gpu else "off"
-    sizes = {"num_images": settings.num_images, "batch_size": settings.batch_size}
-    decision = compile_if_it_pays(predictor, mode, **sizes)
-    if known and mode == "on" and not decision.compiled:
-        reporter.event("warning", {"note": f"predictions go on without a compiled forward pass: {decision.why}"})
-    if known or not address:
-        return predictor
-    own = predictor.precision + (COMPILED if decision.compiled else "")
-    if storage.put_if_absent(address, own.encode()):
-        reporter.event("forward_pass", {"as": own, "why": decision.why})
-        return predictor
-    if storage.read_bytes(address).decode() == own:
-        return predictor
-    return _agreed(settings, make, reporter)
 
 
 # numbers of images, their logits (B, num_labels) and embeddings (B, retailray.models.embedding.SIZE)
@@ -111,7 +79,7 @@ class PredictBatch:
         bundle = load_bundle(settings.uri)
         device = "cuda" if settings.use_gpu else "cpu"
         self.reporter = reporter
-        self.predictor = _agreed(
+        self.predictor = agreed_predictor(
             settings, lambda precision: Predictor(bundle, device=device, precision=precision), reporter
         )
         self.size = bundle.meta.transform.crop_size

@@ -101,10 +101,17 @@ class Predictor:
             features, logits = self._forward(batch)
         return logits.float().cpu().numpy(), sketch(features).numpy()
 
+    @torch.inference_mode()
     def compile(self, rows: int) -> None:
-        """Compile the forward pass for batches of this many rows; it happens when the first one comes."""
+        """Compile the forward pass for batches of this many rows, and run one.
+
+        The weights are constants of it (freezing), which is why it has to happen here: an option of torch.compile by
+        that name has no effect.
+        """
         options: dict[str, Any] = {"compile_threads": 1}  # no processes besides
         self.compiled, self.compiled_rows = torch.compile(self.eager, dynamic=False, options=options), rows
+        with torch._inductor.config.patch(freezing=self.device.type == "cpu"):
+            self._pass(torch.zeros(rows, 3, self.size_px, self.size_px, dtype=torch.uint8))
 
     def _forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         missing = self.compiled_rows - len(batch)

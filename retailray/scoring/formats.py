@@ -23,5 +23,4 @@ LEDGER_SCHEMA = pa.schema(
         ("device", pa.string()),  # cpu or cuda
     ]
 )
-PRECISION = "precision.txt"  # of a run: float32 or bfloat16, as its first predictor measured, or as the previous run
 SCORED, TODO = "scored", "todo"  # folders of a run at work: committed parts, and the images that it is to score

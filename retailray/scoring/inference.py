@@ -18,12 +18,13 @@ from retailray.data.decoding import CHUNK_ROWS, DecodeSpec
 from retailray.data.images import limits_of
 from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
+from retailray.models.agreement import known_agreement
 from retailray.models.meta import BundleMeta
 from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, PredictorSettings, predict_stream
 from retailray.runs import RunDirectory
 from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
 from retailray.scoring.duplicates import SEEN_IMAGES, Seen
-from retailray.scoring.formats import PRECISION, SCORED, TODO
+from retailray.scoring.formats import SCORED, TODO
 
 Reading = dict[str, DecodeSpec | storage.Access | Seen | None]
 TARGET_PARTS = 200  # aim for about this many committed parts: a killed run loses those in flight
@@ -122,7 +123,6 @@ def _run(
     """Addresses of the committed parts. ``reading``: how :func:`read_units` fetches and decodes."""
     units = executor.stream([pa.table({"unit": [number]}) for number in range(todo.num_units)], plan)
     images = units.map(read_units, {"todo": todo, "reporter": reporter, **reading})
-    agreement = run.path(PRECISION)
     settings = PredictorSettings(
         uri=config.model.uri,
         use_gpu=plan.actor_gpus > 0,
@@ -132,9 +132,8 @@ def _run(
         compile=config.score.compile,
         num_images=todo.num_images // max(1, plan.num_actors),
         batch_size=config.score.batch_size,
-        # one question here and not one of every actor's, which would import what reads from stores for it alone
-        agreed=storage.read_bytes(agreement).decode() if storage.exists(agreement) else None,
-        agreement=agreement,
+        # asked here and not by every actor, which would import what reads from stores for it alone
+        agreement=known_agreement(run.address),
         also=(EMBEDDING_FIELD, SCORED_AT),
     )
     predicted = predict_stream(images, settings, batch_size=config.score.batch_size, reporter=reporter)

@@ -10,11 +10,11 @@ from pathlib import Path
 from retailray import storage
 from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.images import DECODER_VERSION
+from retailray.models.agreement import COMPILED, FORWARD_PASS, Agreement, known_agreement
 from retailray.models.meta import BundleMeta
-from retailray.models.predicting import COMPILED
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
-from retailray.scoring.formats import PRECISION, SCORED
+from retailray.scoring.formats import SCORED
 from retailray.scoring.image_identities import add_identities
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
 from retailray.scoring.previous_run import Published, read_parts
@@ -74,15 +74,18 @@ def _expected_device(section: ClusterSection) -> str:
     return "cuda" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
 
 
-def keep_precision(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
-    """Score in the precision of the previous run, compiled or not, so that reused and new results are comparable."""
-    if before and before[1].get("scoring_key") == key:
-        measured = storage.join(before[0], PRECISION)
-        if storage.exists(measured):
-            found = storage.read_bytes(measured).decode()
-            if config.score.compile != "auto":
-                found = found.removesuffix(COMPILED) + (COMPILED if config.score.compile == "on" else "")
-            storage.put_if_absent(run.path(PRECISION), found.encode())
+def keep_agreement(config: ScoreConfig, run: RunDirectory, key: str, before: Published | None) -> None:
+    """Predict in the number format of the previous run, and compiled if it was: old and new rows are comparable.
+
+    A run that was not compiled binds no other: it may have had too few images for it.
+    """
+    if not before or before[1].get("scoring_key") != key:
+        return
+    kept = known_agreement(before[0]).known
+    if kept.get(FORWARD_PASS) != COMPILED or config.score.compile != "auto":
+        kept.pop(FORWARD_PASS, None)
+    for name, value in kept.items():
+        Agreement(run.address).propose(name, value)
 
 
 def plan_fields(plan: PlanCounts) -> dict[str, object]:

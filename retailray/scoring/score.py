@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retailray import events, storage
+from retailray import events
 from retailray.config import ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
 from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
+from retailray.models.agreement import known_agreement
 from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
@@ -23,9 +24,9 @@ from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.exports import check_export, write_export
-from retailray.scoring.formats import PRECISION, SCORED, TODO
+from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
-from retailray.scoring.planning import keep_precision, make_plan, plan_fields, scoring_key
+from retailray.scoring.planning import keep_agreement, make_plan, plan_fields, scoring_key
 from retailray.scoring.previous_run import PLAN, interrupted, last_published, read_part, remove_old
 from retailray.scoring.promises import make_promise, read_validation
 from retailray.scoring.publishing import output_schema, summarize, write_tables
@@ -102,7 +103,7 @@ class _ScoringRun:
         check_export(config.score.export, catalog)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
         events.emit("plan", **plan_fields(plan))
-        keep_precision(config, run, self.key, self.before)
+        keep_agreement(config, run, self.key, self.before)
         times = {"planning": watch.seconds}
         inferred = self._infer(ledger, plan.images) if plan.images else None  # else Ray is not started, nor imported
         times["inference"] = watch.seconds - times["planning"]
@@ -142,7 +143,7 @@ class _ScoringRun:
 
     def _of_inference(self, inferred: "Inferred | None", seconds: float) -> dict[str, object]:
         return {
-            "forward_pass": storage.read_bytes(self.run.path(PRECISION)).decode() if inferred else None,
+            "forward_pass": ", ".join(known_agreement(self.run.address).known.values()) if inferred else None,
             "not_deduplicated": inferred.not_deduplicated if inferred else 0,
             "stages": inferred.stages() if inferred else [],
             "cost": _cost(self.config, inferred, seconds),

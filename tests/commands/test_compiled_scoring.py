@@ -24,13 +24,14 @@ def test_a_compiled_night_has_the_tables_of_one_without(retailray, small_catalog
     settings = {"catalog.uri": tmp_path / "shop/catalog.csv", "catalog.max_pixels": 20_000_000}
     settings |= {"model.uri": small_bundle[0], "score.max_error_rate": 1, "score.precision": "float32"}
     assert retailray("score", **settings, out=tmp_path / "plain")[0] == 0
-    assert read_json(f"{latest(str(tmp_path / 'plain'))}/run.json")["forward_pass"] == "float32"
+    assert read_json(f"{latest(str(tmp_path / 'plain'))}/run.json")["forward_pass"] == "float32, not compiled"
     code, out, err = retailray("score", **settings, out=tmp_path / "out", **{"score.compile": "on"})
     assert code == 0, err
     [told] = [event for event in events(out) if event["event"] == "forward_pass"]
-    assert (told["as"], told["why"]) == ("float32 compiled", "score.compile is on")
+    assert (told["as"], told["why"]) == ("float32, compiled", "score.compile is on")
     first = latest(str(tmp_path / "out"))
-    assert read_json(f"{first}/run.json")["forward_pass"] == Path(first, "precision.txt").read_text() == told["as"]
+    assert read_json(f"{first}/run.json")["forward_pass"] == told["as"]
+    assert [Path(first, name).read_text() for name in ("precision.txt", "forward_pass.txt")] == ["float32", "compiled"]
     expected = predictions(tmp_path / "plain")
     pd.testing.assert_frame_equal(predictions(tmp_path / "out"), expected, rtol=1e-3)
 
@@ -42,7 +43,7 @@ def test_a_compiled_night_has_the_tables_of_one_without(retailray, small_catalog
     assert events(out)[-1]["scored"] == 2
     assert "go on without a compiled forward pass" not in out
     assert "forward_pass" not in [event["event"] for event in events(out)], "it was agreed on"
-    assert read_json(f"{latest(str(tmp_path / 'out'))}/run.json")["forward_pass"] == "float32 compiled"
+    assert read_json(f"{latest(str(tmp_path / 'out'))}/run.json")["forward_pass"] == "float32, compiled"
 
 
 def test_without_a_compiler_the_night_goes_on(small_catalog, small_bundle, tmp_path, monkeypatch):
@@ -61,6 +62,6 @@ def test_without_a_compiler_the_night_goes_on(small_catalog, small_bundle, tmp_p
     assert process.returncode == 0, err
     assert err == ""
     [told] = [event for event in events(out) if event["event"] == "forward_pass"]
-    assert told["as"] in ("float32", "bfloat16")
+    assert told["as"] in ("float32, not compiled", "bfloat16, not compiled")
     assert told["why"].startswith("it cannot be compiled here: ")
     assert events(out)[-1]["scored"] > 80

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from retailray.execution.reporting import Counter
+from retailray.models.agreement import Agreement, agreed_predictor, known_agreement
 from retailray.models.bundle import load_bundle
-from retailray.models.compiling import Measured, compile_if_it_pays
-from retailray.models.predicting import PredictorSettings, _agreed
+from retailray.models.compiling import Decision, Measured, compile_if_it_pays
+from retailray.models.predicting import PredictorSettings
 from retailray.models.predictor import Predictor
 from tests.conftest import save_untrained
 
@@ -55,10 +56,10 @@ def test_a_few_images_are_not_worth_it_and_nothing_is_compiled(predictor):
 def test_what_failed_once_is_not_tried_again(predictor, tmp_path, monkeypatch):
     """What fails where there is no compiler: :mod:`tests.commands.test_compiled_scoring`."""
 
-    def refuse(rows):
+    def refuse_here(rows):
         raise RuntimeError("no compiler\nand a stack of many lines")
 
-    monkeypatch.setattr(predictor, "compile", refuse)
+    monkeypatch.setattr(predictor, "compile", refuse_here)
     expected = predictor(images(3))
     decision = compile_if_it_pays(predictor, "auto", num_images=10**9, batch_size=8)
     assert decision == (False, "it cannot be compiled here: no compiler")
@@ -69,22 +70,109 @@ def test_what_failed_once_is_not_tried_again(predictor, tmp_path, monkeypatch):
     assert compile_if_it_pays(predictor, "auto", num_images=10**9, batch_size=8) == decision
 
 
-def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not(tmp_path, monkeypatch):
-    def refuse(self, rows):
-        raise RuntimeError("no compiler")
-
+def bundle_and_settings(tmp_path, monkeypatch, **fields):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Predictor, "compile", refuse)
     bundle = load_bundle(save_untrained(tmp_path, "cnn2")[0])
-    settings = PredictorSettings("", False, 1, 1, agreed="float32 compiled", compile="auto", batch_size=8)
+    settings = PredictorSettings("", False, 1, 1, precision="float32", compile="auto", batch_size=8)
+    settings = dataclasses.replace(settings, agreement=Agreement(f"{tmp_path}/run"))
+    return (lambda precision: Predictor(bundle, precision=precision)), dataclasses.replace(settings, **fields)
+
+
+def refuse(self, rows):
+    raise RuntimeError("no compiler")
+
+
+@dataclasses.dataclass
+class Compiled:
+    """In place of a second of inductor: the pass as it is, through what a compiled one goes through."""
+
+    calls: list[int] = dataclasses.field(default_factory=list)
+
+    def __call__(self, predictor, rows):
+        self.calls.append(rows)
+        predictor.compiled, predictor.compiled_rows = predictor.eager, rows
+
+
+def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not(tmp_path, monkeypatch):
+    make, settings = bundle_and_settings(tmp_path, monkeypatch)
+    settings.agreement.propose("precision.txt", "float32")
+    settings.agreement.propose("forward_pass.txt", "compiled")
+    monkeypatch.setattr(Predictor, "compile", refuse)
     counter = Counter()
-    predictor = _agreed(settings, lambda precision: Predictor(bundle, precision=precision), counter)
+    predictor = agreed_predictor(settings, make, counter)
     assert (predictor.precision, predictor.compiled) == ("float32", None)
     [(name, fields)] = counter.take()[2]
     assert (name, "without a compiled forward pass: it cannot" in fields["note"]) == ("warning", True)
-    off, silent = dataclasses.replace(settings, compile="off"), Counter()
-    assert _agreed(off, lambda precision: Predictor(bundle, precision=precision), silent).compiled is None
+    assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled in every process"
+    silent = Counter()
+    assert agreed_predictor(dataclasses.replace(settings, compile="off"), make, silent).compiled is None
     assert silent.take()[2] == [], "which was asked for"
+    assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled"
+
+
+def test_what_the_first_predictor_decides_holds_for_all_of_a_run(tmp_path, monkeypatch):
+    """Kind of fault: each decides by its own measurements, and rows of one table differ in how they were computed."""
+    compiled = Compiled()
+    monkeypatch.setattr(Predictor, "compile", lambda *arguments: compiled(*arguments))
+    make, many = bundle_and_settings(tmp_path, monkeypatch, num_images=10**9)
+    few = dataclasses.replace(many, num_images=1)
+    monkeypatch.setattr(Measured, "decide", lambda self, count: Decision(count > 1, "as the test says"))
+    told = Counter()
+    assert agreed_predictor(few, make, told).compiled is None
+    assert [name for name, _ in told.take()[2]] == ["forward_pass"]
+    assert agreed_predictor(many, make, told).compiled is None, "the first had too few, and this is its run"
+    other = dataclasses.replace(many, agreement=Agreement(f"{tmp_path}/other"))
+    assert agreed_predictor(other, make, told).compiled
+    assert compiled.calls == [8]
+    assert agreed_predictor(dataclasses.replace(other, num_images=1), make, told).compiled
+    assert [fields["as"] for _, fields in told.take()[2]] == ["float32, compiled"], "told once a run"
+    on_gpu = dataclasses.replace(other, use_gpu=True)
+    assert agreed_predictor(on_gpu, make, told).compiled is None
+    assert known_agreement(f"{tmp_path}/other").known["forward_pass.txt"] == "not compiled", "what was done"
+
+
+def test_two_that_decide_at_once_agree(tmp_path, monkeypatch):
+    """The second finds that another machine's predictor has written before it."""
+    compiled = Compiled()
+    monkeypatch.setattr(Predictor, "compile", lambda *arguments: compiled(*arguments))
+    make, settings = bundle_and_settings(tmp_path, monkeypatch, num_images=10**9)
+    monkeypatch.setattr(Measured, "decide", lambda self, count: Decision(count > 1, "as the test says"))
+    ask = Agreement.propose
+
+    def after_another(said):
+        def propose(self, name, value):
+            ask(self, name, said.get(name, value))
+            return ask(self, name, value)
+
+        return propose
+
+    monkeypatch.setattr(Agreement, "propose", after_another({"forward_pass.txt": "not compiled"}))
+    assert agreed_predictor(settings, make, Counter()).compiled is None
+    few = dataclasses.replace(settings, num_images=1, agreement=Agreement(f"{tmp_path}/other"))
+    monkeypatch.setattr(Agreement, "propose", after_another({"forward_pass.txt": "compiled"}))
+    assert agreed_predictor(few, make, Counter()).compiled
+    for run, value in (("run", "not compiled"), ("other", "compiled")):
+        assert known_agreement(f"{tmp_path}/{run}").known["forward_pass.txt"] == value
+
+
+def test_what_differs_with_these_weights_is_tried_again_with_others(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictor, "compile", lambda rows: setattr(predictor, "temperature", 1e6))
+    decision = compile_if_it_pays(predictor, "on", num_images=10, batch_size=8)
+    assert decision.why.startswith("compiled, its probabilities differ by 0.")
+    assert not list((tmp_path / "cache").rglob("compiled/*"))
+
+
+def test_a_compiler_installed_later_is_found(predictor, tmp_path, monkeypatch):
+    """Kind of fault: what failed is remembered although what it failed for has changed."""
+    compiled = Compiled()
+    monkeypatch.setattr(Predictor, "compile", refuse)
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    assert not compile_if_it_pays(predictor, "auto", num_images=10**9, batch_size=8).compiled
+    (tmp_path / "c++").write_text("#!/bin/sh")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setattr(Predictor, "compile", lambda *arguments: compiled(*arguments))
+    compile_if_it_pays(predictor, "auto", num_images=10**9, batch_size=8)
+    assert compiled.calls == [8]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""What the predictors of a run agree on, so that its rows are comparable: number format and compiled forward pass.
+
+The first predictor to decide writes it into the run directory, and all others read it there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from retailray import storage
+
+if TYPE_CHECKING:
+    from retailray.execution import Reporter
+    from retailray.models.compiling import Decision
+    from retailray.models.predicting import PredictorSettings
+    from retailray.models.predictor import Predictor
+
+PRECISION = "precision.txt"  # float32 or bfloat16
+FORWARD_PASS = "forward_pass.txt"  # one of:
+COMPILED, NOT_COMPILED, PARTLY = "compiled", "not compiled", "not compiled in every process"
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Files in the folder of a run.
+
+    Attributes:
+        folder: an address; '': every predictor decides for itself.
+        known: what stood in them before the run started its predictors, by name of the file; it is not read again.
+    """
+
+    folder: str = ""
+    known: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def read(self, name: str) -> str | None:
+        if name in self.known or not self.folder:
+            return self.known.get(name)
+        address = storage.join(self.folder, name)
+        return storage.read_bytes(address).decode() if storage.exists(address) else None
+
+    def propose(self, name: str, value: str) -> str:
+        """``value``, or what another predictor has written first."""
+        if not self.folder or storage.put_if_absent(storage.join(self.folder, name), value.encode()):
+            return value
+        return storage.read_bytes(storage.join(self.folder, name)).decode()
+
+    def correct(self, name: str, value: str) -> None:
+        """Say what is done in place of what was agreed."""
+        if self.folder:
+            storage.write_bytes(storage.join(self.folder, name), value.encode())
+
+
+def known_agreement(folder: str) -> Agreement:
+    """With what stands in a run's folder now: a question of the driver, which every predictor would ask otherwise."""
+    found = {name: Agreement(folder).read(name) for name in (PRECISION, FORWARD_PASS)}
+    return Agreement(folder, {name: value for name, value in found.items() if value})
+
+
+def agreed_predictor(
+    settings: "PredictorSettings", make: Callable[[str], "Predictor"], reporter: "Reporter"
+) -> "Predictor":
+    """A predictor in the number format of its run, compiled as the others are.
+
+    ``make``: from a number format, or auto. The predictor that decides sends a ``forward_pass`` event.
+    """
+    from retailray.models.compiling import one_at_a_time  # torch is for predictors alone
+
+    agreement = settings.agreement
+    known = agreement.read(PRECISION)
+    predictor = make(known or settings.precision)
+    if not known:
+        known = agreement.propose(PRECISION, predictor.precision)
+        if known != predictor.precision:
+            predictor = make(known)
+    with one_at_a_time():  # the second of a machine reads what the first one has compiled
+        _agree_on_pass(predictor, settings, reporter)
+    return predictor
+
+
+def _agree_on_pass(predictor: "Predictor", settings: "PredictorSettings", reporter: "Reporter") -> None:
+    agreement = settings.agreement
+    known = agreement.read(FORWARD_PASS)
+    decision = _decide(predictor, settings, known)
+    if not known:
+        done = COMPILED if decision.compiled else NOT_COMPILED
+        known = agreement.propose(FORWARD_PASS, done)
+        if known == done:
+            reporter.event("forward_pass", {"as": f"{predictor.precision}, {done}", "why": decision.why})
+            return
+        decision = _decide(predictor, settings, known)  # another machine's predictor was first
+    if decision.compiled or settings.use_gpu or settings.compile == "off" or known == NOT_COMPILED:
+        done = COMPILED if decision.compiled else NOT_COMPILED
+    else:
+        done = PARTLY
+        note = f"predictions go on without a compiled forward pass: {decision.why}"
+        reporter.event("warning", {"note": note})
+    if done != known and not (done == COMPILED and known == PARTLY):
+        agreement.correct(FORWARD_PASS, done)
+
+
+def _decide(predictor: "Predictor", settings: "PredictorSettings", known: str | None) -> "Decision":
+    from retailray.models.compiling import compile_if_it_pays
+
+    mode = settings.compile
+    if mode == "auto" and known:
+        mode = "off" if known == NOT_COMPILED or settings.use_gpu else "on"
+    return compile_if_it_pays(predictor, mode, num_images=settings.num_images, batch_size=settings.batch_size)
