@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
+from retailray.config.learning_rates import Rates, default_rates
 from retailray.config.search import PASSES, Domain, TuneSection
 from retailray.config.training import ModelSection, TrackSection, TrainSection
 
@@ -19,6 +20,15 @@ class TrainConfig(CommandConfig):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     track: TrackSection = TrackSection()
+
+    @property
+    def default_rates(self) -> Rates:
+        """Where neither ``train`` nor a phase of it gives one."""
+        return default_rates(
+            is_pretrained_with_layer_norm=self.model.is_pretrained_with_layer_norm,
+            optimizer=self.train.optimizer,
+            batch_size=self.train.batch_size,
+        )
 
     def problems(self) -> list[str]:
         problems = ignored_splits(self.catalog, self.split) + self._ignored_training()
@@ -65,10 +75,10 @@ class TuneConfig(TrainConfig):
         """What is searched: as given, or freeze depth and learning rates."""
         if self.tune.space:
             return self.tune.space
-        backbone = (5e-6, 2e-4) if self.model.is_pretrained_with_layer_norm else (1e-4, 3e-3)
+        default = self.default_rates
         rates = {
-            "train.head_lr": Domain(loguniform=(3e-4, 3e-2)),
-            "train.backbone_lr": Domain(loguniform=backbone),
+            "train.head_lr": Domain(loguniform=(default.head / 10, default.head * 10)),
+            "train.backbone_lr": Domain(loguniform=(default.backbone / 10, default.backbone * 3)),
         }
         if self.model.weights == "none" or self.train.phases:  # nothing to freeze, or frozen as the phases say
             return rates

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -24,7 +24,7 @@ from retailray.models.weights import pretrained_model
 from retailray.runs import RunDirectory, latest_run, list_runs
 from retailray.training.best_epoch import Epoch
 from retailray.training.measure import measure
-from retailray.training.phases import check_batch_size, resolve
+from retailray.training.phases import check_batch_size, resolve, told_rates
 from retailray.training.train import train
 from retailray.training.verdict import Verdict, verdict
 
@@ -127,13 +127,20 @@ def choose_precisions(config: StudyConfig, executor: Executor, *, num_labels: in
     return {name: found[arch] for name, arch in names.items()}
 
 
-def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str, str]:
-    """Build every model once, before hours go into the first one; a digest of each one's weights.
+class Checked(NamedTuple):
+    """By name of the model: a digest of its weights, and the learning rates of its phases."""
+
+    digests: dict[str, str]
+    rates: dict[str, list[dict[str, float]]]
+
+
+def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> Checked:
+    """Build every model once, before hours go into the first one.
 
     Raises:
         ConfigError: models that cannot be built or trained with these settings and weights, all of them.
     """
-    digests, problems = {}, []
+    checked, problems = Checked({}, {}), []
     labels = count_labels(splits["train"].column("label"))
     size = config.transform.image_size
     for model in config.study.models:
@@ -152,10 +159,11 @@ def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> dict[str
         except RetailrayError as error:
             problems.append(f"study.models: {model.name}: {error}")
             continue
-        digests[model.name] = hashlib.sha256(state_to_bytes(built.network.state_dict())).hexdigest()
+        checked.rates[model.name] = told_rates(phases)
+        checked.digests[model.name] = hashlib.sha256(state_to_bytes(built.network.state_dict())).hexdigest()
     if problems:
         raise ConfigError(problems)
-    return digests
+    return checked
 
 
 def run_fits(

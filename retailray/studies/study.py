@@ -43,17 +43,17 @@ def study(config: StudyConfig) -> str:
     watch = events.Stopwatch()
     splits = read_splits(config.catalog, config.split)
     test = _test_rows(config, splits)
-    weights = check_models(config, splits)
+    checked = check_models(config, splits)
     run = RunDirectory.resumed_or_new(config, section="study", resume=config.study.resume)
     inputs = {
         "the catalog's rows": rows_digest(splits),
-        **{f"the weights of {name}": one for name, one in weights.items()},
+        **{f"the weights of {name}": one for name, one in checked.digests.items()},
     }
     earlier = run.decisions(section="study", inputs=inputs)
     rows = {name: len(part) for name, part in splits.items()}
     names = [model.name for model in config.study.models]
     told: dict[str, object] = {"resumed": run.resumed, "models": names, "seeds": config.study.seeds}
-    events.emit("start", command="study", run=run.address, **told, **rows)
+    events.emit("start", command="study", run=run.address, **told, **rows, rates=checked.rates)
     num_images = sum(rows.values()) * len(names) * config.study.seeds
     with start_executor(config.cluster, num_images=num_images) as executor:
         run.machines = executor.machines

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from retailray import events
-from retailray.config import TrainConfig, TrainSection
+from retailray.config import TrainConfig
 from retailray.errors import ConfigError
 from retailray.models.blocks import BlockSequence, batch_norms
 from retailray.training.batches import num_steps
@@ -12,12 +12,6 @@ from retailray.training.batches import num_steps
 # an eighth of the epochs goes to the head alone, so that its first gradients wreck no features; more, or a higher rate
 # there, fits the head so well that the blocks learn less (benchmarks/quality.py)
 HEAD_SHARE = 8
-ONLY_HEAD_LR, HEAD_LR = 1e-2, 3e-3
-BACKBONE_LR = 1e-3  # of convolutional networks (benchmarks/quality.py), and of all that are trained from random weights
-# of pretrained networks with LayerNorm: the recipes of ConvNeXt for fine-tuning (arXiv 2201.03545, appendix A.2) and of
-# Hugging Face's image classification for ViT and Swin
-LAYER_NORM_LR = 5e-5
-RATES_BATCH_SIZE = 64  # that default rates are for
 MIN_BATCHNORM_ROWS = 8  # of a worker in one step: the statistics of fewer are noise
 
 
@@ -99,16 +93,6 @@ def check_batch_size(
         events.emit("warning", note=note)
 
 
-def _rate_factor(train: TrainSection) -> float:
-    """From the default rates to those of a larger batch, which takes fewer steps that are less noisy.
-
-    In proportion with SGD (Goyal et al. 2017, arXiv 1706.02677), by the square root with AdamW (Malladi et al. 2022,
-    arXiv 2205.10287); after a warm-up either way (``train.warmup_ratio``).
-    """
-    larger = max(1.0, train.batch_size / RATES_BATCH_SIZE)
-    return larger if train.optimizer == "sgd" else larger**0.5
-
-
 def _largest_share(batch_size: int, num_workers: int, num_rows: int, needed: int) -> int:
     """Rows of a worker in one step: where each needs some, steps may be fewer, and larger than was asked for."""
     largest_step = -(-num_rows // num_steps(num_rows, batch_size, num_workers, needed))
@@ -133,10 +117,8 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
         else:
             wanted = [(alone, "head", None, None), (train.epochs - alone, depth, None, None)]
     only_head = {depth for _, depth, _, _ in wanted} == {"head"}
-    factor = _rate_factor(train)
-    default_head = factor * (ONLY_HEAD_LR if only_head else HEAD_LR)
-    low = config.model.is_pretrained_with_layer_norm and train.optimizer == "adamw"  # which these recipes train with
-    default_backbone = factor * (LAYER_NORM_LR if low else BACKBONE_LR)
+    rates = config.default_rates
+    default_head = rates.only_head if only_head else rates.head
     phases: list[ResolvedPhase] = []
     for epochs, trainable, head_lr, backbone_lr in wanted:
         frozen = chain.num_frozen_blocks(trainable)
@@ -147,8 +129,13 @@ def resolve(config: TrainConfig, chain: BlockSequence) -> list[ResolvedPhase]:
                 num_frozen_blocks=frozen,
                 num_cached_blocks=min([frozen, *(phase.num_cached_blocks for phase in phases)]),
                 head_lr=head_lr or train.head_lr or default_head,
-                backbone_lr=backbone_lr or train.backbone_lr or default_backbone,
+                backbone_lr=backbone_lr or train.backbone_lr or rates.backbone,
                 trains_batch_norm=bool(batch_norms(chain, frozen)),
             )
         )
     return phases
+
+
+def told_rates(phases: Sequence[ResolvedPhase]) -> list[dict[str, float]]:
+    """The learning rates of each phase, as a ``start`` event has them."""
+    return [{"head": phase.head_lr, "backbone": phase.backbone_lr} for phase in phases]

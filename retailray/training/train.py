@@ -23,7 +23,7 @@ from retailray.training.bundles import TrainedModel, register
 from retailray.training.cache.plan import CachePlan
 from retailray.training.fit import FitResult, Fitter
 from retailray.training.folds import make_folds, run_folds
-from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve
+from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve, told_rates
 from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images
 from retailray.training.report import write_training_report
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> str:
         labels=len(task.labels),
         arch=config.model.arch,
         phases=[f"{phase.epochs} x {phase.trainable}" for phase in task.phases],
-        rates=[{"head": phase.head_lr, "backbone": phase.backbone_lr} for phase in task.phases],
+        rates=told_rates(task.phases),
         **{name: len(part) for name, part in task.splits.items()},
     )
     with start_executor(config.cluster, num_images=sum(map(len, task.splits.values()))) as executor:

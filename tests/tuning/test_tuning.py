@@ -61,6 +61,22 @@ class TestSpace:
         assert list(make_config({}, model={"weights": "none"}).space) == ["train.head_lr", "train.backbone_lr"]
 
     @pytest.mark.parametrize(
+        ("arch", "train", "head", "backbone"),
+        [
+            ("resnet50", {}, (3e-4, 3e-2), (1e-4, 3e-3)),
+            ("vit_b_16", {}, (3e-4, 3e-2), (5e-6, 1.5e-4)),
+            ("vit_b_16", {"optimizer": "sgd"}, (3e-4, 3e-2), (1e-4, 3e-3)),
+            ("vit_b_16", {"batch_size": 256}, (6e-4, 6e-2), (1e-5, 3e-4)),
+            ("resnet50", {"batch_size": 256, "optimizer": "sgd"}, (1.2e-3, 1.2e-1), (4e-4, 1.2e-2)),
+        ],
+    )
+    def test_the_default_rates_are_searched_around(self, arch, train, head, backbone):
+        """Kind of fault: a search that never meets the rates which ``train`` itself would take."""
+        space = make_config({}, model={"arch": arch}, train=train).space
+        assert space["train.head_lr"].loguniform == pytest.approx(head)
+        assert space["train.backbone_lr"].loguniform == pytest.approx(backbone)
+
+    @pytest.mark.parametrize(
         ("space", "said"),
         [
             ({"train.epochs": [1]}, "train.epochs cannot be searched; these can: model.arch"),
