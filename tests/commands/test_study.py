@@ -118,7 +118,7 @@ class TestInline:
         begun = [event["command"] for event in told if event["event"] == "start"]
         assert begun == ["study", "train"], "the check is not done again"
         [study_started, train_started] = [event for event in told if event["event"] == "start"]
-        assert study_started["rates"]["two phases"] == train_started["rates"], "what the fit of that model is trained at"
+        assert study_started["rates"]["two phases"] == train_started["rates"]
         assert not [event for event in told if "resume" in str(event.get("note"))]
         assert sorted(study.glob("fits/*/run_id=*/bundle")) == bundles, "the one that was lost continued in its folder"
         after = pd.read_csv(study / "fits.csv")
