@@ -26,7 +26,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"tuning", "studies"},
-    {"demo", "article", "nightly"},
+    {"demo", "article", "nightly", "export"},
     {"cli", "api", "results"},
     {"__main__"},
 ]

@@ -89,6 +89,11 @@ class ScoreConfig(CommandConfig):
     score: ScoreSection = ScoreSection()
 
 
+class ExportConfig(CommandConfig):
+    unused = frozenset(f"cluster.{name}" for name in ClusterSection.model_fields)
+    model: BundleSection
+
+
 class DemoConfig(CommandConfig):
     out: str = Field("demo-run", description="Folder for the catalog, the models and the reports.")
     demo: DemoSection = DemoSection()

@@ -12,6 +12,7 @@ from retailray.config.command_configs import (
     DemoConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     NightlyConfig,
     PromoteConfig,
     RollbackConfig,
@@ -122,6 +123,13 @@ COMMANDS = {
             RollbackConfig,
             "retailray.evaluation.promote:rollback",
             example="--model.uri models/shop@champion",
+        ),
+        Command(
+            "export",
+            "write a bundle as an ONNX file, for services that run without retailray",
+            ExportConfig,
+            "retailray.export:export",
+            example="--model.uri models/shop@champion --out exports",
         ),
         Command(
             "score",

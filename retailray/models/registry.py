@@ -18,9 +18,9 @@ from retailray import storage
 from retailray.errors import ModelError
 
 if TYPE_CHECKING:  # every predictor reads this module, and no config
-    from retailray.config import EvaluateConfig, ScoreConfig
+    from retailray.config import EvaluateConfig, ExportConfig, ScoreConfig
 
-C = TypeVar("C", "EvaluateConfig", "ScoreConfig")
+C = TypeVar("C", "EvaluateConfig", "ExportConfig", "ScoreConfig")
 FOLDER = ".aliases"
 _ALIAS = re.compile(r"(?P<folder>.*/[^/@]+)@(?P<alias>[a-z][a-z0-9_-]*)")
 

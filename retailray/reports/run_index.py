@@ -30,6 +30,7 @@ FIGURES: dict[str, dict[str, str]] = {
         "labels changed": "labels_changed",
         "model": "model_version",
     },
+    "export": {"model": "model_version", "largest difference": "largest_difference"},
     "study": {"top-1 of the best": "top1", "winner": "winner"},
 }
 TREND = {

@@ -1,0 +1,126 @@
+"""A bundle as an ONNX file: from decoded pictures to calibrated probabilities, without our code.
+
+Resizing, cutting and normalising are part of the graph, as float arithmetic: Pillow, which the predictor decodes with,
+rounds to whole levels of 255 after each of its two passes, so probabilities agree to some thousandths.
+"""
+
+import json
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from retailray.errors import ModelError
+from retailray.models.bundle import Bundle
+from retailray.models.predictor import Normalize
+
+OPSET = 18
+CLOSE = 1e-3  # of probabilities, between the graph in ONNX Runtime and in torch
+EXAMPLES = ((1, 300, 400), (2, 517, 333), (1, 224, 1000), (3, 90, 61))  # pictures, height and width [px], to compare on
+
+
+class Resize(nn.Module):
+    """Float ``(B, 3, H, W)`` to ``(B, 3, crop_size, crop_size)``: the shorter side to ``resize_size``, then the central
+    square, in one step of matrix products with triangle filters, as Pillow's BILINEAR computes it."""
+
+    def __init__(self, resize_size: int, crop_size: int) -> None:
+        super().__init__()
+        self.resize_size, self.crop_size = resize_size, crop_size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2], images.shape[-1]
+        shorter = torch.sym_min(height, width)
+        rows, columns = self._filters(height, shorter, images), self._filters(width, shorter, images)
+        return rows @ images @ columns.T
+
+    def _filters(self, length: int, shorter: int | torch.SymInt, like: torch.Tensor) -> torch.Tensor:
+        """``(crop_size, length)``: what each source pixel contributes to each pixel of the cut."""
+        source = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
+        target = torch.arange(self.crop_size, dtype=like.dtype, device=like.device) + 0.5
+        scale = shorter / self.resize_size  # source pixels for one of the target
+        centre = length / 2 + (target - self.crop_size / 2) * scale
+        support = torch.clamp(torch.ones_like(source[:1]) * scale, min=1.0)
+        weights = torch.clamp(1 - (source[None] - centre[:, None]).abs() / support, min=0.0)
+        return weights / weights.sum(1, keepdim=True)
+
+
+class Served(nn.Module):
+    """uint8 ``(B, H, W, 3)``, RGB pictures of one size, to calibrated probabilities, float32 ``(B, num_labels)``."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        transform = bundle.meta.transform
+        self.resize = Resize(transform.resize_size, transform.crop_size)
+        self.normalize = Normalize(transform.mean, transform.std)
+        self.network, self.temperature = bundle.build(), bundle.meta.temperature
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        square = self.resize(images.permute(0, 3, 1, 2).float())
+        return torch.softmax(self.network(self.normalize(square)) / self.temperature, dim=1)
+
+
+def to_onnx(bundle: Bundle) -> bytes:
+    """The file's bytes; ``labels`` (JSON, in the order of the probabilities), name and version are in its metadata.
+
+    Raises:
+        ModelError: packages are missing, or the network cannot be expressed.
+    """
+    onnx = _packages()
+    served = Served(bundle).eval()
+    example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
+    dimensions = {0: "batch", 1: "height", 2: "width"}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                served,
+                (example,),
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_shapes=(dict.fromkeys(dimensions, torch.export.Dim.DYNAMIC),),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # whatever a network's own code raises where it is traced
+        first = str(error).strip().splitlines()
+        raise ModelError(f"{bundle.meta.arch} cannot be written as ONNX: {first[0] if first else error!r}") from error
+    model = program.model_proto  # type: ignore[union-attr]  # there is a program where it did not raise
+    facts = {"labels": json.dumps(bundle.meta.labels), "name": bundle.meta.name, "version": bundle.meta.version}
+    onnx.helper.set_model_props(model, facts)
+    return model.SerializeToString()
+
+
+def _packages() -> Any:
+    """The ``onnx`` package; ONNX Runtime and onnxscript are there too."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        way = "pip install 'retailray[onnx]'"
+        raise ModelError(f"export needs packages that are not installed: {way} ({error})") from error
+    return onnx
+
+
+def largest_difference(data: bytes, bundle: Bundle) -> float:
+    """Between probabilities of ONNX Runtime and of torch, over random pictures of several sizes.
+
+    Raises:
+        ModelError: packages are missing.
+    """
+    _packages()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    served, random = Served(bundle).eval(), np.random.default_rng(0)
+    differences = []
+    for shape in EXAMPLES:
+        images = random.integers(0, 256, (*shape, 3), np.uint8)
+        [found] = session.run(None, {"images": images})
+        with torch.inference_mode():
+            differences.append(float(np.abs(found - served(torch.from_numpy(images)).numpy()).max()))
+    return max(differences)
