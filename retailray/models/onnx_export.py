@@ -7,7 +7,7 @@ rounds to whole levels of 255 after each of its two passes, so probabilities agr
 import json
 import logging
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,11 +32,11 @@ class Resize(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2], images.shape[-1]
-        shorter = torch.sym_min(height, width)
+        shorter = cast(int, torch.sym_min(height, width))  # a symbol where the graph is traced
         rows, columns = self._filters(height, shorter, images), self._filters(width, shorter, images)
         return rows @ images @ columns.T
 
-    def _filters(self, length: int, shorter: int | torch.SymInt, like: torch.Tensor) -> torch.Tensor:
+    def _filters(self, length: int, shorter: int, like: torch.Tensor) -> torch.Tensor:
         """``(crop_size, length)``: what each source pixel contributes to each pixel of the cut."""
         source = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
         target = torch.arange(self.crop_size, dtype=like.dtype, device=like.device) + 0.5
