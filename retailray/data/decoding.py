@@ -1,7 +1,8 @@
 """From catalog rows to ``uint8 (3, H, W)`` in one CPU task that fetches, decodes and resizes.
 
-Rows travel as Arrow tables. Our own columns begin with :data:`COLUMN_PREFIX`; pixels are fixed-size binary, so that
-a block is one flat buffer of uint8. A row that fails travels on with a code and black pixels.
+Rows travel as Arrow tables. Our own columns begin with :data:`COLUMN_PREFIX`; pixels are binary of one size, so that
+a block is one flat buffer of uint8. A row that fails travels on with a code, and with black pixels where it is to be
+counted among others (training), without any where it is only to be reported (scoring).
 """
 
 import dataclasses
@@ -114,13 +115,28 @@ def pixels_to_arrow(pixels: np.ndarray) -> pa.FixedSizeBinaryArray:
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(np.ascontiguousarray(pixels))])
 
 
+def some_pixels_to_arrow(pixels: np.ndarray, kept: np.ndarray) -> pa.LargeBinaryArray:
+    """uint8 ``(N, 3, H, W)`` as binary (N,), empty where ``kept``, bool ``(N,)``, is false; no copy where all are."""
+    width = int(np.prod(pixels.shape[1:]))
+    offsets = np.concatenate([[0], np.cumsum(kept * width)]).astype(np.int64)
+    values = np.ascontiguousarray(pixels if kept.all() else pixels[kept])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(pixels), [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    )
+
+
 def pixels_to_numpy(column: pa.ChunkedArray, size_px: int) -> np.ndarray:
-    """The reverse: uint8 ``(N, 3, size_px, size_px)``; read-only and without a copy where the column is one chunk."""
+    """The reverse: uint8 ``(M, 3, size_px, size_px)`` of the M rows that have pixels; read-only and without a copy
+    where the column is one chunk."""
     arrays = []
     for chunk in column.chunks:
-        flat = np.frombuffer(chunk.buffers()[1], np.uint8)
-        width = 3 * size_px**2
-        arrays.append(flat[chunk.offset * width : (chunk.offset + len(chunk)) * width])
+        flat, width = np.frombuffer(chunk.buffers()[-1], np.uint8), 3 * size_px**2
+        first, last = chunk.offset, chunk.offset + len(chunk)
+        if pa.types.is_large_binary(chunk.type):
+            offsets = np.frombuffer(chunk.buffers()[1], np.int64)
+            arrays.append(flat[offsets[first] : offsets[last]])
+        else:
+            arrays.append(flat[first * width : last * width])
     flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, np.uint8)
     return flat.reshape(-1, 3, size_px, size_px)
 

@@ -92,7 +92,9 @@ class PredictBatch:
         codes, messages = table.column(CODE).to_pylist(), table.column(MESSAGE).to_pylist()
         usable = np.array([index for index, code in enumerate(codes) if not code], dtype=np.int64)
         images = pixels_to_numpy(table.column(PIXELS), self.size)
-        parts, failures = self._predict(images[usable])
+        if len(images) != len(usable):  # failed rows have black ones
+            images = images[usable]
+        parts, failures = self._predict(images)
         for at, error in failures.items():
             codes[usable[at]], messages[usable[at]] = "predict_failed", f"{type(error).__name__}: {error}"[:500]
         where = np.full(table.num_rows, -1, dtype=np.int64)  # in what was found; nothing of rows that failed

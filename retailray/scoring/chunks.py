@@ -26,7 +26,7 @@ from retailray.data.decoding import (
     PIXELS,
     URI,
     DecodeSpec,
-    pixels_to_arrow,
+    some_pixels_to_arrow,
     with_errors,
 )
 from retailray.data.images import decode
@@ -94,7 +94,7 @@ def _read_chunk(
         SHA: pa.array(chunk.digests, pa.string()),
         CODE: pa.array(chunk.codes, pa.string()),
         MESSAGE: pa.array(chunk.messages, pa.string()),
-        PIXELS: pixels_to_arrow(chunk.pixels),
+        PIXELS: some_pixels_to_arrow(chunk.pixels, np.array([not code for code in chunk.codes], bool)),
     }
     return pa.table(columns)
 

@@ -1,13 +1,15 @@
 """Where a worker's numbers come from: rows of a store, drawn by index, or a stream of decoded pixels."""
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retailray.config import TrainSection
 from retailray.data.decoding import CODE, PADDING, PIXELS, pixels_to_numpy
@@ -92,6 +94,7 @@ class StoredBatches(Dataset):
     def __init__(self, source: CachedDataset, batching: Batching, augmentation: Augmentation | None) -> None:
         self.source, self.batching, self.seed = source, batching, batching.seed
         self.reader = CacheReader(source.spec, budget=source.budget)
+        self.loaders: dict[int, DataLoader[Batch]] = {}  # by their number of processes, which live as long as this does
         self.augment = None
         if augmentation:
             self.augment = make_augment(
@@ -115,14 +118,11 @@ class StoredBatches(Dataset):
         steps = np.array_split(order, self.num_steps) if len(order) else []
         local = [(epoch, step[self.batching.rank :: self.batching.world]) for step in steps]
         num_workers = num_workers if self.augment and epoch is not None else 0  # a copy out of the map needs no process
-        yield from DataLoader(
-            self,
-            sampler=local,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin,
-            prefetch_factor=4 if num_workers else None,
-        )
+        if num_workers not in self.loaders:
+            self.loaders[num_workers] = _make_loader(self, num_workers, pin)
+        loader = self.loaders[num_workers]
+        cast(_Order, loader.sampler).items = local
+        yield from loader
 
     def __getitem__(self, item: tuple[int | None, np.ndarray]) -> Batch:
         epoch, indices = item
@@ -142,6 +142,33 @@ class StoredBatches(Dataset):
             weight,
             torch.from_numpy(self.source.row_ids[chosen]),
         )
+
+
+class _Order(Sampler[Any]):
+    """What a loader loads next: another epoch's items in place of the last one's."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[int | None, np.ndarray]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def _make_loader(batches: StoredBatches, num_workers: int, pin: bool) -> "DataLoader[Batch]":
+    source = copy.copy(batches)
+    source.loaders = {}  # or the two would hold each other, and processes would outlive them
+    return DataLoader(
+        source,
+        sampler=_Order(),
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin,
+        prefetch_factor=4 if num_workers else None,
+        persistent_workers=num_workers > 0,
+    )
 
 
 def _to_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:

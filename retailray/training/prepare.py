@@ -18,7 +18,7 @@ from retailray.models.blocks import BlockSequence, to_blocks
 from retailray.models.weights import Pretrained
 from retailray.training.cache import store
 from retailray.training.cache.fill import CachePass, FrozenBlocks, cache_spec, fill, fingerprint
-from retailray.training.cache.plan import CachePlan, describe, plan_cache
+from retailray.training.cache.plan import CachePlan, Place, Rows, describe, plan_cache
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
@@ -119,10 +119,12 @@ class Preparation:
             self.config,
             phases,
             model.measurement,
-            num_train=len(self.images.train),
-            num_plain=len(self.images.plain),
-            budget=int(self.share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
-            source_px=augmentation(self.config).source_px,
+            rows=Rows(len(self.images.train), len(self.images.plain), augmentation(self.config).source_px),
+            place=Place(
+                budget=int(self.share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
+                num_workers=self.plan.num_actors,
+                store_bytes_s=None if storage.is_local(self._root) else store.bytes_per_second(self._root),
+            ),
         )
         return self._filled(decided, model, required=False)
 

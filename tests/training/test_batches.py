@@ -1,6 +1,7 @@
 """Batches of a store: every row once, the same global batches for any number of workers, views in turn."""
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -107,6 +108,23 @@ def test_pixels_are_augmented_alike_by_processes_and_by_workers(spec):
     assert here[0][0].shape == (5, 3, 6, 6)
     half = [epoch_of(open_batches(spec, augmentation=augmentation, rank=rank, world=2), 1)[0] for rank in (0, 1)]
     assert torch.equal(torch.cat([used(half[0])[0], used(half[1])[0]]), here[0][0][[0, 2, 4, 1, 3]])
+
+
+def test_loader_processes_live_from_epoch_to_epoch_and_end_with_the_batches(spec):
+    """Kind of fault: every epoch starts processes anew, or the last ones stay."""
+    batches = open_batches(spec, augmentation=Augmentation("standard", 0.0, 8, 6))
+    others = set(psutil.Process().children())
+    children = []
+    for epoch in (1, 2):
+        assert len(epoch_of(batches, epoch, num_workers=2)) == batches.num_steps
+        children.append(set(psutil.Process().children()) - others)
+    assert children[0] == children[1]
+    assert len(children[0]) == 2
+    expected = epoch_of(open_batches(spec, augmentation=Augmentation("standard", 0.0, 8, 6)), 2)
+    found = epoch_of(batches, 2, num_workers=2)
+    assert all(torch.equal(left[0], right[0]) for left, right in zip(found, expected, strict=True))
+    del batches
+    assert psutil.wait_procs(children[0], timeout=5)[1] == []
 
 
 @settings(max_examples=100, deadline=None)

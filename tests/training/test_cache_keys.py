@@ -13,7 +13,7 @@ from retailray.data.images import Limits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
 from retailray.training.cache.fill import FrozenBlocks, cache_spec, fingerprint
-from retailray.training.cache.plan import plan_cache
+from retailray.training.cache.plan import Place, Rows, plan_cache
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
 from retailray.training.network import Backbone
@@ -116,9 +116,9 @@ def test_views_without_augmentation_have_no_seed(catalog, chain):
 # -- what is kept
 
 
-def decide(*, budget=10**12, epochs=10, seconds=None, depths=("head", "last2"), **settings):
+def decide(*, budget=10**12, num_workers=1, store_bytes_s=None, epochs=10, depths=("head", "last2"), **settings):
     phases = [Phase(epochs=epochs, trainable=depth) for depth in depths]
-    transform = settings.pop("transform", {})
+    transform, seconds = settings.pop("transform", {}), settings.pop("seconds", None)
     config = TrainConfig(
         out="/x",
         catalog={"uri": "/x/c.csv"},
@@ -129,7 +129,8 @@ def decide(*, budget=10**12, epochs=10, seconds=None, depths=("head", "last2"), 
     phases = resolve(config, to_blocks(build_model("mobilenet_v2", 3)))
     shapes = {19: (1280,), 17: (160, 7, 7), 5: (32, 28, 28)}
     measured = Measurement("bfloat16", seconds or dict.fromkeys(shapes, 0.01), shapes)
-    return plan_cache(config, phases, measured, num_train=1000, num_plain=100, budget=budget, source_px=256), phases
+    place = Place(budget, num_workers, store_bytes_s)
+    return plan_cache(config, phases, measured, rows=Rows(1000, 100, 256), place=place), phases
 
 
 def test_every_frozen_depth_is_kept_in_one_pass():
@@ -162,7 +163,30 @@ def test_reading_back_more_than_it_would_cost_to_compute_is_refused():
     assert plan.cuts == ()
     assert plan.pixels
     assert plan.num_cached_blocks(phases[0]) == 0
-    assert "would take longer than computing it" in plan.why
+    assert "would save no time" in plan.why
+
+
+def test_more_workers_compute_more_and_a_store_is_no_faster_for_it():
+    """Two ways of 127 MB to save 29 s of work: one worker gains by it, thirty-two lose."""
+    settings = {"depths": ("last2",), "store_bytes_s": 1e7}
+    assert decide(**settings)[0].cuts == (17,)
+    plan, _ = decide(**settings, num_workers=32)
+    assert plan.cuts == ()
+    assert "17 frozen blocks would save no time" in plan.why
+    assert decide(depths=("last2",), num_workers=32)[0].cuts == (17,), "in a folder of the machine"
+    assert decide(**settings | {"store_bytes_s": 1e9}, num_workers=32)[0].cuts == (17,)
+
+
+def test_many_depths_are_planned_in_no_time():
+    """Kind of fault: every combination is tried. Of 30 depths there are a billion, of three of them 4,500."""
+    phases = [dataclasses.replace(decide()[1][0], num_cached_blocks=depth) for depth in range(1, 31)]
+    config = TrainConfig(out="/x", catalog={"uri": "/x/c.csv"})
+    measured = Measurement(
+        "bfloat16", {depth: depth / 1000 for depth in range(1, 31)}, dict.fromkeys(range(1, 31), (9,))
+    )
+    plan = plan_cache(config, phases, measured, rows=Rows(1000, 100, 256), place=Place(10**12))
+    assert len(plan.cuts) == 3
+    assert plan.num_cached_blocks(phases[-1]) == plan.cuts[-1]
 
 
 def test_nothing_frozen_keeps_pixels_and_cutmix_needs_them():
@@ -191,6 +215,6 @@ def test_a_short_phase_at_the_head_reads_what_a_deeper_cut_keeps():
     built = TrainConfig(out="/x", catalog={"uri": "/x/c.csv"}, model={"arch": "mobilenet_v2"}, train={"phases": phases})
     phases = resolve(built, to_blocks(build_model("mobilenet_v2", 3)))
     measured = Measurement("bfloat16", {19: 0.010, 17: 0.008}, {19: (1280,), 17: (160, 7, 7)})
-    plan = plan_cache(built, phases, measured, num_train=1000, num_plain=100, budget=10**12, source_px=256)
+    plan = plan_cache(built, phases, measured, rows=Rows(1000, 100, 256), place=Place(10**12))
     assert plan.cuts == (17,)
     assert [plan.num_cached_blocks(phase) for phase in phases] == [17, 17]

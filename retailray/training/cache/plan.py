@@ -10,6 +10,7 @@ from retailray.training.phases import ResolvedPhase
 
 DEFAULT_VIEWS = 8  # more bring little: benchmarks/quality.py has the table
 READ_BYTES_S = 1e9  # from a memory-mapped file, most of it in the page cache
+MAX_CUTS = 3  # depths that are cached at once: more save little, and their combinations grow fast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +37,42 @@ class CachePlan:
         return max(usable) if usable else 0 if self.pixels else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """``train``: rows that are cached in every view, from pixels with a side of ``source_px``. ``plain``: rows that are
+    cached once, as validation sees them."""
+
+    train: int
+    plain: int
+    source_px: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a cache may lie. ``budget``: in bytes. ``num_workers``: that fill it, and that train. ``store_bytes_s``: at
+    which the object store takes and gives it; None: it is a folder of the machine."""
+
+    budget: int
+    num_workers: int = 1
+    store_bytes_s: float | None = None
+
+
 def plan_cache(
     config: TrainConfig,
     phases: list[ResolvedPhase],
     measured: Measurement,
     *,
-    num_train: int,
-    num_plain: int,
-    budget: int,
-    source_px: int,
+    rows: Rows,
+    place: Place,
 ) -> CachePlan:
-    """Choose, among the sets of depths that fit ``budget`` [bytes], the one with the least predicted time.
-
-    Args:
-        num_train: rows that are cached in every view. num_plain: rows that are cached once, as validation sees them.
-        source_px: side of the cached pixels of training rows.
-    """
-    train = config.train
+    """Choose, among the sets of at most :data:`MAX_CUTS` depths that fit the budget, the one with the least predicted
+    time."""
+    train, budget = config.train, place.budget
     if train.cache == "off":
         return CachePlan(1, (), False, 0, "train.cache is off")
-    costs = _Costs(config, phases, measured, num_train, num_plain, budget)
+    costs = _Costs(config, phases, measured, rows, place)
     depths = [] if train.cutmix else sorted({phase.num_cached_blocks for phase in phases if phase.num_cached_blocks})
-    sets = [chosen for size in range(len(depths) + 1) for chosen in itertools.combinations(depths, size)]
+    sets = [chosen for size in range(min(MAX_CUTS, len(depths)) + 1) for chosen in itertools.combinations(depths, size)]
     feasible = [(costs.seconds(cuts), -len(cuts), cuts) for cuts in sets if costs.num_bytes(cuts) <= budget]
     seconds, _, cuts = min(feasible)
     views, used = costs.views(cuts), costs.num_bytes(cuts)
@@ -71,9 +86,9 @@ def plan_cache(
         if cut not in cuts and costs.num_bytes((cut,)) > budget:
             notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
         elif cut not in cuts:
-            notes.append(f"reading the output of {cut} frozen blocks would take longer than computing it")
+            notes.append(f"keeping the output of {cut} frozen blocks would save no time")
     uncovered = [phase for phase in phases if not any(cut <= phase.num_cached_blocks for cut in cuts)]
-    pixel_bytes = 3 * (num_train * source_px**2 + num_plain * config.transform.image_size**2)
+    pixel_bytes = 3 * (rows.train * rows.source_px**2 + rows.plain * config.transform.image_size**2)
     pixels = bool(uncovered) and used + pixel_bytes <= budget
     if uncovered:
         cached = f"decoded pixels are cached: {_gb(pixel_bytes)}"
@@ -89,9 +104,8 @@ class _Costs:
     config: TrainConfig
     phases: list[ResolvedPhase]
     measured: Measurement
-    num_train: int
-    num_plain: int
-    budget: int
+    rows: Rows
+    place: Place
 
     def views(self, cuts: tuple[int, ...]) -> int:
         """Return train.num_views; else at most the epochs that read them, halved until they fit the budget."""
@@ -101,7 +115,7 @@ class _Costs:
             return self.config.train.num_views
         epochs = sum(phase.epochs for phase in self.phases if any(cut <= phase.num_cached_blocks for cut in cuts))
         views = min(DEFAULT_VIEWS, max(1, epochs))
-        while views > 1 and self._size(cuts, views) > self.budget:
+        while views > 1 and self._size(cuts, views) > self.place.budget:
             views //= 2
         return views
 
@@ -109,16 +123,20 @@ class _Costs:
         return self._size(cuts, self.views(cuts))
 
     def _size(self, cuts: tuple[int, ...], views: int) -> int:
-        return sum(self._row_bytes(cut) for cut in cuts) * (self.num_train * views + self.num_plain)
+        return sum(self._row_bytes(cut) for cut in cuts) * (self.rows.train * views + self.rows.plain)
 
     def _row_bytes(self, cut: int) -> int:
         return (2 if self.measured.precision == "bfloat16" else 4) * math.prod(self.measured.shapes[cut])
 
     def seconds(self, cuts: tuple[int, ...]) -> float:
-        """Return seconds in frozen blocks over all epochs: filling, reading back, and blocks that are not cached."""
-        rows = self.num_train + self.num_plain
-        once = self.measured.seconds[max(cuts)] * (self.num_train * self.views(cuts) + self.num_plain) if cuts else 0.0
-        total = once
+        """Return seconds in frozen blocks over all epochs: filling, reading back, and blocks that are not cached.
+
+        Workers share the rows of all of these; what lies in an object store goes there once and to every machine.
+        """
+        rows = self.rows.train + self.rows.plain
+        total = (
+            self.measured.seconds[max(cuts)] * (self.rows.train * self.views(cuts) + self.rows.plain) if cuts else 0.0
+        )
         for phase in self.phases:
             source = max([cut for cut in cuts if cut <= phase.num_cached_blocks], default=0)
             blocks = (self.measured.seconds[phase.num_cached_blocks] if phase.num_cached_blocks else 0.0) - (
@@ -126,7 +144,8 @@ class _Costs:
             )
             reading = self._row_bytes(source) / READ_BYTES_S if source else 0.0
             total += phase.epochs * rows * (max(0.0, blocks) + reading)
-        return total
+        travelling = 2 * self.num_bytes(cuts) / self.place.store_bytes_s if self.place.store_bytes_s else 0.0
+        return total / self.place.num_workers + travelling
 
 
 def _gb(num_bytes: float) -> str:

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import time
+import uuid
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from retailray.errors import StorageError
 META, ROWS, CODES, USED = "store.json", "rows.npy", "rows.parquet", "USED"
 IN_USE_S = 3600.0  # a store used this recently is not evicted: a run may be about to map it
 FORMAT = 1  # of what this module writes
+PROBE_BYTES = 8 << 20
 RETRIED_NEXT_RUN = {"timeout", "fetch_failed", "access_denied"}
 _KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -260,6 +262,18 @@ def free_bytes(root: str) -> int | None:
     while not os.path.exists(root):
         root = os.path.dirname(root)
     return shutil.disk_usage(root).free + stores
+
+
+def bytes_per_second(root: str) -> float:
+    """At which an object store takes a file and gives it back, measured with one of :data:`PROBE_BYTES`."""
+    folder = storage.join(root, f"probe-{uuid.uuid4().hex}")
+    address, data = storage.join(folder, "bytes"), os.urandom(PROBE_BYTES)
+    started = time.monotonic()
+    storage.write_bytes(address, data)
+    storage.read_bytes(address)
+    seconds = time.monotonic() - started
+    storage.remove_folder(folder)
+    return 2 * PROBE_BYTES / seconds
 
 
 def is_writable(root: str) -> bool:
