@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from retailray.models.predictor import Predictor
 
 ROUNDS = 3
+FEW = 8  # rows that tell about how long all images take
 CLOSE = 0.02  # of probabilities; rounding to bfloat16 between the layers, or not, makes less
 GUESSED_GAIN, GUESSED_COST_S = 0.15, 10.0  # before anything was measured here
 
@@ -84,7 +85,7 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
     images = np.random.default_rng(0).integers(0, 255, (rows, 3, predictor.size_px, predictor.size_px), np.uint8)
     if mode == "auto" and not measured:
         predictor.logits(images[:2])  # warms up
-        passes_s = _seconds(predictor, images, rounds=1) * num_images
+        passes_s = _seconds(predictor, images[:FEW], rounds=1) * num_images
         if passes_s * GUESSED_GAIN < GUESSED_COST_S:
             return Decision(False, f"too few to try it: all {num_images:,} images take {passes_s:.0f} s as it is")
     measured = _compile(predictor, images)

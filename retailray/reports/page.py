@@ -1,11 +1,14 @@
 """From a template and its values to a page; pictures from where the images are."""
 
 import base64
+import concurrent.futures
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jinja2
+import joblib
 import numpy as np
 
 from retailray import storage
@@ -16,6 +19,7 @@ from retailray.errors import ERROR_CODES, ImageError
 from retailray.reports.glossary import definitions, linked
 
 THUMBNAIL_PX, SMALL_PX = 256, 128  # a page shows them at half their size, and enlarges them
+AT_ONCE = 32  # pictures in memory that are not yet small
 MANY = 100  # pictures of a page: they are small then, or it would have more than 3 MB
 
 # the header cells of tables and the words below the figures of cards
@@ -73,11 +77,19 @@ def pictures(uris: Sequence[str], section: CatalogSection, *, side: int) -> list
 
 
 def _shown(uris: Sequence[str], section: CatalogSection, read: Callable[[bytes], np.ndarray]) -> list[str | None]:
-    shown: list[str | None] = [None] * len(uris)
-    for at, data in storage.fetch_in_turn(uris, access_of(section)):
+    def show(fetched: tuple[int, bytes | ImageError]) -> tuple[int, str | None]:
+        at, data = fetched
         with contextlib.suppress(ImageError):
             if isinstance(data, bytes):
-                shown[at] = data_uri(to_jpeg(read(data)))
+                return at, data_uri(to_jpeg(read(data)))
+        return at, None
+
+    shown: list[str | None] = [None] * len(uris)
+    fetched = iter(storage.fetch_in_turn(uris, access_of(section)))
+    with concurrent.futures.ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        while some := list(itertools.islice(fetched, AT_ONCE)):  # not all, which may be large
+            for at, text in pool.map(show, some):
+                shown[at] = text
     return shown
 
 

@@ -58,6 +58,9 @@ LARGE = {"vgg11", "vgg11_bn", "wide_resnet50_2", "vit_b_32", "maxvit_t", "swin_t
          "inception_v3", "googlenet", "densenet121", "efficientnet_v2_s"}  # fmt: skip
 
 
+BFLOAT16_TOLERANCE = 0.05  # of a probability, stated in docs/scoring.md
+
+
 def large_ones_slow(*archs):
     return [pytest.param(*arch, marks=[pytest.mark.slow] * (arch[0] in LARGE)) for arch in archs]
 
@@ -95,6 +98,8 @@ def test_folded_batch_norms_change_no_prediction(arch, size):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.1)
     chain = to_blocks(model)
+    for parameter in chain.head.parameters():  # some begin with zeros
+        torch.nn.init.normal_(parameter, std=0.05)
     body = chain.run(0, len(chain.blocks)).eval()
     folded = fold_batch_norms(body)
     images = torch.rand(2, 3, size, size)
@@ -102,6 +107,11 @@ def test_folded_batch_norms_change_no_prediction(arch, size):
         expected = chain.head(body(images))
         found = chain.head(folded(images))
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = chain.head(folded(images)).float()
+    scale = 3 / expected.std()  # logits as far apart as a trained network's
+    probabilities = [(logits * scale).softmax(1).numpy() for logits in (expected, half)]
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=BFLOAT16_TOLERANCE)
     norms = [sum(isinstance(one, torch.nn.BatchNorm2d) for one in part.modules()) for part in (body, folded)]
     if arch.startswith(("resnet", "mobilenet", "efficientnet", "regnet", "mnasnet", "vgg11_bn")):
         assert norms[1] == 0 < norms[0]
