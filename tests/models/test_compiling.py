@@ -105,6 +105,7 @@ def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not
     assert (name, "without a compiled forward pass: it cannot" in fields["note"]) == ("warning", True)
     assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled in every process"
     silent = Counter()
+    monkeypatch.setattr("retailray.models.compiling.one_at_a_time", lambda: pytest.fail("it would wait for others"))
     assert agreed_predictor(dataclasses.replace(settings, compile="off"), make, silent).compiled is None
     assert silent.take()[2] == [], "which was asked for"
     assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled"
