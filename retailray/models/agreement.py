@@ -84,6 +84,8 @@ def _agree_on_pass(predictor: "Predictor", settings: "PredictorSettings", report
     agreement = settings.agreement
     known = agreement.read(FORWARD_PASS)
     decision = _decide(predictor, settings, known)
+    if not agreement.folder:
+        return
     if not known:
         done = COMPILED if decision.compiled else NOT_COMPILED
         known = agreement.propose(FORWARD_PASS, done)

@@ -111,6 +111,14 @@ def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not
     assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled"
 
 
+def test_predictors_of_commands_that_agree_on_nothing_say_nothing(tmp_path, monkeypatch):
+    """Kind of fault: ``evaluate`` tells of a setting of ``score``."""
+    make, settings = bundle_and_settings(tmp_path, monkeypatch, compile="off", agreement=Agreement())
+    told = Counter()
+    assert agreed_predictor(settings, make, told).compiled is None
+    assert told.take()[2] == []
+
+
 def test_what_the_first_predictor_decides_holds_for_all_of_a_run(tmp_path, monkeypatch):
     """Kind of fault: each decides by its own measurements, and rows of one table differ in how they were computed."""
     compiled = Compiled()
