@@ -62,7 +62,7 @@ def test_bytes_that_are_known_are_not_decoded(tmp_path, images):
     digest = hashlib.sha256(Path(images[2]).read_bytes()).hexdigest()
     table = read(chunk(tmp_path, [images[2], images[3]], [digest, "other"]), None)
     assert table.column(CODE).to_pylist() == [REUSED, ""]
-    assert set(table.column(PIXELS)[0].as_py()) == {0}
+    assert table.column(PIXELS)[0].as_py() == b"", "no pixels travel"
     assert len(set(table.column(PIXELS)[1].as_py())) > 10
 
 
