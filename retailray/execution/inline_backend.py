@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,11 +118,9 @@ class InlineStream:
         self, make: Callable[..., Any], arguments: dict[str, object], *, rows: int | None = None
     ) -> "InlineStream":
         def run() -> Iterator[pa.Table]:
-            tables = _in_parts(self._source(), rows)
-            first = list(itertools.islice(tables, 1))  # threads go on with the next ones while the actor is made
             with importing():  # of torch
                 actor = make(**arguments)
-            yield from map(actor, itertools.chain(first, tables))
+            yield from map(actor, _in_parts(self._source(), rows))
 
         return self._then(run)
 

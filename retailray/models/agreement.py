@@ -36,7 +36,10 @@ class Agreement:
         if name in self.known or not self.folder:
             return self.known.get(name)
         address = storage.join(self.folder, name)
-        return storage.read_bytes(address).decode() if storage.exists(address) else None
+        if not storage.exists(address):
+            return None
+        found = storage.read_bytes(address).decode()
+        return found.split()[0] if name == PRECISION else found  # for some days it said "bfloat16 compiled"
 
     def propose(self, name: str, value: str) -> str:
         """``value``, or what another predictor has written first."""
@@ -63,8 +66,6 @@ def agreed_predictor(
 
     ``make``: from a number format, or auto. The predictor that decides sends a ``forward_pass`` event.
     """
-    from retailray.models.compiling import one_at_a_time  # torch is for predictors alone
-
     agreement = settings.agreement
     known = agreement.read(PRECISION)
     predictor = make(known or settings.precision)
@@ -72,11 +73,7 @@ def agreed_predictor(
         known = agreement.propose(PRECISION, predictor.precision)
         if known != predictor.precision:
             predictor = make(known)
-    if settings.compile == "off":
-        _agree_on_pass(predictor, settings, reporter)
-        return predictor
-    with one_at_a_time():  # the second of a machine reads what the first one has compiled
-        _agree_on_pass(predictor, settings, reporter)
+    _agree_on_pass(predictor, settings, reporter)
     return predictor
 
 
@@ -93,14 +90,13 @@ def _agree_on_pass(predictor: "Predictor", settings: "PredictorSettings", report
             reporter.event("forward_pass", {"as": f"{predictor.precision}, {done}", "why": decision.why})
             return
         decision = _decide(predictor, settings, known)  # another machine's predictor was first
-    if decision.compiled or settings.use_gpu or settings.compile == "off" or known == NOT_COMPILED:
-        done = COMPILED if decision.compiled else NOT_COMPILED
-    else:
-        done = PARTLY
+    if known == (COMPILED if decision.compiled else NOT_COMPILED):
+        return
+    if not decision.compiled and settings.compile != "off" and not settings.use_gpu:
         note = f"predictions go on without a compiled forward pass: {decision.why}"
         reporter.event("warning", {"note": note})
-    if done != known and not (done == COMPILED and known == PARTLY):
-        agreement.correct(FORWARD_PASS, done)
+    alone = settings.use_gpu and settings.compile == "auto"  # what was agreed is of a night on CPUs
+    agreement.correct(FORWARD_PASS, NOT_COMPILED if alone else PARTLY)
 
 
 def _decide(predictor: "Predictor", settings: "PredictorSettings", known: str | None) -> "Decision":

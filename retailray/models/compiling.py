@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from retailray.models.predictor import Predictor
 
 ROUNDS = 3
+PATIENCE_S = 60.0  # of those that wait for the one that compiles
 FEW = 8  # rows that tell about how long all images take
 CLOSE = 0.02  # of probabilities; rounding to bfloat16 between the layers, or not, makes less
 GUESSED_GAIN, GUESSED_COST_S = 0.15, 10.0  # before anything was measured here
@@ -88,9 +89,10 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
         passes_s = _seconds(predictor, images[:FEW], rounds=1) * num_images
         if passes_s * GUESSED_GAIN < GUESSED_COST_S:
             return Decision(False, f"too few to try it: all {num_images:,} images take {passes_s:.0f} s as it is")
-    measured = _compile(predictor, images)
-    if not measured.differs:  # which is a matter of the weights; another version may agree
-        _write(known, measured)
+    with contextlib.nullcontext() if measured else one_at_a_time():  # others read then what the first one has compiled
+        measured = _compile(predictor, images, _read(known))
+        if not measured.differs:  # which is a matter of the weights; another version may agree
+            _write(known, measured)
     if mode == "on" and not measured.failed:
         return Decision(True, "score.compile is on")
     decision = measured.decide(num_images)
@@ -100,12 +102,13 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
     return Decision(True, decision.why)  # the cost is paid
 
 
-def _compile(predictor: "Predictor", images: np.ndarray) -> Measured:
-    """Compile, compare with the pass as it is, and measure both."""
+def _compile(predictor: "Predictor", images: np.ndarray, earlier: Measured | None) -> Measured:
+    """Compile, compare with the pass as it is, and measure both, if nobody has."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU is no news
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(storage.cache_folder(), "inductor")))
     expected = predictor(images)
-    eager_s = _seconds(predictor, images)
+    is_known = earlier is not None and not earlier.failed
+    eager_s = 0.0 if is_known else _seconds(predictor, images)
     started = time.perf_counter()
     try:
         with importing():
@@ -119,6 +122,8 @@ def _compile(predictor: "Predictor", images: np.ndarray) -> Measured:
         predictor.compiled = None
         why = f"compiled, its probabilities differ by {np.abs(found - expected).max():.3f}"
         return Measured(failed=why, differs=True)
+    if earlier is not None and is_known:
+        return earlier
     return Measured(eager_s, _seconds(predictor, images), cost_s)
 
 
@@ -130,11 +135,11 @@ def _compiler() -> tuple[str, float]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Among the processes of this machine."""
+    """Among the processes of this machine, as long as one has patience."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a home that cannot be written: all compile at once
+        with contextlib.suppress(OSError):  # of time, or of a home that cannot be written: all compile at once
             Path(storage.cache_folder()).mkdir(parents=True, exist_ok=True)
-            stack.enter_context(filelock.FileLock(Path(storage.cache_folder(), "compiling.lock")))
+            stack.enter_context(filelock.FileLock(Path(storage.cache_folder(), "compiling.lock"), PATIENCE_S))
         yield
 
 

@@ -91,7 +91,10 @@ def to_onnx(bundle: Bundle) -> bytes:
     model = program.model_proto  # type: ignore[union-attr]  # there is a program where it did not raise
     facts = {"labels": json.dumps(bundle.meta.labels), "name": bundle.meta.name, "version": bundle.meta.version}
     onnx.helper.set_model_props(model, facts)
-    return model.SerializeToString()
+    try:
+        return model.SerializeToString()
+    except Exception as error:  # protobuf's limit of 2 GB
+        raise ModelError(f"{bundle.meta.arch} cannot be written as one ONNX file: {error}") from error
 
 
 def _packages() -> Any:
@@ -123,4 +126,4 @@ def largest_difference(data: bytes, bundle: Bundle) -> float:
         [found] = session.run(None, {"images": images})
         with torch.inference_mode():
             differences.append(float(np.abs(found - served(torch.from_numpy(images)).numpy()).max()))
-    return max(differences)
+    return float(np.max(differences))  # NaN where one is

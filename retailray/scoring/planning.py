@@ -10,7 +10,7 @@ from pathlib import Path
 from retailray import storage
 from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.images import DECODER_VERSION
-from retailray.models.agreement import COMPILED, FORWARD_PASS, Agreement, known_agreement
+from retailray.models.agreement import COMPILED, FORWARD_PASS, PARTLY, Agreement, known_agreement
 from retailray.models.meta import BundleMeta
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
@@ -82,8 +82,8 @@ def keep_agreement(config: ScoreConfig, run: RunDirectory, key: str, before: Pub
     if not before or before[1].get("scoring_key") != key:
         return
     kept = known_agreement(before[0]).known
-    if kept.get(FORWARD_PASS) != COMPILED or config.score.compile != "auto":
-        kept.pop(FORWARD_PASS, None)
+    if kept.pop(FORWARD_PASS, None) in (COMPILED, PARTLY) and config.score.compile == "auto":
+        kept[FORWARD_PASS] = COMPILED
     for name, value in kept.items():
         Agreement(run.address).propose(name, value)
 

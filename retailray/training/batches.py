@@ -168,6 +168,7 @@ def _make_loader(batches: StoredBatches, num_workers: int, pin: bool) -> "DataLo
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # its own: torch's is for mixing, and must not depend on when a loader begins
     )
 
 

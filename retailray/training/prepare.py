@@ -123,10 +123,21 @@ class Preparation:
             place=Place(
                 budget=int(self.share * (min(budget, int(free * DISK_SHARE)) if free is not None else budget)),
                 num_workers=self.plan.num_actors,
-                store_bytes_s=None if storage.is_local(self._root) else store.bytes_per_second(self._root),
+                store_bytes_s=self._store_bytes_s(phases),
             ),
         )
         return self._filled(decided, model, required=False)
+
+    def _store_bytes_s(self, phases: list[ResolvedPhase]) -> float | None:
+        """Of the object store that activations would lie in, if there are any."""
+        frozen = any(phase.num_cached_blocks for phase in phases) and not self.config.train.cutmix
+        if storage.is_local(self._root) or not frozen:
+            return None
+        try:
+            return store.bytes_per_second(self._root)
+        except StorageError as error:
+            events.emit("warning", note=f"how fast {self._root} is could not be measured: {error}")
+            return None
 
     def _why_not(self) -> str | None:
         """Why nothing can be cached, if so."""

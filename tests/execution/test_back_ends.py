@@ -97,40 +97,6 @@ def test_streams(engine, request):
             assert reporter.spent() == {"fetch": 2.5, "decode": 2.0}
 
 
-def test_work_begins_while_an_actor_is_made_and_one_that_cannot_be_made_ends_it():
-    """Kind of fault: threads wait for seconds of imports, and then the actor waits for them."""
-    done = []
-
-    def note(table):
-        done.append(table.num_rows)
-        return table
-
-    class SlowToStart(AddsWhatItHasSeen):
-        def __init__(self):
-            deadline = time.monotonic() + 10
-            while len(done) < 2 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            self.begun = len(done)
-            super().__init__(start=0)
-
-        def __call__(self, table):
-            return pa.table({"n": table.column("n"), "begun": [self.begun] * table.num_rows})
-
-    class Broken:
-        def __init__(self):
-            raise StorageError("no model")
-
-    with inline_executor() as executor:
-        stream = executor.stream(numbers(*[7] * 20), PLAN).map(note, {})
-        found = pa.concat_tables(stream.map_with(SlowToStart, {}).tables())
-        assert found.column("n").to_pylist() == list(range(140))
-        assert 2 <= found.column("begun")[0].as_py() < 20
-        assert list(executor.stream([], PLAN).map_with(SlowToStart, {}).tables()) == []
-        with pytest.raises(StorageError, match="no model"):
-            list(stream.map_with(Broken, {}).tables())
-        assert len(done) < 40, "the rest was given up"
-
-
 def test_a_shard_is_drawn_anew_with_every_seed_and_no_row_is_lost():
     with inline_executor() as executor:
         stream = executor.stream(numbers(*[7] * 20), PLAN)

@@ -105,10 +105,27 @@ def test_a_night_that_should_be_compiled_like_the_one_before_says_that_it_is_not
     assert (name, "without a compiled forward pass: it cannot" in fields["note"]) == ("warning", True)
     assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled in every process"
     silent = Counter()
-    monkeypatch.setattr("retailray.models.compiling.one_at_a_time", lambda: pytest.fail("it would wait for others"))
     assert agreed_predictor(dataclasses.replace(settings, compile="off"), make, silent).compiled is None
     assert silent.take()[2] == [], "which was asked for"
-    assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled"
+    assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled in every process"
+
+
+@pytest.mark.parametrize("first", ["not compiled", "compiled"])
+def test_who_was_first_does_not_matter_where_one_machine_has_no_compiler(tmp_path, monkeypatch, first):
+    """Kind of fault: the last one to write says what all have done."""
+    compiled = Compiled()
+    make, settings = bundle_and_settings(tmp_path, monkeypatch, compile="on")
+    settings.agreement.propose("forward_pass.txt", first)
+    other = refuse if first == "compiled" else lambda *arguments: compiled(*arguments)
+    monkeypatch.setattr(Predictor, "compile", other)
+    agreed_predictor(settings, make, Counter())
+    assert known_agreement(f"{tmp_path}/run").known["forward_pass.txt"] == "not compiled in every process"
+
+
+def test_the_number_format_is_read_where_it_stood_with_the_pass(tmp_path):
+    (tmp_path / "precision.txt").write_text("bfloat16 compiled")
+    (tmp_path / "forward_pass.txt").write_text("not compiled")
+    assert list(known_agreement(str(tmp_path)).known.values()) == ["bfloat16", "not compiled"]
 
 
 def test_predictors_of_commands_that_agree_on_nothing_say_nothing(tmp_path, monkeypatch):

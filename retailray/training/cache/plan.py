@@ -85,6 +85,10 @@ def plan_cache(
     for cut in depths:
         if cut not in cuts and costs.num_bytes((cut,)) > budget:
             notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
+        elif cut not in cuts and len(cuts) == MAX_CUTS:
+            notes.append(f"{cut} frozen blocks: {MAX_CUTS} depths are cached at most")
+        elif cut not in cuts and costs.num_bytes(tuple(sorted((*cuts, cut)))) > budget:
+            notes.append(f"{cut} frozen blocks do not fit into the budget of {_gb(budget)} beside the others")
         elif cut not in cuts:
             notes.append(f"keeping the output of {cut} frozen blocks would save no time")
     uncovered = [phase for phase in phases if not any(cut <= phase.num_cached_blocks for cut in cuts)]

@@ -269,11 +269,12 @@ def bytes_per_second(root: str) -> float:
     folder = storage.join(root, f"probe-{uuid.uuid4().hex}")
     address, data = storage.join(folder, "bytes"), os.urandom(PROBE_BYTES)
     started = time.monotonic()
-    storage.write_bytes(address, data)
-    storage.read_bytes(address)
-    seconds = time.monotonic() - started
-    storage.remove_folder(folder)
-    return 2 * PROBE_BYTES / seconds
+    try:
+        storage.write_bytes(address, data)
+        storage.read_bytes(address)
+        return 2 * PROBE_BYTES / (time.monotonic() - started)
+    finally:
+        storage.remove_folder(folder)
 
 
 def is_writable(root: str) -> bool:
