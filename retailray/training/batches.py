@@ -168,7 +168,8 @@ def _make_loader(batches: StoredBatches, num_workers: int, pin: bool) -> "DataLo
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # its own: torch's is for mixing, and must not depend on when a loader begins
+        # processes draw a seed where they begin, which is not in every epoch: torch's own is for mixing and dropout
+        generator=torch.Generator() if num_workers else None,
     )
 
 
