@@ -107,8 +107,9 @@ def _compile(predictor: "Predictor", images: np.ndarray, earlier: Measured | Non
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU is no news
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(storage.cache_folder(), "inductor")))
     expected = predictor(images)
-    is_known = earlier is not None and not earlier.failed
-    eager_s = 0.0 if is_known else _seconds(predictor, images)
+    if earlier and earlier.failed:
+        earlier = None
+    eager_s = earlier.eager_s if earlier else _seconds(predictor, images)
     started = time.perf_counter()
     try:
         with importing():
@@ -122,9 +123,7 @@ def _compile(predictor: "Predictor", images: np.ndarray, earlier: Measured | Non
         predictor.compiled = None
         why = f"compiled, its probabilities differ by {np.abs(found - expected).max():.3f}"
         return Measured(failed=why, differs=True)
-    if earlier is not None and is_known:
-        return earlier
-    return Measured(eager_s, _seconds(predictor, images), cost_s)
+    return earlier or Measured(eager_s, _seconds(predictor, images), cost_s)
 
 
 def _compiler() -> tuple[str, float]:

@@ -129,7 +129,7 @@ def test_the_number_format_is_read_where_it_stood_with_the_pass(tmp_path):
 
 
 def test_predictors_of_commands_that_agree_on_nothing_say_nothing(tmp_path, monkeypatch):
-    """Kind of fault: ``evaluate`` tells of a setting of ``score``."""
+    """Kind of fault: ``evaluate`` emits an event about ``score.compile``, which it does not read."""
     make, settings = bundle_and_settings(tmp_path, monkeypatch, compile="off", agreement=Agreement())
     told = Counter()
     assert agreed_predictor(settings, make, told).compiled is None

@@ -82,15 +82,7 @@ def plan_cache(
             f"cached after {' and '.join(map(str, cuts))} frozen blocks, {views} view(s), {_gb(used)}: "
             f"frozen blocks take {seconds:.0f} s in all instead of {costs.seconds(()):.0f} s"
         )
-    for cut in depths:
-        if cut not in cuts and costs.num_bytes((cut,)) > budget:
-            notes.append(f"{cut} frozen blocks: {_gb(costs.num_bytes((cut,)))} are over the budget of {_gb(budget)}")
-        elif cut not in cuts and len(cuts) == MAX_CUTS:
-            notes.append(f"{cut} frozen blocks: {MAX_CUTS} depths are cached at most")
-        elif cut not in cuts and costs.num_bytes(tuple(sorted((*cuts, cut)))) > budget:
-            notes.append(f"{cut} frozen blocks do not fit into the budget of {_gb(budget)} beside the others")
-        elif cut not in cuts:
-            notes.append(f"keeping the output of {cut} frozen blocks would save no time")
+    notes += [costs.why_not(cut, cuts) for cut in depths if cut not in cuts]
     uncovered = [phase for phase in phases if not any(cut <= phase.num_cached_blocks for cut in cuts)]
     pixel_bytes = 3 * (rows.train * rows.source_px**2 + rows.plain * config.transform.image_size**2)
     pixels = bool(uncovered) and used + pixel_bytes <= budget
@@ -122,6 +114,17 @@ class _Costs:
         while views > 1 and self._size(cuts, views) > self.place.budget:
             views //= 2
         return views
+
+    def why_not(self, cut: int, cuts: tuple[int, ...]) -> str:
+        """Why the output of ``cut`` blocks is not cached beside that of ``cuts``."""
+        budget = self.place.budget
+        if self.num_bytes((cut,)) > budget:
+            return f"{cut} frozen blocks: {_gb(self.num_bytes((cut,)))} are over the budget of {_gb(budget)}"
+        if len(cuts) == MAX_CUTS:
+            return f"{cut} frozen blocks: {MAX_CUTS} depths are cached at most"
+        if self.num_bytes(tuple(sorted((*cuts, cut)))) > budget:
+            return f"{cut} frozen blocks do not fit into the budget of {_gb(budget)} beside the others"
+        return f"keeping the output of {cut} frozen blocks would save no time"
 
     def num_bytes(self, cuts: tuple[int, ...]) -> int:
         return self._size(cuts, self.views(cuts))

@@ -9,6 +9,7 @@ so an entry is never stale; it is absent, complete, or filled again after transi
 
 import dataclasses
 import fcntl
+import functools
 import glob
 import hashlib
 import io
@@ -18,7 +19,6 @@ import re
 import secrets
 import shutil
 import time
-import uuid
 from typing import Any
 
 import numpy as np
@@ -264,9 +264,10 @@ def free_bytes(root: str) -> int | None:
     return shutil.disk_usage(root).free + stores
 
 
+@functools.cache  # a search asks for every variant of its trials
 def bytes_per_second(root: str) -> float:
-    """At which an object store takes a file and gives it back, measured with one of :data:`PROBE_BYTES`."""
-    folder = storage.join(root, f"probe-{uuid.uuid4().hex}")
+    """At which an object store takes a file and gives it back, measured once with one of :data:`PROBE_BYTES`."""
+    folder = storage.join(root, f"probe-{secrets.token_hex(8)}")
     address, data = storage.join(folder, "bytes"), os.urandom(PROBE_BYTES)
     started = time.monotonic()
     try:
