@@ -1,6 +1,9 @@
 # Two commands on a fresh machine (Python 3.11, make, git): `make demo` and `make test`. Both do all the set-up.
 PYTHON ?= python3
 BIN := .venv/bin
+# Python keeps the bytecode of our modules even where the environment forbids it (containers often do): Ray starts
+# hundreds of processes in the tests, and each would compile every module anew
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo article test test-fast lint check-types bench clean
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from retailray.data.images import Limits, decode
+from retailray.data.images import Limits, Scaling, decode
 from retailray.data.synthetic import PRODUCTS, encode, render
 
 RESIZE, CROP = 256, 224
@@ -38,7 +38,7 @@ FLOAT_RECIPE = v2.Compose(
 
 
 def ours(data: bytes) -> object:
-    return decode(data, resize_size=RESIZE, crop_size=CROP, limits=LIMITS)
+    return decode(data, Scaling(RESIZE, CROP), LIMITS)
 
 
 def pillow_full_size(data: bytes) -> object:

@@ -31,7 +31,7 @@ from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.decoding import CHUNK_ROWS, URI, DecodeSpec, decode_rows, transport_table
-from retailray.data.images import limits_of
+from retailray.data.images import Scaling, limits_of
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
 from retailray.models.weights import pretrained_model
@@ -132,7 +132,7 @@ def read_all(uri: str) -> tuple[float, float]:
     section = CatalogSection(uri=uri)
     started = time.monotonic()
     rows = transport_table(read_catalog(section, needs_label=False))
-    spec, access = DecodeSpec(256, 224, limits_of(section)), access_of(section)
+    spec, access = DecodeSpec(Scaling(256, 224), limits_of(section)), access_of(section)
     uris, begun = rows.column(URI).to_pylist(), time.monotonic()
     for start in range(0, len(uris), CHUNK_ROWS):
         found = [

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.shop import photos, run, settings, table
-from retailray.data.images import Limits, decode
+from retailray.data.images import Limits, Scaling, decode
 from retailray.execution.process import prepare_process
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
@@ -60,9 +60,7 @@ def script(catalog: Path, epochs: int) -> list[float]:
     labels = sorted(set(table_.fine_name))
     limits = Limits(50_000_000, 20.0)
     files = [photos()[0] / f"images/train/{name}.jpg" for name in table_.name]
-    images = torch.from_numpy(
-        np.stack([decode(file.read_bytes(), resize_size=256, crop_size=224, limits=limits) for file in files])
-    )
+    images = torch.from_numpy(np.stack([decode(file.read_bytes(), Scaling(256, 224), limits) for file in files]))
     targets = torch.tensor([labels.index(name) for name in table_.fine_name])
     model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
     model = model.to(memory_format=torch.channels_last).train()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from retailray import storage
-from retailray.data.images import Limits, decode
+from retailray.data.images import Limits, Scaling, decode
 from retailray.data.row_ids import COLUMN_PREFIX, ROW_ID
 from retailray.errors import ERROR_CODES, ImageError
 
@@ -29,15 +29,19 @@ CHUNK_ROWS = 64  # fetched and decoded at a time: enough requests in flight, abo
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """Shorter side to ``resize_size``, central square of ``crop_size`` [px]; what exceeds ``limits`` is refused."""
+    """How pictures become pixels; what exceeds ``limits`` is refused."""
 
-    resize_size: int
-    crop_size: int
+    scaling: Scaling
     limits: Limits
 
     @property
+    def size_px(self) -> int:
+        """Side of the square."""
+        return self.scaling.crop_size
+
+    @property
     def num_bytes(self) -> int:
-        return 3 * self.crop_size**2
+        return 3 * self.size_px**2
 
 
 def transport_table(catalog: "Catalog") -> pa.Table:
@@ -76,10 +80,10 @@ def blocks_of(table: pa.Table, num_blocks: int) -> list[pa.Table]:
 
 def decode_rows(table: pa.Table, *, spec: DecodeSpec, access: storage.Access) -> pa.Table:
     """Fetch and decode the rows of one chunk; failures become codes."""
-    pixels = np.zeros((table.num_rows, 3, spec.crop_size, spec.crop_size), np.uint8)
+    pixels = np.zeros((table.num_rows, 3, spec.size_px, spec.size_px), np.uint8)
 
     def take(index: int, data: bytes) -> None:
-        pixels[index] = decode(data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits)
+        pixels[index] = decode(data, spec.scaling, spec.limits)
 
     table = fetch_each(table, take, access)
     return table.append_column(PIXELS, pixels_to_arrow(pixels))

@@ -1,7 +1,9 @@
 """Bytes to pixels: ``uint8 (3, H, W)`` RGB, the same function for training and scoring.
 
-JPEGs are decoded at a reduced scale where libjpeg can (Pillow's ``draft``), everything else at full size.
-Transparent pixels are composed over white, as product pages show them.
+Ways of resizing (:data:`RESIZES`). ``central_square``, which training uses: the square that is kept is scaled in one
+step, and JPEGs are decoded at a reduced scale where libjpeg can (Pillow's ``draft``). ``shorter_side`` and ``stretch``
+are what torchvision, timm and transformers do to every picture, for models that were trained elsewhere: the whole
+picture at full size, then the cut. Transparent pixels are composed over white, as product pages show them.
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ import functools
 import importlib
 import io
 import warnings
+from typing import cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,6 +33,15 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+CENTRAL_SQUARE, SHORTER_SIDE, STRETCH = RESIZES = ("central_square", "shorter_side", "stretch")
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
 Image.init()  # registers WebP and TIFF too; open() with names that are not registered yet fails
 
 
@@ -39,6 +51,20 @@ class Limits:
 
     max_pixels: int
     max_aspect_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """How a picture becomes a square; ``resize``: of :data:`RESIZES`, ``interpolation``: of :data:`INTERPOLATIONS`.
+
+    central_square, shorter_side: the shorter side to ``resize_size``; stretch: both sides. Then the central square of
+    ``crop_size`` [px].
+    """
+
+    resize_size: int
+    crop_size: int
+    resize: str = CENTRAL_SQUARE
+    interpolation: str = "bilinear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +168,8 @@ def _reads_heif() -> bool:
     return True
 
 
-def decode(data: bytes, *, resize_size: int, crop_size: int, limits: Limits) -> np.ndarray:
-    """Decode, scale the shorter side to ``resize_size`` and cut the central square of ``crop_size``, all in pixels.
+def decode(data: bytes, scaling: Scaling, limits: Limits) -> np.ndarray:
+    """Decode, scale and cut.
 
     Returns:
         uint8 ``(3, crop_size, crop_size)``, RGB.
@@ -152,20 +178,39 @@ def decode(data: bytes, *, resize_size: int, crop_size: int, limits: Limits) -> 
         ImageError: with one of the ``decode`` codes.
     """
     image, _ = open_image(data, limits)
-    return pixels(image, resize_size=resize_size, crop_size=crop_size)
+    return pixels(image, scaling)
 
 
-def pixels(image: Image.Image, *, resize_size: int, crop_size: int) -> np.ndarray:
+def pixels(image: Image.Image, scaling: Scaling) -> np.ndarray:
     """The same from an image that :func:`open_image` has opened."""
-    orientation = _orientation(image)
-    rgb = _load(image, at_least=resize_size)
-    width, height = rgb.size
-    side = min(width, height) * crop_size / resize_size  # of the cut square, in source pixels
-    left, top = (width - side) / 2, (height - side) / 2
-    square = rgb.resize((crop_size, crop_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    if orientation in _TRANSPOSITIONS:  # a central square may be turned after the cut, which is cheaper
-        square = square.transpose(_TRANSPOSITIONS[orientation])
+    square = _central_square(image, scaling) if scaling.resize == CENTRAL_SQUARE else _scaled_whole(image, scaling)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _central_square(image: Image.Image, scaling: Scaling) -> Image.Image:
+    orientation, size = _orientation(image), scaling.crop_size
+    rgb = _load(image, at_least=scaling.resize_size)
+    width, height = rgb.size
+    side = min(width, height) * size / scaling.resize_size  # of the cut square, in source pixels
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    square = rgb.resize((size, size), INTERPOLATIONS[scaling.interpolation], box=box)
+    # a central square may be turned after the cut, which is cheaper
+    return square.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else square
+
+
+def _scaled_whole(image: Image.Image, scaling: Scaling) -> Image.Image:
+    """As torchvision's Resize and CenterCrop, to the rounding: what turns a picture comes first, as there."""
+    orientation, size = _orientation(image), scaling.crop_size
+    rgb = _load(image)
+    rgb = rgb.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else rgb
+    wanted = (scaling.resize_size, scaling.resize_size)
+    if scaling.resize == SHORTER_SIDE:
+        shorter = min(rgb.size)
+        wanted = cast(tuple[int, int], tuple(int(scaling.resize_size * side / shorter) for side in rgb.size))
+    scaled = rgb.resize(wanted, INTERPOLATIONS[scaling.interpolation])
+    left, top = (round((side - size) / 2) for side in wanted)
+    return scaled.crop((left, top, left + size, top + size))
 
 
 def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
@@ -186,10 +231,10 @@ def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
-def _load(image: Image.Image, *, at_least: int) -> Image.Image:
-    """RGB; JPEG at the smallest scale with both sides of ``at_least`` pixels. Raises ImageError."""
+def _load(image: Image.Image, *, at_least: int | None = None) -> Image.Image:
+    """RGB; JPEG at the smallest scale with both sides of ``at_least`` pixels, if given. Raises ImageError."""
     try:
-        if image.format in ("JPEG", "MPO"):  # MPO is what many phones write and call .jpg
+        if at_least and image.format in ("JPEG", "MPO"):  # MPO is what many phones write and call .jpg
             image.draft(None, (at_least, at_least))
         image.load()
         return _to_rgb(image)

@@ -33,7 +33,7 @@ def predict_catalog(
     Raises:
         RetailrayError: a task or an actor failed for good.
     """
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(section))
+    spec = DecodeSpec(meta.transform.scaling, limits_of(section))
     table = transport_table(catalog)
     blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
     images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pydantic
 
 from retailray import storage
+from retailray.data.images import Scaling
 from retailray.errors import ModelError, StorageError
 from retailray.models.registry import resolve
 
@@ -25,13 +26,18 @@ class _Part(pydantic.BaseModel):
 
 
 class EvalTransform(_Part):
-    """Shorter side to ``resize_size``, central square of ``crop_size`` [px], then (x / 255 - mean) / std a channel."""
+    """Resized and cut as :class:`retailray.data.images.Scaling` says, then (x / 255 - mean) / std a channel."""
 
     resize_size: int
     crop_size: int
-    interpolation: str = "bilinear"
+    resize: Literal["central_square", "shorter_side", "stretch"] = "central_square"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def scaling(self) -> Scaling:
+        return Scaling(self.resize_size, self.crop_size, self.resize, self.interpolation)
 
 
 class Thresholds(_Part):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from retailray import storage
 from retailray.data.decoding import fetch_each
-from retailray.data.images import Limits, open_image, pixels
+from retailray.data.images import Limits, Scaling, open_image, pixels
 from retailray.events import Reporter
 
 HASH_PX = 64  # enough for the 32 px cosine transform of the perceptual hash
@@ -41,7 +41,7 @@ def scan_rows(table: pa.Table, *, limits: Limits, access: storage.Access, report
 
 def _look(data: bytes, limits: Limits) -> dict[str, object]:
     image, facts = open_image(data, limits)
-    square = pixels(image, resize_size=HASH_PX, crop_size=HASH_PX)
+    square = pixels(image, Scaling(HASH_PX, HASH_PX))
     bits = imagehash.phash(Image.fromarray(square.transpose(1, 2, 0))).hash.ravel()
     return {
         "format": facts.format,

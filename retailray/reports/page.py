@@ -14,7 +14,7 @@ import numpy as np
 from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
-from retailray.data.images import decode, limits_of, to_jpeg, whole
+from retailray.data.images import Scaling, decode, limits_of, to_jpeg, whole
 from retailray.errors import ERROR_CODES, ImageError
 from retailray.reports.glossary import definitions, linked
 
@@ -66,7 +66,7 @@ def thumbnails(uris: Sequence[str], section: CatalogSection, *, of_page: int = 0
     side = SMALL_PX if max(of_page, len(uris)) > MANY else THUMBNAIL_PX
 
     def square(data: bytes) -> np.ndarray:
-        return decode(data, resize_size=side, crop_size=side, limits=limits_of(section))
+        return decode(data, Scaling(side, side), limits_of(section))
 
     return _shown(uris, section, square)
 

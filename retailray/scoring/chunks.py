@@ -106,7 +106,7 @@ class _Chunk:
         self.uris: list[str] = table.column("uri").to_pylist()
         self._known = table.column("known_sha256").to_pylist()
         self._spec, self._seen = spec, seen
-        self.pixels = np.zeros((len(self.uris), 3, spec.crop_size, spec.crop_size), np.uint8)
+        self.pixels = np.zeros((len(self.uris), 3, spec.size_px, spec.size_px), np.uint8)
         self.digests: list[str | None] = [None] * len(self.uris)
         self.codes, self.messages = [""] * len(self.uris), [""] * len(self.uris)
         self.seconds = 0.0  # spent here
@@ -135,9 +135,7 @@ class _Chunk:
             if isinstance(data, ImageError):
                 raise data
             if not self.codes[at]:
-                self.pixels[at] = decode(
-                    data, resize_size=spec.resize_size, crop_size=spec.crop_size, limits=spec.limits
-                )
+                self.pixels[at] = decode(data, spec.scaling, spec.limits)
         except ImageError as error:
             self.codes[at], self.messages[at] = error.code, error.message
 

@@ -79,7 +79,7 @@ def infer(config: ScoreConfig, meta: BundleMeta, run: RunDirectory, batches: Ite
     Raises:
         RetailrayError: it could not continue; what is committed stays, and the same command takes it up.
     """
-    spec = DecodeSpec(meta.transform.resize_size, meta.transform.crop_size, limits_of(config.catalog))
+    spec = DecodeSpec(meta.transform.scaling, limits_of(config.catalog))
     access = access_of(config.catalog)
     with start_executor(config.cluster, num_images=num) as executor:
         run.machines = executor.machines

@@ -15,7 +15,7 @@ from retailray.config import StudyConfig
 from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CODE, PIXELS, DecodeSpec, decode_rows, pixels_to_numpy, transport_table
-from retailray.data.images import limits_of, to_jpeg
+from retailray.data.images import Scaling, limits_of, to_jpeg
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.models.metrics import confused_pairs, confusion
 from retailray.reports import plots as shared_plots
@@ -148,7 +148,7 @@ def _augmented(config: StudyConfig, train: Catalog) -> list[dict[str, object]]:
 
     chosen = train.take(np.linspace(0, len(train) - 1, min(AUGMENTED, len(train))).astype(int))
     size = transform.image_size if transform.augment == "none" else transform.resolved_resize_size
-    spec = DecodeSpec(size, size, limits_of(config.catalog))
+    spec = DecodeSpec(Scaling(size, size), limits_of(config.catalog))
     decoded = decode_rows(transport_table(chosen), spec=spec, access=access_of(config.catalog))
     pixels = pixels_to_numpy(decoded.column(PIXELS), size)
     margin = (size - transform.image_size) // 2

@@ -21,7 +21,7 @@ from retailray.data.decoding import (
     decode_rows,
     transport_table,
 )
-from retailray.data.images import limits_of
+from retailray.data.images import Scaling, limits_of
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, Diverged
 from retailray.execution import Executor, FitOptions, Plan, Stream
@@ -155,7 +155,7 @@ class Fitter:
         if missing:
             padding = table.slice(0, 1).set_column(table.column_names.index(CODE), CODE, pa.array([PADDING]))
             table = pa.concat_tables([table, *[padding] * missing])
-        spec = DecodeSpec(config.transform.resolved_resize_size, size, limits_of(config.catalog))
+        spec = DecodeSpec(Scaling(config.transform.resolved_resize_size, size), limits_of(config.catalog))
         blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
         stream = blocks.map(decode_rows, {"spec": spec, "access": access_of(config.catalog)}, rows=CHUNK_ROWS).select(
             [ROW_ID, TARGET, CODE, PIXELS]

@@ -11,7 +11,7 @@ from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.access import access_of
 from retailray.data.decoding import DecodeSpec
-from retailray.data.images import limits_of
+from retailray.data.images import Scaling, limits_of
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
 from retailray.models.blocks import BlockSequence, to_blocks
@@ -233,7 +233,7 @@ def _emit_cache_event(prepared: Prepared) -> Prepared:
 
 def _from_pixels(job: CachePass, pixels: CacheSpec, budget: int) -> CachePass:
     """With the pixels that lie there already, where the square that is wanted is whole pixels from their edges."""
-    margin = pixels.shape[-1] - job.views.decode.crop_size
+    margin = pixels.shape[-1] - job.views.decode.size_px
     fits = margin >= 0 and margin % 2 == 0
     return dataclasses.replace(job, decoded=pixels, budget=budget) if fits else job
 
@@ -257,7 +257,7 @@ def _wanted(config: TrainConfig, decided: CachePlan) -> dict[str, dict[ViewSpec,
 
     def views(side: int, *, augmented: bool) -> ViewSpec:
         return ViewSpec(
-            decode=DecodeSpec(transform.resolved_resize_size, side, limits_of(config.catalog)),
+            decode=DecodeSpec(Scaling(transform.resolved_resize_size, side), limits_of(config.catalog)),
             augment=transform.augment if augmented else "none",
             random_erasing_prob=transform.random_erasing_prob if augmented else 0.0,
             crop_size=crop if augmented else side,

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from retailray.config import CatalogSection, SplitSection
-from retailray.data.images import Limits, decode
+from retailray.data.images import Limits, Scaling, decode
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
@@ -177,7 +177,7 @@ def assert_kept_is_computed(shop, uri, run, *, cut, tolerance):
     assert len(positions) > 20
     for position in positions:
         data = Path(rows.column("uri")[position]).read_bytes()
-        image = torch.from_numpy(decode(data, resize_size=36, crop_size=32, limits=Limits(20_000_000, 20.0)))
+        image = torch.from_numpy(decode(data, Scaling(36, 32), Limits(20_000_000, 20.0)))
         with torch.no_grad():
             direct, cached = model(((image - mean) / std)[None]), suffix(kept[position][None])
         assert torch.allclose(direct, cached, atol=tolerance * direct.abs().max().item()), position

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from retailray.data import images
 from retailray.data.containers import gif
-from retailray.data.images import Limits, _load, decode, open_image
+from retailray.data.images import Limits, Scaling, _load, decode, open_image
 from retailray.data.synthetic import PRODUCTS, broken_files, render
 from retailray.errors import ImageError
 
@@ -72,7 +72,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decode_equals_pillow(kind):
-    image = decode(KINDS[kind], resize_size=128, crop_size=112, limits=LIMITS)
+    image = decode(KINDS[kind], Scaling(128, 112), LIMITS)
     assert image.shape == (3, 112, 112)
     assert image.dtype == np.uint8
     difference = np.abs(image.astype(int) - reference(KINDS[kind]).astype(int))
@@ -85,21 +85,21 @@ def test_decode_equals_pillow(kind):
 def test_16_bits_keep_the_picture(kind):
     grey = np.asarray(picture().convert("L")).astype(np.uint16)
     data = encoded(Image.fromarray(grey * 257), kind)
-    plain = decode(encoded(picture().convert("L"), "PNG"), resize_size=128, crop_size=112, limits=LIMITS)
-    deep = decode(data, resize_size=128, crop_size=112, limits=LIMITS)
+    plain = decode(encoded(picture().convert("L"), "PNG"), Scaling(128, 112), LIMITS)
+    deep = decode(data, Scaling(128, 112), LIMITS)
     assert np.abs(deep.astype(int) - plain.astype(int)).max() <= 1
 
 
 def test_transparent_is_white():
     data = encoded(Image.new("RGBA", (40, 40), (255, 0, 0, 0)), "PNG")
-    assert (decode(data, resize_size=16, crop_size=16, limits=LIMITS) == 255).all()
+    assert (decode(data, Scaling(16, 16), LIMITS) == 255).all()
 
 
 def test_training_source_holds_the_eval_crop():
     """What augmentation starts from, cut to the centre, is what the model is served."""
     data = KINDS["png"]
-    source = decode(data, resize_size=128, crop_size=128, limits=LIMITS)
-    served = decode(data, resize_size=128, crop_size=112, limits=LIMITS)
+    source = decode(data, Scaling(128, 128), LIMITS)
+    served = decode(data, Scaling(128, 112), LIMITS)
     assert np.abs(source[:, 8:-8, 8:-8].astype(int) - served.astype(int)).max() <= 1
 
 
@@ -108,13 +108,13 @@ def test_training_source_holds_the_eval_crop():
 )
 def test_damage_has_its_code(code, data):
     with pytest.raises(ImageError) as caught:
-        decode(data, resize_size=16, crop_size=16, limits=LIMITS)
+        decode(data, Scaling(16, 16), LIMITS)
     assert caught.value.code == code
 
 
 def outcome(data):
     try:
-        return decode(data, resize_size=16, crop_size=16, limits=LIMITS).shape
+        return decode(data, Scaling(16, 16), LIMITS).shape
     except ImageError as error:
         return error.code
 
@@ -197,8 +197,8 @@ def test_intervals_of_a_jpeg_that_are_missing_are_missing_pixels(options):
 @pytest.mark.parametrize("kind", ENDS)
 @pytest.mark.parametrize("tail", [b"\n", b"\0" * 20, b"appended by a camera or a mail program"])
 def test_what_follows_a_picture_is_no_part_of_it(kind, tail):
-    plain = decode(ENDS[kind], resize_size=64, crop_size=64, limits=LIMITS)
-    assert (decode(ENDS[kind] + tail, resize_size=64, crop_size=64, limits=LIMITS) == plain).all()
+    plain = decode(ENDS[kind], Scaling(64, 64), LIMITS)
+    assert (decode(ENDS[kind] + tail, Scaling(64, 64), LIMITS) == plain).all()
 
 
 @pytest.mark.parametrize("data", [b"BMX bikes and more, a text", b"II*or not", b"GIF8" + bytes(200)])
@@ -230,20 +230,19 @@ def test_brightness_does_not_jump_as_samples_grow():
             brightness = [
                 decode(
                     encoded(Image.fromarray(np.rint(ramp * largest).astype(np.uint16)), kind),
-                    resize_size=64,
-                    crop_size=64,
-                    limits=LIMITS,
+                    Scaling(64, 64),
+                    LIMITS,
                 ).max()
                 for largest in (top, top + 1)
             ]
             assert abs(int(brightness[1]) - int(brightness[0])) <= 3, f"from {top} to {top + 1}"
         levels = decode(
-            encoded(Image.fromarray(np.rint(ramp * 4095).astype(np.uint16)), kind), resize_size=64, crop_size=64,
-            limits=LIMITS,
+            encoded(Image.fromarray(np.rint(ramp * 4095).astype(np.uint16)), kind), Scaling(64, 64),
+            LIMITS,
         )  # fmt: skip
         assert len(np.unique(levels)) > 250
     almost = encoded(Image.fromarray((ramp * 1.001).astype(np.float32)), "TIFF")
-    assert decode(almost, resize_size=64, crop_size=64, limits=LIMITS).max() == 255, "a float that passes 1 a little"
+    assert decode(almost, Scaling(64, 64), LIMITS).max() == 255, "a float that passes 1 a little"
 
 
 @pytest.mark.parametrize("chunk", ["text", "profile"])
@@ -256,15 +255,15 @@ def test_large_texts_and_profiles_say_nothing_of_the_pixels(chunk):
     else:
         options["icc_profile"] = bytes(3_000_000)
     data = encoded(picture(), "PNG", **options)
-    plain = decode(encoded(picture(), "PNG"), resize_size=32, crop_size=32, limits=LIMITS)
-    assert (decode(data, resize_size=32, crop_size=32, limits=LIMITS) == plain).all()
+    plain = decode(encoded(picture(), "PNG"), Scaling(32, 32), LIMITS)
+    assert (decode(data, Scaling(32, 32), LIMITS) == plain).all()
 
 
 def test_heic_is_named(monkeypatch):
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
     monkeypatch.setattr(images, "_reads_heif", lambda: False)
     with pytest.raises(ImageError, match=r"HEIC.*retailray\[heic\]"):
-        decode(heic, resize_size=16, crop_size=16, limits=LIMITS)
+        decode(heic, Scaling(16, 16), LIMITS)
 
 
 def test_heic_is_read_where_its_package_is():
@@ -272,7 +271,7 @@ def test_heic_is_read_where_its_package_is():
     heif.register_heif_opener()
     buffer = io.BytesIO()
     picture().save(buffer, "HEIF", quality=95)
-    image = decode(buffer.getvalue(), resize_size=128, crop_size=112, limits=LIMITS)
+    image = decode(buffer.getvalue(), Scaling(128, 112), LIMITS)
     assert np.abs(image.astype(int) - reference(encoded(picture(), "PNG")).astype(int)).mean() < 5
 
 

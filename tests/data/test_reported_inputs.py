@@ -19,7 +19,7 @@ from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.class_folders import unread_suffixes
-from retailray.data.images import Limits, decode, whole
+from retailray.data.images import Limits, Scaling, decode, whole
 from retailray.data.tables import stream_records
 from retailray.errors import CatalogError, ImageError
 from tests.conftest import free_port
@@ -42,7 +42,7 @@ def outcomes(catalog, access=None):
         try:
             if isinstance(data, ImageError):
                 raise data
-            decode(data, resize_size=32, crop_size=32, limits=LIMITS)
+            decode(data, Scaling(32, 32), LIMITS)
             found.append("ok")
         except ImageError as error:
             found.append(f"{error.code}: {error.message}")
@@ -153,7 +153,7 @@ def test_ends_of_files(inputs):
 
 def outcomes_of(path):
     try:
-        decode(path.read_bytes(), resize_size=32, crop_size=32, limits=LIMITS)
+        decode(path.read_bytes(), Scaling(32, 32), LIMITS)
         return "ok"
     except ImageError as error:
         return error.code

@@ -10,7 +10,7 @@ import ray
 
 from retailray import storage
 from retailray.data.decoding import CODE, PIXELS, URI, DecodeSpec
-from retailray.data.images import Limits
+from retailray.data.images import Limits, Scaling
 from retailray.data.synthetic import write_catalog
 from retailray.execution.ray_backend import RayShared
 from retailray.execution.session import root_cause
@@ -18,7 +18,7 @@ from retailray.scoring.chunks import REUSED, SHA, Todo, read_units
 from retailray.scoring.duplicates import Seen
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session_cpus")]
-SPEC = DecodeSpec(36, 32, Limits(20_000_000, 20.0))
+SPEC = DecodeSpec(Scaling(36, 32), Limits(20_000_000, 20.0))
 
 
 @pytest.fixture(scope="module")

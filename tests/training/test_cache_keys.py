@@ -9,7 +9,7 @@ import torch
 from retailray.config import CatalogSection, Phase, TrainConfig
 from retailray.data.catalog import read_catalog
 from retailray.data.decoding import DecodeSpec
-from retailray.data.images import Limits
+from retailray.data.images import Limits, Scaling
 from retailray.models.backbones import build_model
 from retailray.models.blocks import to_blocks
 from retailray.training.cache.fill import FrozenBlocks, cache_spec, fingerprint
@@ -19,7 +19,7 @@ from retailray.training.measure import Measurement
 from retailray.training.network import Backbone
 from retailray.training.phases import resolve
 
-VIEWS = ViewSpec(DecodeSpec(36, 36, Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)
+VIEWS = ViewSpec(DecodeSpec(Scaling(36, 36), Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)
 BACKBONE = Backbone("resnet18", 3, 32, None, (0.5,) * 3, (0.2,) * 3, "bfloat16")
 
 
@@ -88,7 +88,7 @@ def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
                 {"crop_size": 30},
                 {"num_views": 3},
                 {"seed": 1},
-                {"decode": dataclasses.replace(decode, resize_size=40)},
+                {"decode": dataclasses.replace(decode, scaling=dataclasses.replace(decode.scaling, resize_size=40))},
                 {"decode": dataclasses.replace(decode, limits=Limits(10, 20.0))},
             )
         ),

@@ -26,7 +26,7 @@ from retailray.data.decoding import (
     transport_table,
     with_errors,
 )
-from retailray.data.images import Limits
+from retailray.data.images import Limits, Scaling
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import Capacity, plan_trials
@@ -149,14 +149,14 @@ def test_views_from_kept_pixels_are_those_of_the_images(small_catalog, tmp_path,
     limits = Limits(20_000_000, 20.0)
     rows = table.num_rows
     spec = CacheSpec(str(tmp_path), "a" * 32, rows, 1, (3, 36, 36), "uint8")
-    decoded = decode_rows(table, spec=DecodeSpec(36, 36, limits), access=Access())
+    decoded = decode_rows(table, spec=DecodeSpec(Scaling(36, 36), limits), access=Access())
     pixels = np.stack([np.frombuffer(value, np.uint8).reshape(3, 36, 36) for value in decoded[PIXELS].to_pylist()])
     store.create(spec)
     store.write_rows(spec, np.arange(rows), pixels)
     store.finish(spec, decoded.select([CODE, MESSAGE]).rename_columns(["error_code", "message"]))
     known = with_errors(table, decoded[CODE].to_pylist(), decoded[MESSAGE].to_pylist())
     size = 24 if augment == "standard" else side
-    views = ViewSpec(DecodeSpec(36, side, limits), augment, 0.0, size, 3, seed=1)
+    views = ViewSpec(DecodeSpec(Scaling(36, side), limits), augment, 0.0, size, 3, seed=1)
     direct = decode_views(table, spec=views, keep=[ROW_ID], access=Access())
     from_kept = decode_views(known, spec=views, keep=[ROW_ID], access=Access(), decoded=spec)
     assert direct.drop_columns([PIXELS]).equals(from_kept.drop_columns([PIXELS]))

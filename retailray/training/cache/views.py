@@ -49,10 +49,10 @@ def decode_views(
     stores may take on a machine.
     """
     if decoded:
-        pixels = _central(decoded, budget, table.column(SLOT).to_numpy(), spec.decode.crop_size)
+        pixels = _central(decoded, budget, table.column(SLOT).to_numpy(), spec.decode.size_px)
     else:
         table = decode_rows(table, spec=spec.decode, access=access)
-        pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.crop_size)
+        pixels = pixels_to_numpy(table.column(PIXELS), spec.decode.size_px)
     rows = np.repeat(np.arange(table.num_rows), spec.num_views)
     views = np.tile(np.arange(spec.num_views), table.num_rows)
     repeated = pixels[rows]
