@@ -63,7 +63,7 @@ def main() -> None:
     found: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, _, _ = pretrained_model("mobilenet_v2", "none", 10, seed=0)
+        model, *_ = pretrained_model("mobilenet_v2", "none", 10, seed=0)
         transform = EvalTransform(resize_size=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         labels = [f"label {number}" for number in range(10)]
         meta = BundleMeta(name="untrained", version="1", arch="mobilenet_v2", labels=labels, transform=transform)

@@ -57,7 +57,7 @@ def write_export(path: Path, records: int) -> None:
 
 def save_bundle_of(folder: Path) -> None:
     labels = [f"Label{number}" for number in range(50)]
-    model, _, _ = pretrained_model("mobilenet_v2", "none", 50, seed=0)
+    model, *_ = pretrained_model("mobilenet_v2", "none", 50, seed=0)
     transform = EvalTransform(resize_size=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     meta = BundleMeta(name="benchmark", version="1", arch="mobilenet_v2", labels=labels, transform=transform)
     save_bundle(str(folder), meta, model.state_dict())

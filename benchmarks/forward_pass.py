@@ -26,7 +26,7 @@ IMAGES = 256  # of a round
 
 def make_bundle(arch: str, folder: Path) -> str:
     labels = [f"label {number}" for number in range(81)]
-    network, _, _ = pretrained_model(arch, "none", len(labels), seed=0, image_size=224)
+    network, *_ = pretrained_model(arch, "none", len(labels), seed=0, image_size=224)
     transform = EvalTransform(resize_size=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     meta = BundleMeta(name="untrained", version="1", arch=arch, labels=labels, transform=transform)
     save_bundle(str(folder / arch), meta, network.state_dict())

@@ -49,7 +49,7 @@ def picture(number: int) -> bytes:
 
 def bundle(folder: Path, *, size: int = 64) -> str:
     labels = [f"label {number}" for number in range(20)]
-    model, _, _ = pretrained_model("resnet18", "none", len(labels), seed=0)
+    model, *_ = pretrained_model("resnet18", "none", len(labels), seed=0)
     transform = EvalTransform(resize_size=size + 8, crop_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     meta = BundleMeta(name="resnet18", version="1", arch="resnet18", labels=labels, transform=transform)
     save_bundle(str(folder / "bundle"), meta, model.state_dict())

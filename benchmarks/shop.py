@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from retailray.execution.process import prepare_process
-from retailray.models.blocks import to_blocks, train_mode
+from retailray.models.blocks import train_mode
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize
+from retailray.models.torchvision_blocks import to_blocks
 from retailray.models.weights import pretrained_model
 
 RESIZE, CROP = 256, 224

@@ -241,16 +241,16 @@ def shop(tmp_path_factory):
 def save_untrained(folder, arch, *, seed=0):
     """A bundle of an untrained network for the made-up products at 32 px: (address, labels)."""
     from retailray.data.synthetic import PRODUCTS
-    from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD, head_name
+    from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
     from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
     from retailray.models.weights import pretrained_model
 
     labels = sorted(PRODUCTS)
-    model, _, _ = pretrained_model(arch, "none", len(labels), seed=seed, image_size=32)
+    model, _, _, backbone = pretrained_model(arch, "none", len(labels), seed=seed, image_size=32)
     transform = EvalTransform(resize_size=36, crop_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     meta = BundleMeta(name="untrained", version="1", arch=arch, labels=labels, transform=transform)
     # heads begin with small weights, and all confidences would be alike
-    head = f"{head_name(model)}.weight"
+    head = f"{backbone.head_name(model)}.weight"
     state = {name: tensor * 40 if name == head else tensor for name, tensor in model.state_dict().items()}
     save_bundle(str(folder / "bundle"), meta, state)
     return str(folder / "bundle"), labels

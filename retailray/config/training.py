@@ -7,18 +7,29 @@ from pydantic import Field, field_validator, model_validator
 from retailray import storage
 from retailray.config.base import Section, normalized
 
+# names of networks that normalise by LayerNorm, in all three libraries
+WITH_LAYER_NORM = (
+    *("beit", "caformer", "coatnet", "convformer", "convnext", "davit", "deit", "dino", "eva", "flexivit", "hiera"),
+    *("maxvit", "maxxvit", "mixer", "mvit", "pvt", "samvit", "siglip", "swin", "twins", "vit", "xcit"),
+)
+
 
 class ModelSection(Section):
     """The model to fine-tune, and the name to register it under."""
 
     arch: str = Field(
-        "resnet50", description="Name of a torchvision classification model, or cnn1, cnn2, cnn3 (small baselines)."
+        "resnet50",
+        description=(
+            "Name of a torchvision classification model; timm:NAME, a model of timm; hf or hf:NAME, a model of Hugging "
+            "Face's transformers, whose directory model.weights names; or cnn1, cnn2, cnn3 (small baselines)."
+        ),
     )
     weights: str = Field(
         "DEFAULT",
         description=(
-            "Initial weights: a torchvision name (DEFAULT, IMAGENET1K_V1), the address of a .pth file, a .safetensors"
-            " file or a bundle ({arch} is replaced by model.arch), or none."
+            "Initial weights: a name of the library (DEFAULT, IMAGENET1K_V1), which may be downloaded; the address of "
+            "a .pth file, a .safetensors file, a directory of transformers or a bundle ({arch} is replaced by the name "
+            "in model.arch); or none."
         ),
     )
     trainable: str = Field(
@@ -42,12 +53,15 @@ class ModelSection(Section):
 
     @property
     def is_pretrained_with_layer_norm(self) -> bool:
-        """Whether the backbone is one that is fine-tuned with low learning rates."""
-        return self.weights != "none" and self.arch.startswith(("convnext", "maxvit", "swin", "vit"))
+        """Whether the backbone is one that is fine-tuned with low learning rates; so is what Hugging Face has under no
+        name, since its own scripts begin with such a rate."""
+        library, _, name = self.arch.rpartition(":")
+        kind = name.rpartition("/")[2].lower()
+        return self.weights != "none" and ((not library and name == "hf") or kind.startswith(WITH_LAYER_NORM))
 
     @property
     def resolved_weights(self) -> str:
-        return self.weights.replace("{arch}", self.arch)
+        return self.weights.replace("{arch}", self.arch.rpartition(":")[2])
 
     @model_validator(mode="before")
     @classmethod

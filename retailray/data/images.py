@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import math
 import warnings
 from typing import cast
 
@@ -58,13 +59,15 @@ class Scaling:
     """How a picture becomes a square; ``resize``: of :data:`RESIZES`, ``interpolation``: of :data:`INTERPOLATIONS`.
 
     central_square, shorter_side: the shorter side to ``resize_size``; stretch: both sides. Then the central square of
-    ``crop_size`` [px].
+    ``crop_size`` [px]. ``cut``: where half a pixel lies before it, the square begins at the ``nearest`` whole pixel
+    (torchvision and timm) or at the one before (``down``: transformers).
     """
 
     resize_size: int
     crop_size: int
     resize: str = CENTRAL_SQUARE
     interpolation: str = "bilinear"
+    cut: str = "nearest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +212,8 @@ def _scaled_whole(image: Image.Image, scaling: Scaling) -> Image.Image:
         shorter = min(rgb.size)
         wanted = cast(tuple[int, int], tuple(int(scaling.resize_size * side / shorter) for side in rgb.size))
     scaled = rgb.resize(wanted, INTERPOLATIONS[scaling.interpolation])
-    left, top = (round((side - size) / 2) for side in wanted)
+    whole_pixel = math.floor if scaling.cut == "down" else round
+    left, top = (whole_pixel((side - size) / 2) for side in wanted)
     return scaled.crop((left, top, left + size, top + size))
 
 

@@ -1,55 +1,114 @@
-"""Torchvision's classification models, and the small baselines, by name, with a head of our own size."""
+"""What can be fine-tuned and served, behind one protocol: networks of torchvision, timm and Hugging Face.
 
-import difflib
+``model.arch`` names one: ``resnet50`` or ``cnn2`` (torchvision's, and our small baselines), ``timm:NAME``, ``hf`` or
+``hf:NAME`` (transformers; what the network is made of is in the config of its directory, which ``model.weights``
+names).
+"""
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from retailray.errors import ModelError
-from retailray.interrupts import importing
-from retailray.models.cnn import NUM_CONVOLUTIONS, SmallCNN
+from retailray.models.blocks import BlockSequence
+from retailray.models.meta import EvalTransform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TIMM, HUGGING_FACE = "timm", "hf"  # before the colon of model.arch
 
 
-def arch_names() -> list[str]:
-    with importing():
-        import torchvision
+class Weights(NamedTuple):
+    """A state dict, and the mean and standard deviation of each channel that its network expects."""
 
-    return [*NUM_CONVOLUTIONS, *torchvision.models.list_models(module=torchvision.models)]
+    state: dict[str, torch.Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Backbone(Protocol):
+    """A network that is not built yet. Small, and the same in every process."""
+
+    @property
+    def arch(self) -> str:
+        """As ``model.arch`` names it."""
+
+    @property
+    def config(self) -> dict[str, object]:
+        """What its library needs beside the name; kept in bundles."""
+
+    def build(self, num_classes: int, *, image_size: int) -> nn.Module:
+        """An untrained network: float ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
+
+        ``image_size`` [px] matters to those that see one size only, as most transformers do.
+
+        Raises:
+            ModelError: there is no such network, or not at this image size.
+        """
+
+    def blocks(self, model: nn.Module) -> BlockSequence:
+        """The layers of a network that this backbone built, as named blocks and a head."""
+
+    def head_name(self, model: nn.Module) -> str:
+        """The dotted name of the layer that makes the logits."""
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, for tensors that come without a word of them."""
+
+    def weights(self, name: str) -> Weights:
+        """Pretrained weights by the library's own name; they may be downloaded.
+
+        Raises:
+            ModelError: there are none of that name, or they cannot be had; says how to stage them.
+        """
+
+    def eval_transform(self) -> EvalTransform:
+        """What the library does to pictures before this network sees them.
+
+        Raises:
+            ModelError: it cannot be expressed.
+        """
+
+    def renamed(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict of the library's, with the names that the network has now."""
+
+
+def parse_arch(arch: str) -> tuple[str, str]:
+    """The library and the name: ``("", "resnet50")``, ``("timm", "vit_tiny_patch16_224")``, ``("hf", "")``."""
+    library, colon, name = arch.partition(":")
+    if library == HUGGING_FACE:
+        return HUGGING_FACE, name
+    return (library, name) if colon else ("", arch)
+
+
+def backbone_of(arch: str, config: dict[str, object] | None = None) -> Backbone:
+    """The backbone of a name. ``config``: of a network of transformers, as :attr:`Backbone.config` has it.
+
+    Raises:
+        ModelError: there is no such library, or a package is missing.
+    """
+    library, name = parse_arch(arch)
+    if library == TIMM:
+        from retailray.models.timm_backbone import TimmBackbone
+
+        return TimmBackbone(name)
+    if library == HUGGING_FACE:
+        from retailray.models.hf_backbone import HuggingFaceBackbone
+
+        return HuggingFaceBackbone.of(arch, config or {})
+    if library:
+        raise ModelError(
+            f"model.arch = {arch!r}: {library!r} is no library we know; write timm:NAME, hf, or a name of torchvision's"
+        )
+    from retailray.models.torchvision_backbone import TorchvisionBackbone
+
+    return TorchvisionBackbone(name)
 
 
 def build_model(arch: str, num_classes: int, *, image_size: int = 224) -> nn.Module:
-    """An untrained model with ``num_classes`` outputs: float ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
-
-    ``image_size`` [px] matters to models that see one size only: the transformers and the small baselines.
-
-    Raises:
-        ModelError: there is no such model, or not at this image size.
-    """
-    if arch in NUM_CONVOLUTIONS:
-        return SmallCNN(NUM_CONVOLUTIONS[arch], num_classes, image_size=image_size)
-    if arch not in arch_names():
-        near = difflib.get_close_matches(arch, arch_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(arch_names())}"
-        raise ModelError(f"model.arch = {arch!r}: there is no such model; {hint}")
-    import torchvision
-
-    options: dict[str, object] = {}
-    if arch in ("googlenet", "inception_v3"):
-        # their ImageNet weights expect another normalisation, which the model makes from the usual one
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    sizes: dict[str, dict[str, object]] = {
-        "vit_": {"image_size": image_size},
-        "maxvit_": {"input_size": (image_size, image_size)},
-    }
-    for prefix, size in sizes.items():
-        options |= size if arch.startswith(prefix) else {}
-    try:
-        return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
-    except (AssertionError, ValueError) as error:
-        raise ModelError(f"transform.image_size = {image_size}: {arch} cannot be built for it ({error})") from error
+    """An untrained network of a name. Raises ModelError as :meth:`Backbone.build` does."""
+    return backbone_of(arch).build(num_classes, image_size=image_size)
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
@@ -61,16 +120,9 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, strict: bool
     model.load_state_dict(with_metadata, strict=strict)
 
 
-def head_name(model: nn.Module) -> str:
-    """The dotted name of the layer that makes the logits: the last linear one, or convolution (SqueezeNet)."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    linear = [name for name, module in layers if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else layers[-1][0]
-
-
-def initialize_head(model: nn.Module, *, seed: int) -> None:
-    """Fresh, seeded weights for the head: zero bias, small normal weights, so that all classes start alike."""
-    head = model.get_submodule(head_name(model))
+def initialize_head(head: nn.Module, *, seed: int) -> None:
+    """Fresh, seeded weights for the layer that makes the logits: zero bias, small normal weights, so that all classes
+    start alike."""
     assert isinstance(head, nn.Linear | nn.Conv2d)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,19 +1,20 @@
 """A model as a list of blocks and a head, cut anywhere between them: what is frozen, what is trained.
 
-Running the blocks in order and then the head equals running the model (every family of torchvision is tested). The
-blocks hold the model's own layers, so state dicts, optimizers and gradients see one model. The last block ends with
-what the family pools and normalises; the head is the layer that makes the logits, with the dropout before it.
+Running the blocks in order and then the head equals running the model (tested for every family). The blocks hold the
+model's own layers, so state dicts, optimizers and gradients see one model. The last block ends with what the family
+pools and normalises; the head is the layer that makes the logits, with the dropout before it.
 """
 
+import copy
 import dataclasses
 import re
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from retailray.errors import ModelError
-from retailray.interrupts import importing
-from retailray.models.cnn import SmallCNN
 
 TRAINABLE = re.compile(r"head|all|last[1-9]\d*")
 Named = tuple[str, nn.Module]
@@ -71,22 +72,43 @@ def batch_norms(chain: BlockSequence, cut: int) -> list[nn.Module]:
     return [module for module in chain.suffix(cut).modules() if isinstance(module, _BatchNorm)]
 
 
-def to_blocks(model: nn.Module) -> BlockSequence:
-    """The blocks and the head of a model of :func:`retailray.models.backbones.build_model`."""
-    if isinstance(model, SmallCNN):
-        return _cnn(model)
-    with importing():
-        from retailray.models.families import FAMILIES
-    for family, blocks_of in FAMILIES.items():
-        if isinstance(model, family):
-            return blocks_of(model)
-    raise ModelError(f"{type(model).__name__} is of no family whose blocks are known: {list(FAMILIES)}")
+class Apply(nn.Module):
+    """A function of tensors as a layer."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
 
 
-def _cnn(model: SmallCNN) -> BlockSequence:
-    return BlockSequence(
-        [*children("convolutions", model.convolutions), ("dense", model.dense)], nn.Sequential(model.head)
-    )
+def chain_of(blocks: Iterable[Named], end: Sequence[nn.Module], head: Sequence[nn.Module]) -> BlockSequence:
+    """``end`` closes the last block."""
+    *before, (name, last) = blocks
+    return BlockSequence([*before, (name, nn.Sequential(last, *end))], nn.Sequential(*head))
+
+
+def body_and_head(model: nn.Module, head_name: str) -> BlockSequence:
+    """One block, which is all of the network but the layer of that name, and a head, which is that layer.
+
+    For networks whose layers are not known to us: the head is trained alone, or all of it. The block is the network's
+    own forward with nothing in the head's place.
+    """
+    layer = model.get_submodule(head_name)
+    head = nn.Sequential(layer)
+    if isinstance(layer, nn.Conv2d):  # of one pixel; what flattens its logits now flattens what enters it
+        head = nn.Sequential(nn.Unflatten(1, (layer.in_channels, 1, 1)), layer, nn.Flatten())
+    return BlockSequence([("body", _without(model, head_name.split(".")))], head)
+
+
+def _without(module: nn.Module, path: list[str]) -> nn.Module:
+    """The same module with the same tensors, in which the layer at the end of the path hands on what it is given."""
+    shallow = copy.copy(module)
+    first, *rest = path
+    child = module.get_submodule(first)
+    shallow._modules = dict(module._modules) | {first: _without(child, rest) if rest else nn.Identity()}
+    return shallow
 
 
 def children(name: str, module: nn.Module) -> list[Named]:

@@ -17,7 +17,7 @@ from torch import nn
 from retailray import storage
 from retailray.data.arrow_tables import parquet_bytes
 from retailray.errors import ModelError
-from retailray.models.backbones import build_model, load_state
+from retailray.models.backbones import Backbone, backbone_of, load_state
 from retailray.models.card import model_card
 from retailray.models.meta import (
     CARD_NAME,
@@ -56,9 +56,14 @@ class Bundle(NamedTuple):
 
     def build(self) -> nn.Module:
         """The model in eval mode, float32, on the CPU."""
-        model = build_model(self.meta.arch, len(self.meta.labels), image_size=self.meta.transform.crop_size)
+        meta = self.meta
+        model = self.backbone.build(len(meta.labels), image_size=meta.transform.crop_size)
         load_state(model, self.state)
         return model.eval()
+
+    @property
+    def backbone(self) -> Backbone:
+        return backbone_of(self.meta.arch, self.meta.backbone)
 
 
 def new_version(state: dict[str, torch.Tensor]) -> str:

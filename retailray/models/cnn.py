@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from retailray.errors import ModelError
+from retailray.models.blocks import BlockSequence, children
 
 NUM_CONVOLUTIONS = {"cnn1": 1, "cnn2": 2, "cnn3": 3}
 CHANNELS = (32, 64, 128)
@@ -37,3 +38,8 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.dense(self.convolutions(x)))
+
+    def blocks(self) -> BlockSequence:
+        return BlockSequence(
+            [*children("convolutions", self.convolutions), ("dense", self.dense)], nn.Sequential(self.head)
+        )

@@ -32,12 +32,13 @@ class EvalTransform(_Part):
     crop_size: int
     resize: Literal["central_square", "shorter_side", "stretch"] = "central_square"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+    cut: Literal["nearest", "down"] = "nearest"
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def scaling(self) -> Scaling:
-        return Scaling(self.resize_size, self.crop_size, self.resize, self.interpolation)
+        return Scaling(self.resize_size, self.crop_size, self.resize, self.interpolation, self.cut)
 
 
 class Thresholds(_Part):
@@ -56,6 +57,7 @@ class BundleMeta(_Part):
     name: str
     version: str
     arch: str
+    backbone: dict[str, Any] = {}  # what builds the network beside arch: see retailray.models.backbones.Backbone.config
     labels: list[str]
     transform: EvalTransform
     temperature: float = 1.0

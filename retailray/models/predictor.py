@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from retailray.models.blocks import to_blocks
 from retailray.models.bundle import Bundle
 from retailray.models.embedding import sketch
 from retailray.models.inference import fold_batch_norms
@@ -62,7 +61,7 @@ class Predictor:
         transform = bundle.meta.transform
         self.size_px = transform.crop_size
         self.what = f"{bundle.meta.arch}, prediction"
-        chain = to_blocks(bundle.build())
+        chain = bundle.backbone.blocks(bundle.build())
         body = fold_batch_norms(chain.run(0, len(chain.blocks)))
         network = nn.Sequential(body, copy.deepcopy(chain.head)).eval()
         body, head = network.to(self.device).to(memory_format=torch.channels_last)

@@ -44,6 +44,7 @@ from retailray.storage.objects import (
     read_bytes,
     remove_file,
     remove_folder,
+    size,
     write_bytes,
     write_file,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "read_members",
     "remove_file",
     "remove_folder",
+    "size",
     "write_bytes",
     "write_file",
 ]

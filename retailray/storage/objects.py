@@ -23,6 +23,12 @@ def is_file(address: str) -> bool:
     return with_deadline(address, lambda: store.fs.isfile(path))
 
 
+def size(address: str) -> int:
+    """Of an object, in bytes. Raises StorageError."""
+    store, path = store_of(address)
+    return int(with_deadline(address, lambda: with_retries(lambda: store.fs.size(path))) or 0)
+
+
 def matching(pattern: str) -> list[str]:
     """Addresses that match a pattern of ``*``, ``?`` and ``[]``, in order. Raises StorageError."""
     store, path = store_of(pattern)

@@ -18,9 +18,9 @@ from retailray.config import StudyConfig, StudyModel, TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.errors import ConfigError, Diverged, RetailrayError
 from retailray.execution import Executor
-from retailray.models.blocks import to_blocks
+from retailray.models.backbones import Backbone
 from retailray.models.bundle import load_bundle, state_to_bytes
-from retailray.models.weights import pretrained_model
+from retailray.models.weights import find_backbone, pretrained_model
 from retailray.runs import RunDirectory, latest_run, list_runs
 from retailray.training.best_epoch import Epoch
 from retailray.training.measure import measure
@@ -111,20 +111,21 @@ def share_of(config: StudyConfig, executor: Executor) -> Share:
 
 def choose_precisions(config: StudyConfig, executor: Executor, *, num_labels: int) -> dict[str, str]:
     """The number format of every model, by name, measured once: fits that are compared must not differ in it."""
-    names = {model.name: model.model.arch for model in config.study.models}
     if config.train.precision != "auto":
-        return dict.fromkeys(names, config.train.precision)
+        return {model.name: config.train.precision for model in config.study.models}
+    sections = {model.name: config.fit(model, 0, out=config.out).model for model in config.study.models}
+    backbones = {name: find_backbone(one.arch, one.resolved_weights) for name, one in sections.items()}
     share = share_of(config, executor)
     cpus = share.of_machine if executor.engine == "inline" else share.cpus
     arguments: dict[str, Any] = {"size_px": config.transform.image_size, "cuts": [], "precision": "auto"}
     arguments |= {"use_gpu": bool(share.gpus), "threads": cpus}
-    found = {}
+    found: dict[Backbone, str] = {}
     threads = torch.get_num_threads()
-    for arch in sorted(set(names.values())):
+    for backbone in dict.fromkeys(backbones.values()):
         reserved = {"cpus": float(cpus), "gpus": float(share.gpus)}
-        found[arch] = executor.call(measure, arch, num_labels, **reserved, **arguments).precision
+        found[backbone] = executor.call(measure, backbone, num_labels, **reserved, **arguments).precision
     torch.set_num_threads(threads)  # which measuring in this process changes
-    return {name: found[arch] for name, arch in names.items()}
+    return {name: found[backbone] for name, backbone in backbones.items()}
 
 
 class Checked(NamedTuple):
@@ -148,7 +149,7 @@ def check_models(config: StudyConfig, splits: Mapping[str, Catalog]) -> Checked:
         try:
             arch, weights = section.model.arch, section.model.resolved_weights
             built = pretrained_model(arch, weights, len(labels), seed=0, image_size=size)
-            phases = resolve(section, to_blocks(built.network))
+            phases = resolve(section, built.chain)
             check_batch_size(
                 phases,
                 batch_sizes=[section.train.batch_size],

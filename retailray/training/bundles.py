@@ -13,6 +13,7 @@ from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.fingerprints import fingerprints
+from retailray.models.backbones import Backbone
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, save_bundle
 from retailray.models.calibration import Calibration
 from retailray.models.meta import EMBEDDING
@@ -31,6 +32,7 @@ class TrainedModel:
 
     config: TrainConfig
     labels: list[str]
+    backbone: Backbone
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: dict[str, Catalog]
@@ -55,6 +57,7 @@ class TrainedModel:
             name=config.model.name or config.model.arch,
             version=new_version(self.state),
             arch=config.model.arch,
+            backbone=self.backbone.config,
             labels=self.labels,
             transform=EvalTransform(
                 resize_size=transform.resolved_resize_size,

@@ -28,7 +28,7 @@ from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
 from retailray.training.best_epoch import Epoch
-from retailray.training.network import Backbone
+from retailray.training.network import NetworkSpec
 from retailray.training.phases import ResolvedPhase, min_rows
 from retailray.training.prepared import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
@@ -59,7 +59,7 @@ class Fitter:
     images: Images
     labels: list[str]
     phases: list[ResolvedPhase]
-    backbone: Backbone
+    network_spec: NetworkSpec
     prepared: Prepared
     plan: Plan
     executor: Executor
@@ -82,7 +82,7 @@ class Fitter:
             balanced = config.train.class_weights == "balanced"
             with self.executor.reporter("epochs", sum(phase.epochs for phase in self.phases)) as reporter:
                 fit_config = FitConfig(
-                    backbone=self.backbone,
+                    network_spec=self.network_spec,
                     phases=self.phases,
                     train=config.train,
                     augmentation=augmentation(config),

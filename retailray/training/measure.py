@@ -6,8 +6,7 @@ import time
 import torch
 
 from retailray.execution.process import prepare_process
-from retailray.models.backbones import build_model
-from retailray.models.blocks import to_blocks
+from retailray.models.backbones import Backbone
 from retailray.models.precision import autocast, choose_precision, under_autocast
 
 BATCH = 16
@@ -23,16 +22,16 @@ class Measurement:
 
 
 def measure(
-    arch: str, num_classes: int, *, size_px: int, cuts: list[int], precision: str, use_gpu: bool, threads: int
+    backbone: Backbone, num_classes: int, *, size_px: int, cuts: list[int], precision: str, use_gpu: bool, threads: int
 ) -> Measurement:
     """Run untrained blocks on noise, for a second or two: time does not depend on the weights."""
     prepare_process(threads)
     device = torch.device("cuda" if use_gpu else "cpu")
-    model = build_model(arch, num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
+    model = backbone.build(num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":
         passes = under_autocast(model, device)
-        precision = choose_precision(passes, what=f"{arch}, training", size_px=size_px, device=device)
-    chain = to_blocks(model)
+        precision = choose_precision(passes, what=f"{backbone.arch}, training", size_px=size_px, device=device)
+    chain = backbone.blocks(model)
     seconds: dict[int, float] = {}
     shapes: dict[int, tuple[int, ...]] = {}
     images = torch.rand(BATCH, 3, size_px, size_px, device=device).to(memory_format=torch.channels_last)

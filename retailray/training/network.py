@@ -11,8 +11,7 @@ from torch import nn
 
 from retailray.execution import Reference
 from retailray.execution.distributed import DistributedContext
-from retailray.models.backbones import build_model, load_state
-from retailray.models.blocks import to_blocks
+from retailray.models.backbones import Backbone, load_state
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 
@@ -22,10 +21,10 @@ LOADER_WORKERS = 8  # processes that read and augment beside a GPU, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
+class NetworkSpec:
     """What every process builds its model from. ``state_ref``: weights as safetensors bytes."""
 
-    arch: str
+    backbone: Backbone
     num_classes: int
     image_size: int
     state_ref: Reference
@@ -35,7 +34,7 @@ class Backbone:
 
     def build(self) -> nn.Module:
         """A new model with these weights."""
-        model = build_model(self.arch, self.num_classes, image_size=self.image_size)
+        model = self.backbone.build(self.num_classes, image_size=self.image_size)
         load_state(model, safetensors.torch.load(self.state_ref.get()))
         return model
 
@@ -62,13 +61,13 @@ class Network:
         threads: of this worker; beside a GPU, as many processes read its batches, up to :data:`LOADER_WORKERS`.
     """
 
-    def __init__(self, model: nn.Module, backbone: Backbone, world: DistributedContext, *, threads: int = 0) -> None:
+    def __init__(self, model: nn.Module, spec: NetworkSpec, world: DistributedContext, *, threads: int = 0) -> None:
         self.world, self.device = world, world.device
         self.loader_workers = min(LOADER_WORKERS, threads) if world.device.type == "cuda" else 0
-        self.precision, self.num_classes = backbone.precision, backbone.num_classes
+        self.precision, self.num_classes = spec.precision, spec.num_classes
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.chain = to_blocks(self.model)
-        self.normalize = Normalize(backbone.mean, backbone.std).to(self.device)
+        self.chain = spec.backbone.blocks(self.model)
+        self.normalize = Normalize(spec.mean, spec.std).to(self.device)
 
     def batches(self, batches: Batches, epoch: int | None) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         """How many rows of weight, counted where it costs no wait for a GPU, and the batch on the device."""

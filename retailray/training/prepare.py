@@ -14,7 +14,7 @@ from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Scaling, limits_of
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
-from retailray.models.blocks import BlockSequence, to_blocks
+from retailray.models.blocks import BlockSequence
 from retailray.models.weights import Pretrained
 from retailray.training.cache import store
 from retailray.training.cache.fill import CachePass, FrozenBlocks, cache_spec, fill, fingerprint
@@ -22,7 +22,7 @@ from retailray.training.cache.plan import CachePlan, Place, Rows, describe, plan
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement, measure
-from retailray.training.network import Backbone
+from retailray.training.network import NetworkSpec
 from retailray.training.phases import ResolvedPhase
 from retailray.training.prepared import Images, Prepared, augmentation
 
@@ -33,13 +33,13 @@ DISK_SHARE = 0.8  # of what is free, whatever the budget says
 class MeasuredModel:
     """A pretrained model, as every process builds it, and how fast it is where training will run."""
 
-    backbone: Backbone
+    network_spec: NetworkSpec
     chain: BlockSequence
     measurement: Measurement
 
     def blocks(self, cut: int) -> FrozenBlocks:
         """The first ``cut`` blocks of the model."""
-        return FrozenBlocks(self.backbone, self.chain, cut, self.measurement.shapes[cut])
+        return FrozenBlocks(self.network_spec, self.chain, cut, self.measurement.shapes[cut])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Preparation:
         if self.executor.num_nodes == 1 and not plan.actor_gpus:
             threads = torch.get_num_threads()
             try:
-                measured = measure(config.model.arch, len(labels), **arguments)
+                measured = measure(model.backbone, len(labels), **arguments)
             finally:
                 torch.set_num_threads(threads)
         else:
             reserved = {"cpus": plan.actor_cpus, "gpus": plan.actor_gpus}
-            measured = self.executor.call(measure, config.model.arch, len(labels), **reserved, **arguments)
-        backbone = Backbone(
-            arch=config.model.arch,
+            measured = self.executor.call(measure, model.backbone, len(labels), **reserved, **arguments)
+        network_spec = NetworkSpec(
+            backbone=model.backbone,
             num_classes=len(labels),
             image_size=config.transform.image_size,
             state_ref=self.executor.put(weights),
@@ -91,7 +91,7 @@ class Preparation:
             std=model.std,
             precision=measured.precision,
         )
-        return MeasuredModel(backbone, to_blocks(model.network), measured)
+        return MeasuredModel(network_spec, model.chain, measured)
 
     def decode(self, decided: CachePlan) -> Prepared:
         """Keep the pixels of all images.
@@ -173,7 +173,7 @@ class Preparation:
             from_pixels = all(job.decoded for job in missing)
             events.emit("pass", reads="cached pixels" if from_pixels else "images", **views)
             access = access_of(self.config.catalog)
-            fill(missing, model.backbone if model else None, self.plan, self.executor, access)
+            fill(missing, model.network_spec if model else None, self.plan, self.executor, access)
         return _read_back(Prepared(decided, {"train": {}, "plain": {}}, {}, budget), jobs)
 
     def _jobs(self, decided: CachePlan, model: MeasuredModel | None) -> list[CachePass]:

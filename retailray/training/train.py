@@ -12,7 +12,6 @@ from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels, source_facts
 from retailray.errors import CatalogError
 from retailray.execution import Executor, Plan, plan_training, start_executor
-from retailray.models.blocks import to_blocks
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import Pretrained, pretrained_model
 from retailray.reports.run_index import publish
@@ -48,7 +47,7 @@ class Task:
         labels = sorted(count_labels(splits["train"].column("label")))
         weights, size = config.model.resolved_weights, config.transform.image_size
         model = pretrained_model(config.model.arch, weights, len(labels), seed=config.train.seed, image_size=size)
-        return cls(config, splits, labels, model, resolve(config, to_blocks(model.network)))
+        return cls(config, splits, labels, model, resolve(config, model.chain))
 
 
 def train(config: TrainConfig) -> str:
@@ -128,14 +127,15 @@ def _prepare(task: Task, run: RunDirectory, plan: Plan, executor: Executor) -> t
     cuts = {phase.num_cached_blocks for phase in task.phases} if config.train.cache == "auto" else set()
     model = preparation.measure(task.model, weights, task.labels, cuts, precision=precision)
     prepared = preparation.run(model, task.phases, earlier=CachePlan(**earlier["cache"]) if earlier else None)
-    run.decide(inputs=inputs, precision=model.backbone.precision, cache=dataclasses.asdict(prepared.plan))
-    return Fitter(config, images, task.labels, task.phases, model.backbone, prepared, plan, executor), rows
+    run.decide(inputs=inputs, precision=model.network_spec.precision, cache=dataclasses.asdict(prepared.plan))
+    return Fitter(config, images, task.labels, task.phases, model.network_spec, prepared, plan, executor), rows
 
 
 def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> TrainedModel:
     return TrainedModel(
         config=task.config,
         labels=task.labels,
+        backbone=task.model.backbone,
         mean=task.model.mean,
         std=task.model.std,
         splits=task.splits,

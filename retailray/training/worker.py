@@ -22,7 +22,7 @@ from retailray.training.batches import (
 from retailray.training.best_epoch import Epoch
 from retailray.training.cache import store
 from retailray.training.loop import State, TrainingLoop
-from retailray.training.network import Backbone, Batches, Network
+from retailray.training.network import Batches, Network, NetworkSpec
 from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
@@ -32,7 +32,7 @@ TOUCH_S = 600.0  # between two marks that a store is in use
 class FitConfig:
     """All a worker needs to know. ``sources``: by split and phase, where rows are and the blocks they went through."""
 
-    backbone: Backbone
+    network_spec: NetworkSpec
     phases: list[ResolvedPhase]
     train: TrainSection
     augmentation: Augmentation
@@ -49,7 +49,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
     prepare_process(config.threads)
     device = torch.device(worker.device)
     world = DistributedContext(worker.rank, worker.size, device)
-    network = Network(config.backbone.build(), config.backbone, world, threads=config.threads)
+    network = Network(config.network_spec.build(), config.network_spec, world, threads=config.threads)
     sources = _Sources(config, world, worker)
     loop = TrainingLoop(
         network,

@@ -1,4 +1,4 @@
-"""What the trials of a search share: images decoded once, frozen blocks run once for each backbone and augmentation."""
+"""What the trials of a search share: images decoded once, frozen blocks run once for each network and augmentation."""
 
 import dataclasses
 import hashlib
@@ -12,13 +12,13 @@ from retailray.config import TrainConfig, TuneConfig
 from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError, ConfigError, StorageError
 from retailray.execution import Executor, Plan, TrialPlan
-from retailray.models.blocks import BlockSequence, to_blocks
+from retailray.models.blocks import BlockSequence
 from retailray.models.bundle import state_to_bytes
 from retailray.models.weights import pretrained_model
 from retailray.training.batches import CachedDataset
 from retailray.training.cache import store
 from retailray.training.cache.plan import CachePlan
-from retailray.training.network import Backbone
+from retailray.training.network import NetworkSpec
 from retailray.training.phases import ResolvedPhase, check_batch_size, resolve
 from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images, Prepared, augmentation
@@ -30,9 +30,9 @@ Key = tuple[str, str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One backbone and one augmentation: where its trials read, how fast the whole model is and how large."""
+    """One network and one augmentation: where its trials read, how fast the whole model is and how large."""
 
-    backbone: Backbone
+    network_spec: NetworkSpec
     prepared: Prepared
     weights: str  # a digest of what trials begin with
     images_per_s: float
@@ -57,13 +57,13 @@ class Shared:
     def trial(self, drawn: dict[str, object]) -> TrainConfig:
         """The settings of a trial, in the precision that was measured once for all."""
         variant = self.variants[variant_key(self.config.trial(drawn))]
-        return self.config.trial(drawn, **{"train.precision": variant.backbone.precision})
+        return self.config.trial(drawn, **{"train.precision": variant.network_spec.precision})
 
     def decisions(self) -> dict[str, object]:
         """What was measured and decided, for a resumed search to keep to."""
         return {
             _text(key): {
-                "precision": one.backbone.precision,
+                "precision": one.network_spec.precision,
                 "cache": dataclasses.asdict(one.prepared.plan),
                 "weights": one.weights,
             }
@@ -144,11 +144,11 @@ class Inputs:
         return Shared(config, labels, rows, targets, row_ids, weights, prepared, trial_plan, records)
 
     def _variant(self, preparation: Preparation, num_variants: int, earlier: dict[str, Any] | None) -> Variant:
-        """Load a backbone, measure it, and keep what all depths of the space want of it."""
+        """Load a network, measure it, and keep what all depths of the space want of it."""
         one, size = preparation.config, preparation.config.transform.image_size
         source = one.model.resolved_weights
         model = pretrained_model(one.model.arch, source, len(self.labels), seed=one.train.seed, image_size=size)
-        chain = to_blocks(model.network)
+        chain = model.chain
         phases = self._phases(one, chain, num_variants)
         precision = earlier["precision"] if earlier else self.config.train.precision
         cuts = {phase.num_cached_blocks for phase in phases} | {len(chain.blocks)}
@@ -165,7 +165,7 @@ class Inputs:
             )
         num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
         images_per_s = 1 / measured.measurement.seconds[len(chain.blocks)]
-        return Variant(measured.backbone, found, digest, images_per_s, num_parameters)
+        return Variant(measured.network_spec, found, digest, images_per_s, num_parameters)
 
     def _phases(self, one: TrainConfig, chain: BlockSequence, num_variants: int) -> list[ResolvedPhase]:
         """The phases of all depths of the space, each with the epochs of all its trials."""
@@ -206,7 +206,7 @@ class Inputs:
 
 
 def _combinations(config: TuneConfig) -> list[tuple[object, ...]]:
-    """Every backbone with every augmentation of the space."""
+    """Every network with every augmentation of the space."""
     own: dict[str, object] = {"model.arch": config.model.arch}
     own |= {
         "transform.augment": config.transform.augment,

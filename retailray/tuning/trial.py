@@ -20,7 +20,7 @@ from retailray.execution.state import write_state
 from retailray.training.batches import Augmentation, StoredBatches, make_batching
 from retailray.training.best_epoch import Epoch, score_of
 from retailray.training.loop import State, TrainingLoop, saved_state
-from retailray.training.network import Backbone, Network
+from retailray.training.network import Network, NetworkSpec
 from retailray.training.phases import ResolvedPhase, min_rows, resolve
 from retailray.training.prepared import augmentation
 from retailray.tuning.shared_inputs import Shared, variant_key
@@ -142,10 +142,10 @@ def trial_key(shared: Shared, drawn: dict[str, object]) -> str:
 
 
 def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) -> TrainingLoop:
-    """The loop of one trial over kept rows; this process keeps one pristine model a backbone."""
+    """The loop of one trial over kept rows; this process keeps one pristine model a network."""
     variant = shared.variants[variant_key(config)]
-    backbone = variant.backbone
-    network = Network(copy.deepcopy(_pristine(backbone)), backbone, world, threads=shared.plan.torch_threads)
+    network_spec = variant.network_spec
+    network = Network(copy.deepcopy(_pristine(network_spec)), network_spec, world, threads=shared.plan.torch_threads)
     plain = Augmentation("none", 0.0, config.transform.image_size, config.transform.image_size)
 
     def open_batches(name: str, phase: ResolvedPhase) -> tuple[StoredBatches, int]:
@@ -166,8 +166,8 @@ def make_loop(shared: Shared, config: TrainConfig, world: DistributedContext) ->
 
 
 @functools.lru_cache(maxsize=4)
-def _pristine(backbone: Backbone) -> nn.Module:
-    return backbone.build()
+def _pristine(network_spec: NetworkSpec) -> nn.Module:
+    return network_spec.build()
 
 
 def read_json(address: str) -> dict[str, Any] | None:

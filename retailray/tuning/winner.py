@@ -86,11 +86,11 @@ def trained_winner(
     if variant.prepared.plan.cuts:  # else pixels were augmented anew in every epoch
         settings = shared.config.trial(
             winner.drawn,
-            **{"train.precision": variant.backbone.precision, "train.num_views": variant.prepared.plan.views},
+            **{"train.precision": variant.network_spec.precision, "train.num_views": variant.prepared.plan.views},
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    mean, std = variant.backbone.mean, variant.backbone.std
-    return TrainedModel(settings, shared.labels, mean, std, splits, weights, calibration, best)
+    spec = variant.network_spec
+    return TrainedModel(settings, shared.labels, spec.backbone, spec.mean, spec.std, splits, weights, calibration, best)
 
 
 def verify(trained: TrainedModel, run: RunDirectory, bundle: str, engine: str) -> dict[str, object]:

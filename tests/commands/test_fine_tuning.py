@@ -17,7 +17,7 @@ from retailray.config import CatalogSection, SplitSection
 from retailray.data.images import Limits, Scaling, decode
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
-from retailray.models.blocks import to_blocks
+from retailray.models.torchvision_blocks import to_blocks
 from retailray.training.network import Network
 from tests import oracles
 from tests.commands.helpers import (

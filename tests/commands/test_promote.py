@@ -21,7 +21,7 @@ def registry(small_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     bundle = load_bundle(small_bundle[0])
     for version, seed in (("v1", 1), ("v2", 2)):
-        model, _, _ = pretrained_model("cnn1", "none", len(bundle.meta.labels), seed=seed, image_size=32)
+        model, *_ = pretrained_model("cnn1", "none", len(bundle.meta.labels), seed=seed, image_size=32)
         meta = bundle.meta.model_copy(update={"name": "products", "version": version})
         state = {name: tensor * 80 if name == "head.weight" else tensor for name, tensor in model.state_dict().items()}
         save_bundle(str(folder / f"models/products/{version}"), meta, state)

@@ -9,11 +9,12 @@ import torch
 import torchvision
 
 from retailray.errors import ModelError
-from retailray.models.backbones import arch_names, build_model, head_name
-from retailray.models.blocks import freeze, to_blocks, train_mode
-from retailray.models.cnn import NUM_CONVOLUTIONS
-from retailray.models.families import FAMILIES
+from retailray.models.backbones import backbone_of, build_model
+from retailray.models.blocks import freeze, train_mode
+from retailray.models.cnn import NUM_CONVOLUTIONS, SmallCNN
 from retailray.models.inference import fold_batch_norms
+from retailray.models.torchvision_backbone import arch_names, head_name
+from retailray.models.torchvision_blocks import FAMILIES
 
 # one of every family and every branch of its code; the transformers want their own image size
 FAMILY_ARCHS = {
@@ -61,6 +62,10 @@ LARGE = {"vgg11", "vgg11_bn", "wide_resnet50_2", "vit_b_32", "maxvit_t", "swin_t
 BFLOAT16_TOLERANCE = 0.05  # of a probability, stated in docs/scoring.md
 
 
+def blocks_of(model):
+    return backbone_of("cnn1" if isinstance(model, SmallCNN) else "resnet18").blocks(model)
+
+
 def large_ones_slow(*archs):
     return [pytest.param(*arch, marks=[pytest.mark.slow] * (arch[0] in LARGE)) for arch in archs]
 
@@ -69,7 +74,7 @@ def large_ones_slow(*archs):
 def test_prefix_then_suffix_is_the_model(arch, size):
     torch.manual_seed(0)
     model = build_model(arch, 5, image_size=size).eval()
-    chain = to_blocks(model)
+    chain = blocks_of(model)
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
         whole = model(images)
@@ -97,7 +102,7 @@ def test_folded_batch_norms_change_no_prediction(arch, size):
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.1)
-    chain = to_blocks(model)
+    chain = blocks_of(model)
     for parameter in chain.head.parameters():  # some begin with zeros
         torch.nn.init.normal_(parameter, std=0.05)
     body = chain.run(0, len(chain.blocks)).eval()
@@ -125,7 +130,7 @@ def test_folded_batch_norms_change_no_prediction(arch, size):
 def test_frozen_means_frozen(arch, trainable):
     torch.manual_seed(0)
     model = build_model(arch, 4, image_size=64)
-    chain = to_blocks(model)
+    chain = blocks_of(model)
     cut = chain.num_frozen_blocks(trainable)
     freeze(chain, cut)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -151,7 +156,7 @@ def test_frozen_means_frozen(arch, trainable):
 
 def test_all_trainable_is_plain_training():
     model = build_model("mobilenet_v2", 4)
-    chain = to_blocks(model)
+    chain = blocks_of(model)
     freeze(chain, chain.num_frozen_blocks("all"))
     train_mode(chain, chain.num_frozen_blocks("all"))
     assert all(module.training for _, block in chain.blocks for module in block.modules())
@@ -159,7 +164,7 @@ def test_all_trainable_is_plain_training():
 
 
 def test_a_depth_that_is_not_there_names_what_is():
-    chain = to_blocks(build_model("mobilenet_v2", 4))
+    chain = blocks_of(build_model("mobilenet_v2", 4))
     assert (
         chain.num_frozen_blocks("head"),
         chain.num_frozen_blocks("last2"),
@@ -176,7 +181,7 @@ def test_the_table_in_the_docs_is_true():
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*?) \|$", text, re.MULTILINE)
     assert {arch for arch, _, _ in rows} == set(FAMILY_ARCHS)
     for arch, count, names in rows:
-        chain = to_blocks(build_model(arch, 5, image_size=FAMILY_ARCHS[arch]))
+        chain = blocks_of(build_model(arch, 5, image_size=FAMILY_ARCHS[arch]))
         assert len(chain.blocks) == int(count), arch
         named = re.findall(r"`([^`]+)`", names)
         assert named[-1] == chain.blocks[-1][0], arch

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from retailray.errors import ModelError
 from retailray.models import precision
-from retailray.models.backbones import arch_names, build_model, head_name
+from retailray.models.backbones import build_model
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, load_bundle, save_bundle
 from retailray.models.predictor import Predictor
+from retailray.models.torchvision_backbone import arch_names, head_name
 from retailray.models.weights import pretrained_model
 
 TRANSFORM = EvalTransform(resize_size=36, crop_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -52,7 +53,7 @@ def test_plain_tensors_load_into_every_family(arch, tmp_path):
             re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in state.items()
         }
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    model, _, _ = pretrained_model(arch, str(tmp_path / "w.safetensors"), 5, seed=0)
+    model, *_ = pretrained_model(arch, str(tmp_path / "w.safetensors"), 5, seed=0)
     own = model.state_dict()
     head = head_name(model)
     for name, value in source.state_dict().items():
@@ -73,7 +74,7 @@ def test_weights_from_every_kind_of_file(tmp_path):
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "wrapped.pth")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     for name in ("plain.pth", "wrapped.pth", "w.safetensors"):
-        model, mean, _ = pretrained_model("resnet18", str(tmp_path / name), 5, seed=0)
+        model, mean, *_ = pretrained_model("resnet18", str(tmp_path / name), 5, seed=0)
         assert model.fc.out_features == 5
         assert torch.allclose(model.layer1[0].conv1.weight, source.layer1[0].conv1.weight, atol=1e-3)
         assert model.layer1[0].conv1.weight.dtype == torch.float32
@@ -111,7 +112,7 @@ def test_torchvision_names_load_staged_files_and_say_how_to_stage(tmp_path, monk
     staged = tmp_path / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
     staged.parent.mkdir(parents=True, exist_ok=True)
     torch.save(source.state_dict(), staged)
-    model, _, _ = pretrained_model("squeezenet1_0", "IMAGENET1K_V1", 5, seed=0)
+    model, *_ = pretrained_model("squeezenet1_0", "IMAGENET1K_V1", 5, seed=0)
     assert torch.equal(model.features[0].weight, source.features[0].weight)
 
 
@@ -121,8 +122,8 @@ def test_real_weights_by_torchvisions_name(real_data, tmp_path, monkeypatch):
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     source = real_data[1] / "mobilenet_v2-imagenet.pth"
     shutil.copy(source, tmp_path / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth")
-    by_name, mean, _ = pretrained_model("mobilenet_v2", "IMAGENET1K_V1", 81, seed=0)
-    by_address, _, _ = pretrained_model("mobilenet_v2", str(source), 81, seed=0)
+    by_name, mean, *_ = pretrained_model("mobilenet_v2", "IMAGENET1K_V1", 81, seed=0)
+    by_address, *_ = pretrained_model("mobilenet_v2", str(source), 81, seed=0)
     assert mean == pytest.approx((0.485, 0.456, 0.406))
     for name, value in by_name.state_dict().items():
         assert torch.equal(value, by_address.state_dict()[name])

@@ -10,17 +10,17 @@ from retailray.config import CatalogSection, Phase, TrainConfig
 from retailray.data.catalog import read_catalog
 from retailray.data.decoding import DecodeSpec
 from retailray.data.images import Limits, Scaling
-from retailray.models.backbones import build_model
-from retailray.models.blocks import to_blocks
+from retailray.models.backbones import backbone_of, build_model
+from retailray.models.torchvision_blocks import to_blocks
 from retailray.training.cache.fill import FrozenBlocks, cache_spec, fingerprint
 from retailray.training.cache.plan import Place, Rows, plan_cache
 from retailray.training.cache.views import ViewSpec
 from retailray.training.measure import Measurement
-from retailray.training.network import Backbone
+from retailray.training.network import NetworkSpec
 from retailray.training.phases import resolve
 
 VIEWS = ViewSpec(DecodeSpec(Scaling(36, 36), Limits(10**8, 20.0)), "standard", 0.0, 32, num_views=2, seed=0)
-BACKBONE = Backbone("resnet18", 3, 32, None, (0.5,) * 3, (0.2,) * 3, "bfloat16")
+NETWORK = NetworkSpec(backbone_of("resnet18"), 3, 32, None, (0.5,) * 3, (0.2,) * 3, "bfloat16")
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def chain():
     return to_blocks(build_model("resnet18", 3))
 
 
-def key(catalog, chain, *, cut=8, views=VIEWS, backbone=BACKBONE):
+def key(catalog, chain, *, cut=8, views=VIEWS, network=NETWORK):
     rows = fingerprint(catalog)
-    blocks = FrozenBlocks(backbone, chain, cut, (512, 1, 1)) if cut else None  # None: the pixels
+    blocks = FrozenBlocks(network, chain, cut, (512, 1, 1)) if cut else None  # None: the pixels
     return cache_spec("/x", rows=rows, num_rows=2, views=views, blocks=blocks).key
 
 
@@ -93,8 +93,13 @@ def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
             )
         ),
         *(
-            {"backbone": dataclasses.replace(BACKBONE, **change)}
-            for change in ({"precision": "float32"}, {"mean": (0.4,) * 3}, {"std": (0.3,) * 3}, {"arch": "resnet34"})
+            {"network": dataclasses.replace(NETWORK, **change)}
+            for change in (
+                {"precision": "float32"},
+                {"mean": (0.4,) * 3},
+                {"std": (0.3,) * 3},
+                {"backbone": backbone_of("resnet34")},
+            )
         ),
     ]
     keys = [key(catalog, chain, **variant) for variant in variants]
@@ -104,7 +109,7 @@ def test_transform_depth_views_and_precision_are_in_the_key(catalog, chain):
 def test_pixels_have_a_key_of_their_own_that_no_model_changes(catalog, chain):
     pixels = key(catalog, chain, cut=0)
     assert pixels != key(catalog, chain)
-    assert key(catalog, chain, cut=0, backbone=dataclasses.replace(BACKBONE, precision="float32")) == pixels
+    assert key(catalog, chain, cut=0, network=dataclasses.replace(NETWORK, precision="float32")) == pixels
     assert key(catalog, chain, cut=0, views=dataclasses.replace(VIEWS, crop_size=30)) != pixels
 
 

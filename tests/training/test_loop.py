@@ -13,16 +13,16 @@ import torchvision
 from retailray.config import TrainSection
 from retailray.errors import ConfigError, ModelError
 from retailray.execution.distributed import DistributedContext
-from retailray.models.backbones import build_model
-from retailray.models.blocks import to_blocks
+from retailray.models.backbones import backbone_of, build_model
+from retailray.models.torchvision_blocks import to_blocks
 from retailray.training.loop import TrainingLoop
-from retailray.training.network import Backbone, Network
+from retailray.training.network import Network, NetworkSpec
 from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.phases import ResolvedPhase, check_batch_size, num_passes
 from tests import oracles
 
 SIZE, CLASSES = 16, 3
-BACKBONE = Backbone("cnn2", CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
+NETWORK = NetworkSpec(backbone_of("cnn2"), CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
 
 
 ROWS = ("validation", "temperature")
@@ -50,7 +50,7 @@ class MadeUpRows:
 
 
 def phase(epochs=2, trainable="all", head_lr=1e-2, backbone_lr=1e-3):
-    chain = to_blocks(build_model("cnn2", CLASSES, image_size=SIZE))
+    chain = build_model("cnn2", CLASSES, image_size=SIZE).blocks()
     cut = chain.num_frozen_blocks(trainable)
     return ResolvedPhase(epochs, trainable, cut, cut, head_lr, backbone_lr)
 
@@ -60,7 +60,7 @@ def make_loop(phases, train=None, rows=None, num_cached_blocks=0, **settings):
     model = build_model("cnn2", CLASSES, image_size=SIZE)
     rows = rows or {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
     return TrainingLoop(
-        Network(model, BACKBONE, DistributedContext()),
+        Network(model, NETWORK, DistributedContext()),
         phases=[dataclasses.replace(one, num_cached_blocks=0) for one in phases],
         train=train or TrainSection(),
         open_batches=lambda split, _: (rows[split], num_cached_blocks),
@@ -331,7 +331,7 @@ def test_running_statistics_of_batch_norm_are_part_of_a_state_and_of_the_best_we
         torch.manual_seed(0)
         rows = {"train": MadeUpRows(), "validation": MadeUpRows(seed=1), "temperature": MadeUpRows(seed=2)}
         return TrainingLoop(
-            Network(build_model("resnet18", CLASSES, image_size=32), BACKBONE, DistributedContext()),
+            Network(build_model("resnet18", CLASSES, image_size=32), NETWORK, DistributedContext()),
             phases=[ResolvedPhase(3, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
             train=TrainSection(),
             open_batches=lambda split, _: (rows[split], 0),
@@ -369,7 +369,7 @@ def test_batch_norm_learns_from_no_step_of_few_rows_or_of_padding(sizes, learns)
     before = model.bn1.running_mean.clone()
     rows = {"train": SteppedRows(sizes), "validation": MadeUpRows(seed=1)}
     loop = TrainingLoop(
-        Network(model, BACKBONE, DistributedContext()),
+        Network(model, NETWORK, DistributedContext()),
         phases=[ResolvedPhase(1, "all", 0, 0, 1e-3, 1e-3, trains_batch_norm=True)],
         train=TrainSection(),
         open_batches=lambda split, _: (rows[split], 0),
@@ -458,7 +458,7 @@ def test_batch_norm_sees_each_pass_alone():
         optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup_ratio=0.0, device_batch_size=15, metric="loss"
     )
     torch.manual_seed(0)
-    network = Network(build_model("resnet18", CLASSES, image_size=SIZE), BACKBONE, DistributedContext())
+    network = Network(build_model("resnet18", CLASSES, image_size=SIZE), NETWORK, DistributedContext())
     expected = copy.deepcopy(network.model)
     loop = TrainingLoop(
         network,

@@ -4,7 +4,7 @@ import pytest
 
 from retailray.config import TrainConfig, TuneConfig
 from retailray.models.backbones import build_model
-from retailray.models.blocks import to_blocks
+from retailray.models.torchvision_blocks import to_blocks
 from retailray.training.phases import resolve
 
 

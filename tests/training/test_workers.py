@@ -13,18 +13,18 @@ import torch.distributed
 
 from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
-from retailray.models.backbones import build_model
+from retailray.models.backbones import backbone_of, build_model
 from retailray.training.batches import Batching, CachedDataset, StoredBatches, make_batching
 from retailray.training.cache import store
 from retailray.training.cache.store import CacheSpec
 from retailray.training.loop import TrainingLoop
-from retailray.training.network import Backbone, Network
+from retailray.training.network import Network, NetworkSpec
 from retailray.training.phases import ResolvedPhase
 from retailray.training.validation import validate
 
 SIZE, CLASSES = 16, 3
 TRAIN_ROWS, VALIDATION_ROWS = 41, 17  # of no multiple of workers or batches
-BACKBONE = Backbone("cnn1", CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
+NETWORK = NetworkSpec(backbone_of("cnn1"), CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["retailray.training.loop"])  # torch is imported once for all workers
 
@@ -49,7 +49,7 @@ def train(stores, batch_size, settings, rank=0, world=1):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     context = DistributedContext(rank, world)
-    network = Network(build_model("cnn1", CLASSES, image_size=SIZE), BACKBONE, context)
+    network = Network(build_model("cnn1", CLASSES, image_size=SIZE), NETWORK, context)
 
     def open_batches(name, phase):
         return StoredBatches(stores[name], make_batching(name, section, context, min_rows=1), None), 0
@@ -71,7 +71,7 @@ def train_batch_norm(stores, rank, world):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     context = DistributedContext(rank, world)
-    network = Network(build_model("resnet18", CLASSES), BACKBONE, context)
+    network = Network(build_model("resnet18", CLASSES), NETWORK, context)
 
     def open_batches(name, phase):
         return StoredBatches(stores[name], make_batching(name, section, context, min_rows=8), None), 0
@@ -107,7 +107,7 @@ def test_all_workers_validate_with_the_statistics_that_are_saved(stores, tmp_pat
         worker.join(60)
     model = build_model("resnet18", CLASSES)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
-    network = Network(model.eval(), BACKBONE, DistributedContext())
+    network = Network(model.eval(), NETWORK, DistributedContext())
     batches = StoredBatches(stores["validation"], Batching(20, 0), None)
     assert validate(network, batches, 0)["validation_loss"] == pytest.approx(told, rel=1e-4)
 

@@ -30,7 +30,7 @@ from retailray.errors import CatalogError, RetailrayError
 from retailray.execution import Executor, Plan, Reporter, Stream
 from retailray.execution.process import prepare_process
 from retailray.models import blocks, predictor
-from retailray.models.blocks import BlockSequence, to_blocks
+from retailray.models.blocks import BlockSequence
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
 from retailray.provenance import version
@@ -38,7 +38,7 @@ from retailray.training.cache import store, views
 from retailray.training.cache.pixels import JOB, outcome_of, positions_of, write_pixels
 from retailray.training.cache.store import CacheSpec
 from retailray.training.cache.views import ViewSpec, decode_views
-from retailray.training.network import Backbone
+from retailray.training.network import NetworkSpec
 
 FORWARD_ROWS = {"cpu": 64, "cuda": 256}  # images a forward pass
 MAX_TASKS = 2000  # decoding tasks a pass; a million of them would keep Ray busy with itself
@@ -72,15 +72,16 @@ def _code_digest() -> str:
     containers = (gif, jpeg, lengths, png)
     for module in (*containers, image_files, images, decoding, views, transforms, blocks, predictor):
         digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(str(blocks.__file__)).with_name("families.py").read_bytes())  # not imported: that is torchvision
+    for name in ("torchvision_blocks", "timm_blocks", "hf_blocks", "cnn"):  # not imported: those are large libraries
+        digest.update(Path(str(blocks.__file__)).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenBlocks:
-    """The first ``cut`` blocks of a backbone. ``shape``: of what they give for one image."""
+    """The first ``cut`` blocks of a network. ``shape``: of what they give for one image."""
 
-    backbone: Backbone
+    network_spec: NetworkSpec
     chain: BlockSequence
     cut: int
     shape: tuple[int, ...]
@@ -88,12 +89,12 @@ class FrozenBlocks:
     def content(self) -> dict[str, object]:
         """All that their output depends on besides their input."""
         return {
-            "arch": self.backbone.arch,
-            "image_size": self.backbone.image_size,
+            "backbone": [self.network_spec.backbone.arch, self.network_spec.backbone.config],
+            "image_size": self.network_spec.image_size,
             "cut": self.cut,
             "weights": weights_digest(self.chain, self.cut),
-            "normalization": (self.backbone.mean, self.backbone.std),
-            "precision": self.backbone.precision,
+            "normalization": (self.network_spec.mean, self.network_spec.std),
+            "precision": self.network_spec.precision,
             "torch": torch.__version__,
         }
 
@@ -111,7 +112,7 @@ def cache_spec(root: str, *, rows: str, num_rows: int, views: ViewSpec, blocks: 
     if blocks is None:
         shape: tuple[int, ...] = (3, views.crop_size, views.crop_size)
         return CacheSpec(root, store.content_key(content), num_rows, views.num_views, shape, "uint8")
-    dtype = "bfloat16" if blocks.backbone.precision == "bfloat16" else "float32"
+    dtype = "bfloat16" if blocks.network_spec.precision == "bfloat16" else "float32"
     key = store.content_key(content | blocks.content())
     return CacheSpec(root, key, num_rows, views.num_views, blocks.shape, dtype)
 
@@ -137,7 +138,7 @@ class CachePass:
 
 
 def fill(
-    jobs: list[CachePass], backbone: Backbone | None, plan: Plan, executor: Executor, access: storage.Access
+    jobs: list[CachePass], network_spec: NetworkSpec | None, plan: Plan, executor: Executor, access: storage.Access
 ) -> None:
     """Fill the stores of all jobs: one execution for those that need the frozen blocks, one for those that do not.
 
@@ -156,7 +157,7 @@ def fill(
                 [job for job in jobs if set(job.specs) == {0}],
             ):
                 if group:
-                    outcome = gathered(_filled(group, backbone, plan, executor, access, reporter).tables())
+                    outcome = gathered(_filled(group, network_spec, plan, executor, access, reporter).tables())
                     for number, job in enumerate(group):
                         _finish(job, outcome.filter(pa.compute.equal(outcome.column(JOB), number)))
     except RetailrayError:
@@ -167,7 +168,7 @@ def fill(
 
 def _filled(
     jobs: list[CachePass],
-    backbone: Backbone | None,
+    network_spec: NetworkSpec | None,
     plan: Plan,
     executor: Executor,
     access: storage.Access,
@@ -191,7 +192,7 @@ def _filled(
         specs, sizes = [job.specs[0] for job in jobs], [job.views.crop_size for job in jobs]
         return views.map(write_pixels, {"specs": specs, "sizes": sizes, "reporter": reporter})
     slim = [dataclasses.replace(job, catalog=None) for job in jobs]  # type: ignore[arg-type]
-    return views.map_with(FillCaches, {"jobs": slim, "backbone": backbone, "plan": plan, "reporter": reporter})
+    return views.map_with(FillCaches, {"jobs": slim, "network_spec": network_spec, "plan": plan, "reporter": reporter})
 
 
 def _finish(job: CachePass, outcome: pa.Table) -> None:
@@ -208,16 +209,17 @@ def _finish(job: CachePass, outcome: pa.Table) -> None:
 class FillCaches:
     """An actor that holds the frozen blocks and writes what comes out after each of the wanted numbers of them."""
 
-    def __init__(self, *, jobs: list[CachePass], backbone: Backbone, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, *, jobs: list[CachePass], network_spec: NetworkSpec, plan: Plan, reporter: Reporter) -> None:
         prepare_process(plan.torch_threads)
         self.device = torch.device("cuda" if plan.actor_gpus else "cpu")
-        self.jobs, self.reporter, self.precision = jobs, reporter, backbone.precision
-        chain = to_blocks(backbone.build().to(self.device).to(memory_format=torch.channels_last).eval())
+        self.jobs, self.reporter, self.precision = jobs, reporter, network_spec.precision
+        network = network_spec.build().to(self.device).to(memory_format=torch.channels_last).eval()
+        chain = network_spec.backbone.blocks(network)
         self.parts = []
         for job in jobs:
             cuts = sorted(cut for cut in job.specs if cut)
             self.parts.append({cut: chain.run(start, cut) for start, cut in zip([0, *cuts], cuts, strict=False)})
-        self.normalize = Normalize(backbone.mean, backbone.std).to(self.device)
+        self.normalize = Normalize(network_spec.mean, network_spec.std).to(self.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         number = table.column(JOB)[0].as_py()

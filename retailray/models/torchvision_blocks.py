@@ -1,23 +1,13 @@
 """How each family of torchvision's classification models is cut into blocks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torchvision.models as tv
 from torch import nn
 
-from retailray.models.blocks import BlockSequence, Named, children
-
-
-class _Apply(nn.Module):
-    """A function of tensors as a layer."""
-
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
+from retailray.errors import ModelError
+from retailray.models.blocks import Apply, BlockSequence, Named, chain_of, children
 
 
 class _Tokens(nn.Module):
@@ -34,10 +24,12 @@ class _Tokens(nn.Module):
         return self.dropout(tokens + self.pos_embedding)
 
 
-def _chain(blocks: Iterable[Named], end: list[nn.Module], head: list[nn.Module]) -> BlockSequence:
-    """``end`` closes the last block."""
-    *before, (name, last) = blocks
-    return BlockSequence([*before, (name, nn.Sequential(last, *end))], nn.Sequential(*head))
+def to_blocks(model: nn.Module) -> BlockSequence:
+    """The blocks and the head of a model of torchvision's."""
+    for family, blocks_of in FAMILIES.items():
+        if isinstance(model, family):
+            return blocks_of(model)
+    raise ModelError(f"{type(model).__name__} is of no family whose blocks are known: {list(FAMILIES)}")
 
 
 def _flat(name: str, module: nn.Module) -> list[Named]:
@@ -67,14 +59,14 @@ def _resnet(model: tv.ResNet) -> BlockSequence:
     stages = [
         named for name in ("layer1", "layer2", "layer3", "layer4") for named in children(name, getattr(model, name))
     ]
-    return _chain([stem, *stages], [model.avgpool, nn.Flatten()], [model.fc])
+    return chain_of([stem, *stages], [model.avgpool, nn.Flatten()], [model.fc])
 
 
 def _features_and_classifier(model: tv.MobileNetV2 | tv.MobileNetV3 | tv.EfficientNet) -> BlockSequence:
     """MobileNet V2 and V3, EfficientNet: the classifier's own hidden layer, where there is one, is a block."""
     *hidden, dropout, linear = model.classifier
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    chain = _chain(_flat("features", model.features), pooled, [dropout, linear])
+    chain = chain_of(_flat("features", model.features), pooled, [dropout, linear])
     blocks = [*chain.blocks, ("classifier.0", nn.Sequential(*hidden))] if hidden else chain.blocks
     return BlockSequence(blocks, chain.head)
 
@@ -85,18 +77,18 @@ def _convnext(model: tv.ConvNeXt) -> BlockSequence:
     for name, stage in children("features", model.features):
         # a stage is a sequence of CNBlocks; stem and downsampling are sequences of layers, and blocks of their own
         stages += children(name, stage) if hasattr(next(stage.children()), "block") else [(name, stage)]
-    return _chain(stages, [model.avgpool, norm, flatten], [linear])
+    return chain_of(stages, [model.avgpool, norm, flatten], [linear])
 
 
 def _regnet(model: tv.RegNet) -> BlockSequence:
     stages = [named for name, stage in children("trunk_output", model.trunk_output) for named in children(name, stage)]
-    return _chain([("stem", model.stem), *stages], [model.avgpool, nn.Flatten()], [model.fc])
+    return chain_of([("stem", model.stem), *stages], [model.avgpool, nn.Flatten()], [model.fc])
 
 
 def _shufflenet(model: tv.ShuffleNetV2) -> BlockSequence:
     stem = ("stem", nn.Sequential(model.conv1, model.maxpool))
     stages = [named for name in ("stage2", "stage3", "stage4") for named in children(name, getattr(model, name))]
-    return _chain([stem, *stages, ("conv5", model.conv5)], [_Apply(_mean)], [model.fc])
+    return chain_of([stem, *stages, ("conv5", model.conv5)], [Apply(_mean)], [model.fc])
 
 
 def _squeezenet(model: tv.SqueezeNet) -> BlockSequence:
@@ -110,11 +102,13 @@ def _densenet(model: tv.DenseNet) -> BlockSequence:
     stem = [("stem", nn.Sequential(*[features.pop(name) for name in ("conv0", "norm0", "relu0", "pool0")]))]
     norm = features.pop("norm5")
     end = [norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return _chain([*stem, *((f"features.{name}", block) for name, block in features.items())], end, [model.classifier])
+    return chain_of(
+        [*stem, *((f"features.{name}", block) for name, block in features.items())], end, [model.classifier]
+    )
 
 
 def _vgg(model: tv.VGG | tv.AlexNet) -> BlockSequence:
-    chain = _chain(_by_layers("features", model.features, (nn.Conv2d,)), [model.avgpool, nn.Flatten()], [])
+    chain = chain_of(_by_layers("features", model.features, (nn.Conv2d,)), [model.avgpool, nn.Flatten()], [])
     *hidden, last = model.classifier
     dense = list(_by_layers("classifier", nn.Sequential(*hidden), (nn.Linear,)))
     return BlockSequence([*chain.blocks, *dense], nn.Sequential(last))
@@ -123,8 +117,8 @@ def _vgg(model: tv.VGG | tv.AlexNet) -> BlockSequence:
 def _mnasnet(model: tv.MNASNet) -> BlockSequence:
     stem = ("stem", nn.Sequential(*model.layers[:8]))
     stacks = [named for index in range(8, 14) for named in children(f"layers.{index}", model.layers[index])]
-    return _chain(
-        [stem, *stacks, ("layers.14", nn.Sequential(*model.layers[14:]))], [_Apply(_mean)], [*model.classifier]
+    return chain_of(
+        [stem, *stacks, ("layers.14", nn.Sequential(*model.layers[14:]))], [Apply(_mean)], [*model.classifier]
     )
 
 
@@ -140,14 +134,14 @@ def _inception(model: tv.GoogLeNet | tv.Inception3) -> BlockSequence:
         else:
             blocks.append((name, child))
     first, stem = blocks[0]
-    blocks[0] = (first, nn.Sequential(_Apply(model._transform_input), stem))
-    return _chain(blocks, [model.avgpool, nn.Flatten()], [model.dropout, model.fc])
+    blocks[0] = (first, nn.Sequential(Apply(model._transform_input), stem))
+    return chain_of(blocks, [model.avgpool, nn.Flatten()], [model.dropout, model.fc])
 
 
 def _vit(model: tv.VisionTransformer) -> BlockSequence:
-    end = [model.encoder.ln, _Apply(_first)]
+    end = [model.encoder.ln, Apply(_first)]
     layers = children("encoder.layers", model.encoder.layers)
-    return _chain([("tokens", _Tokens(model)), *layers], end, [model.heads])
+    return chain_of([("tokens", _Tokens(model)), *layers], end, [model.heads])
 
 
 def _swin(model: tv.SwinTransformer) -> BlockSequence:
@@ -157,7 +151,7 @@ def _swin(model: tv.SwinTransformer) -> BlockSequence:
         for name, stage in stages
         for named in (children(name, stage) if type(stage) is nn.Sequential else [(name, stage)])
     ]
-    return _chain([first, *blocks], [model.norm, model.permute, model.avgpool, model.flatten], [model.head])
+    return chain_of([first, *blocks], [model.norm, model.permute, model.avgpool, model.flatten], [model.head])
 
 
 def _maxvit(model: tv.MaxVit) -> BlockSequence:
@@ -166,7 +160,7 @@ def _maxvit(model: tv.MaxVit) -> BlockSequence:
         assert isinstance(block.layers, nn.Module)
         layers += children(name, block.layers)
     *hidden, last = model.classifier
-    return _chain([("stem", model.stem), *layers], hidden, [last])
+    return chain_of([("stem", model.stem), *layers], hidden, [last])
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:

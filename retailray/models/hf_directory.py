@@ -1,0 +1,175 @@
+"""A directory in transformers' format: where it lies, its config, and how pictures are prepared for its network."""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from retailray import storage
+from retailray.errors import ModelError
+from retailray.models.meta import EvalTransform
+
+CONFIG_NAME, PROCESSOR_NAME = "config.json", "preprocessor_config.json"
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+MAX_JSON_BYTES = 16 << 20
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A directory of this machine. ``source``: its address, for messages."""
+
+    path: Path
+    source: str
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` says. Raises ModelError."""
+        return self._json(CONFIG_NAME)
+
+    def processor(self) -> dict[str, Any]:
+        """What ``preprocessor_config.json`` says. Raises ModelError."""
+        return self._json(PROCESSOR_NAME)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise ModelError(
+                f"{self.source}: no {name}: not a directory of transformers, which holds {CONFIG_NAME}, "
+                f"model.safetensors and {PROCESSOR_NAME}"
+            )
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{self.source}: {name} has {file.stat().st_size} bytes; no config is that long")
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ModelError(f"{self.source}: {name} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ModelError(f"{self.source}: {name} holds a {type(found).__name__}, not an object")
+        return found
+
+
+@contextlib.contextmanager
+def local_directory(source: str) -> Iterator[Folder]:
+    """The directory of an address, with the files that we read; copied for a while where it is remote."""
+    if not storage.is_uri(source):
+        yield Folder(Path(source), source)
+        return
+    with tempfile.TemporaryDirectory(prefix="retailray-hf-") as folder:
+        for name in (CONFIG_NAME, PROCESSOR_NAME, *WEIGHT_NAMES):
+            _copy(source, name, Path(folder))
+        for index in Path(folder).glob("*.index.json"):
+            for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+                if "/" in name or not _copy(source, name, Path(folder)):
+                    raise ModelError(f"{source}: {index.name} names {name!r}, which is not there")
+        yield Folder(Path(folder), source)
+
+
+def _copy(source: str, name: str, folder: Path) -> bool:
+    address = storage.join(source, name)
+    if not storage.exists(address):
+        return False
+    (folder / name).write_bytes(storage.read_bytes(address))
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """An image processor of transformers, and the settings that it has."""
+
+    library: Any
+    settings: dict[str, Any]
+    source: str
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        """Float ``(3, H, W)``, as the library prepares a picture."""
+        return self.library(picture, return_tensors="pt")["pixel_values"][0]
+
+    def transform(self) -> EvalTransform:
+        """What it does, as far as bundles can say it. Raises ModelError."""
+        settings = self.settings
+        size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+        if not settings.get("do_resize", True) or settings.get("do_pad"):
+            raise self._refused("pictures are not resized, or are padded")
+        cut = bool(settings.get("do_center_crop"))
+        resize = "stretch"
+        if size.get("shortest_edge") and not size.get("longest_edge"):
+            resize, sides = "shorter_side", [int(size["shortest_edge"])]
+            if settings.get("crop_pct") is not None:  # ConvNeXT's processor, which cuts small pictures only
+                wanted, cut = sides[0], False
+                resize, sides = (
+                    ("shorter_side", [int(wanted / settings["crop_pct"])]) if wanted < 384 else ("stretch", sides)
+                )
+                crop, cut = ({"height": wanted, "width": wanted}, True) if wanted < 384 else (crop, False)
+        elif size.get("height"):
+            sides = [int(size["height"]), int(size["width"])]
+        else:
+            raise self._refused(f"size = {size}")
+        final = [int(crop.get(name, 0)) for name in ("height", "width")] if cut else sides
+        if len(set(sides)) > 1 or len(set(final)) > 1 or final[0] > sides[0] or (resize != "stretch" and not cut):
+            raise self._refused(f"size = {size}, crop_size = {crop}")
+        mean, std = self._normalization(final[0])
+        return EvalTransform(
+            resize_size=sides[0],
+            crop_size=final[0],
+            resize=resize,
+            interpolation=_RESAMPLE[int(settings.get("resample", 2))],
+            cut="down",
+            mean=mean,
+            std=std,
+        )
+
+    def _normalization(self, size_px: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation, asked of a black and a white picture: processors scale in ways of their own."""
+        black, white = (
+            self(Image.new("RGB", (2 * size_px, 2 * size_px), color)).double().mean((1, 2))
+            for color in ("black", "white")
+        )
+        std = 1 / (white - black)
+        return tuple((-black * std).tolist()), tuple(std.tolist())
+
+    def _refused(self, what: str) -> ModelError:
+        return ModelError(
+            f"{self.source}: its {PROCESSOR_NAME} cannot be expressed ({what}): give bundle.transform, which says how "
+            "pictures are resized"
+        )
+
+
+def processor_of(transformers: Any, folder: Folder) -> Processor:
+    """The image processor of a directory. Raises ModelError."""
+    settings = folder.processor()
+    if "auto_map" in settings:
+        raise ModelError(
+            f"{folder.source}: its {PROCESSOR_NAME} has auto_map, code that comes with it; it is never run"
+        )
+    try:
+        library = transformers.AutoImageProcessor.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a processor's own code raises
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder.source}: transformers cannot read {PROCESSOR_NAME}: {text}") from error
+    return Processor(library, library.to_dict(), folder.source)
+
+
+def photos() -> list[Image.Image]:
+    """Generated pictures of odd sizes, smooth and sharp, to compare two transforms on."""
+    random = np.random.default_rng(0)
+    found = []
+    for width, height in ((301, 517), (640, 427), (233, 231)):
+        coarse = random.integers(0, 256, (9, 9, 3), np.uint8)
+        picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
+        picture[::7, ::5] = random.integers(0, 256, 3, np.uint8)
+        found.append(Image.fromarray(picture))
+    return found

@@ -1,0 +1,120 @@
+"""Networks of timm (PyTorch image models) by name, with the ``timm`` extra."""
+
+import dataclasses
+import difflib
+import importlib
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from retailray.errors import ModelError
+from retailray.interrupts import importing
+from retailray.models.backbones import TIMM, Weights
+from retailray.models.blocks import BlockSequence
+from retailray.models.meta import EvalTransform
+
+
+def timm_package() -> Any:
+    """The package. Raises ModelError where it is not installed."""
+    try:
+        with importing():
+            return importlib.import_module("timm")
+    except ImportError as error:
+        raise ModelError(f"models of timm need a package: pip install 'retailray[timm]' ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmBackbone:
+    """:class:`retailray.models.backbones.Backbone` of a name of timm's, with or without the tag of its weights."""
+
+    name: str
+
+    @property
+    def arch(self) -> str:
+        return f"{TIMM}:{self.name}"
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {}
+
+    def build(self, num_classes: int, *, image_size: int) -> nn.Module:
+        timm, facts = timm_package(), self._facts()
+        options = {"img_size": image_size} if facts.fixed_input_size else {}
+        try:
+            model = timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"transform.image_size = {image_size}: {self.arch} cannot be built for it ({error})"
+            ) from error
+        return model
+
+    def _facts(self) -> Any:
+        """What timm knows of the weights of that name. Raises ModelError where it knows no such name."""
+        timm = timm_package()
+        if not timm.is_model(self.name):
+            near = difflib.get_close_matches(self.name, timm.list_models(), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(f'timm:{one}' for one in near)}?" if near else "see timm.list_models()"
+            raise ModelError(f"model.arch = {self.arch!r}: timm has no such model; {hint}")
+        facts = timm.get_pretrained_cfg(self.name)
+        if facts is None:
+            raise ModelError(f"model.arch = {self.arch!r}: timm says nothing of its input, so that it cannot be served")
+        if not isinstance(facts.classifier or "head", str):
+            raise ModelError(
+                f"model.arch = {self.arch!r}: it has several heads ({', '.join(facts.classifier)}); a bundle has one"
+            )
+        return facts
+
+    def blocks(self, model: nn.Module) -> BlockSequence:
+        from retailray.models.timm_blocks import to_blocks
+
+        return to_blocks(model, self.head_name(model))
+
+    def head_name(self, model: nn.Module) -> str:
+        head: Any = model.get_classifier()  # type: ignore[operator]  # every network of timm has it
+        names = [name for name, module in model.named_modules() if module is head]
+        if not names or not isinstance(head, nn.Linear | nn.Conv2d):
+            raise ModelError(f"model.arch = {self.arch!r}: its head is a {type(head).__name__}, not a layer of logits")
+        return names[0]
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        facts = self._facts()
+        return tuple(facts.mean), tuple(facts.std)
+
+    def weights(self, name: str) -> Weights:
+        self._facts()
+        tagged = self.name if name == "DEFAULT" else f"{self.name.partition('.')[0]}.{name}"
+        try:
+            model = timm_package().create_model(tagged, pretrained=True)
+        except Exception as error:  # of the network, of the hub, of timm
+            text = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"model.weights = {name!r}: cannot get timm's weights {tagged} ({type(error).__name__}: {text}). "
+                "Without a network, give the address of their .safetensors or .pth file as model.weights"
+            ) from error
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        return Weights(model.state_dict(), tuple(mean), tuple(std))
+
+    def eval_transform(self) -> EvalTransform:
+        facts = self._facts()
+        _, height, width = facts.input_size
+        problems = {
+            f"pictures of {height} x {width} px": height != width,
+            f"crop_mode {facts.crop_mode}": facts.crop_mode not in (None, "center", "squash"),
+        }
+        if found := [what for what, wrong in problems.items() if wrong]:
+            raise ModelError(
+                f"{self.arch}: its transform ({', '.join(found)}) cannot be expressed: give bundle.transform"
+            )
+        return EvalTransform(
+            resize_size=math.floor(height / (facts.crop_pct or 0.875)),
+            crop_size=height,
+            resize="stretch" if facts.crop_mode == "squash" else "shorter_side",
+            interpolation=facts.interpolation or "bilinear",
+            mean=tuple(facts.mean),
+            std=tuple(facts.std),
+        )
+
+    def renamed(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return state
