@@ -25,6 +25,7 @@ INFERENCE_CODE = (
     "models/predicting.py",
     "scoring/chunks.py",
 )
+EXTRA_LIBRARIES = ("timm", "transformers")  # told where they are installed
 LIBRARIES = ("retailray", "ray", "torch", "torchvision", "pillow", "numpy", "pyarrow")
 
 
@@ -43,7 +44,8 @@ def version(name: str) -> str:
 
 
 def libraries() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}
+    extra = {name: found for name in EXTRA_LIBRARIES if (found := version(name)) != "unknown"}
+    return {name: version(name) for name in LIBRARIES} | extra
 
 
 @functools.cache

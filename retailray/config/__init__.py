@@ -15,6 +15,7 @@ from retailray.config.cluster import (
 )
 from retailray.config.commands import (
     COMMANDS,
+    BundleConfig,
     CheckConfig,
     Command,
     CommandConfig,
@@ -32,6 +33,7 @@ from retailray.config.commands import (
     TrainConfig,
     TuneConfig,
 )
+from retailray.config.own_models import OwnModelSection
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
 from retailray.config.study import StudyModel, StudySection
@@ -41,6 +43,7 @@ __all__ = [
     "COMMANDS",
     "PASSES",
     "TUNABLE",
+    "BundleConfig",
     "BundleSection",
     "CatalogSection",
     "CheckConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "KuberaySection",
     "ModelSection",
     "NightlyConfig",
+    "OwnModelSection",
     "Phase",
     "PromoteConfig",
     "PromoteSection",

@@ -232,6 +232,12 @@ class CatalogSection(Section):
         return [storage.normalize(value) for value in values]
 
 
+class CalibrationCatalog(CatalogSection):
+    """Labelled images that a model was not trained on, to measure and calibrate it; none by default."""
+
+    uri: str = Field("", description="Catalog file, folder or pattern with labelled images; default: none.")
+
+
 class SplitSection(Section):
     """Random splits by product: stable when rows are added."""
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retailray.config.catalog import CatalogSection, CheckSection, DemoSection, SplitSection
+from retailray.config.catalog import CalibrationCatalog, CatalogSection, CheckSection, DemoSection, SplitSection
 from retailray.config.cluster import (
     ClusterSection,
     DoctorCatalog,
@@ -14,6 +14,7 @@ from retailray.config.cluster import (
     SubmitSection,
 )
 from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
+from retailray.config.own_models import OwnModelSection
 from retailray.config.scoring import (
     CompareSection,
     EvaluateSection,
@@ -92,6 +93,20 @@ class ScoreConfig(CommandConfig):
 class ExportConfig(CommandConfig):
     unused = frozenset(f"cluster.{name}" for name in ClusterSection.model_fields)
     model: BundleSection
+
+
+class BundleConfig(CommandConfig):
+    unused = CommandConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
+    catalog: CalibrationCatalog = CalibrationCatalog()
+    bundle: OwnModelSection
+
+    def problems(self) -> list[str]:
+        given = sorted(self.catalog.non_default_fields())
+        if given and not self.catalog.uri:
+            return [f"catalog.{', catalog.'.join(given)} would be ignored: catalog.uri names no catalog"]
+        if (self.bundle.registry is None) != (self.bundle.name is None):
+            return ["bundle.registry and bundle.name go together: one is given and the other is not"]
+        return []
 
 
 class DemoConfig(CommandConfig):

@@ -7,6 +7,7 @@ command line, its help, ``submit`` and tests are derived from the records.
 import dataclasses
 
 from retailray.config.command_configs import (
+    BundleConfig,
     CheckConfig,
     CompareConfig,
     DemoConfig,
@@ -66,11 +67,20 @@ COMMANDS = {
         ),
         Command(
             "train",
-            "fine-tune a pretrained torchvision model on a labelled catalog",
+            "fine-tune a pretrained model on a labelled catalog",
             TrainConfig,
             "retailray.training.train:train",
             example="--catalog.uri catalog.csv --model.arch resnet50 --model.weights weights.pth --out runs",
             after_interrupt="the same command with --train.resume continues from the last checkpoint",
+            uses_gpus=True,
+        ),
+        Command(
+            "bundle",
+            "make a bundle of a model that was trained elsewhere: torchvision, timm, Hugging Face",
+            BundleConfig,
+            "retailray.own_models.bundle:make_bundle",
+            example="--bundle.source weights.pth --bundle.arch resnet50 --bundle.labels labels.txt --catalog.uri "
+            "catalog.csv --out bundles",
             uses_gpus=True,
         ),
         Command(

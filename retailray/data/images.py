@@ -60,7 +60,8 @@ class Scaling:
 
     central_square, shorter_side: the shorter side to ``resize_size``; stretch: both sides. Then the central square of
     ``crop_size`` [px]. ``cut``: where half a pixel lies before it, the square begins at the ``nearest`` whole pixel
-    (torchvision and timm) or at the one before (``down``: transformers).
+    (torchvision and timm) or at the one before (``down``: transformers). ``resized_by``: ``pillow``, or
+    ``torchvision``, whose arithmetic on tensors differs by a level of 255 here and there (transformers).
     """
 
     resize_size: int
@@ -68,6 +69,7 @@ class Scaling:
     resize: str = CENTRAL_SQUARE
     interpolation: str = "bilinear"
     cut: str = "nearest"
+    resized_by: str = "pillow"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +213,22 @@ def _scaled_whole(image: Image.Image, scaling: Scaling) -> Image.Image:
     if scaling.resize == SHORTER_SIDE:
         shorter = min(rgb.size)
         wanted = cast(tuple[int, int], tuple(int(scaling.resize_size * side / shorter) for side in rgb.size))
-    scaled = rgb.resize(wanted, INTERPOLATIONS[scaling.interpolation])
+    resize = _resized_by_torchvision if scaling.resized_by == "torchvision" else _resized_by_pillow
     whole_pixel = math.floor if scaling.cut == "down" else round
     left, top = (whole_pixel((side - size) / 2) for side in wanted)
-    return scaled.crop((left, top, left + size, top + size))
+    return resize(rgb, wanted, scaling.interpolation).crop((left, top, left + size, top + size))
+
+
+def _resized_by_pillow(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    return image.resize(size, INTERPOLATIONS[interpolation])
+
+
+def _resized_by_torchvision(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    from torchvision.transforms.v2 import InterpolationMode, functional  # for the models that ask for it alone
+
+    tensor = functional.pil_to_tensor(image).contiguous()
+    resized = functional.resize(tensor, [size[1], size[0]], InterpolationMode(interpolation), antialias=True)
+    return Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
 
 
 def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:

@@ -26,9 +26,10 @@ def predict_catalog(
     executor: Executor,
     *,
     batch_size: int,
+    also: tuple[pa.Field, ...] = (UNCALIBRATED,),
 ) -> pa.Table:
     """The transport columns and predictions of every row (null where it failed), in the catalog's order, with the
-    uncalibrated confidence.
+    columns ``also`` (:class:`retailray.models.predicting.PredictorSettings`).
 
     Raises:
         RetailrayError: a task or an actor failed for good.
@@ -39,7 +40,7 @@ def predict_catalog(
     images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)
     try:
         with executor.reporter("images", len(catalog), num_predictors=plan.num_actors) as reporter:
-            settings = PredictorSettings(uri, plan.actor_gpus > 0, plan.torch_threads, TOP_K, also=(UNCALIBRATED,))
+            settings = PredictorSettings(uri, plan.actor_gpus > 0, plan.torch_threads, TOP_K, also=also)
             predicted = predict_stream(images, settings, batch_size=batch_size, reporter=reporter)
             found = gathered(predicted.tables())
     except Exception as error:

@@ -82,6 +82,11 @@ def parse_arch(arch: str) -> tuple[str, str]:
     return (library, name) if colon else ("", arch)
 
 
+def plain_name(arch: str) -> str:
+    """The name that a bundle has where nobody gave one; it may become part of an address."""
+    return arch.replace(":", "-").replace("/", "-")
+
+
 def backbone_of(arch: str, config: dict[str, object] | None = None) -> Backbone:
     """The backbone of a name. ``config``: of a network of transformers, as :attr:`Backbone.config` has it.
 

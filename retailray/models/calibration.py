@@ -7,10 +7,12 @@ row; thresholds are fitted on yet other rows when a catalog is scored (:mod:`ret
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from retailray.models.meta import ROLES, TEMPERATURE
+from retailray.models.meta import EMBEDDING, ROLES, TEMPERATURE
 
 BOUNDS = (0.05, 20.0)
 FITTED = 8_000_000  # most logits that the temperature is fitted on; they are copied several times
@@ -55,6 +57,26 @@ def calibrate(
     scores, predicted = (torch.cat([pair[at] for pair in best]) for at in (0, 1))
     return Calibration(
         temperature, row_ids.numpy(), roles, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy()
+    )
+
+
+def validation_table(calibration: Calibration, rows: pa.Table, labels: list[str]) -> pa.Table:
+    """What a bundle keeps of its validation rows (:func:`retailray.models.meta.load_validation`).
+
+    ``rows``: of the catalog, with ``row_id``, ``id`` and ``group``.
+    """
+    rows = rows.take(pc.index_in(pa.array(calibration.row_ids), value_set=rows.column("row_id").combine_chunks()))
+    names = pa.array(labels)
+    return pa.table(
+        {
+            "id": rows.column("id"),
+            "group": rows.column("group"),
+            "role": pa.array(calibration.roles.tolist(), pa.string()),
+            "label": names.take(pa.array(calibration.targets)),
+            "pred_label": names.take(pa.array(calibration.predicted)),
+            "pred_score": calibration.scores,
+            EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
+        }
     )
 
 

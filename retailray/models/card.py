@@ -41,10 +41,10 @@ def _about(meta: BundleMeta) -> str:
     start = (meta.config.get("model") or {}).get("weights")
     begun = f", fine-tuned from the weights `{_name(start)}`" if start and start != "none" else ""
     transform = meta.transform
+    scaled = "A picture is stretched" if transform.resize == "stretch" else "A picture's shorter side is scaled"
     return (
-        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. A picture's "
-        f"shorter side is scaled to {transform.resize_size} px, and its central square of {transform.crop_size} px is "
-        "what the model sees.\n"
+        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. {scaled} "
+        f"to {transform.resize_size} px, and its central square of {transform.crop_size} px is what the model sees.\n"
     )
 
 
@@ -60,14 +60,26 @@ def _measures(meta: BundleMeta) -> str:
     used = meta.metrics.get("validation_rows")
     where = f"on {used} validation rows" if used else "on validation rows"
     table = "\n".join(["| measure | value |", "|---|---|", *rows])
+    of = (
+        f"Of epoch {meta.metrics['epoch']}, {where}, which chose that epoch"
+        if "epoch" in meta.metrics
+        else f"Measured {where}"
+    )
     return (
-        f"## Measures\n\n{table}\n\nOf epoch {meta.metrics.get('epoch')}, {where}, which chose that epoch: "
-        "`retailray evaluate` measures on test rows, with intervals.\n"
+        f"## Measures\n\n{table}\n\n{of}: `retailray evaluate` measures on test rows, with intervals.\n"
         f"Confidences are calibrated with the temperature {meta.temperature:.3f}.\n"
     )
 
 
 def _data(meta: BundleMeta) -> str:
+    if source := meta.data.get("source"):
+        labels = ", ".join(_cell(label) for label in meta.labels[:MOST_LABELS])
+        more = f", and {len(meta.labels) - MOST_LABELS} more in `bundle.json`" if len(meta.labels) > MOST_LABELS else ""
+        return (
+            "## Training data\n\nNot known: the model was trained elsewhere. `retailray bundle` made a bundle of "
+            f"`{_name(source)}`.\n\n"
+            f"Labels: {labels}{more}.\n"
+        )
     counts = meta.data.get("labels") or dict.fromkeys(meta.labels)
     shown = sorted(counts.items(), key=lambda item: -(item[1] or 0))[:MOST_LABELS]
     rows = [f"| {_cell(label)} | {'' if count is None else count} |" for label, count in shown]

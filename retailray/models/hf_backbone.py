@@ -17,7 +17,7 @@ from torch import nn
 
 from retailray.errors import ModelError
 from retailray.interrupts import importing
-from retailray.models.backbones import Weights
+from retailray.models.backbones import HUGGING_FACE, Weights
 from retailray.models.blocks import BlockSequence
 from retailray.models.hf_directory import CONFIG_NAME, PROCESSOR_NAME, local_directory, processor_of
 from retailray.models.meta import EvalTransform
@@ -38,7 +38,10 @@ def transformers_package() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceBackbone:
-    """:class:`retailray.models.backbones.Backbone` of a config of transformers, as JSON. ``source``: of its weights."""
+    """:class:`retailray.models.backbones.Backbone` of a config of transformers, as JSON. ``source``: of its weights.
+
+    ``arch`` is ``hf:`` and a name, that of the network's type where ``model.arch`` has none.
+    """
 
     arch: str
     json: str
@@ -53,6 +56,7 @@ class HuggingFaceBackbone:
                 f"transformers ({CONFIG_NAME}, model.safetensors, preprocessor_config.json) or a bundle made of one"
             )
         refuse_code(config, source or arch)
+        arch = f"{arch}:{config['model_type']}" if arch == HUGGING_FACE else arch
         kept = {name: value for name, value in config.items() if name not in _OF_LABELS}
         return cls(arch, json.dumps(kept, sort_keys=True), source)
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from retailray import storage
+from retailray.data.images import SHORTER_SIDE, STRETCH, pixels
 from retailray.errors import ModelError
 from retailray.models.meta import EvalTransform
 
@@ -24,7 +25,8 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 MAX_JSON_BYTES = 16 << 20
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+SAME = 1e-4  # of a normalised pixel; a level of 255 is 0.004 and more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,38 +99,47 @@ class Processor:
         return self.library(picture, return_tensors="pt")["pixel_values"][0]
 
     def transform(self) -> EvalTransform:
-        """What it does, as far as bundles can say it. Raises ModelError."""
+        """What it does, as far as bundles can say it, after it was tried on pictures. Raises ModelError."""
+        resize, resize_size, crop_size = self._sizes()
+        interpolation = _RESAMPLE.get(int(self.settings.get("resample") or 0))
+        if not interpolation:
+            raise self._refused(f"resample = {self.settings.get('resample')}")
+        mean, std = self._normalization(crop_size)
+        scaling = {"resize": resize, "interpolation": interpolation, "cut": "down", "resized_by": "torchvision"}
+        found = EvalTransform.model_validate(
+            {"resize_size": resize_size, "crop_size": crop_size, "mean": mean, "std": std, **scaling}
+        )
+        self._try(found)
+        return found
+
+    def _sizes(self) -> tuple[str, int, int]:
+        """How pictures are resized, to which size, and the side of what is cut out [px]."""
         settings = self.settings
         size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
         if not settings.get("do_resize", True) or settings.get("do_pad"):
             raise self._refused("pictures are not resized, or are padded")
-        cut = bool(settings.get("do_center_crop"))
-        resize = "stretch"
-        if size.get("shortest_edge") and not size.get("longest_edge"):
-            resize, sides = "shorter_side", [int(size["shortest_edge"])]
-            if settings.get("crop_pct") is not None:  # ConvNeXT's processor, which cuts small pictures only
-                wanted, cut = sides[0], False
-                resize, sides = (
-                    ("shorter_side", [int(wanted / settings["crop_pct"])]) if wanted < 384 else ("stretch", sides)
-                )
-                crop, cut = ({"height": wanted, "width": wanted}, True) if wanted < 384 else (crop, False)
-        elif size.get("height"):
-            sides = [int(size["height"]), int(size["width"])]
-        else:
-            raise self._refused(f"size = {size}")
-        final = [int(crop.get(name, 0)) for name in ("height", "width")] if cut else sides
-        if len(set(sides)) > 1 or len(set(final)) > 1 or final[0] > sides[0] or (resize != "stretch" and not cut):
+        cuts, square = bool(settings.get("do_center_crop")), (size.get("height", 0), size.get("width", 1))
+        resize, sides, final = STRETCH, square, square
+        if shorter := size.get("shortest_edge"):
+            crop_pct, sides = settings.get("crop_pct"), (shorter, shorter)
+            if crop_pct and shorter < 384:  # ConvNeXT's processor, which cuts small pictures only
+                return SHORTER_SIDE, int(shorter / crop_pct), shorter
+            resize, final = (STRETCH if crop_pct else SHORTER_SIDE), sides
+        if cuts:
+            final = (crop.get("height", 0), crop.get("width", 1))
+        squares = sides[0] == sides[1] and final[0] == final[1]
+        if not squares or final[0] > sides[0] or (resize == SHORTER_SIDE and not cuts):
             raise self._refused(f"size = {size}, crop_size = {crop}")
-        mean, std = self._normalization(final[0])
-        return EvalTransform(
-            resize_size=sides[0],
-            crop_size=final[0],
-            resize=resize,
-            interpolation=_RESAMPLE[int(settings.get("resample", 2))],
-            cut="down",
-            mean=mean,
-            std=std,
-        )
+        return resize, int(sides[0]), int(final[0])
+
+    def _try(self, transform: EvalTransform) -> None:
+        """Raises ModelError where the library makes other pixels than the transform."""
+        mean, std = (np.array(values)[:, None, None] for values in (transform.mean, transform.std))
+        for picture in _pictures():
+            ours = (pixels(picture, transform.scaling) / 255 - mean) / std
+            theirs = self(picture).numpy()
+            if ours.shape != theirs.shape or np.abs(ours - theirs).max() > SAME:
+                raise self._refused("it makes other pixels of a picture than its settings say")
 
     def _normalization(self, size_px: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation, asked of a black and a white picture: processors scale in ways of their own."""
@@ -163,7 +174,7 @@ def processor_of(transformers: Any, folder: Folder) -> Processor:
     return Processor(library, library.to_dict(), folder.source)
 
 
-def photos() -> list[Image.Image]:
+def _pictures() -> list[Image.Image]:
     """Generated pictures of odd sizes, smooth and sharp, to compare two transforms on."""
     random = np.random.default_rng(0)
     found = []

@@ -33,12 +33,13 @@ class EvalTransform(_Part):
     resize: Literal["central_square", "shorter_side", "stretch"] = "central_square"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
     cut: Literal["nearest", "down"] = "nearest"
+    resized_by: Literal["pillow", "torchvision"] = "pillow"
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def scaling(self) -> Scaling:
-        return Scaling(self.resize_size, self.crop_size, self.resize, self.interpolation, self.cut)
+        return Scaling(self.resize_size, self.crop_size, self.resize, self.interpolation, self.cut, self.resized_by)
 
 
 class Thresholds(_Part):

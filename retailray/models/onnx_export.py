@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from retailray.data.images import CENTRAL_SQUARE, STRETCH, Scaling
 from retailray.errors import ModelError
 from retailray.models.bundle import Bundle
 from retailray.models.predictor import Normalize
@@ -23,28 +24,56 @@ EXAMPLES = ((1, 300, 400), (2, 517, 333), (1, 224, 1000), (3, 90, 61))  # pictur
 
 
 class Resize(nn.Module):
-    """Float ``(B, 3, H, W)`` to ``(B, 3, crop_size, crop_size)``: the shorter side to ``resize_size``, then the central
-    square, in one step of matrix products with triangle filters, as Pillow's BILINEAR computes it."""
+    """Float ``(B, 3, H, W)`` to ``(B, 3, crop_size, crop_size)`` in two matrix products with the filters of Pillow."""
 
-    def __init__(self, resize_size: int, crop_size: int) -> None:
+    def __init__(self, scaling: Scaling) -> None:
         super().__init__()
-        self.resize_size, self.crop_size = resize_size, crop_size
+        self.scaling = scaling
+        if scaling.interpolation not in KERNELS:
+            raise ModelError(
+                f"export: pictures are resized by {scaling.interpolation}; only {' and '.join(KERNELS)} can be "
+                "expressed in the graph"
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2], images.shape[-1]
         shorter = cast(int, torch.sym_min(height, width))  # a symbol where the graph is traced
         rows, columns = self._filters(height, shorter, images), self._filters(width, shorter, images)
-        return rows @ images @ columns.T
+        # Pillow's first pass is along the rows, and each ends with levels of 0 to 255
+        return (rows @ (images @ columns.T).clamp(0, 255)).clamp(0, 255)
 
     def _filters(self, length: int, shorter: int, like: torch.Tensor) -> torch.Tensor:
         """``(crop_size, length)``: what each source pixel contributes to each pixel of the cut."""
+        scaling = self.scaling
         source = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
-        target = torch.arange(self.crop_size, dtype=like.dtype, device=like.device) + 0.5
-        scale = shorter / self.resize_size  # source pixels for one of the target
-        centre = length / 2 + (target - self.crop_size / 2) * scale
-        support = torch.clamp(torch.ones_like(source[:1]) * scale, min=1.0)
-        weights = torch.clamp(1 - (source[None] - centre[:, None]).abs() / support, min=0.0)
+        target = torch.arange(scaling.crop_size, dtype=like.dtype, device=like.device) + 0.5
+        one = torch.ones_like(source[:1])
+        if scaling.resize == CENTRAL_SQUARE:
+            scale = one * shorter / scaling.resize_size  # source pixels for one of the target
+            centre = one * length / 2 + (target - scaling.crop_size / 2) * scale
+        else:
+            size: int = scaling.resize_size
+            scaled = one * (size if scaling.resize == STRETCH else size * length // shorter)
+            before = (scaled - scaling.crop_size) / 2
+            scale = one * length / scaled
+            centre = (target + (torch.floor(before) if scaling.cut == "down" else torch.round(before))) * scale
+        distance = (source[None] - centre[:, None]).abs() / torch.clamp(scale, min=1.0)
+        weights = KERNELS[scaling.interpolation](distance)
         return weights / weights.sum(1, keepdim=True)
+
+
+def _triangle(distance: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(1 - distance, min=0.0)
+
+
+def _cubic(distance: torch.Tensor) -> torch.Tensor:
+    """Keys' with a = -0.5, as Pillow has it."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+
+
+KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 class Served(nn.Module):
@@ -53,7 +82,7 @@ class Served(nn.Module):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         transform = bundle.meta.transform
-        self.resize = Resize(transform.resize_size, transform.crop_size)
+        self.resize = Resize(transform.scaling)
         self.normalize = Normalize(transform.mean, transform.std)
         self.network, self.temperature = bundle.build(), bundle.meta.temperature
 

@@ -26,6 +26,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
+LOGITS_FIELD = pa.field("logits", pa.list_(pa.float32()))  # of all labels, before the temperature
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
 
@@ -39,7 +40,8 @@ class PredictorSettings:
         compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
         num_images: that one actor will see, about. batch_size: of its batches.
         agreement: where the first actor stores the precision that it measured and whether it has compiled.
-        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`SCORED_AT`: columns that are appended.
+        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`LOGITS_FIELD`, :data:`SCORED_AT`: columns that are
+            appended.
     """
 
     uri: str
@@ -151,6 +153,8 @@ class PredictBatch:
             UNCALIBRATED.name: pa.array(plain[:, 0]),
             EMBEDDING: _lists(pa.array(embeddings.ravel()), embeddings.shape[1]),
         }
+        if LOGITS_FIELD in self.fields:
+            columns[LOGITS_FIELD.name] = _lists(pa.array(logits.ravel()), logits.shape[1])
         return pa.table(columns)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +44,17 @@ class TimmBackbone:
         timm, facts = timm_package(), self._facts()
         options = {"img_size": image_size} if facts.fixed_input_size else {}
         try:
-            model = timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
+            if options:
+                with torch.device("meta"):  # some find out in their first pass only; there it computes nothing
+                    tried = timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
+                    tried(torch.zeros(1, 3, image_size, image_size))
+            return timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
+        except NotImplementedError:  # of an operation that has no form without data
+            return timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 f"transform.image_size = {image_size}: {self.arch} cannot be built for it ({error})"
             ) from error
-        return model
 
     def _facts(self) -> Any:
         """What timm knows of the weights of that name. Raises ModelError where it knows no such name."""
@@ -97,24 +103,31 @@ class TimmBackbone:
         return Weights(model.state_dict(), tuple(mean), tuple(std))
 
     def eval_transform(self) -> EvalTransform:
-        facts = self._facts()
-        _, height, width = facts.input_size
-        problems = {
-            f"pictures of {height} x {width} px": height != width,
-            f"crop_mode {facts.crop_mode}": facts.crop_mode not in (None, "center", "squash"),
-        }
-        if found := [what for what, wrong in problems.items() if wrong]:
-            raise ModelError(
-                f"{self.arch}: its transform ({', '.join(found)}) cannot be expressed: give bundle.transform"
-            )
-        return EvalTransform(
-            resize_size=math.floor(height / (facts.crop_pct or 0.875)),
-            crop_size=height,
-            resize="stretch" if facts.crop_mode == "squash" else "shorter_side",
-            interpolation=facts.interpolation or "bilinear",
-            mean=tuple(facts.mean),
-            std=tuple(facts.std),
-        )
+        return transform_of(dataclasses.asdict(self._facts()), self.arch)
 
     def renamed(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return state
+
+
+def transform_of(facts: Mapping[str, Any], arch: str) -> EvalTransform:
+    """What timm does before it evaluates, by what a config of its says. Raises ModelError where that cannot be said."""
+    try:
+        _, height, width = facts["input_size"]
+        crop_mode, crop_pct = facts.get("crop_mode"), facts.get("crop_pct") or 0.875
+        if height != width or crop_mode not in (None, "center", "squash"):
+            raise ModelError(
+                f"{arch}: its transform (crop_mode {crop_mode}, {height} x {width} px) cannot be expressed: give "
+                "bundle.transform"
+            )
+        return EvalTransform.model_validate(
+            {
+                "resize_size": math.floor(height / crop_pct),
+                "crop_size": height,
+                "resize": "stretch" if crop_mode == "squash" else "shorter_side",
+                "interpolation": facts.get("interpolation") or "bilinear",
+                "mean": facts["mean"],
+                "std": facts["std"],
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{arch}: its pretrained_cfg does not say how pictures are prepared ({error})") from error

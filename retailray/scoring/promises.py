@@ -24,9 +24,9 @@ def read_validation(model_uri: str, section: ScoreSection) -> Validation | None:
         return Validation(**columns, embeddings=np.stack(rows.column(EMBEDDING).to_numpy()))
     if target:
         raise ModelError(
-            f"score.target_precision = {target}: {model_uri} does not say which validation rows chose its epoch "
-            "and its temperature, so none can be held against it; train it again with this version, or leave "
-            "score.target_precision out"
+            f"score.target_precision = {target}: {model_uri} has no validation rows that a promise could rest on; "
+            "train it again with this version, give `retailray bundle` a catalog.uri if it was trained elsewhere, or "
+            "leave score.target_precision out"
         )
     return None
 

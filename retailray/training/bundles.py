@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.fingerprints import fingerprints
-from retailray.models.backbones import Backbone
+from retailray.models.backbones import Backbone, plain_name
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, save_bundle
-from retailray.models.calibration import Calibration
-from retailray.models.meta import EMBEDDING
+from retailray.models.calibration import Calibration, validation_table
 from retailray.provenance import provenance
 from retailray.runs import RunDirectory
 from retailray.training.best_epoch import Epoch
@@ -54,9 +52,9 @@ class TrainedModel:
             "validation_rows": best["validation_rows"],
         }
         return BundleMeta(
-            name=config.model.name or config.model.arch,
+            name=config.model.name or plain_name(self.backbone.arch),
             version=new_version(self.state),
-            arch=config.model.arch,
+            arch=self.backbone.arch,
             backbone=self.backbone.config,
             labels=self.labels,
             transform=EvalTransform(
@@ -95,31 +93,16 @@ class TrainedModel:
             & ~train.column("repeated")
         )
         trained_on = pa.table({"image": fingerprints(train.column("uri")[used])})
-        save_bundle(bundle, self.meta, self.state, validation=self._validation(), training_rows=trained_on)
+        validation = validation_table(self.calibration, self.splits["validation"].rows, self.labels)
+        save_bundle(bundle, self.meta, self.state, validation=validation, training_rows=trained_on)
         return bundle
 
-    def _validation(self) -> pa.Table:
-        calibration, labels = self.calibration, pa.array(self.labels)
-        rows = self.splits["validation"].rows
-        rows = rows.take(pc.index_in(pa.array(calibration.row_ids), value_set=rows.column("row_id").combine_chunks()))
-        return pa.table(
-            {
-                "id": rows.column("id"),
-                "group": rows.column("group"),
-                "role": pa.array(calibration.roles.tolist(), pa.string()),
-                "label": labels.take(pa.array(calibration.targets)),
-                "pred_label": labels.take(pa.array(calibration.predicted)),
-                "pred_score": calibration.scores,
-                EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
-            }
-        )
 
-
-def register(config: TrainConfig, bundle: str, meta: BundleMeta) -> dict[str, str]:
-    """Copy a bundle to the registry if ``model.registry`` is set; return its address there as ``registered``."""
-    if not config.model.registry:
+def register(registry: str | None, bundle: str, meta: BundleMeta) -> dict[str, str]:
+    """Copy a bundle to the registry, if there is one; return its address there as ``registered``."""
+    if not registry:
         return {}
-    registered = storage.join(storage.normalize(config.model.registry), meta.name, meta.version)
+    registered = storage.join(storage.normalize(registry), meta.name, meta.version)
     copy_bundle(bundle, registered)
     events.emit("registered", bundle=registered)
     return {"registered": registered}

@@ -60,8 +60,10 @@ def rows_digest(splits: dict[str, Catalog]) -> str:
     return digest.hexdigest()
 
 
-def validation_roles(groups: np.ndarray, *, seed: int) -> np.ndarray:
+def validation_roles(groups: np.ndarray, *, seed: int, chooses_epoch: bool = True) -> np.ndarray:
     """Say for every validation row what it is used for: choosing the best epoch, the temperature, or thresholds.
+
+    ``chooses_epoch``: whether rows do that; where the model was trained elsewhere, those are for thresholds too.
 
     Rows of one product have one role. A row that chose the epoch or the temperature would make a promise of precision
     look better than it is.
@@ -75,7 +77,7 @@ def validation_roles(groups: np.ndarray, *, seed: int) -> np.ndarray:
     products = sorted(set(groups), key=lambda product: hash_unit(seed, f"role\0{product}"))
     num_temperature = min(int(TEMPERATURE_SHARE * len(products)), MAX_TEMPERATURE_PRODUCTS)
     num_thresholds = max(int(THRESHOLDS_SHARE * len(products)), len(products) - num_temperature - MAX_EPOCH_PRODUCTS)
-    roles = dict.fromkeys(products, EPOCH)
+    roles = dict.fromkeys(products, EPOCH if chooses_epoch else THRESHOLDS)
     roles |= dict.fromkeys(products[:num_thresholds], THRESHOLDS)
     roles |= dict.fromkeys(products[num_thresholds : num_thresholds + num_temperature], TEMPERATURE)
     return np.array([roles[group] for group in groups], dtype=object)

@@ -167,7 +167,7 @@ def _publish(
 ) -> None:
     """Register the bundle, and leave report and summary. ``prepared_s``: when the first fit began."""
     config, meta, best, folds, history = trained.config, trained.meta, trained.best, trained.folds, result.history
-    registered = register(config, bundle, meta)
+    registered = register(config.model.registry, bundle, meta)
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
     judged = verdict(history, num_labels=len(trained.labels))
     write_training_report(run, meta, config, history, judged, result, folds)

@@ -66,7 +66,7 @@ def tune(config: TuneConfig) -> str:
         trained = trained_winner(shared, row, splits, run, executor)
         bundle = trained.save(run)
         winner = Winner(row, trained, verify(trained, run, bundle, executor.engine))
-        registered = register(config, bundle, trained.meta)
+        registered = register(config.model.registry, bundle, trained.meta)
     _publish(ledger, winner, run, watch, {"bundle": bundle, **times}, registered)
     return bundle
 

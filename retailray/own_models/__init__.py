@@ -1,0 +1,1 @@
+"""``bundle``: a classifier that was trained elsewhere becomes a bundle."""
