@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,13 @@ class EvalTransform(_Part):
     resized_by: Literal["pillow", "torchvision"] = "pillow"
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @pydantic.field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, values: tuple[float, ...], info: pydantic.ValidationInfo) -> tuple[float, ...]:
+        if len(values) != 3 or not all(map(math.isfinite, values)) or (info.field_name == "std" and min(values) <= 0):
+            raise ValueError(f"three numbers, one a channel{', above 0' if info.field_name == 'std' else ''}")
+        return values
 
     @property
     def scaling(self) -> Scaling:

@@ -18,7 +18,7 @@ from retailray.models.backbones import (
 )
 from retailray.models.blocks import BlockSequence
 from retailray.models.bundle import load_bundle
-from retailray.models.meta import META_NAME, load_meta
+from retailray.models.meta import META_NAME, WEIGHTS_NAME, load_meta
 from retailray.models.positions import fitted_positions
 from retailray.models.state_dicts import ENDINGS, misfits, read_state
 
@@ -40,8 +40,8 @@ def pretrained_model(arch: str, weights: str, num_classes: int, *, seed: int, im
     """A model with pretrained backbone and a fresh head.
 
     ``weights``: ``none``; an address that ends in ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``; the address of a
-    directory of transformers (``arch``: ``hf``) or of a bundle (contains ``/``); or a name that the library knows,
-    downloaded by its own code unless staged.
+    directory with ``model.safetensors`` (of transformers where ``arch`` is ``hf``) or of a bundle (contains ``/``); or
+    a name that the library knows, downloaded by its own code unless staged.
 
     Raises:
         ModelError: no such architecture or weights, or they do not fit; says what is missing and how to stage.
@@ -50,8 +50,9 @@ def pretrained_model(arch: str, weights: str, num_classes: int, *, seed: int, im
     torch.manual_seed(seed)  # weights none: the whole model is drawn here
     backbone = find_backbone(arch, weights)
     model = backbone.build(num_classes, image_size=image_size)
-    found = Weights({}, *backbone.normalization())
-    if weights != "none":
+    if weights == "none":
+        found = Weights({}, *backbone.normalization())
+    else:
         found = _read(backbone, weights)
         _load_backbone(backbone, model, found.state, source=weights)
     initialize_head(model.get_submodule(backbone.head_name(model)), seed=seed)
@@ -102,8 +103,11 @@ def _read(backbone: Backbone, weights: str) -> Weights:
     if address.endswith(ENDINGS):
         return Weights(read_state(address, setting="model.weights"), *backbone.normalization())
     of_hugging_face = parse_arch(backbone.arch)[0] == HUGGING_FACE
-    if of_hugging_face and not _is_bundle(weights):
-        return backbone.weights(address)
+    if not _is_bundle(weights):
+        if of_hugging_face:
+            return backbone.weights(address)
+        if storage.exists(file := storage.join(address, WEIGHTS_NAME)):  # a directory as the hub has it
+            return Weights(read_state(file, setting="model.weights"), *backbone.normalization())
     bundle = load_bundle(address)
     # a network of transformers is what the bundle's own config says, under whatever name
     if not of_hugging_face and bundle.meta.arch != backbone.arch:

@@ -123,3 +123,28 @@ def rename_labels(bundle):
     names = [line.split("  ")[1] for line in lines]
     sums = [hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in names]
     (bundle / "MANIFEST").write_text("".join(f"{digest}  {name}\n" for digest, name in zip(sums, names, strict=True)))
+
+
+def weights_of_three_libraries(shop):
+    """Random weights, a folder for each network: ``<folder>/{arch}``, with some of each library."""
+    import safetensors.torch
+    import timm
+    import torch
+    import transformers
+
+    from tests.models.test_other_libraries import HF
+
+    folder = shop["catalog.uri"].parent / "weights"
+    torch.manual_seed(0)
+    networks = {
+        "resnet18": safetensors.torch.load_file(str(shop["model.weights"]).format(arch="resnet18")),
+        "resnet10t": timm.create_model("resnet10t", num_classes=7).state_dict(),
+        "vit_tiny_patch16_224": timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(),
+    }
+    for name, state in networks.items():
+        (folder / name).mkdir(parents=True)
+        safetensors.torch.save_file(state, folder / name / "model.safetensors")
+    config = transformers.ViTConfig(**HF["vit"] | {"image_size": 32, "patch_size": 8}, num_labels=9)
+    transformers.ViTForImageClassification(config).save_pretrained(folder / "small-vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "small-vit")
+    return f"{folder}/{{arch}}"

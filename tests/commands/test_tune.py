@@ -22,6 +22,7 @@ from tests.commands.helpers import (
     read_text,
     run_beside,
     start_command,
+    weights_of_three_libraries,
     words_of,
 )
 
@@ -165,9 +166,11 @@ class TestSearches:
             assert trials["train.head_lr"].between(1e-4, 1e-1).all()
             assert set(trials["train.label_smoothing"]) <= {0.0, 0.1}
 
-    def test_a_grid_of_two_backbones_and_two_augmentations_decodes_once(self, shop, retailray, tmp_path):
-        space = {"model.arch": ["resnet18", "squeezenet1_1"], "transform.augment": ["none", "standard"]}
+    def test_a_grid_of_networks_of_three_libraries_and_two_augmentations_decodes_once(self, shop, retailray, tmp_path):
+        archs = ["resnet18", "timm:resnet10t", "hf:small-vit"]
+        space = {"model.arch": archs, "transform.augment": ["none", "standard"]}
         settings = shop | {
+            "model.weights": weights_of_three_libraries(shop),
             "model.trainable": "head",
             "train.epochs": 2,
             "tune.space": json.dumps(space),
@@ -179,7 +182,7 @@ class TestSearches:
         }
         code, out, err = retailray("tune", **settings)
         assert code == 0, err
-        assert [event["reads"] for event in said(out, "pass")] == ["images"] + ["cached pixels"] * 4
+        assert [event["reads"] for event in said(out, "pass")] == ["images"] + ["cached pixels"] * 6
         run = latest(str(tmp_path / "o"))
         trials = trials_of(run)
         assert set(zip(trials["model.arch"], trials["transform.augment"], strict=True)) == {
