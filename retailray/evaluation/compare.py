@@ -72,7 +72,7 @@ def predict_both(
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
         for name, side in sides.items():
-            table = predict_catalog(section, catalog, side.uri, side.meta, plan, executor, batch_size=batch_size)
+            table = predict_catalog(section, catalog, side.uri, plan, executor, batch_size=batch_size)
             frame = (
                 table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX)).set_index("row_id")
             )

@@ -16,10 +16,9 @@ from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError
-from retailray.evaluation.predictions import predict_catalog
+from retailray.evaluation.predictions import predict_rows
 from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
-from retailray.execution import plan_scoring, start_executor
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.registry import resolve_alias
@@ -47,7 +46,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     unknown = _warn(config, catalog, side)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
-    predicted = _predict(config, catalog, meta, run)
+    batch_size = config.evaluate.batch_size
+    predicted = predict_rows(config.catalog, config.cluster, catalog, config.model.uri, run, batch_size=batch_size)
     errors = error_rows(predicted)
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
     frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
@@ -114,15 +114,6 @@ def _warn_of_another_split(config: EvaluateConfig, meta: BundleMeta) -> None:
             trained_with=theirs[2],
             note="the split settings differ from those of training, so training rows may be among these",
         )
-
-
-def _predict(config: EvaluateConfig, catalog: Catalog, meta: BundleMeta, run: RunDirectory) -> pa.Table:
-    with start_executor(config.cluster, num_images=len(catalog)) as executor:
-        run.machines = executor.machines
-        batch_size = config.evaluate.batch_size
-        plan = plan_scoring(executor.capacity, config.cluster, num_images=len(catalog), batch_size=batch_size)
-        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
-        return predict_catalog(config.catalog, catalog, config.model.uri, meta, plan, executor, batch_size=batch_size)
 
 
 def _measure(used: pd.DataFrame, *, bootstrap: int) -> dict[str, object]:

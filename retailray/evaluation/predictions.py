@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from retailray.config import CatalogSection
+from retailray.config import CatalogSection, ClusterSection
 from retailray.data.access import access_of
 from retailray.data.arrow_tables import gathered
 from retailray.data.catalog import Catalog
@@ -10,18 +10,36 @@ from retailray.data.decoding import CHUNK_ROWS, DecodeSpec, blocks_of, decode_ro
 from retailray.data.images import limits_of
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.errors import RetailrayError
-from retailray.execution import Executor, Plan
-from retailray.models.meta import BundleMeta
+from retailray.execution import Executor, Plan, plan_scoring, start_executor
+from retailray.models.meta import load_meta
 from retailray.models.predicting import UNCALIBRATED, PredictorSettings, predict_stream
+from retailray.runs import RunDirectory
 
 TOP_K = 5
+
+
+def predict_rows(  # many because it hands on what predict_catalog takes
+    section: CatalogSection,
+    cluster: ClusterSection,
+    catalog: Catalog,
+    uri: str,
+    run: RunDirectory,
+    *,
+    batch_size: int,
+    also: tuple[pa.Field, ...] = (UNCALIBRATED,),
+) -> pa.Table:
+    """:func:`predict_catalog` with an executor of its own, for commands that do nothing else with one."""
+    with start_executor(cluster, num_images=len(catalog)) as executor:
+        run.machines = executor.machines
+        plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
+        executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
+        return predict_catalog(section, catalog, uri, plan, executor, batch_size=batch_size, also=also)
 
 
 def predict_catalog(
     section: CatalogSection,
     catalog: Catalog,
     uri: str,
-    meta: BundleMeta,
     plan: Plan,
     executor: Executor,
     *,
@@ -34,7 +52,7 @@ def predict_catalog(
     Raises:
         RetailrayError: a task or an actor failed for good.
     """
-    spec = DecodeSpec(meta.transform.scaling, limits_of(section))
+    spec = DecodeSpec(load_meta(uri)[0].transform.scaling, limits_of(section))
     table = transport_table(catalog)
     blocks = executor.stream(blocks_of(table, int(4 * executor.capacity.num_cpus)), plan)
     images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)

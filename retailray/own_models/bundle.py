@@ -39,7 +39,7 @@ def make_bundle(config: BundleConfig) -> str:
     if catalog is not None:
         draft = run.path("uncalibrated")
         save_bundle(draft, meta, own.state)
-        found = calibrate_on(config, catalog, draft, meta, run)
+        found = calibrate_on(config, catalog, draft, own.labels, run)
         storage.remove_folder(draft)
         meta = _calibrated(config, meta, found)
     bundle = run.path("bundle")

@@ -13,10 +13,9 @@ from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.decoding import CODE
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.errors import CatalogError
-from retailray.evaluation.predictions import predict_catalog
-from retailray.execution import plan_scoring, start_executor
+from retailray.evaluation.predictions import predict_rows
 from retailray.models.calibration import Calibration, calibrate, validation_table
-from retailray.models.meta import EMBEDDING, BundleMeta
+from retailray.models.meta import EMBEDDING
 from retailray.models.predicting import EMBEDDING_FIELD, LOGITS_FIELD
 from retailray.runs import RunDirectory
 from retailray.training.rows import targets_of, validation_roles
@@ -64,27 +63,15 @@ def calibration_rows(config: BundleConfig, labels: list[str]) -> Catalog:
 
 
 def calibrate_on(
-    config: BundleConfig, catalog: Catalog, address: str, meta: BundleMeta, run: RunDirectory
+    config: BundleConfig, catalog: Catalog, address: str, labels: list[str], run: RunDirectory
 ) -> Calibrated:
     """Predict the rows with the bundle at ``address``, and fit what can be fitted.
 
     Raises:
         CatalogError: no image could be read. RetailrayError: a task or an actor failed for good.
     """
-    with start_executor(config.cluster, num_images=len(catalog)) as executor:
-        run.machines = executor.machines
-        plan = plan_scoring(executor.capacity, config.cluster, num_images=len(catalog), batch_size=BATCH_SIZE)
-        executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
-        found = predict_catalog(
-            config.catalog,
-            catalog,
-            address,
-            meta,
-            plan,
-            executor,
-            batch_size=BATCH_SIZE,
-            also=(LOGITS_FIELD, EMBEDDING_FIELD),
-        )
+    also = (LOGITS_FIELD, EMBEDDING_FIELD)
+    found = predict_rows(config.catalog, config.cluster, catalog, address, run, batch_size=BATCH_SIZE, also=also)
     used = found.filter(pc.equal(found.column(CODE), ""))
     if failed := found.num_rows - used.num_rows:
         events.emit("warning", images_that_failed=failed, note="see `retailray check`")
@@ -93,7 +80,7 @@ def calibrate_on(
     mine = catalog.rows.filter(pc.is_in(catalog.rows.column("row_id"), value_set=used.column(ROW_ID).combine_chunks()))
     rows = in_order_of(used.column(ROW_ID), mine, key="row_id")
     logits = torch.from_numpy(np.stack(used.column(LOGITS_FIELD.name).to_numpy()))
-    targets = torch.from_numpy(targets_of(rows.column("label").to_numpy(), meta.labels))
+    targets = torch.from_numpy(targets_of(rows.column("label").to_numpy(), labels))
     calibration = calibrate(
         logits,
         targets,
@@ -101,9 +88,7 @@ def calibrate_on(
         torch.from_numpy(rows.column("row_id").to_numpy()),
         validation_roles(rows.column("group").to_numpy(), seed=0, chooses_epoch=False),
     )
-    return Calibrated(
-        calibration, validation_table(calibration, rows, meta.labels), _measures(calibration, logits, targets)
-    )
+    return Calibrated(calibration, validation_table(calibration, rows, labels), _measures(calibration, logits, targets))
 
 
 def _measures(calibration: Calibration, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, object]:

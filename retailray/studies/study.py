@@ -17,7 +17,6 @@ from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError, RetailrayError
 from retailray.evaluation.predictions import predict_catalog
 from retailray.execution import Executor, plan_scoring, start_executor
-from retailray.models.meta import load_meta
 from retailray.quality.check import check
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
@@ -145,8 +144,7 @@ def predict_test_rows(config: StudyConfig, fits: list[Fit], test: Catalog, execu
     truth = test.rows.select(["row_id", "id", "group", "uri", "label"]).to_pandas()
     parts = []
     for fit in fits:
-        meta, _ = load_meta(fit.bundle)
-        table = predict_catalog(config.catalog, test, fit.bundle, meta, plan, executor, batch_size=PREDICT_BATCH)
+        table = predict_catalog(config.catalog, test, fit.bundle, plan, executor, batch_size=PREDICT_BATCH)
         frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX))
         said = frame.loc[frame.error_code == "", ["row_id", "pred_label", "pred_score"]]
         parts.append(truth.merge(said, on="row_id", validate="one_to_one").assign(model=fit.model.name, seed=fit.seed))

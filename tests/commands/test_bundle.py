@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -314,3 +317,46 @@ def test_a_directory_of_timm_on_the_hub(retailray, photos, tiny, tmp_path):
     )
     found = scored(retailray, photos, bundle, tmp_path / "scores")
     assert found == pytest.approx(of_script(model, transform, photos), abs=1e-4)
+
+
+LINES = re.findall(
+    r"^\| .* \| `retailray (.*)` \|$", (Path(__file__).parents[2] / "docs/models.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.fixture(scope="module")
+def typed(photos, tmp_path_factory):
+    """A folder with the files that the guide names."""
+    folder = tmp_path_factory.mktemp("typed")
+    directory("vit", folder / "vit-shop")
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), folder / "last.pth")
+    model = timm.create_model("resnet10t", num_classes=5)
+    (folder / "timm-shop").mkdir()
+    for name in ("timm.safetensors", "timm-shop/model.safetensors"):
+        safetensors.torch.save_file(model.state_dict(), folder / name)
+    config = {"architecture": "resnet10t", "label_names": LABELS, "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "timm-shop/config.json").write_text(json.dumps(config))
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    (folder / "classes.json").write_text(json.dumps(LABELS))
+    rows = pd.read_csv(photos / "catalog.csv")
+    rows.assign(image=[str(photos / name) for name in rows.image]).to_csv(folder / "labelled.csv", index=False)
+    return folder
+
+
+def test_the_guide_has_a_line_for_every_source():
+    assert len(LINES) == 12
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_line_of_the_guide_works(line, typed, bucket, capfd, monkeypatch, tmp_path):
+    from retailray import storage
+    from retailray.cli import main
+
+    for file in (typed / "vit-shop").iterdir():
+        storage.write_bytes(f"{bucket}/models/vit-shop/{file.name}", file.read_bytes())
+    monkeypatch.chdir(typed)
+    words = shlex.split(line.replace("s3://shop/", f"{bucket}/").replace("--out ", f"--out {tmp_path}/"))
+    small = ["--train.epochs", "1", "--split.validation", "0.4"] if words[0] == "train" else []
+    assert main([*words, *small, "--cluster.engine", "inline"]) == 0, capfd.readouterr().err
+    assert list(tmp_path.rglob("bundle/MANIFEST"))

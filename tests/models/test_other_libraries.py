@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -221,3 +223,22 @@ def test_a_directory_of_transformers_is_fine_tuned_from(tmp_path):
     assert json.loads(json.dumps(found.backbone.config))["hidden_size"] == 32
     larger = pretrained_model("hf", str(tmp_path), 3, seed=0, image_size=96).network
     assert larger(torch.rand(1, 3, 96, 96)).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_the_tables_in_the_docs_are_true():
+    text = (Path(__file__).parents[2] / "docs/freeze-depth.md").read_text()
+    rows = re.findall(r"^\| `((?:timm|hf):\w+)` \| (\d+) \| (.*?) \|$", text, re.MULTILINE)
+    assert len(rows) >= 19
+    for arch, count, names in rows:
+        library, _, name = arch.partition(":")
+        if library == "timm":
+            found = backbone_of(arch)
+            size = timm.get_pretrained_cfg(name).input_size[-1]
+        else:  # of the size that its config has by itself
+            found, size = backbone_of(arch, {"model_type": name}), 224
+        with torch.device("meta"):
+            chain = found.blocks(found.build(5, image_size=size))
+        named = re.findall(r"`([^`]+)`", names)
+        assert len(chain.blocks) == int(count), arch
+        assert (named[0], named[-1]) == (chain.blocks[0][0], chain.blocks[-1][0]), arch
