@@ -5,12 +5,14 @@
 names).
 """
 
-from typing import NamedTuple, Protocol
+import importlib
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from retailray.errors import ModelError
+from retailray.interrupts import importing
 from retailray.models.blocks import BlockSequence
 from retailray.models.meta import EvalTransform
 
@@ -80,6 +82,15 @@ def parse_arch(arch: str) -> tuple[str, str]:
     if library == HUGGING_FACE:
         return HUGGING_FACE, name
     return (library, name) if colon else ("", arch)
+
+
+def optional_package(name: str, *, extra: str) -> Any:
+    """A package of an extra. Raises ModelError where it is not installed."""
+    try:
+        with importing():
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelError(f"models of {name} need a package: pip install 'retailray[{extra}]' ({error})") from error
 
 
 def plain_name(arch: str) -> str:

@@ -6,18 +6,15 @@ What such a network is made of is in the ``config.json`` of its directory, and h
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
 from retailray.errors import ModelError
-from retailray.interrupts import importing
-from retailray.models.backbones import HUGGING_FACE, Weights
+from retailray.models.backbones import HUGGING_FACE, Weights, optional_package
 from retailray.models.blocks import BlockSequence
 from retailray.models.hf_directory import CONFIG_NAME, PROCESSOR_NAME, local_directory, processor_of
 from retailray.models.meta import EvalTransform
@@ -25,15 +22,6 @@ from retailray.models.meta import EvalTransform
 # they interpolate their positions to a picture's size themselves; the config has the size of the positions
 _ANY_SIZE = ("dinov2", "dinov2_with_registers")
 _OF_LABELS = ("id2label", "label2id", "num_labels", "transformers_version", "_name_or_path")
-
-
-def transformers_package() -> Any:
-    """The package. Raises ModelError where it is not installed."""
-    try:
-        with importing():
-            return importlib.import_module("transformers")
-    except ImportError as error:
-        raise ModelError(f"models of Hugging Face need a package: pip install 'retailray[hf]' ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +61,7 @@ class HuggingFaceBackbone:
     def build(self, num_classes: int, *, image_size: int) -> nn.Module:
         from retailray.models.hf_blocks import Classifier
 
-        transformers, values = transformers_package(), self.config
+        transformers, values = optional_package("transformers", extra="hf"), self.config
         kind = str(values.pop("model_type"))
         if "image_size" in values and kind not in _ANY_SIZE:
             values["image_size"] = image_size
@@ -112,7 +100,7 @@ class HuggingFaceBackbone:
         if not self.source:
             raise ModelError(f"{self.arch}: a bundle has no preprocessor_config.json")
         with local_directory(self.source) as folder:
-            return processor_of(transformers_package(), folder).transform()
+            return processor_of(optional_package("transformers", extra="hf"), folder).transform()
 
     def renamed(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return state
@@ -127,7 +115,7 @@ def load_pretrained(source: str) -> nn.Module:
     """
     from retailray.models.hf_blocks import Classifier
 
-    transformers = transformers_package()
+    transformers = optional_package("transformers", extra="hf")
     with local_directory(source) as folder, _quiet():
         refuse_code(folder.config(), source)
         try:
@@ -162,7 +150,7 @@ def downloaded(name: str) -> str:
     Raises:
         ModelError: it cannot be had; says how to stage it.
     """
-    transformers_package()
+    optional_package("transformers", extra="hf")
     from huggingface_hub import snapshot_download
 
     try:

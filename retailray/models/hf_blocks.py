@@ -18,6 +18,9 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        for module in network.modules():  # of pretraining; no picture is masked here, so that it would get no gradient
+            if "mask_token" in module._parameters:
+                module.register_parameter("mask_token", None)
 
     @property
     def model_type(self) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +10,9 @@ import torch
 from torch import nn
 
 from retailray.errors import ModelError
-from retailray.interrupts import importing
-from retailray.models.backbones import TIMM, Weights
+from retailray.models.backbones import TIMM, Weights, optional_package
 from retailray.models.blocks import BlockSequence
 from retailray.models.meta import EvalTransform
-
-
-def timm_package() -> Any:
-    """The package. Raises ModelError where it is not installed."""
-    try:
-        with importing():
-            return importlib.import_module("timm")
-    except ImportError as error:
-        raise ModelError(f"models of timm need a package: pip install 'retailray[timm]' ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +30,7 @@ class TimmBackbone:
         return {}
 
     def build(self, num_classes: int, *, image_size: int) -> nn.Module:
-        timm, facts = timm_package(), self._facts()
+        timm, facts = optional_package("timm", extra="timm"), self._facts()
         options = {"img_size": image_size} if facts.fixed_input_size else {}
         try:
             if options:
@@ -58,7 +47,7 @@ class TimmBackbone:
 
     def _facts(self) -> Any:
         """What timm knows of the weights of that name. Raises ModelError where it knows no such name."""
-        timm = timm_package()
+        timm = optional_package("timm", extra="timm")
         if not timm.is_model(self.name):
             near = difflib.get_close_matches(self.name, timm.list_models(), n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(f'timm:{one}' for one in near)}?" if near else "see timm.list_models()"
@@ -92,7 +81,7 @@ class TimmBackbone:
         self._facts()
         tagged = self.name if name == "DEFAULT" else f"{self.name.partition('.')[0]}.{name}"
         try:
-            model = timm_package().create_model(tagged, pretrained=True)
+            model = optional_package("timm", extra="timm").create_model(tagged, pretrained=True)
         except Exception as error:  # of the network, of the hub, of timm
             text = " ".join(str(error).split())[:300]
             raise ModelError(

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def test_blocks_then_head_are_the_librarys_own_forward(arch):
     found = [id(parameter) for part in parts for parameter in part.parameters()]
     assert len(found) == len(set(found))
     assert set(found) == {id(parameter) for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_all_that_is_trained_gets_a_gradient(arch):
+    """Else DistributedDataParallel waits for gradients that never come."""
+    model = built(arch)
+    chain = backbone(arch).blocks(model)
+    freeze(chain, 0)
+    train_mode(chain, 0)
+    images = torch.rand(4, 3, size_of(arch), size_of(arch))
+    torch.nn.functional.cross_entropy(chain.suffix(0)(images), torch.tensor([0, 1, 2, 3])).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("arch", ALL)
@@ -191,6 +204,13 @@ def test_timms_normalisation_comes_with_its_names(tmp_path):
 def test_names_that_are_none(arch, words):
     with pytest.raises(ModelError, match=words):
         backbone_of(arch).build(3, image_size=224)
+
+
+@pytest.mark.parametrize(("arch", "extra"), [("timm:resnet18", "timm"), ("hf:vit", "hf")])
+def test_an_extra_that_is_not_installed_is_named(arch, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, {"timm": "timm", "hf": "transformers"}[extra], None)
+    with pytest.raises(ModelError, match=rf"pip install 'retailray\[{extra}\]'"):
+        backbone(arch).build(3, image_size=224)
 
 
 def test_a_network_of_one_picture_size_says_so():
