@@ -71,6 +71,7 @@ def inference_environment() -> str:
     for name in INFERENCE_CODE:
         digest.update((Path(__file__).parent / name).read_bytes())
     versions = [f"{name}={version(name)}" for name in ("pillow", "pillow-heif", "torch", "torchvision")]
+    versions += [f"{name}={version(name)}" for name in EXTRA_LIBRARIES]
     return " ".join([f"code={digest.hexdigest()[:16]}", *versions])
 
 

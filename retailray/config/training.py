@@ -9,9 +9,11 @@ from retailray.config.base import Section, normalized
 
 # names of networks that normalise by LayerNorm, in all three libraries
 WITH_LAYER_NORM = (
-    *("beit", "caformer", "coatnet", "convformer", "convnext", "davit", "deit", "dino", "eva", "flexivit", "hiera"),
+    *("beit", "caformer", "cait", "coatnet", "crossvit", "gcvit", "resmlp", "tnt", "visformer", "volo"),
+    *("convformer", "convnext", "davit", "deit", "dino", "eva", "flexivit", "hiera"),
     *("maxvit", "maxxvit", "mixer", "mvit", "pvt", "samvit", "siglip", "swin", "twins", "vit", "xcit"),
 )
+WITHOUT_LAYER_NORM = ("efficientnet", "mobilenet", "regnet", "resnet", "resnext")
 
 
 class ModelSection(Section):
@@ -53,11 +55,13 @@ class ModelSection(Section):
 
     @property
     def is_pretrained_with_layer_norm(self) -> bool:
-        """Whether the backbone is one that is fine-tuned with low learning rates; so is what Hugging Face has under no
-        name, since its own scripts begin with such a rate."""
+        """Whether the backbone is one that is fine-tuned with low learning rates; what Hugging Face has is, unless its
+        name says otherwise: its own scripts begin with such a rate."""
         library, _, name = self.arch.rpartition(":")
         kind = name.rpartition("/")[2].lower()
-        return self.weights != "none" and ((not library and name == "hf") or kind.startswith(WITH_LAYER_NORM))
+        if library == "hf" or (not library and name == "hf"):  # under a name of the user's own
+            return self.weights != "none" and not kind.startswith(WITHOUT_LAYER_NORM)
+        return self.weights != "none" and kind.startswith(WITH_LAYER_NORM)
 
     @property
     def resolved_weights(self) -> str:

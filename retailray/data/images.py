@@ -227,7 +227,8 @@ def _resized_by_torchvision(image: Image.Image, size: tuple[int, int], interpola
     from torchvision.transforms.v2 import InterpolationMode, functional  # for the models that ask for it alone
 
     tensor = functional.pil_to_tensor(image).contiguous()
-    resized = functional.resize(tensor, [size[1], size[0]], InterpolationMode(interpolation), antialias=True)
+    mode = InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)  # Pillow's nearest
+    resized = functional.resize(tensor, [size[1], size[0]], mode, antialias=True)
     return Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
 
 

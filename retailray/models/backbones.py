@@ -5,7 +5,9 @@
 names).
 """
 
+import hashlib
 import importlib
+import json
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -93,6 +95,12 @@ def optional_package(name: str, *, extra: str) -> Any:
         raise ModelError(f"models of {name} need a package: pip install 'retailray[{extra}]' ({error})") from error
 
 
+def described(backbone: "Backbone") -> str:
+    """A name that tells networks apart whose ``arch`` is alike, as those of transformers are."""
+    config = json.dumps(backbone.config, sort_keys=True)
+    return backbone.arch if config == "{}" else f"{backbone.arch} {hashlib.sha256(config.encode()).hexdigest()[:12]}"
+
+
 def plain_name(arch: str) -> str:
     """The name that a bundle has where nobody gave one; it may become part of an address."""
     return arch.replace(":", "-").replace("/", "-")
@@ -108,7 +116,7 @@ def backbone_of(arch: str, config: dict[str, object] | None = None) -> Backbone:
     if library == TIMM:
         from retailray.models.timm_backbone import TimmBackbone
 
-        return TimmBackbone(name)
+        return TimmBackbone.of(arch, config or {})
     if library == HUGGING_FACE:
         from retailray.models.hf_backbone import HuggingFaceBackbone
 

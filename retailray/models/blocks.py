@@ -67,6 +67,13 @@ def train_mode(chain: BlockSequence, cut: int) -> None:
     chain.head.train()
 
 
+def eval_mode(chain: BlockSequence) -> None:
+    """As the network serves. A block that shares its layers with the network has a mode of its own."""
+    for _, block in chain.blocks:
+        block.eval()
+    chain.head.eval()
+
+
 def batch_norms(chain: BlockSequence, cut: int) -> list[nn.Module]:
     """The BatchNorm layers of the blocks from ``cut`` on and of the head, which learn from the rows of a batch."""
     return [module for module in chain.suffix(cut).modules() if isinstance(module, _BatchNorm)]

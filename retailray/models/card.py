@@ -29,9 +29,10 @@ def _front(meta: BundleMeta) -> dict[str, object]:
     }
     if "validation_top1" not in meta.metrics:
         return front
+    rows = "labelled rows" if "source" in meta.data else "validation rows of the training catalog"
     measured = [{"type": "accuracy", "value": meta.metrics["validation_top1"], "name": "top-1 on validation rows"}]
     task = {"type": "image-classification"}
-    data = {"name": "validation rows of the training catalog", "type": "retail-catalog"}
+    data = {"name": rows, "type": "retail-catalog"}
     return front | {
         "model-index": [{"name": meta.name, "results": [{"task": task, "dataset": data, "metrics": measured}]}]
     }
@@ -67,7 +68,8 @@ def _measures(meta: BundleMeta) -> str:
     )
     return (
         f"## Measures\n\n{table}\n\n{of}: `retailray evaluate` measures on test rows, with intervals.\n"
-        f"Confidences are calibrated with the temperature {meta.temperature:.3f}.\n"
+        f"Confidences are {'' if meta.data.get('calibrated', True) else 'not '}calibrated"
+        f"{f' with the temperature {meta.temperature:.3f}' if meta.data.get('calibrated', True) else ''}.\n"
     )
 
 

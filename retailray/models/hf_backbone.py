@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from retailray.models.meta import EvalTransform
 
 # they interpolate their positions to a picture's size themselves; the config has the size of the positions
 _ANY_SIZE = ("dinov2", "dinov2_with_registers")
+# what names code of others: transformers would fetch kernels of that name and run them
+_OF_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 _OF_LABELS = ("id2label", "label2id", "num_labels", "transformers_version", "_name_or_path")
 
 
@@ -33,7 +36,7 @@ class HuggingFaceBackbone:
 
     arch: str
     json: str
-    source: str = ""
+    source: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def of(cls, arch: str, config: dict[str, object], source: str = "") -> "HuggingFaceBackbone":
@@ -45,7 +48,7 @@ class HuggingFaceBackbone:
             )
         refuse_code(config, source or arch)
         arch = f"{arch}:{config['model_type']}" if arch == HUGGING_FACE else arch
-        kept = {name: value for name, value in config.items() if name not in _OF_LABELS}
+        kept = {name: value for name, value in _plain(config).items() if name not in _OF_LABELS}
         return cls(arch, json.dumps(kept, sort_keys=True), source)
 
     @classmethod
@@ -89,12 +92,12 @@ class HuggingFaceBackbone:
         return ours[0]
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        transform = self.eval_transform()
-        return transform.mean, transform.std
+        with local_directory(self.source) as folder:
+            return processor_of(optional_package("transformers", extra="hf"), folder).normalization()
 
     def weights(self, name: str) -> Weights:
         """Those of the directory, whatever its number of classes; ``name`` is not used."""
-        return Weights(load_pretrained(self.source).state_dict(), *self.normalization())
+        return Weights(load_pretrained(self.source, head=False).state_dict(), *self.normalization())
 
     def eval_transform(self) -> EvalTransform:
         if not self.source:
@@ -106,9 +109,9 @@ class HuggingFaceBackbone:
         return state
 
 
-def load_pretrained(source: str) -> nn.Module:
+def load_pretrained(source: str, *, head: bool = True) -> nn.Module:
     """The network of a directory with its weights, in eval mode, by transformers' own code, which knows the names that
-    older versions gave to layers.
+    older versions gave to layers. ``head``: whether the layer of the logits must be there.
 
     Raises:
         ModelError: tensors are missing, are not known, or have another shape; or the directory is none of these.
@@ -116,11 +119,14 @@ def load_pretrained(source: str) -> nn.Module:
     from retailray.models.hf_blocks import Classifier
 
     transformers = optional_package("transformers", extra="hf")
-    with local_directory(source) as folder, _quiet():
-        refuse_code(folder.config(), source)
+    with local_directory(source, weights=True) as folder, _quiet():
+        values = folder.config()
+        refuse_code(values, source)
         try:
+            config = transformers.AutoConfig.for_model(**_plain(values))
             network, loaded = transformers.AutoModelForImageClassification.from_pretrained(
                 folder.path,
+                config=config,
                 local_files_only=True,
                 trust_remote_code=False,
                 weights_only=True,
@@ -130,9 +136,11 @@ def load_pretrained(source: str) -> nn.Module:
         except Exception as error:  # each network and each file format raises its own
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"{source}: transformers cannot read this directory: {text}") from error
+    missing = [name for name in loaded["missing_keys"] if head or not name.startswith("classifier")]
     found = {
-        "missing": loaded["missing_keys"],
-        "that the model does not have": loaded["unexpected_keys"],
+        "missing": missing,
+        # of pretraining, or of the heads of other tasks
+        "that the model does not have": loaded["unexpected_keys"] if head else [],
         "of another shape": [one[0] if isinstance(one, tuple) else one for one in loaded["mismatched_keys"]],
     }
     problems = [f"{len(names)} tensors {what}, first {sorted(names)[0]}" for what, names in found.items() if names]
@@ -142,6 +150,13 @@ def load_pretrained(source: str) -> nn.Module:
             "save_pretrained() of an image classifier has written fits"
         )
     return Classifier(network.eval())
+
+
+def _plain(value: Any) -> Any:
+    """A config without what asks for code of others, also in the configs within it."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items() if name not in _OF_KERNELS}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def downloaded(name: str) -> str:
@@ -170,6 +185,8 @@ def refuse_code(config: dict[str, object], source: str) -> None:
             f"{source}: its {CONFIG_NAME} has auto_map = {json.dumps(config['auto_map'])[:200]}, code that comes with "
             "the model; such code is never run. Models of transformers' own need no auto_map"
         )
+    if "quantization_config" in config:
+        raise ModelError(f"{source}: its {CONFIG_NAME} has quantization_config; give the weights before quantization")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import posixpath
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from retailray import storage
 from retailray.data.images import SHORTER_SIDE, STRETCH, pixels
 from retailray.errors import ModelError
 from retailray.models.meta import EvalTransform
+from retailray.models.state_dicts import ENDINGS, MAX_BYTES
 
 CONFIG_NAME, PROCESSOR_NAME = "config.json", "preprocessor_config.json"
+INDEX = ".index.json"
 WEIGHT_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -25,7 +28,7 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 MAX_JSON_BYTES = 16 << 20
-_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SAME = 1e-4  # of a normalised pixel; a level of 255 is 0.004 and more
 
 
@@ -51,8 +54,7 @@ class Folder:
                 f"{self.source}: no {name}: not a directory of transformers, which holds {CONFIG_NAME}, "
                 f"model.safetensors and {PROCESSOR_NAME}"
             )
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{self.source}: {name} has {file.stat().st_size} bytes; no config is that long")
+        _check_size(str(file), MAX_JSON_BYTES)
         try:
             found = json.loads(file.read_bytes())
         except ValueError as error:
@@ -63,27 +65,56 @@ class Folder:
 
 
 @contextlib.contextmanager
-def local_directory(source: str) -> Iterator[Folder]:
-    """The directory of an address, with the files that we read; copied for a while where it is remote."""
-    if not storage.is_uri(source):
-        yield Folder(Path(source), source)
-        return
-    with tempfile.TemporaryDirectory(prefix="retailray-hf-") as folder:
-        for name in (CONFIG_NAME, PROCESSOR_NAME, *WEIGHT_NAMES):
-            _copy(source, name, Path(folder))
-        for index in Path(folder).glob("*.index.json"):
-            for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
-                if "/" in name or not _copy(source, name, Path(folder)):
-                    raise ModelError(f"{source}: {index.name} names {name!r}, which is not there")
-        yield Folder(Path(folder), source)
+def local_directory(source: str, *, weights: bool = False) -> Iterator[Folder]:
+    """The directory of an address, copied for a while where it is remote; its weights only if they are wanted.
+
+    Raises:
+        ModelError: a file is too large, or the index of the weights is none. StorageError.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(source)
+        if storage.is_uri(source):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retailray-")))
+            for name in (CONFIG_NAME, PROCESSOR_NAME):
+                _copy(source, name, folder, at_most=MAX_JSON_BYTES)
+        if weights:
+            for name in _weight_files(source):
+                if folder != Path(source):
+                    _copy(source, name, folder, at_most=MAX_BYTES)
+        yield Folder(folder, source)
 
 
-def _copy(source: str, name: str, folder: Path) -> bool:
+def _weight_files(source: str) -> list[str]:
+    """The file of the weights, or an index and the files that it names; safetensors where there are some."""
+    for name in WEIGHT_NAMES:
+        address = storage.join(source, name)
+        if not storage.exists(address):
+            continue
+        if not name.endswith(INDEX):
+            return [name]
+        _check_size(address, MAX_JSON_BYTES)
+        try:
+            named = set(json.loads(storage.read_bytes(address))["weight_map"].values())
+            strange = [one for one in named if posixpath.basename(one) != one or not one.endswith(ENDINGS)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{source}: {name} is no index of weights ({type(error).__name__}: {error})") from error
+        strange += [one for one in named if one not in strange and not storage.exists(storage.join(source, one))]
+        if strange:
+            raise ModelError(f"{source}: {name} names {strange[0]!r}, which is no file of weights beside it")
+        return [name, *sorted(named)]
+    return []
+
+
+def _copy(source: str, name: str, folder: Path, *, at_most: int) -> None:
     address = storage.join(source, name)
-    if not storage.exists(address):
-        return False
-    (folder / name).write_bytes(storage.read_bytes(address))
-    return True
+    if storage.exists(address):
+        _check_size(address, at_most)
+        (folder / name).write_bytes(storage.read_bytes(address))
+
+
+def _check_size(address: str, at_most: int) -> None:
+    if (size := storage.size(address)) > at_most:
+        raise ModelError(f"{address}: {size} bytes, more than the {at_most} that such a file is read up to")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +132,11 @@ class Processor:
     def transform(self) -> EvalTransform:
         """What it does, as far as bundles can say it, after it was tried on pictures. Raises ModelError."""
         resize, resize_size, crop_size = self._sizes()
-        interpolation = _RESAMPLE.get(int(self.settings.get("resample") or 0))
-        if not interpolation:
-            raise self._refused(f"resample = {self.settings.get('resample')}")
-        mean, std = self._normalization(crop_size)
+        resample = self.settings.get("resample")
+        if resample not in _RESAMPLE:
+            raise self._refused(f"resample = {resample}")
+        interpolation = _RESAMPLE[resample]
+        mean, std = self.normalization()
         scaling = {"resize": resize, "interpolation": interpolation, "cut": "down", "resized_by": "torchvision"}
         found = EvalTransform.model_validate(
             {"resize_size": resize_size, "crop_size": crop_size, "mean": mean, "std": std, **scaling}
@@ -116,7 +148,7 @@ class Processor:
         """How pictures are resized, to which size, and the side of what is cut out [px]."""
         settings = self.settings
         size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
-        if not settings.get("do_resize", True) or settings.get("do_pad"):
+        if not settings.get("do_resize", True) or settings.get("do_pad") or size.get("longest_edge"):
             raise self._refused("pictures are not resized, or are padded")
         cuts, square = bool(settings.get("do_center_crop")), (size.get("height", 0), size.get("width", 1))
         resize, sides, final = STRETCH, square, square
@@ -141,12 +173,9 @@ class Processor:
             if ours.shape != theirs.shape or np.abs(ours - theirs).max() > SAME:
                 raise self._refused("it makes other pixels of a picture than its settings say")
 
-    def _normalization(self, size_px: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation, asked of a black and a white picture: processors scale in ways of their own."""
-        black, white = (
-            self(Image.new("RGB", (2 * size_px, 2 * size_px), color)).double().mean((1, 2))
-            for color in ("black", "white")
-        )
+        black, white = (self(Image.new("RGB", (640, 640), color)).double().mean((1, 2)) for color in ("black", "white"))
         std = 1 / (white - black)
         return tuple((-black * std).tolist()), tuple(std.tolist())
 
@@ -178,7 +207,7 @@ def _pictures() -> list[Image.Image]:
     """Generated pictures of odd sizes, smooth and sharp, to compare two transforms on."""
     random = np.random.default_rng(0)
     found = []
-    for width, height in ((301, 517), (640, 427), (233, 231)):
+    for width, height in ((301, 517), (640, 427), (233, 231), (700, 90), (64, 500), (31, 40)):
         coarse = random.integers(0, 256, (9, 9, 3), np.uint8)
         picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
         picture[::7, ::5] = random.integers(0, 256, 3, np.uint8)

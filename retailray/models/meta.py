@@ -29,8 +29,8 @@ class _Part(pydantic.BaseModel):
 class EvalTransform(_Part):
     """Resized and cut as :class:`retailray.data.images.Scaling` says, then (x / 255 - mean) / std a channel."""
 
-    resize_size: int
-    crop_size: int
+    resize_size: int = pydantic.Field(ge=1, le=8192)
+    crop_size: int = pydantic.Field(ge=1, le=8192)
     resize: Literal["central_square", "shorter_side", "stretch"] = "central_square"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
     cut: Literal["nearest", "down"] = "nearest"
@@ -44,6 +44,12 @@ class EvalTransform(_Part):
         if len(values) != 3 or not all(map(math.isfinite, values)) or (info.field_name == "std" and min(values) <= 0):
             raise ValueError(f"three numbers, one a channel{', above 0' if info.field_name == 'std' else ''}")
         return values
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_done(self) -> "EvalTransform":
+        if self.resized_by == "torchvision" and self.interpolation in ("box", "hamming"):
+            raise ValueError(f"interpolation {self.interpolation} needs resized_by: pillow")
+        return self
 
     @property
     def scaling(self) -> Scaling:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from retailray.models.backbones import described
 from retailray.models.bundle import Bundle
 from retailray.models.embedding import sketch
 from retailray.models.inference import fold_batch_norms
@@ -60,7 +61,7 @@ class Predictor:
         self.temperature = bundle.meta.temperature
         transform = bundle.meta.transform
         self.size_px = transform.crop_size
-        self.what = f"{bundle.meta.arch}, prediction"
+        self.what = f"{described(bundle.backbone)}, prediction"
         chain = bundle.backbone.blocks(bundle.build())
         body = fold_batch_norms(chain.run(0, len(chain.blocks)))
         network = nn.Sequential(body, copy.deepcopy(chain.head)).eval()

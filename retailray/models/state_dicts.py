@@ -42,7 +42,10 @@ def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    plain = isinstance(loaded, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    )
+    if not plain:
         raise ValueError(f"expected names to tensors, found {_kind(loaded)}")
     return loaded
 
@@ -50,8 +53,9 @@ def _load_pth(data: bytes) -> dict[str, torch.Tensor]:
 def _kind(loaded: object) -> str:
     if not isinstance(loaded, dict):
         return f"a {type(loaded).__name__}"
-    strange = next(name for name, value in loaded.items() if not isinstance(value, torch.Tensor))
-    return f"{strange!r}: a {type(loaded[strange]).__name__}"
+    strange = (name for name, value in loaded.items() if not isinstance(value, torch.Tensor))
+    first = next(strange, None)
+    return f"{first!r}: a {type(loaded[first]).__name__}" if first is not None else "names that are not text"
 
 
 def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

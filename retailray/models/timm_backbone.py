@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,29 @@ from retailray.models.backbones import TIMM, Weights, optional_package
 from retailray.models.blocks import BlockSequence
 from retailray.models.meta import EvalTransform
 
+# arguments of create_model that load or change more than the network
+_NOT_OURS = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "no_jit")
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TimmBackbone:
     """:class:`retailray.models.backbones.Backbone` of a name of timm's, with or without the tag of its weights."""
 
     name: str
+    json: str = "{}"
+
+    @classmethod
+    def of(cls, arch: str, config: Mapping[str, Any]) -> "TimmBackbone":
+        """``config``: arguments of ``timm.create_model``, as a directory that timm saved and bundles keep them.
+
+        Raises:
+            ModelError: they ask for other weights, or for pictures that are none in RGB.
+        """
+        if strange := sorted(config.keys() & _NOT_OURS) or (config.get("in_chans", 3) != 3 and ["in_chans"]):
+            raise ModelError(f"{arch}: its config has {strange[0]} = {config[strange[0]]!r}, which is not taken")
+        return cls(arch.partition(":")[2], json.dumps(dict(config), sort_keys=True))
 
     @property
     def arch(self) -> str:
@@ -27,16 +45,17 @@ class TimmBackbone:
 
     @property
     def config(self) -> dict[str, object]:
-        return {}
+        return json.loads(self.json)
 
     def build(self, num_classes: int, *, image_size: int) -> nn.Module:
         timm, facts = optional_package("timm", extra="timm"), self._facts()
-        options = {"img_size": image_size} if facts.fixed_input_size else {}
+        options = {name: value for name, value in self.config.items() if name not in ("num_classes", "img_size")}
+        options |= {"img_size": image_size} if facts.fixed_input_size else {}
         try:
-            if options:
+            if facts.fixed_input_size:
                 with torch.device("meta"):  # some find out in their first pass only; there it computes nothing
                     tried = timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
-                    tried(torch.zeros(1, 3, image_size, image_size))
+                    tried.eval()(torch.zeros(1, 3, image_size, image_size))
             return timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
         except NotImplementedError:  # of an operation that has no form without data
             return timm.create_model(self.name, pretrained=False, num_classes=num_classes, **options)
@@ -113,7 +132,7 @@ def transform_of(facts: Mapping[str, Any], arch: str) -> EvalTransform:
                 "resize_size": math.floor(height / crop_pct),
                 "crop_size": height,
                 "resize": "stretch" if crop_mode == "squash" else "shorter_side",
-                "interpolation": facts.get("interpolation") or "bilinear",
+                "interpolation": facts.get("interpolation") or "bicubic",
                 "mean": facts["mean"],
                 "std": facts["std"],
             }

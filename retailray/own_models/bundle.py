@@ -4,6 +4,7 @@ from retailray import events, storage
 from retailray.config import BundleConfig
 from retailray.models.backbones import plain_name
 from retailray.models.bundle import BundleMeta, new_version, save_bundle
+from retailray.models.meta import TEMPERATURE
 from retailray.own_models.calibrating import Calibrated, calibrate_on, calibration_rows
 from retailray.own_models.sources import OwnModel, read_source
 from retailray.provenance import provenance
@@ -38,17 +39,20 @@ def make_bundle(config: BundleConfig) -> str:
     meta, found = _meta(config, own), None
     if catalog is not None:
         draft = run.path("uncalibrated")
-        save_bundle(draft, meta, own.state)
-        found = calibrate_on(config, catalog, draft, own.labels, run)
-        storage.remove_folder(draft)
+        try:
+            save_bundle(draft, meta, own.state)
+            found = calibrate_on(config, catalog, draft, own.labels, run)
+        finally:
+            storage.remove_folder(draft)
         meta = _calibrated(config, meta, found)
     bundle = run.path("bundle")
     save_bundle(bundle, meta, own.state, validation=found.validation if found else None)
     registered = register(config.bundle.registry, bundle, meta)
     facts: dict[str, object] = {"source": config.bundle.source, "arch": meta.arch, "labels": len(meta.labels)}
-    facts |= {"calibrated": found is not None, **meta.metrics, "bundle": bundle, **registered}
+    facts |= {"calibrated": meta.data["calibrated"], **meta.metrics, "bundle": bundle, **registered}
     publish(run, {"command": "bundle", **facts, "model_version": meta.version, "seconds": watch.seconds})
-    note = {} if found else {"note": "not calibrated: catalog.uri with labelled images measures and calibrates it"}
+    way = "more labelled products (five or more)" if found else "catalog.uri with labelled images"
+    note = {} if meta.data["calibrated"] else {"note": f"not calibrated: {way} would calibrate it"}
     watch.summary("bundle", num_images=len(catalog) if catalog else 0, **facts, **note)
     return bundle
 
@@ -73,7 +77,7 @@ def _calibrated(config: BundleConfig, meta: BundleMeta, found: Calibrated) -> Bu
             "metrics": found.metrics,
             "data": {
                 "source": config.bundle.source,
-                "calibrated": True,
+                "calibrated": bool(found.calibration.num_rows()[TEMPERATURE]),
                 "calibrated_on": config.catalog.uri,
                 "validation_rows_used_for": found.calibration.num_rows(),
             },

@@ -39,7 +39,7 @@ def read_labels(address: str) -> list[str]:
             labels = [line.strip() for line in text.splitlines()]
             while labels and not labels[-1]:
                 labels.pop()
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ModelError(
             f"bundle.labels = {address}: {error}; give one label a line, a JSON list, or a CSV file with a column label"
         ) from error
@@ -61,7 +61,8 @@ def labels_of_json(found: object) -> list[str]:
 
 
 def _of_csv(text: str, delimiter: str) -> list[str]:
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(cell.strip() for cell in row)]
+    lines = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+    rows = [row for row in lines if any(cell.strip() for cell in row)]
     if not rows:
         raise ValueError("it is empty")
     header = [cell.strip().lower() for cell in rows[0]]
@@ -94,9 +95,14 @@ def check_labels(labels: list[str], *, source: str) -> None:
     if "" in labels:
         problems.append(f"label {labels.index('') + 1} is empty")
     if any(repeated):
-        problems.append(f"{len(repeated)} labels occur more than once, first {repeated[0]!r}")
+        places = [number for number, label in enumerate(labels) if label == repeated[0]]
+        where = " and ".join(map(str, places[:3]))
+        problems.append(f"{len(repeated)} labels occur more than once, first {repeated[0]!r} (outputs {where}, from 0)")
     if problems:
-        raise ModelError(f"{source}: {'; '.join(problems)}; every output has one label of its own")
+        raise ModelError(
+            f"{source}: {'; '.join(problems)}; every output has one label of its own: name a file with such labels as "
+            "bundle.labels"
+        )
 
 
 def mapped(labels: list[str], changes: Mapping[str, str | None]) -> tuple[list[int], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pydantic
 import torch
 
-from retailray import storage
+from retailray import events, storage
 from retailray.config import OwnModelSection
 from retailray.errors import ModelError
 from retailray.models.backbones import HUGGING_FACE, Backbone, backbone_of, load_state, parse_arch
@@ -16,7 +16,7 @@ from retailray.models.hf_directory import CONFIG_NAME, local_directory
 from retailray.models.meta import META_NAME, EvalTransform
 from retailray.models.positions import fitted_positions
 from retailray.models.state_dicts import ENDINGS, misfits, read_state
-from retailray.models.timm_backbone import transform_of
+from retailray.models.timm_backbone import TimmBackbone, transform_of
 from retailray.own_models.label_files import check_labels, labels_of_json, mapped, read_labels
 
 
@@ -38,7 +38,8 @@ def read_source(section: OwnModelSection) -> OwnModel:
     """
     address = section.source
     if address.endswith(ENDINGS):
-        return _of_state_dict(section, section.arch, address)
+        backbone = _named_backbone(section)
+        return _of_state_dict(section, backbone, address, backbone.eval_transform)
     if storage.exists(storage.join(address, META_NAME)):
         raise ModelError(f"bundle.source = {address}: this is a bundle already")
     with local_directory(address) as folder:
@@ -63,10 +64,19 @@ def _of_timm(section: OwnModelSection, config: dict[str, object]) -> OwnModel:
     if not section.labels and not config.get("label_names"):
         raise ModelError(f"{section.source}: its {CONFIG_NAME} has no label_names; name a file with bundle.labels")
     labels = [] if section.labels else _own_labels(config, "label_names", section.source)
-    weights, arch = storage.join(section.source, "model.safetensors"), f"timm:{config['architecture']}"
+    arch = f"timm:{config['architecture']}"
+    files = [storage.join(section.source, name) for name in ("model.safetensors", "pytorch_model.bin")]
+    weights = next((file for file in files if storage.exists(file)), None)
+    if not weights:
+        raise ModelError(f"{section.source}: neither model.safetensors nor pytorch_model.bin is there")
     facts = config.get("pretrained_cfg", config)
-    assert isinstance(facts, dict)
-    return _of_state_dict(section, arch, weights, lambda: transform_of(facts, arch), labels)
+    if not isinstance(facts, dict):
+        raise ModelError(f"{section.source}: pretrained_cfg in its {CONFIG_NAME} is not an object")
+    if section.arch and section.arch != arch:
+        raise ModelError(f"bundle.arch = {section.arch!r}: {section.source} is of {arch}; leave it out")
+    own = dict(config.get("model_args") or {})  # type: ignore[call-overload]
+    own |= {"global_pool": config["global_pool"]} if config.get("global_pool") else {}
+    return _of_state_dict(section, TimmBackbone.of(arch, own), weights, lambda: transform_of(facts, arch), labels)
 
 
 def _own_labels(config: dict[str, object], key: str, source: str) -> list[str]:
@@ -80,27 +90,35 @@ def _own_labels(config: dict[str, object], key: str, source: str) -> list[str]:
 
 def _of_state_dict(
     section: OwnModelSection,
-    arch: str | None,
+    backbone: Backbone,
     address: str,
-    transform: Callable[[], EvalTransform] | None = None,
+    transform: Callable[[], EvalTransform],
     labels: Sequence[str] = (),
 ) -> OwnModel:
-    if not arch:
-        raise ModelError(
-            f"bundle.source = {address}: a file of weights does not say what they are of: set bundle.arch to a name of "
-            "torchvision's or to timm:NAME"
-        )
-    if parse_arch(arch)[0] == HUGGING_FACE:
-        raise ModelError(
-            f"bundle.source = {address}: with bundle.arch = {arch} it must be a directory of transformers, with "
-            f"{CONFIG_NAME}"
-        )
     if not section.labels and not labels:
         raise ModelError(f"bundle.labels: {address} has no labels: name a file with them, in the order of the outputs")
-    backbone = backbone_of(arch)
     state = backbone.renamed(read_state(address, setting="bundle.source"))
-    named = list(labels) or read_labels(str(section.labels))
-    return _finished(section, backbone, state, named, transform or backbone.eval_transform)
+    return _finished(section, backbone, state, list(labels) or read_labels(str(section.labels)), transform)
+
+
+def _named_backbone(section: OwnModelSection) -> Backbone:
+    """What ``bundle.arch`` names, for a file of weights. Raises ModelError."""
+    if not section.arch:
+        raise ModelError(
+            f"bundle.source = {section.source}: a file of weights does not say what they are of: set bundle.arch to a "
+            "name of torchvision's or to timm:NAME"
+        )
+    if parse_arch(section.arch)[0] == HUGGING_FACE:
+        raise ModelError(
+            f"bundle.source = {section.source}: with bundle.arch = {section.arch} it must be a directory of "
+            f"transformers, with {CONFIG_NAME}"
+        )
+    if section.arch in ("googlenet", "inception_v3"):
+        note = (
+            "built with transform_input=True, as torchvision builds its pretrained ones; a state dict does not say it"
+        )
+        events.emit("warning", arch=section.arch, note=note)
+    return backbone_of(section.arch)
 
 
 def _finished(
@@ -121,7 +139,17 @@ def _finished(
             f"bundle.source = {section.source}: the model has {outputs} outputs ({head}.weight), and {where} has "
             f"{len(labels)} labels; they must be as many, in the order of the outputs"
         )
-    state = fitted_positions(state, own)
+    fitted = fitted_positions(state, own)
+    if others := [name for name, tensor in fitted.items() if tensor is not state[name]]:
+        was, needs = tuple(state[others[0]].shape), tuple(own[others[0]].shape)
+        if "crop_size" not in section.transform:
+            raise ModelError(
+                f"bundle.source = {section.source}: {others[0]} is {was}, and pictures of {transform.crop_size} px "
+                f"need {needs}: the model saw pictures of another size; say which by bundle.transform "
+                "(resize_size and crop_size)"
+            )
+        events.emit("warning", interpolated=others[0], note=f"positions of {was} were interpolated to {needs}")
+    state = fitted
     if problems := misfits(state, own):
         raise ModelError(f"bundle.source = {section.source}: does not fit {backbone.arch}: {'; '.join(problems)}")
     load_state(model, state)
@@ -139,10 +167,13 @@ def _finished(
 def _transform(section: OwnModelSection, own: Callable[[], EvalTransform]) -> EvalTransform:
     """The library's own, or what ``bundle.transform`` says in its place, key by key."""
     given = section.transform
-    needed = {"resize_size", "crop_size", "mean", "std"}
-    found = {} if needed <= given.keys() else own().model_dump()
-    if not found:
-        found = {"resize": "shorter_side"}
+    try:
+        found = own().model_dump()
+    except ModelError as error:
+        if missing := {"resize_size", "crop_size", "resize", "interpolation", "mean", "std"} - given.keys():
+            way = f"; with bundle.transform that has {', '.join(sorted(missing))} too it can be" if given else ""
+            raise ModelError(f"{error}{way}") from error
+        found = {}
     try:
         transform = EvalTransform.model_validate(found | given)
     except pydantic.ValidationError as error:

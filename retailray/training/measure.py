@@ -6,7 +6,7 @@ import time
 import torch
 
 from retailray.execution.process import prepare_process
-from retailray.models.backbones import Backbone
+from retailray.models.backbones import Backbone, described
 from retailray.models.precision import autocast, choose_precision, under_autocast
 
 BATCH = 16
@@ -30,7 +30,7 @@ def measure(
     model = backbone.build(num_classes, image_size=size_px).to(device).to(memory_format=torch.channels_last).eval()
     if precision == "auto":
         passes = under_autocast(model, device)
-        precision = choose_precision(passes, what=f"{backbone.arch}, training", size_px=size_px, device=device)
+        precision = choose_precision(passes, what=f"{described(backbone)}, training", size_px=size_px, device=device)
     chain = backbone.blocks(model)
     seconds: dict[int, float] = {}
     shapes: dict[int, tuple[int, ...]] = {}

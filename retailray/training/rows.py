@@ -72,7 +72,8 @@ def validation_roles(groups: np.ndarray, *, seed: int, chooses_epoch: bool = Tru
         groups: product names ``(N,)``.
 
     Returns:
-        :data:`retailray.models.meta.ROLES`, object ``(N,)``; with too few products every row gets the role epoch.
+        :data:`retailray.models.meta.ROLES`, object ``(N,)``; with too few products every row gets the role epoch (or
+        thresholds, where none chooses the epoch).
     """
     products = sorted(set(groups), key=lambda product: hash_unit(seed, f"role\0{product}"))
     num_temperature = min(int(TEMPERATURE_SHARE * len(products)), MAX_TEMPERATURE_PRODUCTS)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from retailray.models.blocks import eval_mode
 from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.training.best_epoch import ValidationMeasures
@@ -25,7 +26,7 @@ LOGITS_BYTES = 256 << 20  # memory limit of the logits that fit the temperature;
 @torch.no_grad()
 def validate(network: Network, batches: Batches, num_cached_blocks: int) -> ValidationMeasures:
     """Loss, top-1, macro F1 and the number of rows, over all workers."""
-    network.model.eval()
+    eval_mode(network.chain)
     sums = torch.zeros(3, dtype=torch.float64, device=network.device)
     counts = torch.zeros(3, network.num_classes, dtype=torch.float64, device=network.device)
     for _, (values, target, weight, _) in network.batches(batches, None):
@@ -61,7 +62,7 @@ class Validator:
 
         ``limit``: return about this many of the rows, evenly spread.
         """
-        self._network.model.eval()
+        eval_mode(self._network.chain)
         batches, num_cached_blocks = self._open(name, self._phase)
         every = max(1, -(-batches.num_rows // limit)) if limit else 1
         none = torch.zeros(0, dtype=torch.int64)
@@ -81,7 +82,7 @@ class Validator:
 
         The size of the result does not depend on the number of classes.
         """
-        self._network.model.eval()
+        eval_mode(self._network.chain)
         batches, num_cached_blocks = self._open(name, self._phase)
         num = min(TOP_K, self._network.num_classes)
         none = torch.zeros(0, dtype=torch.int64)

@@ -301,6 +301,38 @@ def test_sources_and_labels_in_object_storage(retailray, photos, bucket, tmp_pat
     assert (scored(retailray, photos, far, tmp_path / "two") == near).all()
 
 
+def test_some_keys_of_a_transform_leave_the_others_as_they_were(retailray, tmp_path):
+    source = directory("deit", tmp_path / "model")
+    whole = read_json(f"{bundled(retailray, tmp_path / 'whole', **{'bundle.source': source})}/bundle.json")["transform"]
+    own = {"resize_size": 80, "crop_size": 64, "mean": [0.4] * 3, "std": [0.3] * 3}
+    given = {"bundle.source": source, "bundle.transform": json.dumps(own)}
+    assert read_json(f"{bundled(retailray, tmp_path / 'own', **given)}/bundle.json")["transform"] == whole | own
+    assert whole["resize"] == "stretch"
+    assert whole["interpolation"] == "bicubic"
+
+
+def test_a_directory_that_timm_saved_with_settings_of_its_own(retailray, photos, tmp_path):
+    """Its pooling and activation are built; the file of the weights may be pytorch_model.bin."""
+    model = spread(timm.create_model("resnet10t", num_classes=5, global_pool="max", act_layer="silu"))
+    facts = {"label_names": LABELS}
+    timm.models.save_for_hf(model, str(tmp_path / "hub"), model_config=facts, safe_serialization=False)
+    assert (tmp_path / "hub/pytorch_model.bin").exists()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    bundle = bundled(retailray, tmp_path / "bundles", **{"bundle.source": tmp_path / "hub"})
+    found = scored(retailray, photos, bundle, tmp_path / "scores")
+    assert found == pytest.approx(of_script(model, transform, photos), abs=1e-4)
+
+
+def test_too_few_products_do_not_calibrate_and_are_told(retailray, photos, tiny, tmp_path):
+    pd.read_csv(photos / "catalog.csv").head(4).to_csv(photos / "few.csv", index=False)
+    code, out, _ = retailray("bundle", **tiny[0], **{"catalog.uri": photos / "few.csv"}, out=tmp_path)
+    assert code == 0
+    assert "more labelled products" in out
+    folder = f"{latest(str(tmp_path))}/bundle"
+    assert not read_json(f"{folder}/bundle.json")["data"]["calibrated"]
+    assert "Confidences are not calibrated." in Path(folder, "README.md").read_text()
+
+
 def test_a_directory_of_timm_on_the_hub(retailray, photos, tiny, tmp_path):
     """config.json with architecture, label names and the transform; model.safetensors."""
     _, model = tiny

@@ -229,6 +229,22 @@ def test_weights_of_names_say_how_to_do_without_a_network(monkeypatch, tmp_path)
         pretrained_model("hf", "DEFAULT", 3, seed=0)
 
 
+def test_a_backbone_without_a_head_is_fine_tuned_from(tmp_path):
+    """What the hub has of DINOv2 and of ViT's pretraining; and a processor that ``bundle`` would refuse."""
+    source = transformers.ViTModel(transformers.ViTConfig(**HF["vit"]), add_pooling_layer=True)
+    source.save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 48}, image_mean=[0.3] * 3).save_pretrained(tmp_path)
+    found = pretrained_model("hf", str(tmp_path), 3, seed=0, image_size=64)
+    own = found.network.network.vit.state_dict()
+    kept = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("pooler")}
+    assert all(torch.equal(own[name], tensor) for name, tensor in kept.items())
+    assert found.mean == pytest.approx((0.3,) * 3)
+
+
+def test_networks_with_batch_norm_are_tried_as_they_serve():
+    backbone_of("timm:visformer_tiny").build(3, image_size=64)
+
+
 def test_a_directory_of_transformers_is_fine_tuned_from(tmp_path):
     """Its weights but for the head, its mean and standard deviation, its positions at another size."""
     config = transformers.ViTConfig(**HF["vit"], num_labels=11)

@@ -33,7 +33,7 @@ from retailray.models import blocks, predictor
 from retailray.models.blocks import BlockSequence
 from retailray.models.precision import autocast
 from retailray.models.predictor import Normalize
-from retailray.provenance import version
+from retailray.provenance import EXTRA_LIBRARIES, version
 from retailray.training.cache import store, views
 from retailray.training.cache.pixels import JOB, outcome_of, positions_of, write_pixels
 from retailray.training.cache.store import CacheSpec
@@ -108,6 +108,7 @@ def cache_spec(root: str, *, rows: str, num_rows: int, views: ViewSpec, blocks: 
         "views": dataclasses.asdict(views) | ({} if drawn else {"seed": None}),
         "pillow": [version("pillow"), version("pillow-heif")],
         "torchvision": version("torchvision") if drawn or blocks else None,
+        "networks": [version(name) for name in EXTRA_LIBRARIES] if blocks else None,
     }
     if blocks is None:
         shape: tuple[int, ...] = (3, views.crop_size, views.crop_size)
