@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from retailray.data.images import Limits, Scaling, decode
+from retailray.data.images import Limits, decode
+from retailray.data.scaling import Scaling
 from retailray.data.synthetic import PRODUCTS, encode, render
 
 RESIZE, CROP = 256, 224

@@ -31,7 +31,8 @@ from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.decoding import CHUNK_ROWS, URI, DecodeSpec, decode_rows, transport_table
-from retailray.data.images import Scaling, limits_of
+from retailray.data.images import limits_of
+from retailray.data.scaling import Scaling
 from retailray.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from retailray.models.bundle import BundleMeta, EvalTransform, save_bundle
 from retailray.models.weights import pretrained_model

@@ -24,7 +24,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.shop import photos, run, settings, table
-from retailray.data.images import Limits, Scaling, decode
+from retailray.data.images import Limits, decode
+from retailray.data.scaling import Scaling
 from retailray.execution.process import prepare_process
 from retailray.models.precision import spare_slow_gradients
 from retailray.models.predictor import Normalize

@@ -20,6 +20,7 @@ INFERENCE_CODE = (
     "data/containers/png.py",
     "data/image_files.py",
     "data/images.py",
+    "data/scaling.py",
     "data/decoding.py",
     "models/predictor.py",
     "models/predicting.py",

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from retailray import storage
-from retailray.data.images import Limits, Scaling, decode
+from retailray.data.images import Limits, decode
 from retailray.data.row_ids import COLUMN_PREFIX, ROW_ID
+from retailray.data.scaling import Scaling
 from retailray.errors import ERROR_CODES, ImageError
 
 if TYPE_CHECKING:

@@ -1,18 +1,15 @@
 """Bytes to pixels: ``uint8 (3, H, W)`` RGB, the same function for training and scoring.
 
-Ways of resizing (:data:`RESIZES`). ``central_square``, which training uses: the square that is kept is scaled in one
-step, and JPEGs are decoded at a reduced scale where libjpeg can (Pillow's ``draft``). ``shorter_side`` and ``stretch``
-are what torchvision, timm and transformers do to every picture, for models that were trained elsewhere: the whole
-picture at full size, then the cut. Transparent pixels are composed over white, as product pages show them.
+JPEGs are decoded at a reduced scale where libjpeg can (Pillow's ``draft``) and the way of resizing allows it
+(:mod:`retailray.data.scaling`), everything else at full size. Transparent pixels are composed over white, as product
+pages show them.
 """
 
 import dataclasses
 import functools
 import importlib
 import io
-import math
 import warnings
-from typing import cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from retailray.config import CatalogSection
 from retailray.data.containers import png
 from retailray.data.image_files import completed, ends_early, format_of
+from retailray.data.scaling import CENTRAL_SQUARE, Scaling, central_square, cut_of_whole
 from retailray.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -34,15 +32,6 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CENTRAL_SQUARE, SHORTER_SIDE, STRETCH = RESIZES = ("central_square", "shorter_side", "stretch")
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
 Image.init()  # registers WebP and TIFF too; open() with names that are not registered yet fails
 
 
@@ -52,24 +41,6 @@ class Limits:
 
     max_pixels: int
     max_aspect_ratio: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Scaling:
-    """How a picture becomes a square; ``resize``: of :data:`RESIZES`, ``interpolation``: of :data:`INTERPOLATIONS`.
-
-    central_square, shorter_side: the shorter side to ``resize_size``; stretch: both sides. Then the central square of
-    ``crop_size`` [px]. ``cut``: where half a pixel lies before it, the square begins at the ``nearest`` whole pixel
-    (torchvision and timm) or at the one before (``down``: transformers). ``resized_by``: ``pillow``, or
-    ``torchvision``, whose arithmetic on tensors differs by a level of 255 here and there (transformers).
-    """
-
-    resize_size: int
-    crop_size: int
-    resize: str = CENTRAL_SQUARE
-    interpolation: str = "bilinear"
-    cut: str = "nearest"
-    resized_by: str = "pillow"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,48 +159,16 @@ def decode(data: bytes, scaling: Scaling, limits: Limits) -> np.ndarray:
 
 def pixels(image: Image.Image, scaling: Scaling) -> np.ndarray:
     """The same from an image that :func:`open_image` has opened."""
-    square = _central_square(image, scaling) if scaling.resize == CENTRAL_SQUARE else _scaled_whole(image, scaling)
+    orientation = _orientation(image)
+    if scaling.resize == CENTRAL_SQUARE:  # it may be turned after the cut, which is cheaper
+        square = _turned(central_square(_load(image, at_least=scaling.resize_size), scaling), orientation)
+    else:
+        square = cut_of_whole(_turned(_load(image), orientation), scaling)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def _central_square(image: Image.Image, scaling: Scaling) -> Image.Image:
-    orientation, size = _orientation(image), scaling.crop_size
-    rgb = _load(image, at_least=scaling.resize_size)
-    width, height = rgb.size
-    side = min(width, height) * size / scaling.resize_size  # of the cut square, in source pixels
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    square = rgb.resize((size, size), INTERPOLATIONS[scaling.interpolation], box=box)
-    # a central square may be turned after the cut, which is cheaper
-    return square.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else square
-
-
-def _scaled_whole(image: Image.Image, scaling: Scaling) -> Image.Image:
-    """As torchvision's Resize and CenterCrop, to the rounding: what turns a picture comes first, as there."""
-    orientation, size = _orientation(image), scaling.crop_size
-    rgb = _load(image)
-    rgb = rgb.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else rgb
-    wanted = (scaling.resize_size, scaling.resize_size)
-    if scaling.resize == SHORTER_SIDE:
-        shorter = min(rgb.size)
-        wanted = cast(tuple[int, int], tuple(int(scaling.resize_size * side / shorter) for side in rgb.size))
-    resize = _resized_by_torchvision if scaling.resized_by == "torchvision" else _resized_by_pillow
-    whole_pixel = math.floor if scaling.cut == "down" else round
-    left, top = (whole_pixel((side - size) / 2) for side in wanted)
-    return resize(rgb, wanted, scaling.interpolation).crop((left, top, left + size, top + size))
-
-
-def _resized_by_pillow(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    return image.resize(size, INTERPOLATIONS[interpolation])
-
-
-def _resized_by_torchvision(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    from torchvision.transforms.v2 import InterpolationMode, functional  # for the models that ask for it alone
-
-    tensor = functional.pil_to_tensor(image).contiguous()
-    mode = InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)  # Pillow's nearest
-    resized = functional.resize(tensor, [size[1], size[0]], mode, antialias=True)
-    return Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
 def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
@@ -245,9 +184,7 @@ def whole(data: bytes, *, side: int, limits: Limits) -> np.ndarray:
     orientation = _orientation(image)
     rgb = _load(image, at_least=side)
     rgb.thumbnail((side, side), Image.Resampling.BILINEAR)
-    if orientation in _TRANSPOSITIONS:
-        rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(_turned(rgb, orientation)).transpose(2, 0, 1))
 
 
 def _load(image: Image.Image, *, at_least: int | None = None) -> Image.Image:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from retailray import storage
-from retailray.data.images import SHORTER_SIDE, STRETCH, pixels
+from retailray.data.images import pixels
+from retailray.data.scaling import SHORTER_SIDE, STRETCH
 from retailray.errors import ModelError
 from retailray.models.meta import EvalTransform
 from retailray.models.state_dicts import ENDINGS, MAX_BYTES

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pydantic
 
 from retailray import storage
-from retailray.data.images import Scaling
+from retailray.data.scaling import Scaling
 from retailray.errors import ModelError, StorageError
 from retailray.models.registry import resolve
 

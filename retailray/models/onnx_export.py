@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from retailray.data.images import CENTRAL_SQUARE, STRETCH, Scaling
+from retailray.data.scaling import CENTRAL_SQUARE, STRETCH, Scaling
 from retailray.errors import ModelError
 from retailray.models.bundle import Bundle
 from retailray.models.predictor import Normalize

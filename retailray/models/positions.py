@@ -11,8 +11,8 @@ _NAMES = ("pos_embed", "pos_embedding", "position_embeddings")  # the last part 
 def fitted_positions(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict whose position embeddings ``(1, T, D)`` have the number of tokens that a network has.
 
-    What stands before the square of patches (class and register tokens) is kept as it is. Bicubic, as ViT's authors
-    and all three libraries do.
+    What stands before the square of patches (class and register tokens) is kept as it is. Bicubic with
+    antialiasing, as timm does.
     """
     fitted = {
         name: _interpolated(tensor, own[name])

@@ -8,7 +8,8 @@ from PIL import Image
 
 from retailray import storage
 from retailray.data.decoding import fetch_each
-from retailray.data.images import Limits, Scaling, open_image, pixels
+from retailray.data.images import Limits, open_image, pixels
+from retailray.data.scaling import Scaling
 from retailray.events import Reporter
 
 HASH_PX = 64  # enough for the 32 px cosine transform of the perceptual hash

@@ -14,7 +14,8 @@ import numpy as np
 from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
-from retailray.data.images import Scaling, decode, limits_of, to_jpeg, whole
+from retailray.data.images import decode, limits_of, to_jpeg, whole
+from retailray.data.scaling import Scaling
 from retailray.errors import ERROR_CODES, ImageError
 from retailray.reports.glossary import definitions, linked
 

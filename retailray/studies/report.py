@@ -15,7 +15,8 @@ from retailray.config import StudyConfig
 from retailray.data.access import access_of
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CODE, PIXELS, DecodeSpec, decode_rows, pixels_to_numpy, transport_table
-from retailray.data.images import Scaling, limits_of, to_jpeg
+from retailray.data.images import limits_of, to_jpeg
+from retailray.data.scaling import Scaling
 from retailray.data.transforms import draw_seed, make_augment
 from retailray.models.metrics import confused_pairs, confusion
 from retailray.reports import plots as shared_plots

@@ -21,8 +21,9 @@ from retailray.data.decoding import (
     decode_rows,
     transport_table,
 )
-from retailray.data.images import Scaling, limits_of
+from retailray.data.images import limits_of
 from retailray.data.row_ids import ROW_ID
+from retailray.data.scaling import Scaling
 from retailray.errors import CatalogError, Diverged
 from retailray.execution import Executor, FitOptions, Plan, Stream
 from retailray.models.calibration import Calibration

@@ -11,7 +11,8 @@ from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.access import access_of
 from retailray.data.decoding import DecodeSpec
-from retailray.data.images import Scaling, limits_of
+from retailray.data.images import limits_of
+from retailray.data.scaling import Scaling
 from retailray.errors import StorageError
 from retailray.execution import Executor, Plan
 from retailray.models.blocks import BlockSequence

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from retailray.cli import main
-from retailray.data.images import Scaling
+from retailray.data.scaling import Scaling
 from retailray.errors import ModelError
 from retailray.models import onnx_export
 from retailray.models.bundle import load_bundle

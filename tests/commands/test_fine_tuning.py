@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from retailray.config import CatalogSection, SplitSection
-from retailray.data.images import Limits, Scaling, decode
+from retailray.data.images import Limits, decode
+from retailray.data.scaling import Scaling
 from retailray.data.splits import read_splits
 from retailray.models.backbones import build_model
 from retailray.models.torchvision_blocks import to_blocks

@@ -8,7 +8,8 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from retailray.data import images
 from retailray.data.containers import gif
-from retailray.data.images import Limits, Scaling, _load, decode, open_image
+from retailray.data.images import Limits, _load, decode, open_image
+from retailray.data.scaling import Scaling
 from retailray.data.synthetic import PRODUCTS, broken_files, render
 from retailray.errors import ImageError
 

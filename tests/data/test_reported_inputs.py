@@ -19,7 +19,8 @@ from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.catalog import read_catalog
 from retailray.data.class_folders import unread_suffixes
-from retailray.data.images import Limits, Scaling, decode, whole
+from retailray.data.images import Limits, decode, whole
+from retailray.data.scaling import Scaling
 from retailray.data.tables import stream_records
 from retailray.errors import CatalogError, ImageError
 from tests.conftest import free_port

@@ -10,7 +10,8 @@ import ray
 
 from retailray import storage
 from retailray.data.decoding import CODE, PIXELS, URI, DecodeSpec
-from retailray.data.images import Limits, Scaling
+from retailray.data.images import Limits
+from retailray.data.scaling import Scaling
 from retailray.data.synthetic import write_catalog
 from retailray.execution.ray_backend import RayShared
 from retailray.execution.session import root_cause

@@ -9,7 +9,8 @@ import torch
 from retailray.config import CatalogSection, Phase, TrainConfig
 from retailray.data.catalog import read_catalog
 from retailray.data.decoding import DecodeSpec
-from retailray.data.images import Limits, Scaling
+from retailray.data.images import Limits
+from retailray.data.scaling import Scaling
 from retailray.models.backbones import backbone_of, build_model
 from retailray.models.torchvision_blocks import to_blocks
 from retailray.training.cache.fill import FrozenBlocks, cache_spec, fingerprint

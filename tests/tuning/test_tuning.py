@@ -26,8 +26,9 @@ from retailray.data.decoding import (
     transport_table,
     with_errors,
 )
-from retailray.data.images import Limits, Scaling
+from retailray.data.images import Limits
 from retailray.data.row_ids import ROW_ID
+from retailray.data.scaling import Scaling
 from retailray.errors import CapacityError, ConfigError
 from retailray.execution import Capacity, plan_trials
 from retailray.storage import Access

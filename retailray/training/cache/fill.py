@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from retailray import storage
-from retailray.data import decoding, image_files, images, listing, transforms
+from retailray.data import decoding, image_files, images, listing, scaling, transforms
 from retailray.data.arrow_tables import gathered
 from retailray.data.catalog import Catalog
 from retailray.data.containers import gif, jpeg, lengths, png
@@ -70,7 +70,7 @@ def _code_digest() -> str:
     """A digest of our own code between an image's bytes and the numbers that are kept."""
     digest = hashlib.sha256()
     containers = (gif, jpeg, lengths, png)
-    for module in (*containers, image_files, images, decoding, views, transforms, blocks, predictor):
+    for module in (*containers, image_files, images, scaling, decoding, views, transforms, blocks, predictor):
         digest.update(Path(str(module.__file__)).read_bytes())
     for name in ("torchvision_blocks", "timm_blocks", "hf_blocks", "cnn"):  # not imported: those are large libraries
         digest.update(Path(str(blocks.__file__)).with_name(f"{name}.py").read_bytes())
