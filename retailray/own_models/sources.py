@@ -130,8 +130,22 @@ def _finished(
 ) -> OwnModel:
     transform = _transform(section, own_transform)
     model = backbone.build(len(labels), image_size=transform.crop_size)
-    own = model.state_dict()
     head = backbone.head_name(model)
+    _check_outputs(section, state, head, labels)
+    state = _with_positions(section, state, model.state_dict(), transform.crop_size)
+    if problems := misfits(state, model.state_dict()):
+        raise ModelError(f"bundle.source = {section.source}: does not fit {backbone.arch}: {'; '.join(problems)}")
+    load_state(model, state)
+    state = model.state_dict()  # float32, and with counters that old files lack
+    if section.label_map:
+        kept, labels = mapped(labels, section.label_map)
+        state |= {name: state[name][kept].clone() for name in (f"{head}.weight", f"{head}.bias") if name in state}
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
+        raise ModelError(f"bundle.source = {section.source}: some of its weights are not finite (NaN or infinite)")
+    return OwnModel(backbone, state, labels, transform)
+
+
+def _check_outputs(section: OwnModelSection, state: dict[str, torch.Tensor], head: str, labels: list[str]) -> None:
     outputs = state[f"{head}.weight"].shape[0] if f"{head}.weight" in state else len(labels)
     if outputs != len(labels):
         where = f"bundle.labels = {section.labels}" if section.labels else "its config"
@@ -139,29 +153,24 @@ def _finished(
             f"bundle.source = {section.source}: the model has {outputs} outputs ({head}.weight), and {where} has "
             f"{len(labels)} labels; they must be as many, in the order of the outputs"
         )
+
+
+def _with_positions(
+    section: OwnModelSection, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], size_px: int
+) -> dict[str, torch.Tensor]:
+    """With positions for pictures of this size, where somebody has said that it is another than that of training."""
     fitted = fitted_positions(state, own)
-    if others := [name for name, tensor in fitted.items() if tensor is not state[name]]:
-        was, needs = tuple(state[others[0]].shape), tuple(own[others[0]].shape)
+    for name, tensor in fitted.items():
+        if tensor is state[name]:
+            continue
+        was, needs = tuple(state[name].shape), tuple(own[name].shape)
         if "crop_size" not in section.transform:
             raise ModelError(
-                f"bundle.source = {section.source}: {others[0]} is {was}, and pictures of {transform.crop_size} px "
-                f"need {needs}: the model saw pictures of another size; say which by bundle.transform "
-                "(resize_size and crop_size)"
+                f"bundle.source = {section.source}: {name} is {was}, and pictures of {size_px} px need {needs}: the "
+                "model saw pictures of another size; say which by bundle.transform (resize_size and crop_size)"
             )
-        events.emit("warning", interpolated=others[0], note=f"positions of {was} were interpolated to {needs}")
-    state = fitted
-    if problems := misfits(state, own):
-        raise ModelError(f"bundle.source = {section.source}: does not fit {backbone.arch}: {'; '.join(problems)}")
-    load_state(model, state)
-    state = model.state_dict()  # float32, and with counters that old files lack
-    if section.label_map:
-        kept, labels = mapped(labels, section.label_map)
-        for name in (f"{head}.weight", f"{head}.bias"):
-            if name in state:
-                state[name] = state[name][kept].clone()
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
-        raise ModelError(f"bundle.source = {section.source}: some of its weights are not finite (NaN or infinite)")
-    return OwnModel(backbone, state, labels, transform)
+        events.emit("warning", interpolated=name, note=f"positions of {was} were interpolated to {needs}")
+    return fitted
 
 
 def _transform(section: OwnModelSection, own: Callable[[], EvalTransform]) -> EvalTransform:
