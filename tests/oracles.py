@@ -130,13 +130,18 @@ def pixels(path, transform, *, reduced=False):
 
 
 def model_of(bundle):
-    """The network of a bundle by torchvision alone, in eval mode, and ``bundle.json``."""
+    """The network of a bundle by torchvision or timm alone, in eval mode, and ``bundle.json``."""
     import safetensors.torch
+    import timm
     import torchvision
 
     with open(f"{bundle}/bundle.json") as file:
         meta = json.load(file)
-    model = torchvision.models.get_model(meta["arch"], weights=None, num_classes=len(meta["labels"]))
+    library, _, name = meta["arch"].rpartition(":")
+    if library == "timm":
+        model = timm.create_model(name, num_classes=len(meta["labels"]))
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=len(meta["labels"]))
     model.load_state_dict(safetensors.torch.load_file(f"{bundle}/model.safetensors"))
     return model.eval(), meta
 

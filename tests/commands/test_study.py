@@ -19,7 +19,7 @@ MODELS = [
     {"name": "head", "model": {"arch": "squeezenet1_1", "trainable": "head"}},
     {
         "name": "two phases",
-        "model": {"arch": "squeezenet1_1"},
+        "model": {"arch": "timm:resnet10t"},
         "phases": [{"epochs": 1, "trainable": "head"}, {"epochs": 1, "trainable": "all"}],
         "backbone_lr": 3e-4,
     },
@@ -39,7 +39,9 @@ def article(tmp_path_factory):
     write_article_set(str(folder), seed=3, num_train=48, num_test=17)
     (folder / "images/test/test_00016.jpg").write_bytes(b"no picture")
     torch.manual_seed(0)
-    safetensors.torch.save_file(build_model("squeezenet1_1", 10).state_dict(), folder / "squeezenet1_1.safetensors")
+    for arch in ("squeezenet1_1", "timm:resnet10t"):
+        weights = folder / f"{arch.removeprefix('timm:')}.safetensors"
+        safetensors.torch.save_file(build_model(arch, 10).state_dict(), weights)
     config = {
         "catalog": {
             "uri": str(folder / "train.csv"),
