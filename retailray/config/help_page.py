@@ -49,7 +49,7 @@ def _help_row(key: str, field: FieldInfo) -> tuple[str, str, str]:
     text = description_of(field)
     if field.is_required():
         text += " (required)"
-    elif field.default is not None and field.default not in ([], {}):
+    elif field.default is not None and field.default not in ([], {}, ""):
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         text += f" (default: {default})"
     return f"  --{key}", escape(type_name(field.annotation)), escape(text)
