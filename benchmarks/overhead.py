@@ -63,7 +63,7 @@ def script(catalog: Path, epochs: int) -> list[float]:
     files = [photos()[0] / f"images/train/{name}.jpg" for name in table_.name]
     images = torch.from_numpy(np.stack([decode(file.read_bytes(), Scaling(256, 224), limits) for file in files]))
     targets = torch.tensor([labels.index(name) for name in table_.fine_name])
-    model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
+    model, mean, std, _ = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
     model = model.to(memory_format=torch.channels_last).train()
     spare_slow_gradients(model, device=torch.device("cpu"), precision="bfloat16")
     normalize = Normalize(mean, std)

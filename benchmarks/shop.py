@@ -117,7 +117,7 @@ class PlainLoop:
         started = time.monotonic()
         train = Photos("train", None, augment=self.augment, catalog=self.catalog)
         validation = Photos("val", train.labels, augment=False)
-        model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(train.labels), seed=0)
+        model, mean, std, _ = pretrained_model("mobilenet_v2", str(photos()[1]), len(train.labels), seed=0)
         spare_slow_gradients(model, device=torch.device("cpu"), precision="bfloat16")
         self.model = model
         chain = to_blocks(model.to(memory_format=torch.channels_last))
@@ -165,7 +165,7 @@ class PlainLoop:
     def test(self, state: dict[str, torch.Tensor]) -> float:
         """Top-1 of these weights on the test photos."""
         labels = Photos("train", None, augment=False, catalog=self.catalog).labels
-        model, mean, std = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
+        model, mean, std, _ = pretrained_model("mobilenet_v2", str(photos()[1]), len(labels), seed=0)
         model.load_state_dict(state)
         model.to(memory_format=torch.channels_last).eval()
         test, normalize, right = Photos("test", labels, augment=False), Normalize(mean, std), 0

@@ -225,7 +225,7 @@ def make_bundle(folder: Path) -> str:
         from retailray.models.weights import pretrained_model
 
         labels = ["label 0", "label 1", "label 2"]
-        model, mean, std = pretrained_model("cnn1", "none", len(labels), seed=0, image_size=16)
+        model, mean, std, _ = pretrained_model("cnn1", "none", len(labels), seed=0, image_size=16)
         transform = EvalTransform(resize_size=18, crop_size=16, mean=mean, std=std)
         meta = BundleMeta(name="untrained", version="1", arch="cnn1", labels=labels, transform=transform)
         save_bundle(str(folder), meta, model.state_dict())
