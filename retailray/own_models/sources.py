@@ -36,6 +36,14 @@ def read_source(section: OwnModelSection) -> OwnModel:
     Raises:
         ModelError: it is no classifier that can be served; what is wrong and what to do. StorageError.
     """
+    try:
+        return _read(section)
+    except ModelError as error:  # of code that train uses too, which names the settings of train
+        text = str(error).replace("model.arch =", "bundle.arch =")
+        raise ModelError(text.replace("transform.image_size =", "bundle.transform: crop_size =")) from error
+
+
+def _read(section: OwnModelSection) -> OwnModel:
     address = section.source
     if address.endswith(ENDINGS):
         backbone = _named_backbone(section)

@@ -210,7 +210,12 @@ def test_what_the_source_does_not_say(refused, resnet, tmp_path):
     source = saved(tmp_path, resnet)
     assert "set bundle.arch" in refused(**source, **{"bundle.arch": None})
     assert "must be a directory of transformers" in refused(**source, **{"bundle.arch": "hf"})
-    assert "did you mean resnet18" in refused(**source, **{"bundle.arch": "resnet1B"})
+    assert "bundle.arch = 'resnet1B': there is no such model; did you mean resnet18" in refused(
+        **source, **{"bundle.arch": "resnet1B"}
+    )
+    small = json.dumps({"crop_size": 8, "resize_size": 8})
+    line = refused(**source, **{"bundle.arch": "timm:vit_tiny_patch16_224", "bundle.transform": small})
+    assert "bundle.transform: crop_size = 8: timm:vit_tiny_patch16_224 cannot be built" in line
 
 
 def test_a_catalog_of_other_labels(refused, resnet, tmp_path):
