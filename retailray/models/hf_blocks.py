@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
 
 class _SwinTokens(nn.Module):
-    """Swin's patches, without the size of their map."""
+    """Swin's patch embeddings, without the height and width of their feature map."""
 
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _SwinTokens(nn.Module):
 
 
 class _SwinLayer(nn.Module):
-    """A layer of Swin, or what scales down after it, which is told the size of its map of patches."""
+    """A layer of Swin, or the downsampling after it, with the height and width of the feature map that enters it."""
 
     def __init__(self, layer: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()

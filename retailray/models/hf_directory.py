@@ -18,7 +18,7 @@ from retailray.data.images import pixels
 from retailray.data.scaling import SHORTER_SIDE, STRETCH
 from retailray.errors import ModelError
 from retailray.models.meta import EvalTransform
-from retailray.models.state_dicts import ENDINGS, MAX_BYTES
+from retailray.models.state_dicts import ENDINGS, MAX_BYTES, check_size
 
 CONFIG_NAME, PROCESSOR_NAME = "config.json", "preprocessor_config.json"
 INDEX = ".index.json"
@@ -55,7 +55,7 @@ class Folder:
                 f"{self.source}: no {name}: not a directory of transformers, which holds {CONFIG_NAME}, "
                 f"model.safetensors and {PROCESSOR_NAME}"
             )
-        _check_size(str(file), MAX_JSON_BYTES)
+        check_size(str(file), MAX_JSON_BYTES)
         try:
             found = json.loads(file.read_bytes())
         except ValueError as error:
@@ -93,7 +93,7 @@ def _weight_files(source: str) -> list[str]:
             continue
         if not name.endswith(INDEX):
             return [name]
-        _check_size(address, MAX_JSON_BYTES)
+        check_size(address, MAX_JSON_BYTES)
         try:
             named = set(json.loads(storage.read_bytes(address))["weight_map"].values())
             strange = [one for one in named if posixpath.basename(one) != one or not one.endswith(ENDINGS)]
@@ -109,13 +109,8 @@ def _weight_files(source: str) -> list[str]:
 def _copy(source: str, name: str, folder: Path, *, at_most: int) -> None:
     address = storage.join(source, name)
     if storage.exists(address):
-        _check_size(address, at_most)
+        check_size(address, at_most)
         (folder / name).write_bytes(storage.read_bytes(address))
-
-
-def _check_size(address: str, at_most: int) -> None:
-    if (size := storage.size(address)) > at_most:
-        raise ModelError(f"{address}: {size} bytes, more than the {at_most} that such a file is read up to")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,7 @@ def read_state(address: str, *, setting: str) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: no plain state dict, or too large. StorageError: the address cannot be read.
     """
-    size = storage.size(address)
-    if size > MAX_BYTES:
-        raise ModelError(
-            f"{setting} = {address}: {size / 1e9:.0f} GB; weights of more than {MAX_BYTES >> 30} GiB are not read"
-        )
+    check_size(address, MAX_BYTES, setting=setting)
     data = storage.read_bytes(address)
     try:
         loaded = safetensors.torch.load(data) if address.endswith(".safetensors") else _load_pth(data)
@@ -35,6 +31,13 @@ def read_state(address: str, *, setting: str) -> dict[str, torch.Tensor]:
             "torch.save(model.state_dict(), ...) or safetensors.torch.save_file"
         ) from error
     return _without_prefixes(loaded)
+
+
+def check_size(address: str, at_most: int, *, setting: str = "") -> None:
+    """Raises ModelError where a file has more bytes than are read of its kind. ``setting``: that named it."""
+    if (size := storage.size(address)) > at_most:
+        named = f"{setting} = {address}" if setting else address
+        raise ModelError(f"{named}: {size} bytes, more than the {at_most} that such a file is read up to")
 
 
 def _load_pth(data: bytes) -> dict[str, torch.Tensor]:

@@ -79,13 +79,15 @@ def _in_order(
     return chain_of([first, *stages], end, [head])
 
 
-def _pooled(head: Any) -> list[nn.Module] | None:
-    """What timm's classifier heads do before their last layer; None where that is a convolution."""
+def _with_classifier_head(model: Any, stem: str, stages: Sequence[Named], last: nn.Module) -> BlockSequence | None:
+    """Of networks that end with ``last`` and one of timm's classifier heads; None where its layer is a convolution."""
+    head = model.head
     if not isinstance(head.fc, nn.Linear):
         return None
+    pooled = [head.global_pool, head.drop, head.flatten]
     if hasattr(head, "norm"):
-        return [head.global_pool, head.norm, head.flatten, head.pre_logits, head.drop]
-    return [head.global_pool, head.drop, head.flatten]
+        pooled = [head.global_pool, head.norm, head.flatten, head.pre_logits, head.drop]
+    return _in_order(model, stem=(stem,), stages=stages, end=[last, *pooled], head=head.fc)
 
 
 def _resnet(model: Any) -> BlockSequence:
@@ -111,27 +113,16 @@ def _mobilenet(model: Any) -> BlockSequence:
 
 
 def _regnet(model: Any) -> BlockSequence | None:
-    end = _pooled(model.head)
-    if end is None:
-        return None
     stages = [named for name in ("s1", "s2", "s3", "s4") for named in children(name, getattr(model, name))]
-    return _in_order(model, stem=("stem",), stages=stages, end=[model.final_conv, *end], head=model.head.fc)
+    return _with_classifier_head(model, "stem", stages, model.final_conv)
 
 
 def _convnext(model: Any) -> BlockSequence | None:
-    end = _pooled(model.head)
-    if end is None:
-        return None
-    stages = list(_stages("stages", model.stages))
-    return _in_order(model, stem=("stem",), stages=stages, end=[model.norm_pre, *end], head=model.head.fc)
+    return _with_classifier_head(model, "stem", list(_stages("stages", model.stages)), model.norm_pre)
 
 
 def _swin(model: Any) -> BlockSequence | None:
-    end = _pooled(model.head)
-    if end is None:
-        return None
-    stages = list(_stages("layers", model.layers))
-    return _in_order(model, stem=("patch_embed",), stages=stages, end=[model.norm, *end], head=model.head.fc)
+    return _with_classifier_head(model, "patch_embed", list(_stages("layers", model.layers)), model.norm)
 
 
 def _densenet(model: Any) -> BlockSequence:

@@ -70,13 +70,11 @@ def find_backbone(arch: str, weights: str) -> Backbone:
         return backbone_of(arch)
     if _is_bundle(weights):
         return backbone_of(arch, load_meta(weights)[0].backbone)
-    from retailray.models.hf_backbone import HuggingFaceBackbone
+    from retailray.models.hf_backbone import HuggingFaceBackbone, downloaded
 
     if is_address(weights):
         return HuggingFaceBackbone.read(arch, storage.normalize(weights))
     if weights == "DEFAULT" and name:
-        from retailray.models.hf_backbone import downloaded
-
         return HuggingFaceBackbone.read(arch, downloaded(name))
     raise ModelError(
         f"model.weights = {weights!r}: with model.arch = {arch!r} it must be the address of a directory of "

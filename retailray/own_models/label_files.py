@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from retailray import storage
 from retailray.errors import ModelError
+from retailray.models.state_dicts import check_size
 
 MAX_BYTES = 256 << 20
 OTHERS = "*"  # in a map: all that it does not name
@@ -23,8 +24,7 @@ def read_labels(address: str) -> list[str]:
     Raises:
         ModelError: it is none of these, or its labels are empty or not unique. StorageError: it cannot be read.
     """
-    if (size := storage.size(address)) > MAX_BYTES:
-        raise ModelError(f"bundle.labels = {address}: {size} bytes; no list of labels is that long")
+    check_size(address, MAX_BYTES, setting="bundle.labels")
     try:
         text = storage.read_bytes(address).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -123,7 +123,7 @@ def mapped(labels: list[str], changes: Mapping[str, str | None]) -> tuple[list[i
     kept = [
         (number, new)
         for number, label in enumerate(labels)
-        if (new := changes.get(label) if label in changes else (None if drops_others else label))
+        if (new := changes.get(label, None if drops_others else label))
     ]
     found = [label for _, label in kept]
     check_labels(found, source="bundle.label_map leaves")
