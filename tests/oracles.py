@@ -342,3 +342,63 @@ def read(run, folder):
 def lines_of(message):
     """The line numbers that a message names."""
     return [int(number) for number in re.findall(r"line (\d+)", message)]
+
+
+def product_answer(images, labels, combination):
+    """Probabilities of ``labels`` for one product, by the formulas that docs/products.md gives.
+
+    Args:
+        images: a dict of label and probability for each. combination: as ``run.json`` says it.
+    """
+    rows = np.array([[image[label] for label in labels] for image in images])
+    if len(rows) == 1:
+        return rows[0]
+    if combination["rule"] == "mean":
+        logs = np.log(rows.mean(0))
+    elif combination["rule"] == "weighted_mean":
+        logs = np.log((rows * rows.max(1, keepdims=True)).sum(0) / rows.max(1).sum())
+    else:
+        foreign = combination["foreign"]
+        logs = np.log(np.maximum((1 - foreign) * rows + foreign / len(labels), 1e-6)).mean(0)
+    powers = np.exp(len(rows) ** combination["growth"] * (logs - logs.max()))
+    return powers / powers.sum()
+
+
+def audit_products(products, predictions, catalog, told, *, group, image="image"):
+    """Differences between ``products/`` and what the predictions of all labels make of every product of the catalog.
+
+    Args:
+        products, predictions: tables as published; ``topk_labels`` has all labels. catalog: the user's table, one row
+            an image. told: ``products`` of ``run.json``.
+    """
+    problems = []
+    if products[group].tolist() != sorted(set(catalog[group])):
+        problems.append("the rows are not the catalog's products")
+    thresholds = told["thresholds"]
+    for row in products.itertuples():
+        name = getattr(row, group)
+        rows, mine = catalog[catalog[group] == name], predictions[predictions[group] == name]
+        if (row.num_images, row.num_failed) != (len(mine), len(rows) - len(mine)):
+            problems.append(f"{name}: {row.num_images} images, {row.num_failed} failed")
+        if mine.empty:
+            if not pd.isna(row.pred_label) or row.decision != "abstain" or not pd.isna(row.pred_score):
+                problems.append(f"{name}: {row}")
+            continue
+        images = [dict(zip(one.topk_labels, one.topk_scores, strict=True)) for one in mine.itertuples()]
+        labels = sorted(images[0])
+        found = product_answer(images, labels, told["combination"])
+        at = labels.index(row.pred_label)
+        if found[at] < found.max() - 1e-4 or abs(found[at] - row.pred_score) > 1e-3:
+            problems.append(f"{name}: {row.pred_label} {row.pred_score}, not {labels[found.argmax()]} {found.max()}")
+        if abs(row.agreement - (mine.pred_label == row.pred_label).mean()) > 1e-6:
+            problems.append(f"{name}: agreement {row.agreement}")
+        best = max(image[row.pred_label] for image in images)
+        [chosen] = [one for one, uri in zip(images, mine[image], strict=True) if uri == row.best_image]
+        if chosen[row.pred_label] < best - 1e-6:
+            problems.append(f"{name}: best image {row.best_image}")
+        accept = thresholds["per_class"].get(row.pred_label, thresholds["accept"])
+        sure = row.pred_score >= thresholds["abstain"]
+        decision = "accept" if row.pred_score >= accept else "review"
+        if row.decision != (decision if sure else "abstain"):
+            problems.append(f"{name}: {row.decision} at {row.pred_score}")
+    return problems

@@ -49,8 +49,14 @@ class PromoteSection(Section):
             "interval [fraction]."
         ),
     )
+    level: Literal["image", "product"] = Field(
+        "image",
+        description=(
+            "What is compared: images one by one, or products, each with one answer from its images (catalog.group)."
+        ),
+    )
     min_top1: float = Field(0.0, ge=0, le=1, description="Minimum top-1 accuracy [fraction].")
-    min_rows: int = Field(100, ge=1, description="Minimum number of labelled rows.")
+    min_rows: int = Field(100, ge=1, description="Minimum number of labelled rows, or products: see promote.level.")
     bootstrap: int = Field(
         2000, ge=100, description="Number of bootstrap samples (of products) for the confidence interval."
     )

@@ -58,6 +58,15 @@ class Source:
         """True for one picture a record, and nothing recognised."""
         return not self.format and not self.separators and self.counts.records == self.counts.pictures
 
+    @property
+    def product_column(self) -> str | None:
+        """The user's name of what makes rows one product; None where every row is a product of its own.
+
+        Without a column of products a record with several pictures is one, under its id.
+        """
+        several = self.counts.pictures > self.counts.with_pictures
+        return self.section.group or ((self.section.id or "product") if several else None)
+
     def settings_file(self) -> str:
         """YAML for ``--config`` with which the catalog is read in the same way, whatever is recognised later."""
         names = self.section.non_default_fields() | set(self.settings)
@@ -97,6 +106,11 @@ class Catalog:
 
     def take(self, indices: np.ndarray) -> "Catalog":
         return dataclasses.replace(self, rows=self.rows.take(indices))
+
+    @property
+    def has_products(self) -> bool:
+        """Whether rows may be of one product: see :attr:`Source.product_column`."""
+        return self.source is not None and self.source.product_column is not None
 
     def column(self, name: str) -> np.ndarray:
         """One column of ``rows`` as an object (or int64) array."""

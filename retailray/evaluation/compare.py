@@ -15,9 +15,12 @@ from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
 from retailray.evaluation.predictions import predict_catalog
+from retailray.evaluation.products import FIELDS, answers_of_products
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
+from retailray.models.products import choose_for
+from retailray.models.thresholds import validation_of
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
@@ -43,6 +46,8 @@ def compare(config: CompareConfig) -> dict[str, object]:
     events.emit("start", command="compare", run=run.address, rows=len(catalog), **names)
     both = predict_both(config.catalog, catalog, sides, config.cluster, run, batch_size=config.compare.batch_size)
     found = {"rows": len(catalog), "both": len(both), **measure(both, bootstrap=config.compare.bootstrap)}
+    if catalog.has_products:
+        found["products"] = measure(products_of_both(both, sides), bootstrap=config.compare.bootstrap)
     found |= {name: {"uri": side.uri, "version": side.meta.version} for name, side in sides.items()}
     changed = both[both.champion_label != both.challenger_label]
     run.write_json("comparison.json", found)
@@ -65,25 +70,41 @@ def predict_both(
     batch_size: int,
 ) -> pd.DataFrame:
     """One row for every row that both could predict: ``row_id, id, uri, label, group``, and label and score by each
-    side."""
+    side; where the catalog has products, with the columns of which their labels are made."""
     frames = []
     with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
         run.machines = executor.machines
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
         for name, side in sides.items():
-            table = predict_catalog(section, catalog, side.uri, plan, executor, batch_size=batch_size)
+            also = FIELDS if catalog.has_products else ()
+            table = predict_catalog(section, catalog, side.uri, plan, executor, batch_size=batch_size, also=also)
             frame = (
                 table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX)).set_index("row_id")
             )
             good = frame[frame.error_code == ""]
-            frames.append(good[["pred_label", "pred_score"]].add_prefix(f"{name}_"))
-            frames[-1].columns = [f"{name}_label", f"{name}_score"]
+            names = {"pred_label": f"{name}_label", "pred_score": f"{name}_score"}
+            names |= {field.name: f"{name}_{field.name}" for field in also}
+            frames.append(good[list(names)].rename(columns=names))
     rows = catalog.rows.select(["row_id", "id", "uri", "label", "group"]).to_pandas().set_index("row_id")
     both = rows.join(frames, how="inner").sort_index().reset_index()
     if both.empty:
         raise CatalogError(f"{catalog.uri}: no row could be predicted; see `retailray check`")
     return both
+
+
+def products_of_both(both: pd.DataFrame, sides: dict[str, Side]) -> pd.DataFrame:
+    """One row for each product of :func:`predict_both`: ``group, label``, and label and score by each side, which
+    combines images in the way that its own validation rows chose."""
+    products = pd.DataFrame()
+    for name, side in sides.items():
+        columns = {f"{name}_{field.name}": field.name for field in FIELDS}
+        images = both[["group", "label", *columns]].rename(columns=columns)
+        choice = choose_for(validation_of(side.uri), side.meta.labels)
+        answers = answers_of_products(images, side.meta.labels, choice.combination)
+        products[["group", "label"]] = answers[["group", "label"]]
+        products[[f"{name}_label", f"{name}_score"]] = answers[["pred_label", "pred_score"]]
+    return products
 
 
 def measure(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, Any]:
@@ -164,4 +185,5 @@ def _per_class(labelled: pd.DataFrame, right: dict[str, np.ndarray]) -> list[dic
 
 
 def _table(changed: pd.DataFrame) -> pa.Table:
-    return pa.Table.from_pandas(changed, preserve_index=False)
+    told = [name for name in changed.columns if not name.endswith(tuple(f"_{field.name}" for field in FIELDS))]
+    return pa.Table.from_pandas(changed[told], preserve_index=False)

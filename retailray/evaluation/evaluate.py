@@ -17,11 +17,15 @@ from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError
 from retailray.evaluation.predictions import predict_rows
+from retailray.evaluation.products import FIELDS, product_metrics
 from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
+from retailray.models.predicting import UNCALIBRATED
+from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
+from retailray.models.thresholds import validation_of
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
@@ -46,12 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     unknown = _warn(config, catalog, side)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
-    batch_size = config.evaluate.batch_size
-    predicted = predict_rows(config.catalog, config.cluster, catalog, config.model.uri, run, batch_size=batch_size)
-    errors = error_rows(predicted)
-    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
-    frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
-    used = frame[(frame.error_code == "") & frame.label.isin(set(meta.labels))].reset_index(drop=True)
+    used, errors = _predicted(config, catalog, meta, run)
     if used.empty:
         raise CatalogError(
             f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
@@ -70,13 +69,36 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model_version": meta.version,
         "catalog": config.catalog.uri,
     }
+    if catalog.has_products:
+        choice = choose_for(validation_of(config.model.uri), meta.labels)
+        metrics["products"] = product_metrics(used, meta.labels, choice, bootstrap=config.evaluate.bootstrap)
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
-    publish(run, {name: value for name, value in summary.items() if name != "per_class"})
+    publish(run, {name: value for name, value in summary.items() if name not in ("per_class", "products")})
     told = {"rows": len(catalog), "evaluated": len(used), "failed": errors.num_rows}
     told |= {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "report": run.path("report.html")}
     watch.summary("evaluate", num_images=len(used), **told)
     return metrics
+
+
+def _predicted(
+    config: EvaluateConfig, catalog: Catalog, meta: BundleMeta, run: RunDirectory
+) -> tuple[pd.DataFrame, pa.Table]:
+    """The rows that can be evaluated, and those that failed."""
+    also = (UNCALIBRATED, *(FIELDS if catalog.has_products else ()))
+    predicted = predict_rows(
+        config.catalog,
+        config.cluster,
+        catalog,
+        config.model.uri,
+        run,
+        batch_size=config.evaluate.batch_size,
+        also=also,
+    )
+    frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
+    frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
+    used = frame[(frame.error_code == "") & frame.label.isin(set(meta.labels))].reset_index(drop=True)
+    return used, error_rows(predicted)
 
 
 def _warn(config: EvaluateConfig, catalog: Catalog, side: Side) -> dict[str, int]:

@@ -9,7 +9,7 @@ from retailray.config import PromoteConfig, RollbackConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
-from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_both
+from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_both, products_of_both
 from retailray.evaluation.trained_rows import Side, side_of, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
@@ -91,6 +91,8 @@ def _decide(
         CatalogError: there are no such rows.
     """
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
+    if config.promote.level == "product" and not catalog.has_products:
+        raise ConfigError(["promote.level = product: the catalog has no products; catalog.group names their column"])
     catalog, num_trained = _without_trained_rows(config, catalog, sides)
     run, challenger = RunDirectory(config), sides[CHALLENGER]
     told = {"run": run.address, "rows": len(catalog), "model": challenger.uri, "champion": now}
@@ -99,6 +101,10 @@ def _decide(
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
     both = predict_both(config.catalog, catalog, against, config.cluster, run, batch_size=config.promote.batch_size)
     found = measure(both, bootstrap=config.promote.bootstrap)
+    levels = {"image": found}
+    if catalog.has_products:
+        levels["product"] = measure(products_of_both(both, against), bootstrap=config.promote.bootstrap)
+    found = levels[config.promote.level]
     problems = gate_problems(config, found)
     decision = {
         "version": challenger.meta.version,
@@ -108,6 +114,8 @@ def _decide(
         "labelled": found["labelled"],
         "trained_on": num_trained,
         "top1": found.get("top1"),
+        "level": config.promote.level,
+        "levels": {name: {"labelled": one["labelled"], "top1": one.get("top1")} for name, one in levels.items()},
     }
     run.write_json("decision.json", decision)
     publish(run, {"command": "promote", **decision, "seconds": watch.seconds})
@@ -145,7 +153,8 @@ def gate_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
     """Why not; empty where nothing speaks against it."""
     gate, problems = config.promote, []
     if found["labelled"] < gate.min_rows:
-        problems.append(f"{found['labelled']} labelled rows, promote.min_rows asks for {gate.min_rows}")
+        what = "products" if gate.level == "product" else "rows"
+        problems.append(f"{found['labelled']} labelled {what}, promote.min_rows asks for {gate.min_rows}")
     if not found["labelled"]:
         return problems
     top1 = found["top1"]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from retailray.models.meta import EMBEDDING, ROLES, TEMPERATURE
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD, lists_of, most_probable
 
 BOUNDS = (0.05, 20.0)
 FITTED = 8_000_000  # most logits that the temperature is fitted on; they are copied several times
@@ -23,7 +24,8 @@ AT_ONCE = 256  # rows whose logits are copied at once, because logits of many cl
 class Calibration:
     """``row_ids``: int64 ``(N,)``, of the catalog; ``roles``: object ``(N,)``, of :data:`ROLES`; ``targets`` and
     ``predicted``: int64 ``(N,)``, classes; ``scores``: float32 ``(N,)``, calibrated confidences; ``embeddings``:
-    float32 ``(N, retailray.models.embedding.SIZE)``."""
+    float32 ``(N, retailray.models.embedding.SIZE)``; ``classes``, ``probabilities``: the most probable ones of each
+    row (:func:`retailray.models.probabilities.most_probable`)."""
 
     temperature: float
     row_ids: np.ndarray
@@ -32,6 +34,8 @@ class Calibration:
     predicted: np.ndarray
     scores: np.ndarray
     embeddings: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
 
     def num_rows(self) -> dict[str, int]:
         """Rows by role."""
@@ -53,10 +57,18 @@ def calibrate(
         roles = roles[finite.numpy()]
     fitted = torch.from_numpy(roles == TEMPERATURE)
     temperature = fit_temperature(logits[fitted], targets[fitted])
-    best = [(part.float() / temperature).softmax(1).max(1) for part in logits.split(AT_ONCE)]
-    scores, predicted = (torch.cat([pair[at] for pair in best]) for at in (0, 1))
+    best = [most_probable((part.float() / temperature).softmax(1).numpy()) for part in logits.split(AT_ONCE)]
+    classes, probabilities = (np.concatenate(parts) for parts in zip(*best, strict=True))
     return Calibration(
-        temperature, row_ids.numpy(), roles, targets.numpy(), predicted.numpy(), scores.numpy(), embeddings.numpy()
+        temperature,
+        row_ids.numpy(),
+        roles,
+        targets.numpy(),
+        classes[:, 0].astype(np.int64),
+        probabilities[:, 0],
+        embeddings.numpy(),
+        classes,
+        probabilities,
     )
 
 
@@ -76,6 +88,8 @@ def validation_table(calibration: Calibration, rows: pa.Table, labels: list[str]
             "pred_label": names.take(pa.array(calibration.predicted)),
             "pred_score": calibration.scores,
             EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
+            CLASSES_FIELD.name: lists_of(calibration.classes),
+            PROBABILITIES_FIELD.name: lists_of(calibration.probabilities),
         }
     )
 

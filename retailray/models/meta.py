@@ -107,8 +107,9 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
 
 
 def load_validation(address: str) -> pa.Table | None:
-    """``id, group, role`` (of :data:`ROLES`), ``label, pred_label`` (text), ``pred_score`` (float32) and ``embedding``
-    (list of float32) of the rows that the bundle was validated on, if kept; old bundles lack columns."""
+    """``id, group, role`` (of :data:`ROLES`), ``label, pred_label`` (text), ``pred_score`` (float32), ``embedding``
+    (list of float32), ``classes`` and ``probabilities`` (:mod:`retailray.models.probabilities`) of the rows that the
+    bundle was validated on, if kept; old bundles lack columns."""
     address = resolve(address)
     sums = read_manifest(address)
     if VALIDATION_NAME not in sums:

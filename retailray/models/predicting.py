@@ -11,6 +11,7 @@ import pyarrow as pa
 from retailray.data.decoding import CODE, MESSAGE, PIXELS, pixels_to_numpy, with_errors
 from retailray.models.agreement import Agreement, agreed_predictor
 from retailray.models.meta import EMBEDDING
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD, lists, lists_of, most_probable
 
 if TYPE_CHECKING:
     from retailray.execution import Reporter, Stream
@@ -40,8 +41,8 @@ class PredictorSettings:
         compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
         num_images: that one actor will see, about. batch_size: of its batches.
         agreement: where the first actor stores the precision that it measured and whether it has compiled.
-        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`LOGITS_FIELD`, :data:`SCORED_AT`: columns that are
-            appended.
+        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`LOGITS_FIELD`, :data:`SCORED_AT` and the fields of
+            :mod:`retailray.models.probabilities`: columns that are appended.
     """
 
     uri: str
@@ -148,17 +149,14 @@ class PredictBatch:
         columns = {
             "pred_label": names.take(pa.array(top[:, 0])),
             "pred_score": pa.array(scores[:, 0]),
-            "topk_labels": _lists(names.take(pa.array(top.ravel())), self.top_k),
-            "topk_scores": _lists(pa.array(scores.ravel()), self.top_k),
+            "topk_labels": lists(names.take(pa.array(top.ravel())), self.top_k),
+            "topk_scores": lists_of(scores),
             UNCALIBRATED.name: pa.array(plain[:, 0]),
-            EMBEDDING: _lists(pa.array(embeddings.ravel()), embeddings.shape[1]),
+            EMBEDDING: lists_of(embeddings),
         }
         if LOGITS_FIELD in self.fields:
-            columns[LOGITS_FIELD.name] = _lists(pa.array(logits.ravel()), logits.shape[1])
+            columns[LOGITS_FIELD.name] = lists_of(logits)
+        if PROBABILITIES_FIELD in self.fields:
+            kept = map(lists_of, most_probable(probabilities))
+            columns |= dict(zip((CLASSES_FIELD.name, PROBABILITIES_FIELD.name), kept, strict=True))
         return pa.table(columns)
-
-
-def _lists(values: pa.Array, width: int) -> pa.Array:
-    """A list of ``width`` values a row."""
-    offsets = pa.array(np.arange(0, len(values) + 1, width, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, values)

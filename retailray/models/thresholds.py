@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retailray.models.meta import THRESHOLDS, Thresholds
+from retailray.models.meta import EMBEDDING, THRESHOLDS, Thresholds, load_validation
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD, rows_of
 
 CONFIDENCE = 0.9  # that a promise is kept
 NEVER = 1.01  # no confidence reaches it
@@ -21,7 +22,8 @@ RESAMPLES = 500
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """What came of the rows that a bundle was validated on: ``labels``, ``predicted`` (names), ``scores``, ``groups``
-    (products) and ``roles`` (what each row was used for); ``(N,)``; and ``embeddings`` ``(N, D)``, or None."""
+    (products) and ``roles`` (what each row was used for); ``(N,)``; and ``embeddings`` ``(N, D)``, or None, and their
+    most probable ``classes`` and their ``probabilities`` ``(N, K)``, or None."""
 
     labels: np.ndarray
     predicted: np.ndarray
@@ -29,14 +31,27 @@ class Validation:
     groups: np.ndarray
     roles: np.ndarray
     embeddings: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
-    def of_role(self, role: str) -> "Validation":
-        """The rows that were used for one thing."""
-        mask = self.roles == role
-        embeddings = None if self.embeddings is None else self.embeddings[mask]
-        return Validation(
-            self.labels[mask], self.predicted[mask], self.scores[mask], self.groups[mask], self.roles[mask], embeddings
-        )
+    def of_role(self, *roles: str) -> "Validation":
+        """The rows that were used for these things."""
+        mask = np.isin(self.roles, roles)
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Validation(**{name: values[mask] for name, values in columns.items() if values is not None})
+
+
+def validation_of(model_uri: str) -> Validation | None:
+    """What came of the validation rows of a bundle, where it keeps them and says what each was used for."""
+    rows = load_validation(model_uri)
+    if rows is None or not rows.num_rows or "role" not in rows.column_names:
+        return None
+    names = {"labels": "label", "predicted": "pred_label", "scores": "pred_score", "groups": "group", "roles": "role"}
+    columns = {field: rows.column(name).to_numpy() for field, name in names.items()}
+    columns["embeddings"] = rows_of(rows.column(EMBEDDING))
+    if PROBABILITIES_FIELD.name in rows.column_names:  # bundles of earlier versions have none
+        columns |= {name: rows_of(rows.column(name)) for name in (CLASSES_FIELD.name, PROBABILITIES_FIELD.name)}
+    return Validation(**columns)
 
 
 @dataclasses.dataclass(frozen=True)

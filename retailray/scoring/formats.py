@@ -6,6 +6,7 @@ A module of its own, beside nothing heavy: every task and every predictor reads 
 import pyarrow as pa
 
 from retailray.models.predicting import EMBEDDING_FIELD, PREDICTION_SCHEMA
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD
 
 RESPELLED = b"respelled"  # in the metadata of ledger rows whose addresses were written in another way
 LEDGER_SCHEMA = pa.schema(
@@ -14,7 +15,9 @@ LEDGER_SCHEMA = pa.schema(
         ("identity", pa.string()),  # of the listing before it was read; null where the store has none
         ("sha256", pa.string()),  # of its bytes; null where they could not be read
         *PREDICTION_SCHEMA,
-        EMBEDDING_FIELD,  # these are null where it failed, and where it equals another image by its sha256
+        EMBEDDING_FIELD,
+        CLASSES_FIELD,
+        PROBABILITIES_FIELD,  # these are null where it failed, and where it equals another image by its sha256
         ("error_code", pa.string()),  # '' where it did not fail
         ("message", pa.string()),
         ("run_id", pa.string()),  # of the run that looked at it

@@ -21,6 +21,7 @@ from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_ex
 from retailray.models.agreement import known_agreement
 from retailray.models.meta import BundleMeta
 from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, PredictorSettings, predict_stream
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD
 from retailray.runs import RunDirectory
 from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
 from retailray.scoring.duplicates import SEEN_IMAGES, Seen
@@ -134,7 +135,7 @@ def _run(
         batch_size=config.score.batch_size,
         # asked here and not by every actor, which would import what reads from stores for it alone
         agreement=known_agreement(run.address),
-        also=(EMBEDDING_FIELD, SCORED_AT),
+        also=(EMBEDDING_FIELD, CLASSES_FIELD, PROBABILITIES_FIELD, SCORED_AT),
     )
     predicted = predict_stream(images, settings, batch_size=config.score.batch_size, reporter=reporter)
     parts = predicted.map(

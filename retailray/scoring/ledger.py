@@ -88,7 +88,7 @@ class Ledger:
         self._db.execute(
             f"""
             create table rows as
-            select row_id, id, image, uri, {labels} as label, code, case code
+            select row_id, id, image, uri, "group" as product, {labels} as label, code, case code
                 when '' then '' when 'empty_path' then 'the image column is empty'
                 when 'duplicate_id' then 'an earlier row has this id' else denied_reason end ||
                 case when code = '' then '' else ' (' || file || ' line ' || line || ')' end as message
@@ -110,6 +110,8 @@ class Ledger:
         self._db.execute("create table fresh as from ledger_columns")
         self._db.register("correction_columns", CORRECTIONS_SCHEMA.empty_table())
         self._db.execute("create table corrections as from correction_columns")
+        # one row a product, where the catalog has products; best: the row_id of its best image
+        self._db.execute("create table products (product varchar, label varchar, decision varchar, best bigint)")
 
     def one(self, query: str, *values: object) -> Any:
         """The one value that a query gives."""
@@ -235,13 +237,13 @@ class Ledger:
         self._db.execute(
             f"""
             create table row_results as
-            select r.row_id, r.id, r.image, r.uri, r.label,
+            select r.row_id, r.id, r.image, r.uri, r.product, r.label,
                 case when r.code = '' then o.error_code else r.code end as code,
                 case when r.code = '' then o.message else r.message end as reason,
                 coalesce(c.label, o.pred_label) as pred_label,
                 case when c.label is null then o.pred_score else 1.0::float end as pred_score,
                 o.topk_labels, o.topk_scores, o.pred_label as model_label, o.pred_score as model_score,
-                o.{EMBEDDING}, o.sha256, o.run_id, o.scored_at,
+                o.{EMBEDDING}, o.classes, o.probabilities, o.sha256, o.run_id, o.scored_at,
                 case when c.label is not null then 'accept'
                      when o.pred_score < $abstain then 'abstain'
                      when o.pred_score >= coalesce(t.accept, $accept) then 'accept'

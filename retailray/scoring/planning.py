@@ -12,6 +12,7 @@ from retailray.config import ClusterSection, ScoreConfig
 from retailray.data.images import DECODER_VERSION
 from retailray.models.agreement import COMPILED, FORWARD_PASS, PARTLY, Agreement, known_agreement
 from retailray.models.meta import BundleMeta
+from retailray.models.probabilities import KEPT
 from retailray.provenance import inference_environment
 from retailray.runs import RunDirectory, address_of
 from retailray.scoring.formats import SCORED
@@ -34,6 +35,7 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "transform": meta.transform.model_dump(),
         "temperature": meta.temperature,
         "top_k": config.score.top_k,
+        "kept_classes": KEPT,
         "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
         "decoder": DECODER_VERSION,

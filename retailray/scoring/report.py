@@ -73,6 +73,8 @@ def write_score_report(
         cost=facts["cost"],
         corrected=facts["corrected"],
         source=facts.get("source"),
+        products=facts["products"],
+        combinations=facts["products"]["combination"]["tried"] if facts["products"] else (),
         outdated=facts["outdated"],
         queue=queue,
         queue_pictures=_with_pictures([{**row, "uri": row["image"]} for row in queue[:NUM_QUEUED]], config.catalog),
@@ -90,9 +92,9 @@ def _answers(facts: Mapping[str, Any], findings: Findings) -> list[tuple[bool, s
     if findings.labels_before is None:
         answers.append((True, "This is the first run: there is nothing to compare it with."))
     elif count := findings.changed["count"]:
-        answers.append((False, f"{count:,} products have another label than in the previous run."))
+        answers.append((False, f"{count:,} rows have another label than in the previous run."))
     else:
-        answers.append((True, "No product has another label than in the previous run."))
+        answers.append((True, "No row has another label than in the previous run."))
     drifted = [f"{one.what} (against the {one.reference})" for one in findings.drift if one.psi_above_noise >= MUCH]
     if drifted:
         answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))

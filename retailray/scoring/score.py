@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retailray import events
+from retailray import events, storage
 from retailray.config import ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
@@ -18,6 +18,7 @@ from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.agreement import known_agreement
 from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
+from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
 from retailray.reports.run_index import write_run_index
@@ -28,11 +29,13 @@ from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.planning import keep_agreement, make_plan, plan_fields, scoring_key
 from retailray.scoring.previous_run import PLAN, interrupted, last_published, read_part, remove_old
-from retailray.scoring.promises import make_promise, read_validation
+from retailray.scoring.products import PRODUCTS, ProductRules, write_products
+from retailray.scoring.promises import make_product_promise, make_promise, read_validation
 from retailray.scoring.publishing import output_schema, summarize, write_tables
 from retailray.scoring.report import Findings, write_score_report
 from retailray.scoring.review import make_queue, write_queue
 from retailray.scoring.review_page import write_review_page
+from retailray.scoring.staging import StagedCatalog
 from retailray.storage.lease import Lease, acquire_lease, lease_owner
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ class _ScoringRun:
             "times": times,
             "images_per_s": plan.images / times["inference"] if plan.images else None,
         }
-        facts |= self._of_inference(inferred, times["inference"])
+        facts |= self._of_inference(inferred, times["inference"]) | {"products": self._products(ledger, catalog)}
         facts |= self._report(ledger, facts)
         facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)
         if self.said is not None:
@@ -140,6 +143,21 @@ class _ScoringRun:
         inferred = infer(self.config, self.meta, self.run, ledger.todo(PIECE_ROWS), num_images)
         ledger.add_fresh(map(read_part, inferred.parts))
         return inferred
+
+    def _products(self, ledger: Ledger, catalog: StagedCatalog) -> dict[str, object] | None:
+        """Write ``products/``, where the catalog has products; returns what ``run.json`` tells."""
+        if catalog.product_column is None:
+            storage.remove_folder(self.run.path(PRODUCTS))
+            return None
+        section, meta = self.config.score, self.meta
+        choice = choose_for(self.validation, meta.labels)
+        promise = make_product_promise(section, self.validation, meta.labels, choice.combination)
+        thresholds = promise.thresholds(meta.thresholds.abstain) if promise else meta.thresholds
+        rules = ProductRules(meta, choice.combination, thresholds)
+        counts = write_products(self.run, ledger, catalog, rules, rows_per_file=section.rows_per_file)
+        told = {"combination": choice.summary(), "promise": promise.summary() if promise else None}
+        events.emit("products", combination=choice.combination.told(), **counts)
+        return counts | {"thresholds": thresholds.model_dump()} | told
 
     def _of_inference(self, inferred: "Inferred | None", seconds: float) -> dict[str, object]:
         return {

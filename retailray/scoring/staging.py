@@ -33,6 +33,11 @@ class StagedCatalog:
     source: Source | None
     labels_of_products: dict[str, str] | None  # see CatalogReader.labels_of_products
 
+    @property
+    def product_column(self) -> str | None:
+        """The user's name of what makes rows one product; None where every row is a product of its own."""
+        return self.source.product_column if self.source else None
+
     def raw_pieces(self) -> Iterator[pa.Table]:
         """The same as they were read: columns of CSV are text, and a file has its own columns alone."""
         for path, _ in self.inputs:

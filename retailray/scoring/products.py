@@ -1,0 +1,187 @@
+"""``products/``: one row for each product, from what the model says of its images."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retailray import storage
+from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.errors import RetailrayError
+from retailray.models.meta import BundleMeta, Thresholds
+from retailray.models.probabilities import rows_of, spread
+from retailray.models.products import Combination
+from retailray.runs import RunDirectory
+from retailray.scoring.ledger import Ledger
+from retailray.scoring.staging import StagedCatalog
+
+PRODUCTS = "products"  # the folder
+COLUMNS = pa.schema(
+    [
+        ("pred_label", pa.string()),  # null where no image has a prediction
+        ("pred_score", pa.float32()),
+        ("num_images", pa.int64()),  # with a prediction
+        ("num_failed", pa.int64()),
+        ("agreement", pa.float32()),  # share of the images whose own label it is
+        ("best_image", pa.string()),  # the image of which it is most probable, as the catalog writes it
+        ("decision", pa.string()),
+        *((name, pa.string()) for name in ("model_name", "model_version", "run_id")),
+    ]
+)
+# what people said of an image holds for its product, unless they said different things
+_ROWS = """
+    select product, row_id, image, code, model_label, classes, probabilities,
+        case when corrected_in is not null then pred_label end as told from row_results order by product, row_id
+"""
+_CELLS = 8_000_000  # products times classes at once
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductRules:
+    """How a product gets its answer: the bundle's labels, the way of combining, thresholds of its score."""
+
+    meta: BundleMeta
+    combination: Combination
+    thresholds: Thresholds
+
+
+def write_products(
+    run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, rules: ProductRules, *, rows_per_file: int
+) -> dict[str, object]:
+    """Write a row for each product, its name first, and let the ledger know them as ``products``.
+
+    Returns:
+        ``products``, ``answered``, ``several_images`` (how many have them) and their ``decisions``.
+
+    Raises:
+        RetailrayError: images in the catalog are not those in the products.
+    """
+    storage.remove_folder(run.path(PRODUCTS))  # of an earlier attempt of this run
+    column = catalog.product_column or "product"
+    kind = catalog.schema.field(column).type if column in catalog.schema.names else pa.string()
+    stamp = {"model_name": rules.meta.name, "model_version": rules.meta.version, "run_id": run.run_id}
+    counts, decisions = Counter[str](), Counter[str]()
+    at_once = max(64, _CELLS // len(rules.meta.labels))
+    for number, table in enumerate(rechunk(_answers(ledger, rules, at_once), rows_per_file)):
+        ledger.insert("products", table, "select product, pred_label, decision, best from piece")
+        num_images = pc.add(table.column("num_images"), table.column("num_failed"))
+        counts.update(
+            products=table.num_rows,
+            answered=table.num_rows - table.column("pred_label").null_count,
+            several_images=pc.sum(pc.greater(num_images, 1)).as_py(),
+            images=pc.sum(num_images).as_py(),
+        )
+        decisions.update(table.column("decision").to_pylist())
+        for name, value in stamp.items():
+            table = table.append_column(name, pa.array([value] * table.num_rows))
+        names = _typed(table.column("product"), kind)
+        table = table.select(COLUMNS.names).cast(COLUMNS).add_column(0, column, names)
+        storage.write_bytes(run.path(PRODUCTS, f"part-{number:05d}.parquet"), parquet_bytes(table))
+    if counts["images"] != catalog.num_rows:
+        raise RetailrayError(
+            f"{catalog.num_rows} rows went in and {counts['images']} are in products: nothing is published; this is a "
+            "bug in retailray, please report it"
+        )
+    told = {name: counts[name] for name in ("products", "answered", "several_images")}
+    return told | {"decisions": dict(sorted(decisions.items()))}
+
+
+def _typed(names: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Numbers where the user's column has numbers; text where a row without a product stands under its id."""
+    try:
+        return names.cast(kind) if pa.types.is_integer(kind) else names
+    except pa.ArrowException:
+        return names
+
+
+def _answers(ledger: Ledger, rules: ProductRules, at_once: int) -> Iterator[pa.Table]:
+    for table in _whole_products(ledger.batches(_ROWS, at_once)):
+        yield _combined(table, rules)
+
+
+def _whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Rows ordered by product, cut between products only."""
+    kept: list[pa.Table] = []
+    for batch in batches:
+        names = batch.column("product").combine_chunks()
+        first = pc.index(pc.equal(names, names[-1]), True).as_py()  # of the last product, which may go on
+        if kept and first == 0 and kept[-1].column("product")[-1] == names[0]:
+            kept.append(batch)
+            continue
+        whole = pa.concat_tables([*kept, batch.slice(0, first)])
+        if whole.num_rows:
+            yield whole
+        kept = [batch.slice(first)]
+    if kept:
+        yield pa.concat_tables(kept)
+
+
+def _combined(table: pa.Table, rules: ProductRules) -> pa.Table:
+    """One row for each product of rows that lie product by product; with ``best``, the row of the best image."""
+    names = table.column("product").combine_chunks()
+    starts = np.flatnonzero(np.append(True, pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)))
+    product = np.repeat(np.arange(len(starts)), np.diff(starts, append=table.num_rows))
+    predicted = pc.is_valid(table.column("model_label")).to_numpy()
+    num_images = np.bincount(product[predicted], minlength=len(starts))
+    found = _of_images(table.filter(pa.array(predicted)), product[predicted], rules)
+    where = np.where(num_images > 0, np.cumsum(num_images > 0) - 1, -1)
+    answers = found.take(pa.array(where, mask=where < 0))
+    for name, values in {
+        "product": names.take(pa.array(starts)),
+        "num_images": pa.array(num_images),
+        "num_failed": pa.array(np.bincount(product[~predicted], minlength=len(starts))),
+    }.items():
+        answers = answers.append_column(name, values)
+    decision = pc.fill_null(answers.column("decision"), "abstain")
+    return answers.set_column(answers.column_names.index("decision"), "decision", decision)
+
+
+def _of_images(images: pa.Table, product: np.ndarray, rules: ProductRules) -> pa.Table:
+    """Answers of the products that have a prediction, in their order; ``product``: the numbers of theirs, ascending."""
+    labels, num = np.array(rules.meta.labels, object), images.num_rows
+    starts = np.flatnonzero(np.diff(product, prepend=-1))
+    of_image = np.repeat(np.arange(len(starts)), np.diff(starts, append=num))
+    classes, probabilities = (rows_of(images.column(name)) for name in ("classes", "probabilities"))
+    found = rules.combination(
+        lambda rows: spread(classes[rows], probabilities[rows], len(labels)),
+        np.arange(num),
+        starts,
+        num_classes=len(labels),
+    )
+    chosen = found.argmax(1)
+    said = _said(images.column("told"), of_image)
+    predicted, scores = labels[chosen], found.max(1)
+    decisions = _decisions(predicted, scores, rules.thresholds)
+    for at, label in said.items():
+        predicted[at], scores[at], decisions[at] = label, 1.0, "accept"
+    likely = np.where(classes == chosen[of_image][:, None], probabilities, 0).sum(1)
+    best = pa.array(np.lexsort((-likely, of_image))[starts])
+    same = images.column("model_label").to_numpy() == predicted[of_image]
+    return pa.table(
+        {
+            "pred_label": pa.array(predicted, pa.string()),
+            "pred_score": pa.array(scores, pa.float32()),
+            "agreement": pa.array(np.bincount(of_image, same) / np.bincount(of_image), pa.float32()),
+            "best_image": images.column("image").take(best),
+            "best": images.column("row_id").take(best),
+            "decision": pa.array(decisions, pa.string()),
+        }
+    )
+
+
+def _said(told: pa.ChunkedArray, of_image: np.ndarray) -> dict[int, str]:
+    """Labels that people gave to images hold for their products, unless they gave different ones."""
+    known = pc.is_valid(told).to_numpy()
+    labels: dict[int, set[str]] = {}
+    for product, label in zip(of_image[known].tolist(), told.drop_null().to_pylist(), strict=True):
+        labels.setdefault(product, set()).add(label)
+    return {product: min(given) for product, given in labels.items() if len(given) == 1}
+
+
+def _decisions(predicted: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    accept = np.array([thresholds.per_class.get(label, thresholds.accept) for label in predicted.tolist()])
+    found = np.where(scores >= accept, "accept", "review")
+    return np.where(scores >= thresholds.abstain, found, "abstain").astype(object)
