@@ -29,29 +29,26 @@ ANSWER = ("answer_label", "answer_score", "answer_decision", "num_images")  # ap
 FAILURE = ("error_code", "error_message")
 SHEETS = {"answers": "Answers", "errors": "Errors", "to_review": "To review"}
 MAX_SHEET_ROWS = 1_048_576 - 1  # of Excel, without the head
-# of the pictures of one record or product: the accepted label where all accepted pictures agree, else a person looks
+# the answer of its product where the catalog has products (else a record has one picture); an error where no picture of
+# the record has a prediction
 _ANSWERS = """
     with pictures as (
-        select r.row_id, r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
+        select r.row_id, r.product, r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
         from row_results r join read_parquet('{rows}') c using (row_id)
     ), found as (
         select min(row_id) as row_id, count(*) as num_images, count(pred_label) as scored,
-            count(distinct pred_label) filter (where decision = 'accept') as accepted,
-            min(pred_label) filter (where decision = 'accept') as accepted_label,
-            max(pred_score) filter (where decision = 'accept') as accepted_score,
-            arg_min(label, row_id) filter (where label <> '') as known_label,
+            arg_min(label, row_id) filter (where label <> '') as known_label, min(product) as product,
             arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
             arg_max(decision, pred_score) as best_decision,
             arg_min(code, row_id) filter (where code <> '') as error_code,
             arg_min(reason, row_id) filter (where code <> '') as error_message
         from pictures group by key
     )
-    select row_id, num_images, case when accepted = 1 then accepted_label else best_label end as answer_label,
-        case when accepted = 1 then accepted_score else best_score end as answer_score,
-        case when scored = 0 then 'error' when accepted = 1 then 'accept' when accepted > 1 then 'review'
-            else best_decision end as answer_decision, coalesce(known_label, '') as known_label, error_code,
-        error_message
-    from found
+    select row_id, num_images, coalesce(p.label, best_label) as answer_label,
+        coalesce(p.score, best_score) as answer_score,
+        case when scored = 0 then 'error' else coalesce(p.decision, best_decision) end as answer_decision,
+        coalesce(known_label, '') as known_label, error_code, error_message
+    from found left join products p using (product)
 """
 
 

@@ -104,14 +104,14 @@ class Ledger:
             "create table images as select uri, min(row_id) as first_row from rows where code = '' group by 1"
         )
         self._db.execute("create table listed (uri varchar, identity varchar, size bigint)")
-        self._db.execute("create table absent (uri varchar)")  # no store has them
         self._db.register("ledger_columns", LEDGER_SCHEMA.empty_table())
         self._db.execute("create table known as select 0 as origin, true as usable, * from ledger_columns")
         self._db.execute("create table fresh as from ledger_columns")
         self._db.register("correction_columns", CORRECTIONS_SCHEMA.empty_table())
         self._db.execute("create table corrections as from correction_columns")
-        # one row a product, where the catalog has products; best: the row_id of its best image
-        self._db.execute("create table products (product varchar, label varchar, decision varchar, best bigint)")
+        # products: where the catalog has them; best: the row_id of the best image. absent: images that no store has
+        columns = "product varchar, label varchar, score float, decision varchar, best bigint"
+        self._db.execute(f"create table products ({columns}); create table absent (uri varchar)")
 
     def one(self, query: str, *values: object) -> Any:
         """The one value that a query gives."""

@@ -66,7 +66,7 @@ def write_products(
     counts, decisions = Counter[str](), Counter[str]()
     at_once = max(64, _CELLS // len(rules.meta.labels))
     for number, table in enumerate(rechunk(_answers(ledger, rules, at_once), rows_per_file)):
-        ledger.insert("products", table, "select product, pred_label, decision, best from piece")
+        ledger.insert("products", table, "select product, pred_label, pred_score, decision, best from piece")
         num_images = pc.add(table.column("num_images"), table.column("num_failed"))
         counts.update(
             products=table.num_rows,

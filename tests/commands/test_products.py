@@ -166,6 +166,19 @@ def test_the_review_has_one_image_of_a_doubtful_product(shop, score, tmp_path):
         assert ("differs" in row["reasons"]) == (differs and row["product_label"] != label_of[row["item_id"]])
 
 
+def test_exports_say_the_same_as_the_table(shop, score, tmp_path):
+    """Kind of fault: two tables of a run answer one question in two ways."""
+    run, _ = score(shop[0] / "catalog/catalog.csv", tmp_path, **{"score.export": "csv"})
+    products, predictions = tables(run)
+    answers = pd.read_csv(f"{run}/export/answers.csv", dtype={"sku": str}, keep_default_na=False)
+    by_name = products.set_index("sku")
+    assert sorted(answers.image) == sorted(predictions.image)
+    for row in answers.itertuples():
+        own = by_name.loc[row.sku.lstrip("'")]
+        assert (row.answer_label, row.answer_decision) == (own.pred_label, own.decision)
+        assert row.answer_score == pytest.approx(own.pred_score, abs=1e-4)
+
+
 def test_a_target_precision_is_promised_for_products_too(shop, score, tmp_path):
     """The thresholds are those of validation products: recomputed from validation.parquet."""
     run, told = score(shop[0] / "catalog/catalog.csv", tmp_path, **{"score.target_precision": 0.5})
