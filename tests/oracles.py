@@ -228,16 +228,20 @@ def audit_ledger(ledger, folder):
     return problems
 
 
-def audit_queue(run, predictions, folder, *, key="image", path=lambda item: item):
-    """Differences between ``review/queue.jsonl`` and the predictions: every doubtful row is in it, as it was published.
+def audit_queue(run, predictions, folder, *, key="image", path=lambda item: item, products=None):
+    """Differences between ``review/queue.jsonl`` and the predictions: every doubtful row is in it, as it was published;
+    where the catalog has products, the best image of every doubtful product.
 
     Args:
+        products: the table ``products/``, whose ``best_image`` is the id of a row.
         key: the column of the predictions that is the item's id. path: from an id to its file below ``folder``.
     """
     with open(f"{run}/review/queue.jsonl") as file:
         queue = [json.loads(line)["data"] for line in file]
     by_item = predictions.set_index(key)
     doubtful = set(predictions[predictions.decision != "accept"][key])
+    if products is not None:
+        doubtful = set(products[products.decision != "accept"].best_image.dropna())
     named = {row["item_id"] for row in queue}
     problems = [] if named >= doubtful or len(queue) >= 300 else [f"{sorted(doubtful - named)} are missing"]
     for row in queue:

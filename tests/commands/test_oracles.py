@@ -168,7 +168,8 @@ def test_score(shop, run, bundle):
         accepted = held[(held.pred_label == label) & (held.pred_score >= np.float32(threshold))]
         if len(accepted):
             assert (accepted.label == label).groupby(accepted.group).mean().mean() > 0.5
-    assert oracles.audit_queue(found, predictions, str(folder)) == []
+    products = read(found, "products")
+    assert oracles.audit_queue(found, predictions, str(folder), products=products) == []
 
 
 def test_evaluate_and_compare(shop, run, bundle, tmp_path):

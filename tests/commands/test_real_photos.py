@@ -121,6 +121,32 @@ def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retail
     assert metrics["ece"] < 0.06
 
 
+def test_three_photos_of_a_product_tell_more_than_one(shop, bundle, retailray):
+    """Products of three photos, in every second of which one shows something else: of ``products/``, by pandas."""
+    rows = pd.read_csv(f"{SHOP}/test.csv")
+    rows["product"] = rows.fine_name + "-" + (rows.groupby("fine_name").cumcount() // 3).astype(str)
+    rows["label"] = rows.fine_name
+    chosen = rows.drop_duplicates("product").index[::2]
+    rows.loc[chosen, "name"] = np.roll(rows.name[chosen].to_numpy(), 7)
+    with s3fs.S3FileSystem().open("grocery/products/test.csv", "w") as file:
+        rows[["name", "product", "label"]].to_csv(file, index=False)
+    settings = {**shop, "catalog.uri": f"{SHOP}/products/test.csv", "catalog.root": SHOP, "catalog.group": "product"}
+    settings |= {"catalog.label": "label", "score.top_k": 21, "model.uri": bundle, "out": f"{SHOP}/products/scores"}
+    assert retailray("score", **settings)[0] == 0
+    run, fs = latest(f"{SHOP}/products/scores"), s3fs.S3FileSystem(use_listings_cache=False)
+    products, predictions = (
+        pyarrow.dataset.dataset(f"{run}/{name}".removeprefix("s3://"), filesystem=fs).to_table().to_pandas()
+        for name in ("products", "predictions")
+    )
+    told = read_json(f"{run}/run.json")["products"]
+    assert oracles.audit_products(products, predictions, rows, told, group="product", image="name") == []
+    truth = rows.groupby("product").label.first()
+    majority = predictions.groupby("product").pred_label.agg(lambda labels: labels.mode()[0])
+    answers = products.set_index("product").pred_label
+    single = (predictions.pred_label == predictions.label).mean()
+    assert (answers == truth).mean() > (majority == truth).mean() > single
+
+
 def test_all_validation_photos_are_scored_once(shop, bundle, retailray, real_data, tmp_path):
     settings = {**shop, "catalog.uri": f"{SHOP}/val.csv", "model.uri": bundle, "out": f"{SHOP}/scores"}
     assert retailray("score", **settings)[0] == 0
