@@ -27,8 +27,11 @@ def nightly(config: NightlyConfig) -> str:
     catalog, cluster = config.catalog, config.cluster
     if config.checks:
         out = storage.join(config.out, "checks")
+        section = config.check
+        if section.label_errors and not section.model:
+            section = section.model_copy(update={"model": config.model.uri})
         with events.nested_run():
-            check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=config.check, out=out))
+            check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=section, out=out))
     catalog, out = catalog.model_copy(update=NOT_SCORED), storage.join(config.out, "scores")
     scoring = ScoreConfig(catalog=catalog, cluster=cluster, model=config.model, score=config.score, out=out)
     plan = scoring.score.model_copy(update={"plan_only": True})

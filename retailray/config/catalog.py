@@ -24,6 +24,7 @@ Finding = Literal[
     "small_classes",
     "imbalance",
     "label_conflicts",
+    "label_errors",
     "labels_without_training_rows",
     "product_labels",
     "several_labels",
@@ -307,6 +308,22 @@ class CheckSection(Section):
         ),
     )
     samples: int = Field(8, ge=0, description="Number of sample images per label in the report.")
+    label_errors: bool = Field(
+        False,
+        description=(
+            "Rank all labels by how suspicious they are: heads on the features of model.arch with model.weights (or of "
+            "check.model) say how probable each is, none of them fitted on the row or on a copy of its picture."
+        ),
+    )
+    model: str | None = Field(
+        None,
+        description=(
+            "Bundle whose features label_errors uses, in place of model.arch; one that was trained on these labels "
+            "knows their errors by heart."
+        ),
+    )
+
+    _same = field_validator("model")(normalized)
 
 
 class DemoSection(Section):

@@ -23,7 +23,7 @@ from retailray.config.scoring import (
     RollbackSection,
     ScoreSection,
 )
-from retailray.config.training import BundleSection, TrackSection
+from retailray.config.training import BackboneSection, BundleSection, TrackSection
 
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
 
@@ -33,9 +33,15 @@ class CheckConfig(CommandConfig):
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
+    model: BackboneSection = BackboneSection()
 
     def problems(self) -> list[str]:
-        return ignored_splits(self.catalog, self.split)
+        problems = ignored_splits(self.catalog, self.split)
+        if self.check.label_errors and not (self.check.model or self.model.arch):
+            problems.append("check.label_errors needs a model: model.arch with model.weights, or a bundle: check.model")
+        if "label_errors" in self.check.fail_on and not self.check.label_errors:
+            problems.append("check.fail_on names label_errors, which are looked for with check.label_errors true only")
+        return problems
 
 
 class EvaluateConfig(CommandConfig):

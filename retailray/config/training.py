@@ -16,6 +16,23 @@ WITH_LAYER_NORM = (
 WITHOUT_LAYER_NORM = ("efficientnet", "mobilenet", "regnet", "resnet", "resnext")
 
 
+class BackboneSection(Section):
+    """A pretrained model of which nothing is trained."""
+
+    arch: str | None = Field(None, description="Model whose features are used, as for `train`.")
+    weights: str = Field("DEFAULT", description="Its weights, as for `train`.")
+
+    @field_validator("weights")
+    @classmethod
+    def _same_file_in_every_process(cls, value: str) -> str:
+        return normalized_weights(value)
+
+
+def normalized_weights(value: str) -> str:
+    """An address as every process understands it; a library's own name, or none, as it is."""
+    return storage.normalize(value) if "/" in value or "." in value else value
+
+
 class ModelSection(Section):
     """The model to fine-tune, and the name to register it under."""
 
@@ -51,7 +68,7 @@ class ModelSection(Section):
     @field_validator("weights")
     @classmethod
     def _same_file_in_every_process(cls, value: str) -> str:
-        return storage.normalize(value) if "/" in value or "." in value else value  # else torchvision's name, or none
+        return normalized_weights(value)
 
     @property
     def is_pretrained_with_layer_norm(self) -> bool:

@@ -14,11 +14,11 @@ from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
-from retailray.evaluation.predictions import predict_catalog
 from retailray.evaluation.products import FIELDS, answers_of_products
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
+from retailray.models.predictions import predict_catalog
 from retailray.models.products import choose_for
 from retailray.models.thresholds import validation_of
 from retailray.reports.run_index import publish

@@ -16,13 +16,13 @@ from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError
-from retailray.evaluation.predictions import predict_rows
 from retailray.evaluation.products import FIELDS, product_metrics
 from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.predicting import UNCALIBRATED
+from retailray.models.predictions import predict_rows
 from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import validation_of

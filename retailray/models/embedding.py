@@ -19,7 +19,13 @@ def _directions(width: int) -> torch.Tensor:
     return torch.randn(width, SIZE, generator=generator) / width**0.5
 
 
+def pooled(features: torch.Tensor) -> torch.Tensor:
+    """What enters a head, ``(B, D)`` or ``(B, D, ...)``, averaged over positions: float32 ``(B, D)`` on the CPU."""
+    found = features.float().flatten(2).mean(2) if features.ndim > 2 else features.float()
+    return found.cpu()
+
+
 def sketch(features: torch.Tensor) -> torch.Tensor:
-    """What enters a head, ``(B, D)`` or ``(B, D, ...)``, to float32 ``(B, SIZE)`` on the CPU."""
-    pooled = features.float().flatten(2).mean(2) if features.ndim > 2 else features.float()
-    return pooled.cpu() @ _directions(pooled.shape[1])
+    """The same, projected: float32 ``(B, SIZE)`` on the CPU."""
+    found = pooled(features)
+    return found @ _directions(found.shape[1])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retailray.execution import Reporter, Stream
 
 PREDICT = "predict"  # the stage
+MOST = 65504.0  # the largest number that a float16 holds
 PREDICTION_SCHEMA = pa.schema(
     [
         ("pred_label", pa.string()),
@@ -27,6 +28,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
+FEATURES_FIELD = pa.field("features", pa.list_(pa.float16()))  # what enters the head, averaged over positions
 LOGITS_FIELD = pa.field("logits", pa.list_(pa.float32()))  # of all labels, before the temperature
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
@@ -41,8 +43,9 @@ class PredictorSettings:
         compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
         num_images: that one actor will see, about. batch_size: of its batches.
         agreement: where the first actor stores the precision that it measured and whether it has compiled.
-        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`LOGITS_FIELD`, :data:`SCORED_AT` and the fields of
-            :mod:`retailray.models.probabilities`: columns that are appended.
+        also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`FEATURES_FIELD`, :data:`LOGITS_FIELD`,
+            :data:`SCORED_AT` and the fields of :mod:`retailray.models.probabilities`: columns that are appended.
+        mirrored: features are the means of those of an image and of its mirror image, which takes twice the time.
     """
 
     uri: str
@@ -55,6 +58,7 @@ class PredictorSettings:
     batch_size: int = 1
     agreement: Agreement = dataclasses.field(default_factory=Agreement)
     also: tuple[pa.Field, ...] = ()
+    mirrored: bool = False
 
 
 def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size: int, reporter: "Reporter") -> "Stream":
@@ -65,7 +69,7 @@ def predict_stream(images: "Stream", settings: PredictorSettings, *, batch_size:
     return images.map_with(PredictBatch, {"settings": settings, "reporter": reporter}, rows=batch_size)
 
 
-# numbers of images, their logits (B, num_labels) and embeddings (B, retailray.models.embedding.SIZE)
+# numbers of images, their logits (B, num_labels) and features (B, D)
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -81,7 +85,7 @@ class PredictBatch:
         prepare_process(settings.threads)
         bundle = load_bundle(settings.uri)
         device = "cuda" if settings.use_gpu else "cpu"
-        self.reporter = reporter
+        self.reporter, self.mirrored = reporter, settings.mirrored
         self.predictor = agreed_predictor(
             settings, lambda precision: Predictor(bundle, device=device, precision=precision), reporter
         )
@@ -102,9 +106,9 @@ class PredictBatch:
             codes[usable[at]], messages[usable[at]] = "predict_failed", f"{type(error).__name__}: {error}"[:500]
         where = np.full(table.num_rows, -1, dtype=np.int64)  # in what was found; nothing of rows that failed
         if parts:
-            numbers, logits, embeddings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            numbers, logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             where[usable[numbers]] = np.arange(len(numbers))
-            found = self._columns(logits, embeddings)
+            found = self._columns(logits, features)
         else:
             found = pa.schema(self.fields).empty_table()
         rows = found.take(pa.array(where, mask=where < 0))
@@ -126,21 +130,27 @@ class PredictBatch:
         if len(images) == 0:
             return [], {}
         try:
-            logits, embeddings = self.predictor.outputs(images)
+            logits, features = self.predictor.outputs(images)
+            if self.mirrored:
+                features = (features + self.predictor.outputs(images[..., ::-1])[1]) / 2
         except Exception as error:  # whatever the model raises is this image's error row
             if len(images) == 1:
                 return [], {first: error}
             middle = len(images) // 2
             left, right = self._predict(images[:middle], first), self._predict(images[middle:], first + middle)
             return left[0] + right[0], left[1] | right[1]
-        finite = np.isfinite(logits).all(1) & np.isfinite(embeddings).all(1)
+        finite = np.isfinite(logits).all(1) & np.isfinite(features).all(1)
         numbers = np.flatnonzero(finite)
         why = ArithmeticError("the model's output is not finite (NaN or infinite)")
         failures: dict[int, Exception] = dict.fromkeys((first + np.flatnonzero(~finite)).tolist(), why)
-        return ([(first + numbers, logits[numbers], embeddings[numbers])] if len(numbers) else []), failures
+        return ([(first + numbers, logits[numbers], features[numbers])] if len(numbers) else []), failures
 
-    def _columns(self, logits: np.ndarray, embeddings: np.ndarray) -> pa.Table:
+    def _columns(self, logits: np.ndarray, features: np.ndarray) -> pa.Table:
         """A row for each image that could be predicted."""
+        import torch
+
+        from retailray.models.embedding import sketch
+
         probabilities = self.predictor.probabilities(logits)
         top = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
         scores = np.take_along_axis(probabilities, top, axis=1)
@@ -152,8 +162,11 @@ class PredictBatch:
             "topk_labels": lists(names.take(pa.array(top.ravel())), self.top_k),
             "topk_scores": lists_of(scores),
             UNCALIBRATED.name: pa.array(plain[:, 0]),
-            EMBEDDING: lists_of(embeddings),
         }
+        if EMBEDDING_FIELD in self.fields:
+            columns[EMBEDDING] = lists_of(sketch(torch.from_numpy(features)).numpy())
+        if FEATURES_FIELD in self.fields:
+            columns[FEATURES_FIELD.name] = lists_of(np.clip(features, -MOST, MOST).astype(np.float16))
         if LOGITS_FIELD in self.fields:
             columns[LOGITS_FIELD.name] = lists_of(logits)
         if PROBABILITIES_FIELD in self.fields:

@@ -10,7 +10,7 @@ from torch import nn
 
 from retailray.models.backbones import described
 from retailray.models.bundle import Bundle
-from retailray.models.embedding import sketch
+from retailray.models.embedding import pooled
 from retailray.models.inference import fold_batch_norms
 from retailray.models.precision import autocast, choose_precision, under_autocast
 
@@ -90,16 +90,16 @@ class Predictor:
 
     @torch.inference_mode()
     def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same, and their embeddings, float32 ``(B, retailray.models.embedding.SIZE)``."""
+        """The same, and what enters the head, averaged over positions: float32 ``(B, D)``."""
         batch = torch.from_numpy(np.array(images))  # a copy: Arrow's memory is read-only, which torch does not know
         found = [self._pass(rows) for rows in (batch.split(self.rows_at_once) if self.rows_at_once else [batch])]
-        logits, embeddings = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return logits, embeddings
+        logits, features = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return logits, features
 
     def _pass(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         with autocast(self.device, self.precision):
             features, logits = self._forward(batch)
-        return logits.float().cpu().numpy(), sketch(features).numpy()
+        return logits.float().cpu().numpy(), pooled(features).numpy()
 
     @torch.inference_mode()
     def compile(self, rows: int) -> None:

@@ -13,10 +13,10 @@ from retailray.data.catalog import Catalog, count_labels, read_catalog
 from retailray.data.decoding import CODE
 from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.errors import CatalogError
-from retailray.evaluation.predictions import predict_rows
 from retailray.models.calibration import Calibration, calibrate, validation_table
 from retailray.models.meta import EMBEDDING
 from retailray.models.predicting import EMBEDDING_FIELD, LOGITS_FIELD
+from retailray.models.predictions import predict_rows
 from retailray.runs import RunDirectory
 from retailray.training.rows import targets_of, validation_roles
 from retailray.training.validation import CALIBRATION_ROWS, LOGITS_BYTES

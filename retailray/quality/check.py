@@ -12,7 +12,7 @@ from retailray import events, storage
 from retailray.config import CheckConfig
 from retailray.data.access import access_of
 from retailray.data.arrow_tables import gathered, parquet_bytes
-from retailray.data.catalog import Catalog, count_labels, source_facts, visible_images
+from retailray.data.catalog import Catalog, concat_rows, count_labels, source_facts, visible_images
 from retailray.data.class_folders import unread_suffixes
 from retailray.data.columns import with_split
 from retailray.data.decoding import CHUNK_ROWS, CODE, MESSAGE, URI, blocks_of, error_rows, transport_table
@@ -22,7 +22,8 @@ from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.splits import read_splits
 from retailray.errors import GateFailed, StorageError
 from retailray.execution import plan_reading, start_executor
-from retailray.quality.findings import Result, find_problems
+from retailray.quality.findings import ADVICE, Result, find_problems
+from retailray.quality.label_errors import features_model, find_label_errors
 from retailray.quality.report import write_check_report
 from retailray.quality.scan import FACTS, scan_rows
 from retailray.reports.run_index import publish
@@ -45,15 +46,15 @@ def check(config: CheckConfig) -> dict[str, object]:
     run = RunDirectory(config)
     num_rows = sum(map(len, splits.values()))
     events.emit("start", command="check", run=run.address, rows=num_rows)
-    if "validation" not in splits and config.split.validation:
-        note = "no product falls into the validation split, and training needs one: raise split.validation"
-        events.emit("warning", rows={name: len(part) for name, part in splits.items()}, note=note)
+    _warn_without_validation(config, splits)
+    model_uri = features_model(config, run) if config.check.label_errors else None
     table = pa.concat_tables([transport_table(part) for part in splits.values()])
     scanned = _scan(config, table, run)
     orphans, not_listed = find_orphans(table.column(URI).to_pylist())
     scan = _frame(splits, scanned)
     labels = count_labels(scan.label.to_numpy())
     unread = unread_suffixes(config.catalog)
+    several = max((part.source.counts.several_labels for part in splits.values() if part.source), default=0)
     results = find_problems(
         scan,
         labels,
@@ -61,21 +62,36 @@ def check(config: CheckConfig) -> dict[str, object]:
         unread=unread,
         class_folders=_is_class_folders(splits),
         section=config.check,
-        several_labels=max((part.source.counts.several_labels for part in splits.values() if part.source), default=0),
+        several_labels=several,
     )
+    ranked = None
+    if model_uri:
+        ranked = find_label_errors(config, concat_rows(list(splits.values())), scan, model_uri, run)
+        results.append(_label_errors(ranked, scan))
     report = _summarize(scan, results, labels, orphans) | {"unread_files": unread, "not_listed": not_listed}
     report |= source_facts(splits.values())
     _write_settings(run, splits)
     run.write_json("check.json", report)
-    for name, rows in (
-        ("images.parquet", pa.Table.from_pandas(scan, preserve_index=False)),
-        ("errors/part-0.parquet", error_rows(scanned)),
-    ):
-        run.write(name, parquet_bytes(rows))
-    write_check_report(run, config, scan, report, results)
+    run.write("images.parquet", parquet_bytes(pa.Table.from_pandas(scan, preserve_index=False)))
+    run.write("errors/part-0.parquet", parquet_bytes(error_rows(scanned)))
+    write_check_report(run, config, scan, report, results, ranked)
     _publish(run, config, report, results, watch)
     _gate(results, config.check.fail_on, run)
     return report
+
+
+def _warn_without_validation(config: CheckConfig, splits: dict[str, Catalog]) -> None:
+    if "validation" not in splits and config.split.validation:
+        note = "no product falls into the validation split, and training needs one: raise split.validation"
+        events.emit("warning", rows={name: len(part) for name, part in splits.items()}, note=note)
+
+
+def _label_errors(ranked: pd.DataFrame, scan: pd.DataFrame) -> Result:
+    """The finding; its examples are numbers of rows of the scan."""
+    number = dict(zip(scan.row_id.tolist(), scan.index.tolist(), strict=True))
+    suspicious = ranked[ranked.suspicious]
+    examples = [[number[row]] for row in suspicious.row_id.head(8).tolist()]
+    return Result("label_errors", len(suspicious), ADVICE["label_errors"], examples)
 
 
 def _publish(

@@ -36,6 +36,8 @@ ADVICE = {
     "and collect the rare ones.",
     "label_conflicts": "The same picture, byte for byte, with different labels. At most one of them is right; correct "
     "the others, or drop the rows.",
+    "label_errors": "These labels are probably wrong: models that did not see the row expect another one. Go through "
+    "them at review/index.html, the most suspicious first, and give the saved file to catalog.corrections.",
     "labels_without_training_rows": "These labels occur in validation or test rows only: no model can learn them. "
     "Move some of their products to training, or leave the rows out.",
     "equal_folder_names": "Folders of different parents with one name are one label. Set catalog.folder_labels to path "

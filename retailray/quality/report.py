@@ -14,6 +14,7 @@ from retailray.runs import RunDirectory
 
 MAX_SHEET_LABELS = 60  # a page that a browser opens at once; some 2 MB of thumbnails
 MAX_GROUP_PICTURES = 3
+MAX_SUSPICIOUS, MAX_MOVES = 24, 12  # of the most suspicious labels: pictures, kinds
 
 
 def write_check_report(
@@ -22,8 +23,9 @@ def write_check_report(
     scan: pd.DataFrame,
     report: Mapping[str, Any],
     results: Sequence[Result],
+    ranked: pd.DataFrame | None = None,
 ) -> None:
-    """Write ``report.html`` into the run directory."""
+    """Write ``report.html`` into the run directory. ``ranked``: labels, the most suspicious first."""
     ok = scan[scan.error_code == ""]
     sizes = None
     if len(ok):
@@ -39,6 +41,7 @@ def write_check_report(
         sizes=sizes,
         labels_plot=plots.label_bars(report["labels"], "rows") if report["labels"] else None,
         groups=_groups(results, scan, config.catalog),
+        label_errors=_label_errors(ranked, config.catalog),
         sheet=sheet,
         sheet_cut=len(sheet) < ok.label.nunique(),
     )
@@ -63,6 +66,22 @@ def _groups(
             captions = [f"{row.label} · {row.split} · {row.id}" for row in members.itertuples()]
             groups.append((result.name.replace("_", " ") + more, _pictures(members, captions, section)))
     return groups
+
+
+def _label_errors(ranked: pd.DataFrame | None, section: CatalogSection) -> dict[str, Any] | None:
+    if ranked is None:
+        return None
+    suspicious, unjudged = ranked[ranked.suspicious], int(ranked.score.isna().sum())
+    shown = suspicious.head(MAX_SUSPICIOUS)
+    captions = [f"{row.label} → {row.suggested} {row.suggested_score:.2f} · {row.id}" for row in shown.itertuples()]
+    moves = suspicious.groupby(["label", "suggested"]).size().sort_values(ascending=False).head(MAX_MOVES)
+    return {
+        "count": len(suspicious),
+        "rows": len(ranked),
+        "unjudged": unjudged,
+        "pictures": _pictures(shown, captions, section),
+        "moves": [{"label": label, "suggested": other, "rows": int(rows)} for (label, other), rows in moves.items()],
+    }
 
 
 def _sample_sheet(

@@ -21,6 +21,7 @@ from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
 from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
+from retailray.reports.review_page import write_review_page
 from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
@@ -34,7 +35,6 @@ from retailray.scoring.promises import make_product_promise, make_promise, read_
 from retailray.scoring.publishing import output_schema, summarize, write_tables
 from retailray.scoring.report import Findings, write_score_report
 from retailray.scoring.review import make_queue, write_queue
-from retailray.scoring.review_page import write_review_page
 from retailray.scoring.staging import StagedCatalog
 from retailray.storage.lease import Lease, acquire_lease, lease_owner
 

@@ -15,8 +15,8 @@ from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import read_splits
 from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError, RetailrayError
-from retailray.evaluation.predictions import predict_catalog
 from retailray.execution import Executor, plan_scoring, start_executor
+from retailray.models.predictions import predict_catalog
 from retailray.quality.check import check
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory

@@ -1,13 +1,20 @@
-"""k folds: every row is tested once by a model that was neither trained nor chosen on it."""
+"""k folds: every row is tested once by a model that was neither trained nor chosen on it.
 
+What these models say of the labels of their rows is ``label_errors.parquet``.
+"""
+
+import io
 import json
 import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from retailray import events, storage
 from retailray.config import TrainConfig
+from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import Catalog
 from retailray.data.splits import hash_unit
 from retailray.errors import CatalogError
@@ -66,17 +73,19 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
     """Fit and test every fold that an interrupted run has not; mean, standard deviation and values a measure."""
     results = []
     for number, rows in enumerate(folds, 1):
-        name = f"folds/fold-{number}.json"
-        if run.resumed and storage.exists(run.path(name)):
+        name, table = f"folds/fold-{number}.json", f"folds/fold-{number}.parquet"
+        if run.resumed and all(storage.exists(run.path(one)) for one in (table, name)):
             results.append(json.loads(storage.read_bytes(run.path(name))))
             continue
         tags = {"fold": number, "folds": len(folds)}
         fitted = fitter.fit(rows, run.path("checkpoints", f"fold-{number}"), tags)
         measured = _measure(fitted, fitter.labels) | {"fold": number, "best_epoch": fitted.best_epoch}
+        run.write(table, parquet_bytes(_labels_of(fitted, fitter.labels)))
         run.write_json(name, measured)
         storage.remove_folder(run.path("checkpoints", f"fold-{number}"))
         events.emit("fold", **{key: measured[key] for key in ("fold", *MEASURES, "num_rows")})
         results.append(measured)
+    _write_label_errors(run, fitter.images.plain, len(folds))
     summary: dict[str, object] = {"num_folds": len(folds)}
     for measure in MEASURES:
         values = [result[measure] for result in results]
@@ -86,9 +95,35 @@ def run_folds(fitter: Fitter, run: RunDirectory, folds: list[dict[str, np.ndarra
 
 def _measure(fitted: FitResult, labels: list[str]) -> dict[str, object]:
     assert fitted.test is not None
-    targets, classes, scores = fitted.test
+    targets, classes, scores, *_ = fitted.test
     if not len(targets):
         raise CatalogError("split.folds: no image of a fold could be read; see `retailray check`")
     names = np.array(labels, dtype=object)
     top = [list(names[row]) for row in classes]
     return classification_metrics(names[targets], names[classes[:, 0]], scores[:, 0], top, bootstrap=0)
+
+
+def _labels_of(fitted: FitResult, labels: list[str]) -> pa.Table:
+    """Of each tested row its label, the most probable one, and the probabilities of both."""
+    assert fitted.test is not None
+    targets, classes, scores, own, row_ids = fitted.test
+    names = np.array(labels, dtype=object)
+    columns = {"row_id": row_ids, "label": names[targets], "suggested": names[classes[:, 0]]}
+    return pa.table(columns | {"score": own, "suggested_score": scores[:, 0]})
+
+
+def _write_label_errors(run: RunDirectory, rows: Catalog, num_folds: int) -> None:
+    """All tested rows, the least probable labels first.
+
+    ``suspicious`` is a label where another one is at least as probable as that one is for its own rows, on average
+    (confident learning, Northcutt et al. 2021, arXiv 1911.00068).
+    """
+    names = [run.path(f"folds/fold-{number}.parquet") for number in range(1, num_folds + 1)]
+    found = pd.concat([pd.read_parquet(io.BytesIO(storage.read_bytes(name))) for name in names])
+    usual = found.groupby("label").score.mean()
+    enough = found.suggested_score >= found.suggested.map(usual).fillna(np.inf)
+    found["suspicious"] = (found.suggested != found.label) & enough
+    told = rows.rows.select(["row_id", "id", "image"]).to_pandas()
+    found = found.merge(told, on="row_id", validate="one_to_one").sort_values(["score", "id"])
+    columns = ["id", "image", "label", "suggested", "score", "suggested_score", "suspicious"]
+    run.write("label_errors.parquet", parquet_bytes(pa.Table.from_pandas(found[columns], preserve_index=False)))

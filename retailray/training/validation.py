@@ -78,7 +78,8 @@ class Validator:
 
     @torch.no_grad()
     def guesses(self, name: str, temperature: float) -> tuple[torch.Tensor, ...]:
-        """Targets ``(N,)``, the best five classes ``(N, 5)`` and their calibrated scores, of a split, on rank 0.
+        """Targets ``(N,)``, the best five classes ``(N, 5)`` and their calibrated scores, those of the targets,
+        float ``(N,)``, and row ids ``(N,)``, of a split, on rank 0.
 
         The size of the result does not depend on the number of classes.
         """
@@ -86,12 +87,14 @@ class Validator:
         batches, num_cached_blocks = self._open(name, self._phase)
         num = min(TOP_K, self._network.num_classes)
         none = torch.zeros(0, dtype=torch.int64)
-        kept = _Rows(none, none.reshape(0, num), torch.zeros(0, num))
-        for _, (values, target, weight, _) in self._network.batches(batches, None):
+        kept = _Rows(none, none.reshape(0, num), torch.zeros(0, num), torch.zeros(0), none)
+        for _, (values, target, weight, row_ids) in self._network.batches(batches, None):
             usable = weight > 0
             _, logits = self._network.forward(values, num_cached_blocks)
-            scores, classes = (logits[usable] / temperature).softmax(1).topk(num)
-            kept.add(target[usable], classes, scores)
+            probabilities = (logits[usable] / temperature).softmax(1)
+            scores, classes = probabilities.topk(num)
+            own = probabilities.gather(1, target[usable][:, None]).flatten()
+            kept.add(target[usable], classes, scores, own, row_ids[usable])
         gathered = self._network.world.gather_to_first(kept.all())
         return tuple(map(torch.cat, zip(*gathered, strict=True)))
 

@@ -265,6 +265,15 @@ def test_folds_test_every_row_once_and_keep_products_together(shop, retailray, t
     assert len(said(out, "fold")) == 3
     assert len(said(out, "cache")) == 1, "all folds read one pass"
     assert "3 folds" in read_text(f"{run}/report.html")
+    labels = pd.read_parquet(f"{run}/label_errors.parquet")
+    assert len(labels) == tested == labels.id.nunique()
+    assert labels.score.is_monotonic_increasing
+    source = pd.read_csv(shop["catalog.uri"], dtype=str).drop_duplicates("image").set_index("image").label
+    assert (source[labels.image].to_numpy() == labels.label).all()
+    assert (labels.suggested == labels.label).mean() == pytest.approx(
+        np.average(top1, weights=[f["num_rows"] for f in folds])
+    )
+    assert (labels.suggested != labels.label)[labels.suspicious].all()
     assert os.path.exists(f"{run}/bundle/MANIFEST")
 
 

@@ -27,16 +27,19 @@ def predict_rows(  # many because it hands on what predict_catalog takes
     *,
     batch_size: int,
     also: tuple[pa.Field, ...] = (UNCALIBRATED,),
+    mirrored: bool = False,
 ) -> pa.Table:
     """:func:`predict_catalog` with an executor of its own, for commands that do nothing else with one."""
     with start_executor(cluster, num_images=len(catalog)) as executor:
         run.machines = executor.machines
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
-        return predict_catalog(section, catalog, uri, plan, executor, batch_size=batch_size, also=also)
+        return predict_catalog(
+            section, catalog, uri, plan, executor, batch_size=batch_size, also=also, mirrored=mirrored
+        )
 
 
-def predict_catalog(
+def predict_catalog(  # many because predict_rows adds an executor to it
     section: CatalogSection,
     catalog: Catalog,
     uri: str,
@@ -45,6 +48,7 @@ def predict_catalog(
     *,
     batch_size: int,
     also: tuple[pa.Field, ...] = (UNCALIBRATED,),
+    mirrored: bool = False,
 ) -> pa.Table:
     """The transport columns and predictions of every row (null where it failed), in the catalog's order, with the
     columns ``also`` (:class:`retailray.models.predicting.PredictorSettings`).
@@ -58,7 +62,9 @@ def predict_catalog(
     images = blocks.map(decode_rows, {"spec": spec, "access": access_of(section)}, rows=CHUNK_ROWS)
     try:
         with executor.reporter("images", len(catalog), num_predictors=plan.num_actors) as reporter:
-            settings = PredictorSettings(uri, plan.actor_gpus > 0, plan.torch_threads, TOP_K, also=also)
+            settings = PredictorSettings(
+                uri, plan.actor_gpus > 0, plan.torch_threads, TOP_K, also=also, mirrored=mirrored
+            )
             predicted = predict_stream(images, settings, batch_size=batch_size, reporter=reporter)
             found = gathered(predicted.tables())
     except Exception as error:

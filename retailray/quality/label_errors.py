@@ -1,0 +1,148 @@
+"""``check.label_errors``: every label of a catalog, the most suspicious first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retailray import events, storage
+from retailray.config import CheckConfig
+from retailray.data.arrow_tables import parquet_bytes
+from retailray.data.catalog import Catalog
+from retailray.data.decoding import CODE
+from retailray.data.row_ids import ROW_ID
+from retailray.errors import CatalogError
+from retailray.models.meta import load_meta
+from retailray.quality.findings import near_content, same_content
+from retailray.reports.review_page import write_review_page
+from retailray.runs import RunDirectory
+
+TABLE, DRAFT = "label_errors.parquet", "features-model"  # in the run directory; the second is removed
+MIN_ROWS = 20
+BATCH_SIZE = 64
+REVIEWED = 300  # rows of the review page
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("label", pa.string()),
+        ("suggested", pa.string()),  # the label itself where it is not suspicious
+        ("score", pa.float32()),  # probability of the label; null where no other product has it
+        ("suggested_score", pa.float32()),
+        ("suspicious", pa.bool_()),
+        ("split", pa.string()),
+    ]
+)
+
+
+def features_model(config: CheckConfig, run: RunDirectory) -> str:
+    """The address of the bundle whose features are used; of a backbone one is written into the run directory.
+
+    Before any image is read, so that what is wrong with the model is told at once.
+
+    Raises:
+        ModelError: no such model or weights, or it has no transform. StorageError: an address cannot be read.
+    """
+    from retailray.models.feature_bundle import save_backbone
+
+    if config.check.model:
+        load_meta(config.check.model)
+        return config.check.model
+    assert config.model.arch, "the config asks for one"
+    draft = run.path(DRAFT)
+    save_backbone(draft, config.model.arch, config.model.weights)
+    return draft
+
+
+def find_label_errors(
+    config: CheckConfig, catalog: Catalog, scan: pd.DataFrame, model_uri: str, run: RunDirectory
+) -> pd.DataFrame:
+    """Rank the labelled rows whose image can be read; write ``label_errors.parquet`` and ``review/``.
+
+    Args:
+        scan: one row per catalog row, as ``images.parquet`` has them, with ``row_id``. model_uri: a bundle.
+
+    Returns:
+        The rows of the table, with ``uri``, ``row_id`` and ``sha256``.
+
+    Raises:
+        CatalogError: there are too few labelled rows. ModelError: no such model. RetailrayError.
+    """
+    from retailray.quality.suspicion import linked, suspicion
+
+    labelled = scan[(scan.error_code == "") & (scan.label != "")]
+    num_labels = labelled.label.nunique()
+    if len(labelled) < MIN_ROWS or num_labels < 2 or num_labels == len(labelled):
+        raise CatalogError(
+            f"{config.catalog.uri}: check.label_errors needs {MIN_ROWS} labelled images of two labels, one with two "
+            f"images at the least; there are {len(labelled)} of {num_labels} labels"
+        )
+    rows = catalog.select(np.isin(catalog.column("row_id"), labelled.row_id))
+    kept, features = _features(config, rows, model_uri, run)
+    labelled = labelled.set_index("row_id").loc[kept].reset_index()
+    names, labels = np.unique(labelled.label.to_numpy(object), return_inverse=True)
+    hashes = labelled.phash.to_numpy(np.uint64)
+    together = same_content(labelled.sha256.tolist())
+    together += near_content(hashes, np.arange(len(labelled)), max_distance=config.check.near_distance)
+    groups = linked(len(labelled), labelled.group.to_numpy(object), together)
+    events.emit("label_errors", rows=len(labelled), labels=len(names), groups=len(np.unique(groups)))
+    found = suspicion(features, labels, groups, num_classes=len(names))
+    ranked = labelled.assign(
+        suggested=names[found.suggested],
+        score=found.score,
+        suggested_score=found.suggested_score,
+        suspicious=found.suspicious,
+    ).sort_values(["score", "id"], na_position="last", ignore_index=True)
+    table = pa.Table.from_pandas(ranked[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
+    run.write(TABLE, parquet_bytes(table))
+    _write_review(config, ranked, names.tolist(), run)
+    return ranked
+
+
+def _features(
+    config: CheckConfig, catalog: Catalog, model_uri: str, run: RunDirectory
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row ids (M,) and features, float16 ``(M, D)``, of the images that the model could look at."""
+    from retailray.models.predicting import FEATURES_FIELD
+    from retailray.models.predictions import predict_rows
+    from retailray.models.probabilities import rows_of
+
+    found = predict_rows(
+        config.catalog,
+        config.cluster,
+        catalog,
+        model_uri,
+        run,
+        batch_size=BATCH_SIZE,
+        also=(FEATURES_FIELD,),
+        mirrored=True,
+    )
+    if model_uri == run.path(DRAFT):
+        storage.remove_folder(model_uri)
+    good = found.filter(pc.equal(found.column(CODE), ""))
+    if not good.num_rows:
+        raise CatalogError(f"{config.catalog.uri}: check.label_errors: the model could look at no image")
+    return good.column(ROW_ID).to_numpy(), rows_of(good.column(FEATURES_FIELD.name))
+
+
+def _write_review(config: CheckConfig, ranked: pd.DataFrame, labels: Sequence[str], run: RunDirectory) -> None:
+    """Write ``review/index.html`` of the suspicious rows; what it saves is for ``catalog.corrections``."""
+    rows: list[dict[str, Any]] = [
+        {
+            "item_id": row.id,
+            "image": row.uri,
+            "sha256": row.sha256,
+            "pred_label": row.suggested,
+            "pred_score": row.suggested_score,
+            "topk_labels": [row.suggested, row.label],
+            "topk_scores": [row.suggested_score, row.score],
+            "catalog_label": row.label,
+            "label_before": None,
+            "reasons": ["label_error"],
+        }
+        for row in ranked[ranked.suspicious].head(REVIEWED).itertuples()
+    ]
+    write_review_page(run, rows, labels, config.check.model or str(config.model.arch), config.catalog)
