@@ -22,7 +22,7 @@ LAYERS = [
     {"execution"},
     {"models"},
     {"reports", "cluster"},
-    {"scoring", "quality"},
+    {"scoring", "quality", "retrieval"},
     {"evaluation"},
     {"training"},
     {"tuning", "studies"},

@@ -22,18 +22,21 @@ from retailray.config.commands import (
     CompareConfig,
     DemoConfig,
     DoctorConfig,
+    EmbedConfig,
     EvaluateConfig,
     ExportConfig,
     NightlyConfig,
     PromoteConfig,
     RollbackConfig,
     ScoreConfig,
+    SimilarConfig,
     StudyConfig,
     SubmitConfig,
     TrainConfig,
     TuneConfig,
 )
 from retailray.config.own_models import OwnModelSection
+from retailray.config.retrieval import EmbeddingsSection, SimilarSection
 from retailray.config.scoring import CompareSection, EvaluateSection, PromoteSection, RollbackSection, ScoreSection
 from retailray.config.search import PASSES, TUNABLE, Domain, TuneSection
 from retailray.config.study import StudyModel, StudySection
@@ -60,6 +63,8 @@ __all__ = [
     "DoctorModel",
     "DoctorSection",
     "Domain",
+    "EmbedConfig",
+    "EmbeddingsSection",
     "EvaluateConfig",
     "EvaluateSection",
     "ExportConfig",
@@ -75,6 +80,8 @@ __all__ = [
     "ScoreConfig",
     "ScoreSection",
     "Section",
+    "SimilarConfig",
+    "SimilarSection",
     "SplitSection",
     "StudyConfig",
     "StudyModel",

@@ -15,6 +15,7 @@ from retailray.config.cluster import (
 )
 from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
 from retailray.config.own_models import OwnModelSection
+from retailray.config.retrieval import EmbeddingsSection, SimilarSection
 from retailray.config.scoring import (
     CompareSection,
     EvaluateSection,
@@ -94,6 +95,23 @@ class ScoreConfig(CommandConfig):
     catalog: CatalogSection
     model: BundleSection
     score: ScoreSection = ScoreSection()
+
+    def problems(self) -> list[str]:
+        if self.score.embedding_size and not self.score.embeddings:
+            return ["score.embedding_size would be ignored: score.embeddings is false"]
+        return []
+
+
+class EmbedConfig(ScoreConfig):
+    unused = ScoreConfig.unused | {"score.embeddings"}
+
+    def problems(self) -> list[str]:
+        return []
+
+
+class SimilarConfig(CommandConfig):
+    embeddings: EmbeddingsSection
+    similar: SimilarSection = SimilarSection()
 
 
 class ExportConfig(CommandConfig):

@@ -12,12 +12,14 @@ from retailray.config.command_configs import (
     CompareConfig,
     DemoConfig,
     DoctorConfig,
+    EmbedConfig,
     EvaluateConfig,
     ExportConfig,
     NightlyConfig,
     PromoteConfig,
     RollbackConfig,
     ScoreConfig,
+    SimilarConfig,
     SubmitConfig,
 )
 from retailray.config.common import CommandConfig
@@ -150,6 +152,23 @@ COMMANDS = {
             "--out s3://shop/scores",
             after_interrupt="the same command continues; images that are scored are not scored again",
             uses_gpus=True,
+        ),
+        Command(
+            "embed",
+            "score a catalog and publish the embeddings of its images and products too",
+            EmbedConfig,
+            "retailray.scoring.score:embed",
+            example="--catalog.uri s3://shop/catalog.csv --model.uri s3://shop/models/shop@champion "
+            "--out s3://shop/scores",
+            after_interrupt="the same command continues; images that are scored are not scored again",
+            uses_gpus=True,
+        ),
+        Command(
+            "similar",
+            "find the most similar products (or images) by their embeddings, and near duplicates",
+            SimilarConfig,
+            "retailray.retrieval.similar:similar",
+            example="--embeddings.uri s3://shop/scores --out s3://shop/similar",
         ),
         Command(
             "nightly",

@@ -136,6 +136,22 @@ class ScoreSection(Section):
             "more time than it takes, as measured once per machine and model; runs after a compiled one compile."
         ),
     )
+    embeddings: bool = Field(
+        False,
+        description=(
+            "Publish embeddings/ too: what the model makes of each image before its last layer, for `similar`. Turning "
+            "it on scores all images once."
+        ),
+    )
+    embedding_size: int | None = Field(
+        None,
+        ge=8,
+        le=8192,
+        description=(
+            "Project embeddings on this number of fixed random directions, which keep similarities nearly; default: "
+            "all numbers of the model (512 of resnet18, 2048 of resnet50)."
+        ),
+    )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")
     plan_only: bool = Field(False, description="Print what a run would do, and stop.")
     export: Literal["none", "csv", "xlsx", "layout"] = Field(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from retailray.execution import Reporter, Stream
 
 PREDICT = "predict"  # the stage
-MOST = 65504.0  # the largest number that a float16 holds
 PREDICTION_SCHEMA = pa.schema(
     [
         ("pred_label", pa.string()),
@@ -28,7 +27,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
-FEATURES_FIELD = pa.field("features", pa.list_(pa.float16()))  # what enters the head, averaged over positions
+FEATURES_FIELD = pa.field("features", pa.binary())  # what enters the head: see retailray.models.embedding.packed
 LOGITS_FIELD = pa.field("logits", pa.list_(pa.float32()))  # of all labels, before the temperature
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
@@ -45,6 +44,7 @@ class PredictorSettings:
         agreement: where the first actor stores the precision that it measured and whether it has compiled.
         also: :data:`UNCALIBRATED`, :data:`EMBEDDING_FIELD`, :data:`FEATURES_FIELD`, :data:`LOGITS_FIELD`,
             :data:`SCORED_AT` and the fields of :mod:`retailray.models.probabilities`: columns that are appended.
+        embedding_size: numbers of a row of :data:`FEATURES_FIELD`; None: all.
         mirrored: features are the means of those of an image and of its mirror image, which takes twice the time.
     """
 
@@ -58,6 +58,7 @@ class PredictorSettings:
     batch_size: int = 1
     agreement: Agreement = dataclasses.field(default_factory=Agreement)
     also: tuple[pa.Field, ...] = ()
+    embedding_size: int | None = None
     mirrored: bool = False
 
 
@@ -85,7 +86,7 @@ class PredictBatch:
         prepare_process(settings.threads)
         bundle = load_bundle(settings.uri)
         device = "cuda" if settings.use_gpu else "cpu"
-        self.reporter, self.mirrored = reporter, settings.mirrored
+        self.reporter, self.mirrored, self.embedding_size = reporter, settings.mirrored, settings.embedding_size
         self.predictor = agreed_predictor(
             settings, lambda precision: Predictor(bundle, device=device, precision=precision), reporter
         )
@@ -149,7 +150,7 @@ class PredictBatch:
         """A row for each image that could be predicted."""
         import torch
 
-        from retailray.models.embedding import sketch
+        from retailray.models.embedding import packed, sketch
 
         probabilities = self.predictor.probabilities(logits)
         top = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
@@ -166,7 +167,7 @@ class PredictBatch:
         if EMBEDDING_FIELD in self.fields:
             columns[EMBEDDING] = lists_of(sketch(torch.from_numpy(features)).numpy())
         if FEATURES_FIELD in self.fields:
-            columns[FEATURES_FIELD.name] = lists_of(np.clip(features, -MOST, MOST).astype(np.float16))
+            columns[FEATURES_FIELD.name] = packed(features, self.embedding_size)
         if LOGITS_FIELD in self.fields:
             columns[LOGITS_FIELD.name] = lists_of(logits)
         if PROBABILITIES_FIELD in self.fields:

@@ -1,7 +1,7 @@
-"""What a model says of an image besides its best few labels: its most probable classes, kept in two columns.
+"""What a model says of an image besides its best few labels: its most probable classes, and its embedding.
 
-What looks at more than one label (one answer for a product, a sum over a branch of a taxonomy) reads these. They are
-bounded: a model of 20,000 classes would otherwise leave 80 KB an image.
+What looks at more than one label (one answer for a product, a sum over a branch of a taxonomy) reads the classes. They
+are bounded: a model of 20,000 classes would otherwise leave 80 KB an image.
 """
 
 import numpy as np
@@ -49,3 +49,10 @@ def spread(classes: np.ndarray, probabilities: np.ndarray, num_classes: int) -> 
     found = np.repeat(rest.astype(np.float32), num_classes, axis=1)
     np.put_along_axis(found, classes.astype(np.int64), probabilities, axis=1)
     return found
+
+
+def unpacked(column: pa.ChunkedArray) -> np.ndarray:
+    """Embeddings, float16 ``(N, D)``, of binaries of one length (:func:`retailray.models.embedding.packed`)."""
+    if not len(column):
+        return np.zeros((0, 0), np.float16)
+    return np.frombuffer(b"".join(column.to_pylist()), "<f2").reshape(len(column), -1)

@@ -108,7 +108,7 @@ def _features(
     """Row ids (M,) and features, float16 ``(M, D)``, of the images that the model could look at."""
     from retailray.models.predicting import FEATURES_FIELD
     from retailray.models.predictions import predict_rows
-    from retailray.models.probabilities import rows_of
+    from retailray.models.probabilities import unpacked
 
     found = predict_rows(
         config.catalog,
@@ -125,7 +125,7 @@ def _features(
     good = found.filter(pc.equal(found.column(CODE), ""))
     if not good.num_rows:
         raise CatalogError(f"{config.catalog.uri}: check.label_errors: the model could look at no image")
-    return good.column(ROW_ID).to_numpy(), rows_of(good.column(FEATURES_FIELD.name))
+    return good.column(ROW_ID).to_numpy(), unpacked(good.column(FEATURES_FIELD.name))
 
 
 def _write_review(config: CheckConfig, ranked: pd.DataFrame, labels: Sequence[str], run: RunDirectory) -> None:

@@ -167,6 +167,19 @@ def reliability(confidences: Mapping[str, np.ndarray], correct: np.ndarray, *, b
 
 
 @styled
+def similarities(values: np.ndarray) -> Chart:
+    """How alike rows are to their nearest neighbour: cosines, float ``(N,)``."""
+    chart = Chart(1, width=6.4, height=2.6)
+    (axes,) = chart.axes
+    counts, edges = np.histogram(values, bins=40)
+    bars = axes.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.9 * (edges[1] - edges[0]), color=ACCENT)
+    for bar, low, high, count in zip(bars, edges[:-1], edges[1:], counts, strict=True):
+        chart.tell(bar, f"similarity {low:.2f} to {high:.2f}: {count}")
+    axes.set_xlabel("similarity of the nearest neighbour")
+    axes.set_ylabel("rows")
+    return chart
+
+
 def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> Chart:
     """How confident the predictions are, with the decision thresholds."""
     chart = Chart(1, width=6.4, height=2.6)

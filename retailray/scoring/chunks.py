@@ -31,7 +31,7 @@ from retailray.data.decoding import (
 )
 from retailray.data.images import decode
 from retailray.errors import ImageError
-from retailray.models.predicting import SCORED_AT
+from retailray.models.predicting import FEATURES_FIELD, SCORED_AT
 from retailray.provenance import inference_environment
 from retailray.scoring.formats import LEDGER_SCHEMA
 
@@ -147,7 +147,9 @@ def commit(table: pa.Table, *, address: str, run_id: str, attempt: str, device: 
     table = with_errors(table, codes, table.column(MESSAGE).to_pylist())
     names = {"uri": URI, "identity": IDENTITY, "sha256": SHA, "error_code": CODE, "message": MESSAGE}
     names |= {"scored_at": SCORED_AT.name}
-    stamp = {"run_id": run_id, "environment": inference_environment(), "device": device}
+    stamp: dict[str, str | None] = {"run_id": run_id, "environment": inference_environment(), "device": device}
+    if FEATURES_FIELD.name not in table.column_names:
+        stamp[FEATURES_FIELD.name] = None
     columns = [
         pa.array([stamp[field.name]] * table.num_rows, field.type)
         if field.name in stamp

@@ -5,7 +5,7 @@ A module of its own, beside nothing heavy: every task and every predictor reads 
 
 import pyarrow as pa
 
-from retailray.models.predicting import EMBEDDING_FIELD, PREDICTION_SCHEMA
+from retailray.models.predicting import EMBEDDING_FIELD, FEATURES_FIELD, PREDICTION_SCHEMA
 from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD
 
 RESPELLED = b"respelled"  # in the metadata of ledger rows whose addresses were written in another way
@@ -17,7 +17,9 @@ LEDGER_SCHEMA = pa.schema(
         *PREDICTION_SCHEMA,
         EMBEDDING_FIELD,
         CLASSES_FIELD,
-        PROBABILITIES_FIELD,  # these are null where it failed, and where it equals another image by its sha256
+        PROBABILITIES_FIELD,
+        FEATURES_FIELD,  # with score.embeddings alone
+        # these are null where it failed, and where it equals another image by its sha256
         ("error_code", pa.string()),  # '' where it did not fail
         ("message", pa.string()),
         ("run_id", pa.string()),  # of the run that looked at it

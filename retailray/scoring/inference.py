@@ -20,7 +20,14 @@ from retailray.errors import RetailrayError
 from retailray.execution import Executor, Plan, Reporter, plan_scoring, start_executor
 from retailray.models.agreement import known_agreement
 from retailray.models.meta import BundleMeta
-from retailray.models.predicting import EMBEDDING_FIELD, PREDICT, SCORED_AT, PredictorSettings, predict_stream
+from retailray.models.predicting import (
+    EMBEDDING_FIELD,
+    FEATURES_FIELD,
+    PREDICT,
+    SCORED_AT,
+    PredictorSettings,
+    predict_stream,
+)
 from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD
 from retailray.runs import RunDirectory
 from retailray.scoring.chunks import COMMIT, DECODE, FETCH, UNITS_PER_FILE, Todo, commit, read_units
@@ -28,6 +35,7 @@ from retailray.scoring.duplicates import SEEN_IMAGES, Seen
 from retailray.scoring.formats import SCORED, TODO
 
 Reading = dict[str, DecodeSpec | storage.Access | Seen | None]
+COLUMNS = (EMBEDDING_FIELD, CLASSES_FIELD, PROBABILITIES_FIELD, SCORED_AT)  # beside the predictions
 TARGET_PARTS = 200  # aim for about this many committed parts: a killed run loses those in flight
 MIN_PART_IMAGES, MAX_PART_IMAGES = 64, 20_000
 STAGES = (FETCH, DECODE, PREDICT, COMMIT)
@@ -135,7 +143,8 @@ def _run(
         batch_size=config.score.batch_size,
         # asked here and not by every actor, which would import what reads from stores for it alone
         agreement=known_agreement(run.address),
-        also=(EMBEDDING_FIELD, CLASSES_FIELD, PROBABILITIES_FIELD, SCORED_AT),
+        also=(*COLUMNS, *((FEATURES_FIELD,) if config.score.embeddings else ())),
+        embedding_size=config.score.embedding_size,
     )
     predicted = predict_stream(images, settings, batch_size=config.score.batch_size, reporter=reporter)
     parts = predicted.map(

@@ -243,7 +243,7 @@ class Ledger:
                 coalesce(c.label, o.pred_label) as pred_label,
                 case when c.label is null then o.pred_score else 1.0::float end as pred_score,
                 o.topk_labels, o.topk_scores, o.pred_label as model_label, o.pred_score as model_score,
-                o.{EMBEDDING}, o.classes, o.probabilities, o.sha256, o.run_id, o.scored_at,
+                o.{EMBEDDING}, o.classes, o.probabilities, o.features, o.sha256, o.run_id, o.scored_at,
                 case when c.label is not null then 'accept'
                      when o.pred_score < $abstain then 'abstain'
                      when o.pred_score >= coalesce(t.accept, $accept) then 'accept'

@@ -36,6 +36,7 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "temperature": meta.temperature,
         "top_k": config.score.top_k,
         "kept_classes": KEPT,
+        "embeddings": (config.score.embedding_size or "all") if config.score.embeddings else None,
         "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
         "decoder": DECODER_VERSION,

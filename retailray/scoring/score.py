@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retailray import events, storage
-from retailray.config import ScoreConfig
+from retailray.config import EmbedConfig, ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
 from retailray.data.text_files import PIECE_ROWS
@@ -25,6 +25,7 @@ from retailray.reports.review_page import write_review_page
 from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
+from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
@@ -71,6 +72,12 @@ def score(config: ScoreConfig) -> str:
             return run.address
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def embed(config: EmbedConfig) -> str:
+    """:func:`score` with ``score.embeddings``."""
+    section = config.score.model_copy(update={"embeddings": True})
+    return score(config.model_copy(update={"score": section}))
 
 
 def _print_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
@@ -129,6 +136,7 @@ class _ScoringRun:
             "images_per_s": plan.images / times["inference"] if plan.images else None,
         }
         facts |= self._of_inference(inferred, times["inference"]) | {"products": self._products(ledger, catalog)}
+        facts["embeddings"] = write_embeddings(run, ledger, catalog, self.meta, config.score)
         facts |= self._report(ledger, facts)
         facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)
         if self.said is not None:

@@ -1,0 +1,84 @@
+"""``embeddings/`` and ``product_embeddings/``: what the model makes of images before its last layer."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retailray import storage
+from retailray.config import ScoreSection
+from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.models.meta import BundleMeta
+from retailray.models.probabilities import unpacked
+from retailray.runs import RunDirectory
+from retailray.scoring.ledger import Ledger
+from retailray.scoring.products import whole_products
+from retailray.scoring.staging import StagedCatalog
+
+EMBEDDINGS, PRODUCT_EMBEDDINGS = "embeddings", "product_embeddings"  # folders
+_AT_ONCE = 16_384  # rows in memory
+_ROWS = "select id, uri, product, features, row_id from row_results where features is not null order by"
+
+
+def write_embeddings(
+    run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, meta: BundleMeta, section: ScoreSection
+) -> dict[str, int] | None:
+    """Write a row for each image that was scored: ``id``, ``image`` (its address), ``embedding`` (float16), the model;
+    and where the catalog has products, the same for each of these, whose ``image`` is its first.
+
+    A product's embedding is the mean of those of its images, each scaled to length 1, scaled to length 1.
+
+    Returns:
+        Rows by folder, and the ``size`` of an embedding; None without ``score.embeddings``.
+    """
+    for folder in (EMBEDDINGS, PRODUCT_EMBEDDINGS):  # of an earlier attempt of this run
+        storage.remove_folder(run.path(folder))
+    if not section.embeddings:
+        return None
+    stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
+    tables = {EMBEDDINGS: map(_of_images, ledger.batches(f"{_ROWS} row_id", _AT_ONCE))}
+    if catalog.product_column is not None:
+        rows = ledger.batches(f"{_ROWS} product, row_id", _AT_ONCE)
+        tables[PRODUCT_EMBEDDINGS] = map(_of_products, whole_products(rows))
+    found: dict[str, int] = {}
+    for folder, pieces in tables.items():
+        found |= _write(run, folder, pieces, stamp, section.rows_per_file)
+    return found
+
+
+def _write(
+    run: RunDirectory, folder: str, pieces: Iterator[pa.Table], stamp: dict[str, str], rows_per_file: int
+) -> dict[str, int]:
+    count, size = 0, 0
+    for number, table in enumerate(rechunk(pieces, rows_per_file)):
+        for name, value in stamp.items():
+            table = table.append_column(name, pa.array([value] * table.num_rows))
+        storage.write_bytes(run.path(folder, f"part-{number:05d}.parquet"), parquet_bytes(table))
+        count += table.num_rows
+        size = len(table.column("embedding")[0])
+    return {folder: count, "size": size}
+
+
+def _of_images(rows: pa.Table) -> pa.Table:
+    return _table(rows.column("id"), rows.column("uri"), unpacked(rows.column("features")))
+
+
+def _of_products(rows: pa.Table) -> pa.Table:
+    names = rows.column("product").combine_chunks()
+    starts = np.flatnonzero(np.append(True, pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)))
+    means = np.add.reduceat(unit(unpacked(rows.column("features")).astype(np.float32)), starts, axis=0)
+    first = pa.array(starts)
+    return _table(names.take(first), rows.column("uri").take(first), unit(means))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def _table(names: pa.ChunkedArray | pa.Array, images: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
+    flat = pa.array(np.ascontiguousarray(vectors.astype(np.float16)).ravel())
+    embeddings = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16()))
+    return pa.table({"id": names, "image": images, "embedding": embeddings})
