@@ -33,7 +33,9 @@ def nightly(config: NightlyConfig) -> str:
         with events.nested_run():
             check(CheckConfig(catalog=catalog, cluster=cluster, split=config.split, check=section, out=out))
     catalog, out = catalog.model_copy(update=NOT_SCORED), storage.join(config.out, "scores")
-    scoring = ScoreConfig(catalog=catalog, cluster=cluster, model=config.model, score=config.score, out=out)
+    scoring = ScoreConfig(
+        catalog=catalog, cluster=cluster, model=config.model, taxonomy=config.taxonomy, score=config.score, out=out
+    )
     plan = scoring.score.model_copy(update={"plan_only": True})
     score(scoring.model_copy(update={"score": plan}))  # a line for the log, before any machine is asked for
     return score(scoring)

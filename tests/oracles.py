@@ -406,3 +406,30 @@ def audit_products(products, predictions, catalog, told, *, group, image="image"
         if row.decision != (decision if sure else "abstain"):
             problems.append(f"{name}: {row.decision} at {row.pred_score}")
     return problems
+
+
+def audit_levels(predictions, paths, accept):
+    """Differences between published rows and what all probabilities and one threshold make of them, by a taxonomy.
+
+    Args:
+        predictions: as published; ``topk_labels`` has all labels. paths: of each label, from the root to itself.
+            accept: the threshold of classes and ancestors.
+    """
+    problems = []
+    for row in predictions.itertuples():
+        shares = dict(zip(row.topk_labels, row.topk_scores, strict=True))
+        best = row.topk_labels[0]
+        path, depth, score = paths[best], len(paths[best]), shares[best]
+        while score < accept and depth > 1:
+            depth -= 1
+            below = [label for label in paths if paths[label][:depth] == path[:depth]]
+            if len(below) == len(paths):
+                break
+            score = sum(shares[label] for label in below)
+        if score < accept or (depth < len(path) and len(below) == len(paths)):
+            depth, score = len(path), shares[best]
+        told = (row.pred_label, row.label_path, row.depth, row.decision == "accept")
+        expected = (path[depth - 1], " > ".join(path[:depth]), depth, score >= accept)
+        if abs(score - accept) > 1e-4 and (told != expected or abs(row.pred_score - score) > 1e-4):
+            problems.append(f"{told} {row.pred_score}, not {expected} {score}")
+    return problems

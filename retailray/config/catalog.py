@@ -91,6 +91,9 @@ class CatalogSection(Section):
         pattern=r"^(last|first|path|[1-9][0-9]?)$",
         description="Level of such a path that is the label: last, first, a number from 1, or path (all of it).",
     )
+    parent: str | None = Field(
+        None, description="Column that names the parent of the label in a taxonomy, e.g. its category."
+    )
     label_list_separator: str | None = Field(
         None, min_length=1, description="Text between several labels in one cell, the first of which counts."
     )
@@ -285,6 +288,21 @@ class TransformSection(Section):
     @property
     def resolved_resize_size(self) -> int:
         return self.resize_size or round(self.image_size * 256 / 224)
+
+
+class TaxonomySection(Section):
+    """A tree of labels, for answers at the level that is sure."""
+
+    uri: str | None = Field(
+        None,
+        description=(
+            "File with the taxonomy: lines of paths as Google and Shopify publish them (3237 - A > B), or CSV with the "
+            "columns child and parent; default: what the catalog of training said (catalog.parent, "
+            "catalog.label_separator)."
+        ),
+    )
+
+    _same = field_validator("uri")(normalized)
 
 
 class CheckSection(Section):

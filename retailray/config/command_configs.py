@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from retailray.config.catalog import CalibrationCatalog, CatalogSection, CheckSection, DemoSection, SplitSection
+from retailray.config.catalog import (
+    CalibrationCatalog,
+    CatalogSection,
+    CheckSection,
+    DemoSection,
+    SplitSection,
+    TaxonomySection,
+)
 from retailray.config.cluster import (
     ClusterSection,
     DoctorCatalog,
@@ -50,6 +57,7 @@ class EvaluateConfig(CommandConfig):
     catalog: CatalogSection
     split: SplitSection = SplitSection()
     model: BundleSection
+    taxonomy: TaxonomySection = TaxonomySection()
     evaluate: EvaluateSection = EvaluateSection()
 
     def problems(self) -> list[str]:
@@ -94,6 +102,7 @@ class ScoreConfig(CommandConfig):
     unused = CommandConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
     catalog: CatalogSection
     model: BundleSection
+    taxonomy: TaxonomySection = TaxonomySection()
     score: ScoreSection = ScoreSection()
 
     def problems(self) -> list[str]:
@@ -123,6 +132,7 @@ class BundleConfig(CommandConfig):
     unused = CommandConfig.unused | {"catalog.split", "catalog.validation_uri", "catalog.test_uri"}
     catalog: CalibrationCatalog = CalibrationCatalog()
     bundle: OwnModelSection
+    taxonomy: TaxonomySection = TaxonomySection()
 
     def problems(self) -> list[str]:
         given = sorted(self.catalog.non_default_fields())
@@ -161,6 +171,7 @@ class NightlyConfig(CommandConfig):
     split: SplitSection = SplitSection()
     check: CheckSection = CheckSection()
     model: BundleSection
+    taxonomy: TaxonomySection = TaxonomySection()
     score: ScoreSection = ScoreSection()
     nightly: NightlySection = NightlySection()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retailray.config.catalog import CatalogSection, SplitSection, TransformSection
+from retailray.config.catalog import CatalogSection, SplitSection, TaxonomySection, TransformSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
 from retailray.config.learning_rates import Rates, default_rates
 from retailray.config.search import PASSES, Domain, TuneSection
@@ -18,6 +18,7 @@ class TrainConfig(CommandConfig):
     split: SplitSection = SplitSection()
     transform: TransformSection = TransformSection()
     model: ModelSection = ModelSection()
+    taxonomy: TaxonomySection = TaxonomySection()
     train: TrainSection = TrainSection()
     track: TrackSection = TrackSection()
 

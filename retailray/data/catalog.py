@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Source:
     settings: dict[str, Any]
     separators: dict[str, int]
     counts: Counts
+    label_paths: Mapping[str, set[tuple[str, ...]]] = dataclasses.field(default_factory=dict)  # see Piece
 
     def facts(self) -> dict[str, object]:
         """For events, records and reports."""
@@ -164,6 +165,7 @@ class CatalogReader:
         self._head = Head("", [])
         self._labels_of_products: dict[str, str] = {}  # of records without an image
         self._products: Counter[str] = Counter()
+        self._label_paths: dict[str, set[tuple[str, ...]]] = {}
         self._without_image: list[Piece] = []
         self._with_image: set[str] = set()
 
@@ -209,6 +211,7 @@ class CatalogReader:
             given,
             dict(self._pictures.separators),
             self._pictures.counts,
+            self._label_paths,
         )
 
     def labels_of_products(self) -> dict[str, str] | None:
@@ -238,6 +241,8 @@ class CatalogReader:
             image_columns(records.table, file, self.section)
         pictures = self._pictures.read(file, records)
         piece = meaning_of(file, pictures, self.section, self.uri, self.needs_label, products=self._products)
+        for label, paths in piece.label_paths.items():
+            self._label_paths.setdefault(label, set()).update(paths)
         return dataclasses.replace(piece, untyped=records.untyped)
 
     def _check_image_names(self, table: pa.Table, file: str) -> None:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -49,11 +49,12 @@ class Piece:
     table: pa.Table
     rows: pa.Table
     untyped: bool = False  # all columns are read as text
+    label_paths: Mapping[str, set[tuple[str, ...]]] = dataclasses.field(default_factory=dict)  # see label_paths
 
 
 def meaningful_columns(section: CatalogSection) -> set[str]:
     """Columns that are names to us, and so stay text whatever is in them."""
-    named = {*section.images, section.id, section.label, section.group, section.split}
+    named = {*section.images, section.id, section.label, section.group, section.split, section.parent}
     images = set() if "image" in section.non_default_fields() else {"file_name"}
     return {name for name in named if name} | images | {ADDRESS, ITEM_ID}
 
@@ -149,6 +150,36 @@ def _labels(table: pa.Table, file: str, section: CatalogSection, needs_label: bo
     return labels
 
 
+def label_paths(
+    table: pa.Table, file: str, section: CatalogSection, labels: Sequence[str]
+) -> dict[str, set[tuple[str, ...]]]:
+    """The paths, from the root down to the label itself, that rows say a label has: by ``catalog.parent``, or by
+    labels that are paths."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    if section.parent:
+        if column_of(section.parent, table.column_names) is None and not any(labels):
+            return found  # a catalog without labels, to be scored
+        parents = _text(table, file, section.parent, "catalog.parent")
+        for label, parent in set(zip(labels, parents, strict=True)):
+            if label and parent:
+                levels = [part.strip() for part in parent.split(section.label_separator or "\0")]
+                found.setdefault(label, set()).add((*filter(None, levels), label))
+        return found
+    column = column_of(section.label, table.column_names)
+    if not section.label_separator or column is None or column[1]:
+        return found
+    between = f" {section.label_separator.strip()} "
+    how = section.label_separator, "path", section.label_list_separator
+    texts = table.column(column[0]).to_pylist()
+    for label, text in {(label, text) for label, text in zip(labels, texts, strict=True) if isinstance(text, str)}:
+        levels = label_in(text, *how).split(between)
+        if section.label_level.isdigit():
+            levels = levels[: int(section.label_level)]
+        if label and section.label_level != "first":
+            found.setdefault(label, set()).add((*levels[:-1], label))
+    return found
+
+
 def meaning_of(
     file: str, pictures: Pictures, section: CatalogSection, uri: str, needs_label: bool, *, products: Counter[str]
 ) -> Piece:
@@ -181,8 +212,9 @@ def meaning_of(
         "file": [file] * table.num_rows,
     }
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    branches = label_paths(table, file, section, columns["label"])
     table = table if index is None else _with_pictures(table, ids, index, addresses)
-    return Piece(file, table, rows.append_column("line", pa.array(pictures.lines)))
+    return Piece(file, table, rows.append_column("line", pa.array(pictures.lines)), label_paths=branches)
 
 
 def _names(

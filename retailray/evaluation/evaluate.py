@@ -16,9 +16,11 @@ from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.errors import CatalogError
+from retailray.evaluation.levels import level_metrics
 from retailray.evaluation.products import FIELDS, product_metrics
 from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
+from retailray.models.backing_off import taxonomy_of_model
 from retailray.models.meta import BundleMeta
 from retailray.models.metrics import calibration_error, classification_metrics, confused_pairs, confusion
 from retailray.models.predicting import UNCALIBRATED
@@ -47,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     side = side_of(config.model.uri)
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
-    unknown = _warn(config, catalog, side)
+    unknown, taxonomy = _warn(config, catalog, side), taxonomy_of_model(config.taxonomy.uri, meta)
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     used, errors = _predicted(config, catalog, meta, run)
@@ -69,12 +71,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model_version": meta.version,
         "catalog": config.catalog.uri,
     }
+    if taxonomy is not None:
+        metrics["taxonomy"] = level_metrics(used.label.to_numpy(object), used.pred_label.to_numpy(object), taxonomy)
     if catalog.has_products:
         choice = choose_for(validation_of(config.model.uri), meta.labels)
         metrics["products"] = product_metrics(used, meta.labels, choice, bootstrap=config.evaluate.bootstrap)
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
-    publish(run, {name: value for name, value in summary.items() if name not in ("per_class", "products")})
+    publish(run, {name: value for name, value in summary.items() if name not in ("per_class", "products", "taxonomy")})
     told = {"rows": len(catalog), "evaluated": len(used), "failed": errors.num_rows}
     told |= {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "report": run.path("report.html")}
     watch.summary("evaluate", num_images=len(used), **told)

@@ -74,6 +74,7 @@ class BundleMeta(_Part):
     arch: str
     backbone: dict[str, Any] = {}  # what builds the network beside arch: see retailray.models.backbones.Backbone.config
     labels: list[str]
+    taxonomy: dict[str, list[str]] = {}  # of each label its path, from the root down to itself; empty: unknown
     transform: EvalTransform
     temperature: float = 1.0
     thresholds: Thresholds = Thresholds()

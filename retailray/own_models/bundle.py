@@ -2,6 +2,8 @@
 
 from retailray import events, storage
 from retailray.config import BundleConfig
+from retailray.data.catalog import Catalog
+from retailray.data.taxonomy import taxonomy_of
 from retailray.models.backbones import plain_name
 from retailray.models.bundle import BundleMeta, new_version, save_bundle
 from retailray.models.meta import TEMPERATURE
@@ -36,7 +38,7 @@ def make_bundle(config: BundleConfig) -> str:
         rows=0 if catalog is None else len(catalog),
         transform=own.transform.model_dump(mode="json"),
     )
-    meta, found = _meta(config, own), None
+    meta, found = _meta(config, own, catalog), None
     if catalog is not None:
         draft = run.path("uncalibrated")
         try:
@@ -57,13 +59,15 @@ def make_bundle(config: BundleConfig) -> str:
     return bundle
 
 
-def _meta(config: BundleConfig, own: OwnModel) -> BundleMeta:
+def _meta(config: BundleConfig, own: OwnModel, catalog: Catalog | None) -> BundleMeta:
+    taxonomy = taxonomy_of(config.taxonomy.uri, [catalog] if catalog else [], own.labels)
     return BundleMeta(
         name=config.bundle.name or plain_name(own.backbone.arch),
         version=new_version(own.state),
         arch=own.backbone.arch,
         backbone=own.backbone.config,
         labels=own.labels,
+        taxonomy={label: list(path) for label, path in taxonomy.paths.items()} if taxonomy else {},
         transform=own.transform,
         data={"source": config.bundle.source, "calibrated": False},
         **provenance(),

@@ -249,7 +249,8 @@ class Ledger:
                      when o.pred_score >= coalesce(t.accept, $accept) then 'accept'
                      when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as reused,
                 c.reviewer as corrected_by, c.reviewed_at as corrected_at, c.file as corrected_in,
-                s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated
+                s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated,
+                null::varchar as label_path, null::integer as depth
             from rows r left join image_results o on r.uri = o.uri and r.code = ''
             left join (select unnest($labels::varchar[]) as label, unnest($values::double[]) as accept) t
                 on o.pred_label = t.label
@@ -264,6 +265,25 @@ class Ledger:
                 "values": list(thresholds.per_class.values()),
             },
         )
+
+    def add_paths(self, paths: pa.Table) -> None:
+        """Give every row the path of its label; ``paths``: ``label, path, depth``. Labels that are none of them, which
+        people gave, are roots."""
+        self._db.register("paths", paths)
+        self._db.execute(
+            "update row_results set label_path = pred_label, depth = 1 where pred_label is not null; "
+            "update row_results set label_path = p.path, depth = p.depth from paths p where pred_label = p.label"
+        )
+        self._db.unregister("paths")
+
+    def accept_as(self, ancestors: pa.Table) -> None:
+        """Accept rows as ancestors of their classes: ``row_id, label, score, path, depth``."""
+        self._db.register("ancestors", ancestors)
+        self._db.execute(
+            "update row_results r set pred_label = a.label, pred_score = a.score, decision = 'accept', "
+            "label_path = a.path, depth = a.depth from ancestors a where r.row_id = a.row_id"
+        )
+        self._db.unregister("ancestors")
 
     @staticmethod
     def _resolved(rows: str, sources: str) -> str:

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from retailray import storage
@@ -19,7 +20,7 @@ from retailray.scoring.formats import SCORED
 from retailray.scoring.image_identities import add_identities
 from retailray.scoring.ledger import PUBLISHED, RESUMED, Ledger, PlanCounts, Reuse
 from retailray.scoring.previous_run import Published, read_parts
-from retailray.scoring.publishing import LEDGER, output_schema
+from retailray.scoring.publishing import LEDGER
 from retailray.scoring.staging import StagedCatalog, stage_catalog
 
 
@@ -45,10 +46,19 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
 
 
 def make_plan(
-    config: ScoreConfig, key: str, folder: Path, *, resumed: str | None, before: Published | None
+    config: ScoreConfig,
+    key: str,
+    folder: Path,
+    *,
+    resumed: str | None,
+    before: Published | None,
+    reserved: Sequence[str],
 ) -> tuple[StagedCatalog, Ledger, PlanCounts]:
-    """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do."""
-    catalog = stage_catalog(config.catalog, folder, reserved=output_schema(config.catalog).names)
+    """Read the catalog, the stores' listings and the ledgers of before, and say what is left to do.
+
+    ``reserved``: names of columns that the output has.
+    """
+    catalog = stage_catalog(config.catalog, folder, reserved=reserved)
     ledger = Ledger(folder, catalog, memory_gb=config.score.memory_gb)
     add_identities(ledger)
     reuse = _reuse(config)

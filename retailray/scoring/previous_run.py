@@ -20,6 +20,7 @@ Published = tuple[str, dict[str, Any]]  # address and run.json of a run
 # settings that change nothing about what is scored: a run that was interrupted is gone on with under others too
 IGNORED = (
     "cluster",
+    "taxonomy",
     "score.plan_only",
     "catalog.corrections",
     "score.review_rows",

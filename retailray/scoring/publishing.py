@@ -17,6 +17,7 @@ from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
 from retailray.models.predicting import PREDICTION_SCHEMA
 from retailray.runs import RunDirectory
+from retailray.scoring.backing_off import PATH_COLUMNS
 from retailray.scoring.drift import BINS, binned
 from retailray.scoring.formats import LEDGER_SCHEMA
 from retailray.scoring.ledger import Ledger
@@ -35,15 +36,16 @@ ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "image", "stage
 ERROR_EXAMPLES = 3  # a code, for the report
 _OUTCOMES = (
     "select row_id, id, image, code, reason, decision, scored_at, reused, "
-    f"{', '.join((*PREDICTION_SCHEMA.names, *LINEAGE))} from row_results order by row_id"
+    f"{', '.join((*PREDICTION_SCHEMA.names, *PATH_COLUMNS.names, *LINEAGE))} from row_results order by row_id"
 )
 
 
-def output_schema(section: CatalogSection) -> pa.Schema:
-    """The columns that are appended to the user's."""
+def output_schema(section: CatalogSection, *, with_paths: bool) -> pa.Schema:
+    """The columns that are appended to the user's; ``with_paths``: of labels in a taxonomy."""
     lineage = LINEAGE if section.corrections else {}
-    kinds = {field.name: field.type for field in PREDICTION_SCHEMA} | lineage
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*OUTPUT, *lineage)])
+    paths = PATH_COLUMNS.names if with_paths else []
+    kinds = {field.name: field.type for field in (*PREDICTION_SCHEMA, *PATH_COLUMNS)} | lineage
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*OUTPUT, *paths, *lineage)])
 
 
 def write_tables(

@@ -74,6 +74,7 @@ def write_score_report(
         corrected=facts["corrected"],
         source=facts.get("source"),
         products=facts["products"],
+        taxonomy=facts["taxonomy"],
         combinations=facts["products"]["combination"]["tried"] if facts["products"] else (),
         outdated=facts["outdated"],
         queue=queue,

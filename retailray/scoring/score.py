@@ -14,16 +14,19 @@ from retailray import events, storage
 from retailray.config import EmbedConfig, ScoreConfig
 from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
+from retailray.data.taxonomy import Taxonomy
 from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.agreement import known_agreement
-from retailray.models.meta import THRESHOLDS, BundleMeta, load_meta
+from retailray.models.backing_off import taxonomy_of_model
+from retailray.models.meta import THRESHOLDS, BundleMeta, Thresholds, load_meta
 from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
 from retailray.reports.review_page import write_review_page
 from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
+from retailray.scoring.backing_off import accept_ancestors
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
@@ -58,17 +61,17 @@ def score(config: ScoreConfig) -> str:
     watch = events.Stopwatch()
     config = resolve_alias(config)
     meta, digest = load_meta(config.model.uri)
-    key = scoring_key(meta, digest, config)
+    key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_model(config.taxonomy.uri, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
-            return _print_plan(config, key, folder, watch)
+            return _print_plan(config, key, folder, watch, with_paths=taxonomy is not None)
         with acquire_lease(config.out) as lease:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
             events.emit("start", command="score", run=run.address, model=name, resumed=run.resumed)
-            _ScoringRun(config, meta, key, run, lease, watch).perform(folder)
+            _ScoringRun(config, meta, key, run, lease, watch, taxonomy).perform(folder)
             return run.address
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,12 +83,13 @@ def embed(config: EmbedConfig) -> str:
     return score(config.model_copy(update={"score": section}))
 
 
-def _print_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch) -> str:
+def _print_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch, *, with_paths: bool) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and lease_owner(config.out):
         events.emit("warning", run_id=resumed, note="this run is active; its committed results are not counted")
         resumed = None
-    _, ledger, plan = make_plan(config, key, folder, resumed=resumed, before=before)
+    reserved = output_schema(config.catalog, with_paths=with_paths).names
+    _, ledger, plan = make_plan(config, key, folder, resumed=resumed, before=before, reserved=reserved)
     ledger.close()
     rate = before[1].get("images_per_s") if before else None
     told = plan_fields(plan) | {"bytes": plan.num_bytes, "estimated_s": plan.images / rate if rate else None}
@@ -97,10 +101,18 @@ class _ScoringRun:
     """One run, from its plan to its tables, its report and its pointer."""
 
     def __init__(
-        self, config: ScoreConfig, meta: BundleMeta, key: str, run: RunDirectory, lease: Lease, watch: events.Stopwatch
+        self,
+        config: ScoreConfig,
+        meta: BundleMeta,
+        key: str,
+        run: RunDirectory,
+        lease: Lease,
+        watch: events.Stopwatch,
+        taxonomy: Taxonomy | None,
     ) -> None:
         self.config, self.meta, self.key, self.run = config, meta, key, run
-        self.lease, self.watch = lease, watch
+        self.lease, self.watch, self.taxonomy = lease, watch, taxonomy
+        self.schema = output_schema(config.catalog, with_paths=taxonomy is not None)
         self.validation = read_validation(config.model.uri, config.score)
         self.said = corrections_of(config.catalog)
         self.before = last_published(config.out)
@@ -108,8 +120,9 @@ class _ScoringRun:
     def perform(self, folder: Path) -> None:
         """``folder``: on this machine, for the catalog and the ledger."""
         config, run, watch = self.config, self.run, self.watch
-        resumed = run.run_id if run.resumed else None
-        catalog, ledger, plan = make_plan(config, self.key, folder, resumed=resumed, before=self.before)
+        resumed, reserved = run.run_id if run.resumed else None, self.schema.names
+        known = {"resumed": resumed, "before": self.before, "reserved": reserved}
+        catalog, ledger, plan = make_plan(config, self.key, folder, **known)
         check_export(config.score.export, catalog)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
         events.emit("plan", **plan_fields(plan))
@@ -117,21 +130,17 @@ class _ScoringRun:
         times = {"planning": watch.seconds}
         inferred = self._infer(ledger, plan.images) if plan.images else None  # else Ray is not started, nor imported
         times["inference"] = watch.seconds - times["planning"]
-        if self.said is not None:
-            ledger.add_corrections(self.said)
-        promise = make_promise(config.score, self.validation)
-        thresholds = promise.thresholds(self.meta.thresholds.abstain) if promise else self.meta.thresholds
-        ledger.resolve_results(thresholds)
+        thresholds, decided = self._decide(ledger)
         self.lease.check()
-        schema = output_schema(config.catalog)
-        counts = write_tables(run, ledger, catalog, self.meta, rows_per_file=config.score.rows_per_file, schema=schema)
+        rows_per_file = config.score.rows_per_file
+        counts = write_tables(run, ledger, catalog, self.meta, rows_per_file=rows_per_file, schema=self.schema)
         facts: dict[str, Any] = {
             "counts": counts,
             "plan": plan_fields(plan),
             "not_listed": ledger.not_listed,
             **({"source": catalog.source.facts()} if catalog.source and not catalog.source.is_plain else {}),
             "thresholds": thresholds.model_dump(),
-            "promise": promise.summary() if promise else None,
+            **decided,
             "times": times,
             "images_per_s": plan.images / times["inference"] if plan.images else None,
         }
@@ -151,6 +160,21 @@ class _ScoringRun:
         inferred = infer(self.config, self.meta, self.run, ledger.todo(PIECE_ROWS), num_images)
         ledger.add_fresh(map(read_part, inferred.parts))
         return inferred
+
+    def _decide(self, ledger: Ledger) -> tuple[Thresholds, dict[str, object]]:
+        """Join results and catalog and decide on every row: as a class, else as an ancestor of it where there is a
+        taxonomy; returns thresholds and what ``run.json`` tells."""
+        if self.said is not None:
+            ledger.add_corrections(self.said)
+        promise = make_promise(self.config.score, self.validation)
+        thresholds = promise.thresholds(self.meta.thresholds.abstain) if promise else self.meta.thresholds
+        ledger.resolve_results(thresholds)
+        told: dict[str, object] = {"promise": promise.summary() if promise else None, "taxonomy": None}
+        if self.taxonomy is None:
+            return thresholds, told
+        levels = accept_ancestors(ledger, self.config, self.meta, self.taxonomy, thresholds, self.validation)
+        events.emit("taxonomy", **{name: value for name, value in levels.items() if name != "promises"})
+        return thresholds, told | {"taxonomy": levels}
 
     def _products(self, ledger: Ledger, catalog: StagedCatalog) -> dict[str, object] | None:
         """Write ``products/``, where the catalog has products; returns what ``run.json`` tells."""

@@ -12,6 +12,7 @@ from retailray import events, storage
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, count_labels
 from retailray.data.fingerprints import fingerprints
+from retailray.data.taxonomy import Taxonomy
 from retailray.models.backbones import Backbone, plain_name
 from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_version, save_bundle
 from retailray.models.calibration import Calibration, validation_table
@@ -25,7 +26,8 @@ from retailray.training.rows import rows_digest
 class TrainedModel:
     """What a fit or a search leaves: a whole state dict, and what is known of it.
 
-    ``best``: the measures of the epoch that is kept. ``folds``: of k folds, or None.
+    ``best``: the measures of the epoch that is kept. ``folds``: of k folds, or None. ``taxonomy``: of the
+    labels, or None.
     """
 
     config: TrainConfig
@@ -38,6 +40,7 @@ class TrainedModel:
     calibration: Calibration
     best: Epoch
     folds: Mapping[str, Any] | None = None
+    taxonomy: Taxonomy | None = None
 
     @functools.cached_property
     def meta(self) -> BundleMeta:
@@ -57,6 +60,7 @@ class TrainedModel:
             arch=self.backbone.arch,
             backbone=self.backbone.config,
             labels=self.labels,
+            taxonomy={label: list(path) for label, path in self.taxonomy.paths.items()} if self.taxonomy else {},
             transform=EvalTransform(
                 resize_size=transform.resolved_resize_size,
                 crop_size=transform.image_size,

@@ -10,6 +10,7 @@ import pandas as pd
 from retailray import events
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog, concat_rows, count_labels, source_facts
+from retailray.data.taxonomy import Taxonomy, taxonomy_of
 from retailray.errors import CatalogError
 from retailray.execution import Executor, Plan, plan_training, start_executor
 from retailray.models.bundle import state_to_bytes
@@ -39,6 +40,7 @@ class Task:
     labels: list[str]
     model: Pretrained
     phases: list[ResolvedPhase]
+    taxonomy: Taxonomy | None
 
     @classmethod
     def read(cls, config: TrainConfig) -> "Task":
@@ -47,7 +49,8 @@ class Task:
         labels = sorted(count_labels(splits["train"].column("label")))
         weights, size = config.model.resolved_weights, config.transform.image_size
         model = pretrained_model(config.model.arch, weights, len(labels), seed=config.train.seed, image_size=size)
-        return cls(config, splits, labels, model, resolve(config, model.chain))
+        taxonomy = taxonomy_of(config.taxonomy.uri, splits.values(), labels)
+        return cls(config, splits, labels, model, resolve(config, model.chain), taxonomy)
 
 
 def train(config: TrainConfig) -> str:
@@ -143,6 +146,7 @@ def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> Tra
         calibration=result.calibration,
         best=result.history[result.best_epoch - 1],
         folds=folds,
+        taxonomy=task.taxonomy,
     )
 
 

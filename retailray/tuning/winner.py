@@ -8,6 +8,7 @@ import yaml
 from retailray import events, storage
 from retailray.config import BundleSection, EvaluateConfig, EvaluateSection
 from retailray.data.catalog import Catalog
+from retailray.data.taxonomy import taxonomy_of
 from retailray.errors import RetailrayError
 from retailray.evaluation.evaluate import evaluate
 from retailray.execution import Executor
@@ -90,7 +91,9 @@ def trained_winner(
         )
     run.write("best.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     spec = variant.network_spec
-    return TrainedModel(settings, shared.labels, spec.backbone, spec.mean, spec.std, splits, weights, calibration, best)
+    taxonomy = taxonomy_of(settings.taxonomy.uri, splits.values(), shared.labels)
+    known = (settings, shared.labels, spec.backbone, spec.mean, spec.std, splits, weights, calibration, best)
+    return TrainedModel(*known, taxonomy=taxonomy)
 
 
 def verify(trained: TrainedModel, run: RunDirectory, bundle: str, engine: str) -> dict[str, object]:

@@ -116,8 +116,12 @@ def start_command(command: str, *flags: str, **settings: object) -> subprocess.P
 
 def rename_labels(bundle):
     """Let a bundle take its labels for others, with sums that are right."""
-    meta = json.loads((bundle / "bundle.json").read_text())
-    meta["labels"] = meta["labels"][1:] + meta["labels"][:1]
+    change_meta(bundle, lambda meta: meta | {"labels": meta["labels"][1:] + meta["labels"][:1]})
+
+
+def change_meta(bundle, change):
+    """Let a bundle say other things of itself, with sums that are right."""
+    meta = change(json.loads((bundle / "bundle.json").read_text()))
     (bundle / "bundle.json").write_text(json.dumps(meta))
     lines = (bundle / "MANIFEST").read_text().splitlines()
     names = [line.split("  ")[1] for line in lines]
