@@ -363,7 +363,7 @@ def product_answer(images, labels, combination):
         logs = np.log((rows * rows.max(1, keepdims=True)).sum(0) / rows.max(1).sum())
     else:
         foreign = combination["foreign"]
-        logs = np.log(np.maximum((1 - foreign) * rows + foreign / len(labels), 1e-6)).mean(0)
+        logs = np.log(np.maximum((1 - foreign) * rows + foreign / len(labels), 1e-6 / len(labels))).mean(0)
     powers = np.exp(len(rows) ** combination["growth"] * (logs - logs.max()))
     return powers / powers.sum()
 

@@ -105,17 +105,9 @@ class ScoreConfig(CommandConfig):
     taxonomy: TaxonomySection = TaxonomySection()
     score: ScoreSection = ScoreSection()
 
-    def problems(self) -> list[str]:
-        if self.score.embedding_size and not self.score.embeddings:
-            return ["score.embedding_size would be ignored: score.embeddings is false"]
-        return []
-
 
 class EmbedConfig(ScoreConfig):
     unused = ScoreConfig.unused | {"score.embeddings"}
-
-    def problems(self) -> list[str]:
-        return []
 
 
 class SimilarConfig(CommandConfig):
@@ -185,6 +177,8 @@ class NightlyConfig(CommandConfig):
         problems = ignored_splits(self.catalog, self.split) if self.checks else []
         if not self.checks and (given := sorted(self.check.non_default_fields())):
             problems += [f"check.{name} would be ignored: nightly.check is false" for name in given]
+        if "label_errors" in self.check.fail_on and not self.check.label_errors:
+            problems.append("check.fail_on names label_errors, which are looked for with check.label_errors true only")
         return problems
 
 

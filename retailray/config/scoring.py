@@ -139,8 +139,8 @@ class ScoreSection(Section):
     embeddings: bool = Field(
         False,
         description=(
-            "Publish embeddings/ too: what the model makes of each image before its last layer, for `similar`. Turning "
-            "it on scores all images once."
+            "Publish embeddings/ too: what the model makes of each image before its last layer, for `similar`. Images "
+            "that have none yet are scored again, once."
         ),
     )
     embedding_size: int | None = Field(
@@ -148,8 +148,8 @@ class ScoreSection(Section):
         ge=8,
         le=8192,
         description=(
-            "Project embeddings on this number of fixed random directions, which keep similarities nearly; default: "
-            "all numbers of the model (512 of resnet18, 2048 of resnet50)."
+            "With score.embeddings: project them on this number of fixed random directions, which keep similarities "
+            "nearly; default: all numbers of the model (512 of resnet18, 2048 of resnet50)."
         ),
     )
     dedupe: bool = Field(True, description="Run inference once for images with equal bytes.")

@@ -49,33 +49,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     side = side_of(config.model.uri)
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
-    unknown, taxonomy = _warn(config, catalog, side), taxonomy_of_model(config.taxonomy.uri, meta)
+    unknown = _warn(config, catalog, side)
+    taxonomy_of_model(config.taxonomy.uri, meta)  # what is wrong with it is told before any image is read
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
-    used, errors = _predicted(config, catalog, meta, run)
+    good, errors = _predicted(config, catalog, run)
+    used = good[good.label.isin(set(meta.labels))].reset_index(drop=True)
     if used.empty:
         raise CatalogError(
             f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
             f"{sum(unknown.values())} have labels that the model does not know "
             f"(it knows {', '.join(meta.labels[:5])}, ...)"
         )
-    metrics = _measure(used, bootstrap=config.evaluate.bootstrap) | {
-        "ece_uncalibrated": calibration_error(*_calibration(used, "uncalibrated_score")),
-        "temperature": meta.temperature,
-        "num_failed": errors.num_rows,
-        "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
-        "num_unlabelled": int((catalog.column("label") == "").sum()),
-        "unknown_labels": unknown,
-        "labels_without_rows": sorted(set(meta.labels) - set(used.label)),
-        "model_name": meta.name,
-        "model_version": meta.version,
-        "catalog": config.catalog.uri,
-    }
-    if taxonomy is not None:
-        metrics["taxonomy"] = level_metrics(used.label.to_numpy(object), used.pred_label.to_numpy(object), taxonomy)
-    if catalog.has_products:
-        choice = choose_for(validation_of(config.model.uri), meta.labels)
-        metrics["products"] = product_metrics(used, meta.labels, choice, bootstrap=config.evaluate.bootstrap)
+    metrics = (
+        _measure(used, bootstrap=config.evaluate.bootstrap)
+        | _of_products_and_levels(config, meta, good, used)
+        | {
+            "ece_uncalibrated": calibration_error(*_calibration(used, "uncalibrated_score")),
+            "temperature": meta.temperature,
+            "num_failed": errors.num_rows,
+            "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
+            "num_unlabelled": int((catalog.column("label") == "").sum()),
+            "unknown_labels": unknown,
+            "labels_without_rows": sorted(set(meta.labels) - set(used.label)),
+            "model_name": meta.name,
+            "model_version": meta.version,
+            "catalog": config.catalog.uri,
+        }
+    )
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
     publish(run, {name: value for name, value in summary.items() if name not in ("per_class", "products", "taxonomy")})
@@ -85,10 +86,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return metrics
 
 
-def _predicted(
-    config: EvaluateConfig, catalog: Catalog, meta: BundleMeta, run: RunDirectory
-) -> tuple[pd.DataFrame, pa.Table]:
-    """The rows that can be evaluated, and those that failed."""
+def _of_products_and_levels(
+    config: EvaluateConfig, meta: BundleMeta, good: pd.DataFrame, used: pd.DataFrame
+) -> dict[str, object]:
+    """Measures by product and by level of the taxonomy, where there are such; ``good``: all rows that were predicted."""
+    found: dict[str, object] = {}
+    taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)
+    if taxonomy is not None:
+        found["taxonomy"] = level_metrics(used.label.to_numpy(object), used.pred_label.to_numpy(object), taxonomy)
+    if FIELDS[0].name in good:
+        choice = choose_for(validation_of(config.model.uri), meta.labels)
+        found["products"] = product_metrics(good, meta.labels, choice, bootstrap=config.evaluate.bootstrap)
+    return found
+
+
+def _predicted(config: EvaluateConfig, catalog: Catalog, run: RunDirectory) -> tuple[pd.DataFrame, pa.Table]:
+    """The rows that could be predicted, and those that failed."""
     also = (UNCALIBRATED, *(FIELDS if catalog.has_products else ()))
     predicted = predict_rows(
         config.catalog,
@@ -101,8 +114,7 @@ def _predicted(
     )
     frame = predicted.to_pandas().rename(columns=lambda name: name.removeprefix(COLUMN_PREFIX))
     frame = frame.merge(catalog.rows.select(["row_id", "group"]).to_pandas(), on="row_id", validate="one_to_one")
-    used = frame[(frame.error_code == "") & frame.label.isin(set(meta.labels))].reset_index(drop=True)
-    return used, error_rows(predicted)
+    return frame[frame.error_code == ""].reset_index(drop=True), error_rows(predicted)
 
 
 def _warn(config: EvaluateConfig, catalog: Catalog, side: Side) -> dict[str, int]:

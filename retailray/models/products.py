@@ -25,12 +25,12 @@ from retailray.models.thresholds import Validation
 RULES = MEAN, WEIGHTED_MEAN, MIXTURE = ("mean", "weighted_mean", "mixture")
 FOREIGN = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)  # shares that are tried
 GROWTH = (-1.0, 2.0)  # bounds
-TINY = 1e-6  # a probability of 0 would be a veto
+TINY = 1e-6  # of all classes together: a probability of 0 would be a veto
 MIN_PRODUCTS = 30  # with several images, fewer say nothing about rules
 PUT_TOGETHER = (2, 3, 4)  # images of products that are put together
 WITH_FOREIGN = 0.1  # of those with three or more, the share in which one image is of another label
 MAX_CELLS = 20_000_000  # products times classes that are held to choose a rule
-AT_ONCE = 4096  # images whose probabilities of all classes are held at once
+CELLS = 2_000_000  # images times classes whose probabilities are held at once
 Images = Callable[[np.ndarray], np.ndarray]  # of numbers of images, their probabilities (n, C)
 
 
@@ -60,34 +60,25 @@ class Combination:
             float64 ``(P, num_classes)``, rows sum to 1.
         """
         sums = sums_of(images, order, starts, self, num_classes=num_classes)
-        return self.finished(sums, np.diff(starts, append=len(order)))
+        counts = np.diff(starts, append=len(order))
+        found = _normalised(self.averages(sums), counts, self.growth)
+        if (alone := counts == 1).any():  # as it is: no floor, no share of foreign images
+            found[alone] = images(order[starts[alone]])
+        return found
 
     def shares(self, probabilities: np.ndarray) -> np.ndarray:
         """What each image adds, float64 ``(N, C + 1)``: of each class, and its weight."""
         images = probabilities.astype(np.float64)
         weights = images.max(1, keepdims=True) if self.rule == WEIGHTED_MEAN else np.ones((len(images), 1))
         if self.rule == MIXTURE:
-            images = np.log(np.maximum((1 - self.foreign) * images + self.foreign / images.shape[1], TINY))
+            num_classes = images.shape[1]
+            images = np.log(np.maximum((1 - self.foreign) * images + self.foreign / num_classes, TINY / num_classes))
         return np.concatenate([images * weights, weights], axis=1)
 
     def averages(self, sums: np.ndarray) -> np.ndarray:
         """Log-probabilities (P, C) of summed shares, before growth; not normalised."""
         means = sums[:, :-1] / sums[:, -1:]
-        return means if self.rule == MIXTURE else np.log(np.maximum(means, TINY))
-
-    def finished(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Probabilities (P, C) of summed shares (P, C + 1) of ``counts`` images each."""
-        found = _normalised(self.averages(sums), counts, self.growth)
-        alone = counts == 1
-        if alone.any():
-            found[alone] = self._of_one_image(sums[alone])
-        return found
-
-    def _of_one_image(self, sums: np.ndarray) -> np.ndarray:
-        values = sums[:, :-1] / sums[:, -1:]
-        if self.rule == MIXTURE:
-            values = np.clip((np.exp(values) - self.foreign / values.shape[1]) / (1 - self.foreign), 0, None)
-        return values / values.sum(1, keepdims=True)
+        return means if self.rule == MIXTURE else np.log(np.maximum(means, TINY / means.shape[1]))
 
 
 def _normalised(averages: np.ndarray, counts: np.ndarray, growth: float) -> np.ndarray:
@@ -256,10 +247,11 @@ def sums_of(images: Images, order: np.ndarray, starts: np.ndarray, one: Combinat
     """Summed shares ``(P, num_classes + 1)`` of products, some images at a time."""
     products = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
     sums = np.zeros((len(starts), num_classes + 1))
-    for at in range(0, len(order), AT_ONCE):
-        mine = products[at : at + AT_ONCE]
+    at_once = max(64, CELLS // num_classes)
+    for at in range(0, len(order), at_once):
+        mine = products[at : at + at_once]
         first = np.flatnonzero(np.diff(mine, prepend=-1))
-        sums[mine[first]] += np.add.reduceat(one.shares(images(order[at : at + AT_ONCE])), first, axis=0)
+        sums[mine[first]] += np.add.reduceat(one.shares(images(order[at : at + at_once])), first, axis=0)
     return sums
 
 

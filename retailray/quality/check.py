@@ -64,6 +64,8 @@ def check(config: CheckConfig) -> dict[str, object]:
         section=config.check,
         several_labels=several,
     )
+    run.write("images.parquet", parquet_bytes(pa.Table.from_pandas(scan, preserve_index=False)))
+    run.write("errors/part-0.parquet", parquet_bytes(error_rows(scanned)))
     ranked = None
     if model_uri:
         ranked = find_label_errors(config, concat_rows(list(splits.values())), scan, model_uri, run)
@@ -72,8 +74,6 @@ def check(config: CheckConfig) -> dict[str, object]:
     report |= source_facts(splits.values())
     _write_settings(run, splits)
     run.write_json("check.json", report)
-    run.write("images.parquet", parquet_bytes(pa.Table.from_pandas(scan, preserve_index=False)))
-    run.write("errors/part-0.parquet", parquet_bytes(error_rows(scanned)))
     write_check_report(run, config, scan, report, results, ranked)
     _publish(run, config, report, results, watch)
     _gate(results, config.check.fail_on, run)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from retailray import events, storage
 from retailray.config import CheckConfig
 from retailray.data.arrow_tables import parquet_bytes
-from retailray.data.catalog import Catalog
+from retailray.data.catalog import Catalog, corrections_of
 from retailray.data.decoding import CODE
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError
@@ -23,16 +23,18 @@ from retailray.runs import RunDirectory
 TABLE, DRAFT = "label_errors.parquet", "features-model"  # in the run directory; the second is removed
 MIN_ROWS = 20
 BATCH_SIZE = 64
+MOST_CELLS = 400_000_000  # images times labels, of which several tables of float32 are held
 REVIEWED = 300  # rows of the review page
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.string()),
         ("label", pa.string()),
-        ("suggested", pa.string()),  # the label itself where it is not suspicious
+        ("suggested", pa.string()),  # the label itself where no other is more probable
         ("score", pa.float32()),  # probability of the label; null where no other product has it
         ("suggested_score", pa.float32()),
         ("suspicious", pa.bool_()),
+        ("confirmed", pa.bool_()),  # a person gave the label, by catalog.corrections
         ("split", pa.string()),
     ]
 )
@@ -88,18 +90,45 @@ def find_label_errors(
     together = same_content(labelled.sha256.tolist())
     together += near_content(hashes, np.arange(len(labelled)), max_distance=config.check.near_distance)
     groups = linked(len(labelled), labelled.group.to_numpy(object), together)
-    events.emit("label_errors", rows=len(labelled), labels=len(names), groups=len(np.unique(groups)))
+    num_groups = len(np.unique(groups))
+    events.emit("label_errors", rows=len(labelled), labels=len(names), groups=num_groups)
+    _refuse_what_cannot_be_done(config, len(labelled), len(names), num_groups)
     found = suspicion(features, labels, groups, num_classes=len(names))
+    confirmed = _confirmed(config, labelled)
     ranked = labelled.assign(
         suggested=names[found.suggested],
         score=found.score,
         suggested_score=found.suggested_score,
-        suspicious=found.suspicious,
+        suspicious=found.suspicious & ~confirmed,
+        confirmed=confirmed,
     ).sort_values(["score", "id"], na_position="last", ignore_index=True)
     table = pa.Table.from_pandas(ranked[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
     run.write(TABLE, parquet_bytes(table))
     _write_review(config, ranked, names.tolist(), run)
     return ranked
+
+
+def _refuse_what_cannot_be_done(config: CheckConfig, num_rows: int, num_labels: int, num_groups: int) -> None:
+    if num_groups < 2 or num_labels < 2:
+        raise CatalogError(
+            f"{config.catalog.uri}: check.label_errors: all {num_rows} images are of one label, of one product, or "
+            "nearly the same picture; see catalog.label, catalog.group and check.near_distance"
+        )
+    if num_rows * num_labels > MOST_CELLS:
+        raise CatalogError(
+            f"{config.catalog.uri}: check.label_errors of {num_rows} images with {num_labels} labels needs too much "
+            f"memory: at most {MOST_CELLS // num_labels} images with so many labels; check a part"
+        )
+
+
+def _confirmed(config: CheckConfig, rows: pd.DataFrame) -> np.ndarray:
+    """Whether a person has given the label, of the picture as it is now: bool ``(N,)``."""
+    said = corrections_of(config.catalog)
+    if said is None:
+        return np.zeros(len(rows), bool)
+    sums = dict(zip(said.column("item_id").to_pylist(), said.column("sha256").to_pylist(), strict=True))
+    pairs = zip(rows.id, rows.sha256, strict=True)
+    return np.array([name in sums and sums[name] in ("", digest) for name, digest in pairs], bool)
 
 
 def _features(

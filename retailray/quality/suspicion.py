@@ -22,8 +22,8 @@ Divisions = Sequence[list[np.ndarray]]  # of each, the rows of every fold
 class Suspicion:
     """Of N labels: ``score``: probability of the given label, float ``(N,)``, NaN where nothing can be said since no
     other product has it; ``suggested``: int64 ``(N,)``, the most probable other label where the given one is
-    suspicious, else the given one; ``suggested_score``: its probability; ``suspicious``: bool, whether confident
-    learning takes the label for wrong."""
+    suspicious or less probable, else the given one; ``suggested_score``: its probability; ``suspicious``: bool, whether
+    confident learning takes the label for wrong."""
 
     score: np.ndarray
     suggested: np.ndarray

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retailray import storage
+from retailray import events, storage
 from retailray.config import SimilarConfig
 from retailray.errors import NotFound
 from retailray.retrieval.vectors import Vectors
@@ -53,18 +53,22 @@ def earlier_run(config: SimilarConfig, vectors: Vectors, marks: np.ndarray) -> E
     address = _published(config.out, key)
     if address is None:
         return anew
-    state = _read(storage.join(address, STATE))
+    try:
+        state, known_table = _read(storage.join(address, STATE)), _tables(address)
+    except (NotFound, pa.ArrowException) as error:
+        events.emit("warning", note=f"the run before cannot be read ({error}); all rows are searched")
+        return anew
     place = pc.index_in(vectors.ids, value_set=state.column("id").combine_chunks())
     known = pc.is_valid(place).to_numpy(zero_copy_only=False)
     before = pc.fill_null(place, 0).to_numpy(zero_copy_only=False)
     same = known & (state.column("digest").to_numpy()[before] == marks)
     if (~same).sum() + state.num_rows - same.sum() > MOST_CHANGED * len(vectors):
         return anew
-    neighbours, scores = _known(address, vectors, config.similar.k)
+    neighbours, scores = _known(known_table, vectors, config.similar.k)
     # one whose neighbours are gone or changed may have others now; so may one that found too few
     filled = neighbours >= 0
     stale = (filled & ~same[np.maximum(neighbours, 0)]).any(1)
-    complete = filled.sum(1) == _lengths(address, vectors)
+    complete = filled.sum(1) == _lengths(known_table, vectors)
     search = ~same | stale | ~complete
     scores[search], neighbours[search] = np.nan, -1
     return Earlier(np.flatnonzero(search), np.flatnonzero(~same), np.flatnonzero(~search), neighbours, scores, key)
@@ -95,9 +99,8 @@ def _tables(address: str) -> pa.Table:
     return pa.concat_tables([_read(name) for name in names])
 
 
-def _known(address: str, vectors: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _known(found: pa.Table, vectors: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours by their numbers now; those that are gone are left out."""
-    found = _tables(address)
     row, other = (
         pc.fill_null(pc.index_in(found.column(name).combine_chunks(), value_set=vectors.ids), -1).to_numpy(
             zero_copy_only=False
@@ -112,9 +115,9 @@ def _known(address: str, vectors: Vectors, k: int) -> tuple[np.ndarray, np.ndarr
     return neighbours, scores
 
 
-def _lengths(address: str, vectors: Vectors) -> np.ndarray:
+def _lengths(found: pa.Table, vectors: Vectors) -> np.ndarray:
     """How many neighbours each row had."""
-    counted = pc.value_counts(_tables(address).column("id").combine_chunks())
+    counted = pc.value_counts(found.column("id").combine_chunks())
     place = pc.index_in(vectors.ids, value_set=counted.field("values"))
     counts = np.append(counted.field("counts").to_numpy(), 0)
     return counts[pc.fill_null(place, -1).to_numpy(zero_copy_only=False)]

@@ -40,9 +40,17 @@ def read_filters(section: SimilarSection, vectors: Vectors) -> Filters:
     if section.where:
         allowed = np.all([values[name] == wanted for name, wanted in section.where.items()], axis=0)
     same, different = (
-        pd.factorize(values[name])[0].astype(np.int32) if name else None for name in (section.same, section.different)
+        # the same text, the same number in every run
+        pd.util.hash_array(values[name].astype(object)).view(np.int64) if name else None
+        for name in (section.same, section.different)
     )
     return Filters(allowed, same, different)
+
+
+def _text(column: pa.ChunkedArray, name: str, uri: str) -> pa.ChunkedArray:
+    if pa.types.is_nested(column.type):
+        raise CatalogError(f"{uri}: the column {name!r} (similar) holds lists or objects; conditions compare texts")
+    return pc.fill_null(pc.cast(column, pa.string()), "")
 
 
 def _columns(section: CatalogSection, names: list[str], vectors: Vectors) -> dict[str, np.ndarray]:
@@ -55,7 +63,7 @@ def _columns(section: CatalogSection, names: list[str], vectors: Vectors) -> dic
             there = ", ".join(piece.table.column_names[:10])
             raise CatalogError(f"{section.uri}: it has no column {missing[0]!r} (similar); there are {there}")
         keys = piece.rows.column("group" if vectors.level == "product" else "id")
-        texts = [pc.fill_null(pc.cast(piece.table.column(name), pa.string()), "") for name in names]
+        texts = [_text(piece.table.column(name), name, section.uri) for name in names]
         parts.append(pa.table([keys.cast(pa.string()), *texts], names=["key", *names]))
     found = pa.concat_tables(parts)
     place = pc.index_in(vectors.ids, value_set=found.column("key").combine_chunks())

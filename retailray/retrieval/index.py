@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +83,7 @@ def _tune(index: Any, values: np.ndarray, generator: np.random.Generator) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Which rows may be neighbours of which: ``allowed``: bool ``(N,)``, of any; ``same``, ``different``: int32
+    """Which rows may be neighbours of which: ``allowed``: bool ``(N,)``, of any; ``same``, ``different``: int64
     ``(N,)``, values that must be equal and must not be; None: no such condition."""
 
     allowed: np.ndarray | None = None
@@ -91,30 +93,33 @@ class Filters:
     def parts(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
         return self.allowed, self.same, self.different
 
+    @property
+    def any(self) -> bool:
+        return any(one is not None for one in self.parts())
+
     def columns(self, num_rows: int) -> np.ndarray:
-        """int32 ``(N, 3)``, for digests of rows."""
-        none = np.zeros(num_rows, np.int32)
-        return np.stack([none if one is None else one.astype(np.int32) for one in self.parts()], axis=1)
+        """int64 ``(N, 3)``, for digests of rows."""
+        none = np.zeros(num_rows, np.int64)
+        return np.stack([none if one is None else one.astype(np.int64) for one in self.parts()], axis=1)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
         """Rows with those first to last whose neighbours are looked for among the same others."""
         keys = [one[rows] for one in (self.different, self.same) if one is not None]
         return rows[np.lexsort(keys)] if keys else rows
 
-    def groups(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def groups(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Positions in ``rows``, and which rows may be neighbours of those there; None: all."""
         if self.same is None and self.different is None:
-            return [(np.arange(len(rows)), self.allowed)]
+            yield np.arange(len(rows)), self.allowed
+            return
         columns = self.columns(len(next(one for one in self.parts() if one is not None)))
         values, of_row = np.unique(columns[rows, 1:], axis=0, return_inverse=True)
-        found: list[tuple[np.ndarray, np.ndarray | None]] = []
         for number, (same, different) in enumerate(values):
             mask = np.ones(len(columns), bool) if self.allowed is None else self.allowed.copy()
             mask &= columns[:, 1] == same
             if self.different is not None:
                 mask &= columns[:, 2] != different
-            found.append((np.flatnonzero(of_row.ravel() == number), mask))
-        return found
+            yield np.flatnonzero(of_row.ravel() == number), mask
 
 
 class Searcher:
@@ -125,8 +130,8 @@ class Searcher:
         self.faiss.omp_set_num_threads(threads)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "index.faiss")
-            with open(path, "wb") as file:
-                file.write(storage.read_bytes(address))
+            with storage.open_binary(address) as source, open(path, "wb") as file:
+                shutil.copyfileobj(cast(BinaryIO, source), file)
             self.index = self.faiss.read_index(path)
         self.filters, self.k, self.reporter = filters, k, reporter
 
@@ -145,6 +150,7 @@ def search(
     index: Any, vectors: np.ndarray, rows: np.ndarray, filters: Filters, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers, int64, and cosines, float32, of the k nearest others of each row, ``(M, k)``, nearest first; -1: none.
+    With conditions the index must be exact: an inverted file looks into cells that may hold none of those allowed.
 
     Args:
         vectors: of the rows, float16 ``(M, D)``. rows: their numbers in the index; -1: it is not in it.
@@ -154,14 +160,12 @@ def search(
     for positions, mask in filters.groups(rows):
         options = {}
         if mask is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-            inverted = hasattr(index, "nprobe")
-            kind = faiss.SearchParametersIVF if inverted else faiss.SearchParameters
-            options = {"params": kind(sel=selector, **({"nprobe": index.nprobe} if inverted else {}))}
+            bits = np.packbits(mask, bitorder="little")
+            options = {"params": faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))}
         near, found = index.search(vectors[positions].astype(np.float32), k + 1, **options)
         for at, own, ids, values in zip(positions, rows[positions], found, near, strict=True):
             keep = np.flatnonzero((ids != own) & (ids >= 0))[:k]
             # equal similarities in the order of the rows, whatever faiss makes of them
             keep = keep[np.lexsort((ids[keep], -values[keep]))]
-            neighbours[at, : len(keep)], scores[at, : len(keep)] = ids[keep], values[keep]
+            neighbours[at, : len(keep)], scores[at, : len(keep)] = ids[keep], np.minimum(values[keep], 1)
     return neighbours, scores

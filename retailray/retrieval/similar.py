@@ -5,6 +5,8 @@ A run looks for neighbours of what is new or changed among all, and compares wha
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 from retailray import events, storage
 from retailray.config import ClusterSection, SimilarConfig
 from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.errors import ConfigError, RetailrayError
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.probabilities import rows_of
 from retailray.reports.run_index import publish
@@ -45,7 +48,7 @@ def similar(config: SimilarConfig) -> str:
     marks = digests(vectors, filters.columns(len(vectors)))
     before = earlier_run(config, vectors, marks)
     events.emit("plan", rows=len(vectors), to_search=len(before.search), compared_with_new=len(before.compare))
-    built = build_index(vectors.values, config.similar.index)
+    built = _index(config, vectors, filters, before)
     neighbours, scores = _neighbours(config, vectors, filters, built, before, run)
     _write(run, vectors, neighbours, scores)
     run.write(STATE, parquet_bytes(pa.table({"id": vectors.ids, "digest": marks})))
@@ -57,8 +60,8 @@ def similar(config: SimilarConfig) -> str:
         "model_version": vectors.version,
         "rows": len(vectors),
         "searched": len(before.search),
-        "index": built.kind,
-        "recall": built.recall,
+        "index": built.kind if built else "none",
+        "recall": built.recall if built else None,
         "near_duplicates": pairs.num_rows,
         "with_too_few": int((neighbours < 0).any(1).sum()),
     }
@@ -68,8 +71,25 @@ def similar(config: SimilarConfig) -> str:
     return run.address
 
 
+def _index(config: SimilarConfig, vectors: Vectors, filters: Filters, before: Earlier) -> Built | None:
+    """The index of all rows; None where nothing is looked up in it.
+
+    Raises:
+        ConfigError: ``similar.index`` is ivf, and there are conditions.
+    """
+    kind = config.similar.index
+    if filters.any:
+        if kind == "ivf":
+            raise ConfigError(
+                ["similar.index = ivf: with similar.same, .different or .where rows are compared with all that may be "
+                 "their neighbours: exact"]
+            )  # fmt: skip
+        kind = "exact"
+    return build_index(vectors.values, kind) if len(before.search) else None
+
+
 def _neighbours(  # many because it is where all that is known comes together
-    config: SimilarConfig, vectors: Vectors, filters: Filters, built: Built, before: Earlier, run: RunDirectory
+    config: SimilarConfig, vectors: Vectors, filters: Filters, built: Built | None, before: Earlier, run: RunDirectory
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and cosines of the neighbours of all rows, ``(N, k)``."""
     k = config.similar.k
@@ -79,7 +99,7 @@ def _neighbours(  # many because it is where all that is known comes together
         near, found = _among(small, vectors, before.compare, before.changed, filters, k)
         merged = _merged(neighbours[before.compare], scores[before.compare], near, found, k)
         neighbours[before.compare], scores[before.compare] = merged
-    if len(before.search):
+    if built is not None:
         for table in _searched(config.cluster, vectors, filters, built, before.search, k, run):
             rows = table.column("row").to_numpy()
             neighbours[rows], scores[rows] = (rows_of(table.column(name)) for name in ("neighbours", "similarities"))
@@ -123,8 +143,7 @@ def _searched(  # many because what workers need comes from all of these
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, _DRAFT)
         faiss_package().write_index(built.index, path)
-        with open(path, "rb") as file:
-            storage.write_bytes(address, file.read())
+        run.write_file(_DRAFT, Path(path))
     try:
         with start_executor(cluster, num_images=len(rows)) as executor:
             run.machines = executor.machines
@@ -134,20 +153,23 @@ def _searched(  # many because what workers need comes from all of these
                 arguments = {"address": address, "filters": filters, "k": k}
                 arguments |= {"threads": plan.torch_threads, "reporter": reporter}
                 batches = _batches(vectors, filters.order(rows))
-                return list(executor.stream(batches, plan).map_with(Searcher, arguments, rows=BATCH_ROWS).tables())
+                try:
+                    return list(executor.stream(batches, plan).map_with(Searcher, arguments, rows=BATCH_ROWS).tables())
+                except Exception as error:
+                    raise RetailrayError(
+                        f"similar stopped: {executor.root_cause(error)} (every machine needs retailray[similar])"
+                    ) from error
     finally:
         storage.remove_file(address)
 
 
-def _batches(vectors: Vectors, rows: np.ndarray) -> list[pa.Table]:
+def _batches(vectors: Vectors, rows: np.ndarray) -> Iterator[pa.Table]:
     size = 2 * vectors.values.shape[1]
-    found = []
     for start in range(0, len(rows), BATCH_ROWS):
         part = rows[start : start + BATCH_ROWS]
         data = pa.py_buffer(np.ascontiguousarray(vectors.values[part]))
         packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(part), [None, data]).cast(pa.binary())
-        found.append(pa.table({"row": part, "vector": packed}))
-    return found
+        yield pa.table({"row": part, "vector": packed})
 
 
 def _write(run: RunDirectory, vectors: Vectors, neighbours: np.ndarray, scores: np.ndarray) -> None:

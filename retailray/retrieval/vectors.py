@@ -48,17 +48,22 @@ def read_vectors(uri: str, level: str) -> Vectors:
     names = sorted(name for name in storage.list_files(folder) if name.endswith(".parquet"))
     if not names:
         raise CatalogError(
-            f"embeddings.uri = {uri}: there are no embeddings; `score` leaves them with score.embeddings true"
+            f"embeddings.uri = {uri}: there are no embeddings; `score` leaves them with score.embeddings "
+            "true, of images that have a prediction"
         )
     ids, images, parts, versions = [], [], [], set()
     for name in names:
         for table in _tables(name):
             ids.append(table.column("id").cast(pa.string()).combine_chunks())
             unknown = pa.array([""] * table.num_rows)
-            images.append(table.column("image").combine_chunks() if "image" in table.column_names else unknown)
+            images.append(
+                table.column("image").cast(pa.string()).combine_chunks() if "image" in table.column_names else unknown
+            )
             if "model_version" in table.column_names:
-                versions |= set(pc.unique(table.column("model_version")).to_pylist())
+                versions |= set(pc.unique(table.column("model_version")).to_pylist()) - {None}
             parts.append(_unit(table.column("embedding"), name))
+    if not parts:
+        raise CatalogError(f"embeddings.uri = {uri}: its files have no rows")
     _check(uri, versions, {part.shape[1] for part in parts if len(part)})
     vectors = Vectors(
         pa.concat_arrays(ids),
@@ -123,7 +128,9 @@ def _check(uri: str, versions: set[str], sizes: set[int]) -> None:
 
 
 def digests(vectors: Vectors, also: np.ndarray) -> np.ndarray:
-    """What tells a changed row, uint64 ``(N,)``: of its vector and of ``also``, int32 ``(N, M)``."""
-    rows = np.concatenate([vectors.values.view(np.uint8).reshape(len(vectors), -1), also.view(np.uint8)], axis=1)
-    found = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows]
-    return np.array(found, np.uint64)
+    """What tells a changed row, uint64 ``(N,)``: of its vector and of ``also``, int64 ``(N, M)``."""
+    found = np.empty(len(vectors), np.uint64)
+    for row, (vector, more) in enumerate(zip(vectors.values, also, strict=True)):
+        digest = hashlib.blake2b(vector.tobytes() + more.tobytes(), digest_size=8).digest()
+        found[row] = int.from_bytes(digest, "little")
+    return found

@@ -29,24 +29,26 @@ ANSWER = ("answer_label", "answer_score", "answer_decision", "num_images")  # ap
 FAILURE = ("error_code", "error_message")
 SHEETS = {"answers": "Answers", "errors": "Errors", "to_review": "To review"}
 MAX_SHEET_ROWS = 1_048_576 - 1  # of Excel, without the head
-# the answer of its product where the catalog has products (else a record has one picture); an error where no picture of
-# the record has a prediction
+# what a person said of the record, else the answer of its product where the catalog has products (else a record has one
+# picture); an error where no picture of the record has a prediction
 _ANSWERS = """
     with pictures as (
-        select r.row_id, r.product, r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
+        select r.row_id, r.product, case when r.corrected_in is not null then r.pred_label end as told,
+            r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
         from row_results r join read_parquet('{rows}') c using (row_id)
     ), found as (
         select min(row_id) as row_id, count(*) as num_images, count(pred_label) as scored,
             arg_min(label, row_id) filter (where label <> '') as known_label, min(product) as product,
-            arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
+            min(told) as told, arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
             arg_max(decision, pred_score) as best_decision,
             arg_min(code, row_id) filter (where code <> '') as error_code,
             arg_min(reason, row_id) filter (where code <> '') as error_message
         from pictures group by key
     )
-    select row_id, num_images, coalesce(p.label, best_label) as answer_label,
-        coalesce(p.score, best_score) as answer_score,
-        case when scored = 0 then 'error' else coalesce(p.decision, best_decision) end as answer_decision,
+    select row_id, num_images, coalesce(told, p.label, best_label) as answer_label,
+        case when told is not null then 1.0 else coalesce(p.score, best_score) end as answer_score,
+        case when scored = 0 then 'error' when told is not null then 'accept'
+            else coalesce(p.decision, best_decision) end as answer_decision,
         coalesce(known_label, '') as known_label, error_code, error_message
     from found left join products p using (product)
 """

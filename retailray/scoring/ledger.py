@@ -53,11 +53,13 @@ class Reuse:
         environment: errors are reused only if they are of this one
             (:func:`retailray.provenance.inference_environment`); None: of any.
         device: kind of device that errors of the model must be of; None: any.
+        embeddings: predictions without an embedding are made again.
     """
 
     rescore: str | None = None
     environment: str | None = None
     device: str | None = None
+    embeddings: bool = False
 
 
 EVERYTHING = Reuse()
@@ -146,6 +148,8 @@ class Ledger:
             anew.append(f"{error} and environment is distinct from '{reuse.environment}'")
         if reuse.device:
             anew.append(f"error_code = 'predict_failed' and device is distinct from '{reuse.device}'")
+        if reuse.embeddings:
+            anew.append("pred_label is not null and features is null")
         kept = " and ".join([str(usable), *(f"not ({condition})" for condition in anew)])
         respelled = False
         for piece in pieces:

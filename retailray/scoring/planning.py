@@ -37,7 +37,6 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "temperature": meta.temperature,
         "top_k": config.score.top_k,
         "kept_classes": KEPT,
-        "embeddings": (config.score.embedding_size or "all") if config.score.embeddings else None,
         "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],
         "decoder": DECODER_VERSION,
@@ -69,13 +68,24 @@ def make_plan(
     if before:
         address, summary = before
         usable = summary.get("scoring_key") == key
+        if config.score.embeddings:  # of the size that is asked for now
+            usable &= summary.get("embeddings_of") == embeddings_of(config, before)
         ledger.add_known(read_parts(storage.join(address, LEDGER)), origin=PUBLISHED, usable=usable, reuse=reuse)
     return catalog, ledger, ledger.plan()
 
 
+def embeddings_of(config: ScoreConfig, before: Published | None) -> str | None:
+    """The size of the embeddings that the ledger has, for ``run.json``; those of a run that asks for none are what is
+    left of earlier runs'. None: it has none."""
+    if config.score.embeddings:
+        return str(config.score.embedding_size or "all")
+    return before[1].get("embeddings_of") if before else None
+
+
 def _reuse(config: ScoreConfig) -> Reuse:
     """Errors hold for the code, the library versions and the kind of device that met them."""
-    return Reuse(config.score.rescore, inference_environment(), _expected_device(config.cluster))
+    section = config.score
+    return Reuse(section.rescore, inference_environment(), _expected_device(config.cluster), section.embeddings)
 
 
 def _expected_device(section: ClusterSection) -> str:

@@ -62,6 +62,9 @@ def write_products(
     storage.remove_folder(run.path(PRODUCTS))  # of an earlier attempt of this run
     column = catalog.product_column or "product"
     kind = catalog.schema.field(column).type if column in catalog.schema.names else pa.string()
+    # numbers where the user's column has numbers, and no row without a product stands under its id
+    others = "select count(*) from rows where try_cast(product as bigint) is null"
+    whole = pa.types.is_integer(kind) and not ledger.one(others)
     stamp = {"model_name": rules.meta.name, "model_version": rules.meta.version, "run_id": run.run_id}
     counts, decisions = Counter[str](), Counter[str]()
     at_once = max(64, _CELLS // len(rules.meta.labels))
@@ -77,7 +80,8 @@ def write_products(
         decisions.update(table.column("decision").to_pylist())
         for name, value in stamp.items():
             table = table.append_column(name, pa.array([value] * table.num_rows))
-        names = _typed(table.column("product"), kind)
+        names = table.column("product")
+        names = names.cast(kind) if whole else names
         table = table.select(COLUMNS.names).cast(COLUMNS).add_column(0, column, names)
         storage.write_bytes(run.path(PRODUCTS, f"part-{number:05d}.parquet"), parquet_bytes(table))
     if counts["images"] != catalog.num_rows:
@@ -87,14 +91,6 @@ def write_products(
         )
     told = {name: counts[name] for name in ("products", "answered", "several_images")}
     return told | {"decisions": dict(sorted(decisions.items()))}
-
-
-def _typed(names: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Numbers where the user's column has numbers; text where a row without a product stands under its id."""
-    try:
-        return names.cast(kind) if pa.types.is_integer(kind) else names
-    except pa.ArrowException:
-        return names
 
 
 def _answers(ledger: Ledger, rules: ProductRules, at_once: int) -> Iterator[pa.Table]:
@@ -158,6 +154,7 @@ def _of_images(images: pa.Table, product: np.ndarray, rules: ProductRules) -> pa
     for at, label in said.items():
         predicted[at], scores[at], decisions[at] = label, 1.0, "accept"
     likely = np.where(classes == chosen[of_image][:, None], probabilities, 0).sum(1)
+    likely -= 2 * pc.is_valid(images.column("told")).to_numpy()  # nobody is asked twice
     best = pa.array(np.lexsort((-likely, of_image))[starts])
     same = images.column("model_label").to_numpy() == predicted[of_image]
     return pa.table(

@@ -32,7 +32,7 @@ from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
-from retailray.scoring.planning import keep_agreement, make_plan, plan_fields, scoring_key
+from retailray.scoring.planning import embeddings_of, keep_agreement, make_plan, plan_fields, scoring_key
 from retailray.scoring.previous_run import PLAN, interrupted, last_published, read_part, remove_old
 from retailray.scoring.products import PRODUCTS, ProductRules, write_products
 from retailray.scoring.promises import make_product_promise, make_promise, read_validation
@@ -145,6 +145,7 @@ class _ScoringRun:
             "images_per_s": plan.images / times["inference"] if plan.images else None,
         }
         facts |= self._of_inference(inferred, times["inference"]) | {"products": self._products(ledger, catalog)}
+        facts["embeddings_of"] = embeddings_of(config, self.before)
         facts["embeddings"] = write_embeddings(run, ledger, catalog, self.meta, config.score)
         facts |= self._report(ledger, facts)
         facts["exported"] = write_export(run, ledger, catalog, config.score.export, folder)

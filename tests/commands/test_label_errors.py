@@ -84,6 +84,9 @@ def test_what_the_page_saves_mends_the_labels(shop, check, retailray, tmp_path):
     again = pd.read_parquet(f"{run}/label_errors.parquet").set_index("id")
     assert (again.label[suspicious.id].to_numpy() == suspicious.suggested).all()
     assert again.suspicious.sum() < len(suspicious)
+    assert again.confirmed[suspicious.id].all()
+    assert not again.suspicious[suspicious.id].any(), "a person has said so"
+    assert again.confirmed.sum() == len(suspicious)
 
 
 def test_a_gate_may_ask_for_them(check):

@@ -211,8 +211,6 @@ def test_what_is_not_there_is_told(shop, similar, tmp_path, model, retailray):
     settings = {"catalog.uri": shop / "catalog.csv", "model.uri": model, "out": tmp_path / "plain"} | LIMITS
     assert retailray("score", **settings)[0] == 0
     assert "there are no embeddings" in similar(code=1, **{"embeddings.uri": tmp_path / "plain"})
-    code, _, err = retailray("score", **settings | {"score.embedding_size": 32})
-    assert (code, "score.embeddings is false" in err) == (2, True)
 
 
 def test_a_projection_keeps_similarities_and_a_night_without_changes_infers_nothing(shop, model, retailray, tmp_path):
@@ -227,9 +225,16 @@ def test_a_projection_keeps_similarities_and_a_night_without_changes_infers_noth
     assert np.corrcoef(*cosines)[0, 1] > 0.9
     code, out, _ = retailray("embed", **settings)
     assert (code, events(out)[-1]["scored"]) == (0, 0)
+    code, out, _ = retailray("score", **settings)
+    assert (code, events(out)[-1]["scored"]) == (0, 0), "without embeddings nothing is new either"
+    assert not Path(latest(str(tmp_path)), "embeddings").exists()
+    code, out, _ = retailray("embed", **settings)
+    assert (code, events(out)[-1]["scored"]) == (0, 0), "and they were kept meanwhile"
     second = latest(str(tmp_path))
     tables = [pd.read_parquet(f"{run}/embeddings").drop(columns="run_id") for run in (first, second)]
     pd.testing.assert_frame_equal(*tables)
+    code, out, _ = retailray("embed", **settings | {"score.embedding_size": 16})
+    assert (code, events(out)[-1]["reused"]) == (0, 0), "another size"
 
 
 @pytest.mark.s3
