@@ -55,28 +55,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     good, errors = _predicted(config, catalog, run)
     used = good[good.label.isin(set(meta.labels))].reset_index(drop=True)
-    if used.empty:
-        raise CatalogError(
-            f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
-            f"{sum(unknown.values())} have labels that the model does not know "
-            f"(it knows {', '.join(meta.labels[:5])}, ...)"
-        )
-    metrics = (
-        _measure(used, bootstrap=config.evaluate.bootstrap)
-        | _of_products_and_levels(config, meta, good, used)
-        | {
-            "ece_uncalibrated": calibration_error(*_calibration(used, "uncalibrated_score")),
-            "temperature": meta.temperature,
-            "num_failed": errors.num_rows,
-            "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
-            "num_unlabelled": int((catalog.column("label") == "").sum()),
-            "unknown_labels": unknown,
-            "labels_without_rows": sorted(set(meta.labels) - set(used.label)),
-            "model_name": meta.name,
-            "model_version": meta.version,
-            "catalog": config.catalog.uri,
-        }
-    )
+    _refuse_nothing(config, used, errors, unknown, meta)
+    metrics = _measure(used, bootstrap=config.evaluate.bootstrap) | {
+        "ece_uncalibrated": calibration_error(*_calibration(used, "uncalibrated_score")),
+        "temperature": meta.temperature,
+        "num_failed": errors.num_rows,
+        "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
+        "num_unlabelled": int((catalog.column("label") == "").sum()),
+        "unknown_labels": unknown,
+        "labels_without_rows": sorted(set(meta.labels) - set(used.label)),
+        "model_name": meta.name,
+        "model_version": meta.version,
+        "catalog": config.catalog.uri,
+        **_by_product_and_level(config, meta, good, used),
+    }
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
     publish(run, {name: value for name, value in summary.items() if name not in ("per_class", "products", "taxonomy")})
@@ -86,10 +78,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return metrics
 
 
-def _of_products_and_levels(
+def _refuse_nothing(
+    config: EvaluateConfig, used: pd.DataFrame, errors: pa.Table, unknown: dict[str, int], meta: BundleMeta
+) -> None:
+    if used.empty:
+        raise CatalogError(
+            f"{config.catalog.uri}: no row could be evaluated: {len(errors)} failed, "
+            f"{sum(unknown.values())} have labels that the model does not know "
+            f"(it knows {', '.join(meta.labels[:5])}, ...)"
+        )
+
+
+def _by_product_and_level(
     config: EvaluateConfig, meta: BundleMeta, good: pd.DataFrame, used: pd.DataFrame
 ) -> dict[str, object]:
-    """Measures by product and by level of the taxonomy, where there are such; ``good``: all rows that were predicted."""
+    """Measures by product and by level of the taxonomy, where there are such; ``good``: all that were predicted."""
     found: dict[str, object] = {}
     taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)
     if taxonomy is not None:
