@@ -17,6 +17,7 @@ from retailray.config import (
     BundleSection,
     CatalogSection,
     CheckConfig,
+    CheckSection,
     ClusterSection,
     DemoConfig,
     EvaluateConfig,
@@ -30,6 +31,7 @@ from retailray.config import (
     TransformSection,
 )
 from retailray.data.synthetic import write_catalog, write_pretraining_set
+from retailray.demo_products import show_products
 from retailray.evaluation.evaluate import evaluate
 from retailray.execution import start_executor
 from retailray.quality.check import check
@@ -62,11 +64,9 @@ def run_demo(config: DemoConfig) -> str:
     # one Ray for all, if any
     with events.nested_run(), start_executor(config.cluster, num_images=config.demo.num_images) as executor:
         run.machines = executor.machines
-        found = check(
-            CheckConfig(out=run.path("check"), catalog=_catalog(run), split=_held_out(config), cluster=config.cluster)
-        )
         where = {"out": run.path("pretrain"), "cache": run.path("cache")}
         backbone = pretrain(run.path("pretraining"), **where, seed=config.demo.seed, cluster=config.cluster)
+        found = _check(config, run, backbone)
         results = {}
         for start in reversed(STARTS):  # the pretrained one last, so that LATEST points to it
             results[start] = _fine_tune(config, run, backbone if start == STARTS[0] else "none")
@@ -80,14 +80,17 @@ def run_demo(config: DemoConfig) -> str:
                 cluster=config.cluster,
             )
         )
+        sizes = {"num_images": config.demo.num_images, "seed": config.demo.seed}
+        products = show_products(run, best, config.cluster, **sizes)
     summary = json.loads(storage.read_bytes(storage.join(scored, "run.json")))
     links = {
         name: storage.join(latest_run(run.path(name)), "report.html")
-        for name in ("check", "train", "evaluate", "score")
+        for name in ("check", "train", "evaluate", "score", "score_products")
     }
+    links |= {"similar": storage.join(products["similar"], "report.html")} if "similar" in products else {}
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
-    _write_report(run, planted, found, ordered, summary, suspects, links)
+    _write_report(run, planted, found, ordered, summary, suspects, links, products)
     publish(run, {"command": "demo", "planted": planted, "seconds": watch.seconds})
     report = run.path("report.html")
     events.emit("look", report=report, predictions=storage.join(scored, "predictions"), bundle=best)
@@ -103,6 +106,24 @@ def _generate(config: DemoConfig, run: RunDirectory) -> dict[str, Any]:
     write_pretraining_set(run.path("pretraining"), num_images=num_pretrain, seed=seed + 1)
     events.emit("generated", catalog=run.path("catalog"), **planted)
     return planted
+
+
+def _check(config: DemoConfig, run: RunDirectory, backbone: str) -> dict[str, Any]:
+    """Check the catalog, with its labels: by a model that has seen none of it."""
+    found = check(
+        CheckConfig(
+            out=run.path("check"),
+            catalog=_catalog(run),
+            split=_held_out(config),
+            check=CheckSection(label_errors=True, model=backbone),
+            cluster=config.cluster,
+        )
+    )
+    ranked = pd.read_parquet(storage.join(latest_run(run.path("check")), "label_errors.parquet"))
+    suspicious = ranked[ranked.suspicious]
+    truth = pd.read_csv(run.path("catalog", "catalog.csv"), dtype=str).drop_duplicates("image").set_index("image")
+    wrong = int((suspicious.label.to_numpy() != truth.true_label[suspicious.image].to_numpy()).sum())
+    return found | {"num_suspicious": len(suspicious), "num_suspicious_wrong": wrong}
 
 
 def _catalog(run: RunDirectory, *, label: str = "label") -> CatalogSection:
@@ -168,7 +189,7 @@ def _label_suspects(scored: str, limit: int = 12) -> pd.DataFrame:
     return doubted.head(limit)
 
 
-def _write_report(
+def _write_report(  # many because the page tells of every step
     run: RunDirectory,
     planted: Mapping[str, object],
     found: Mapping[str, Any],
@@ -176,6 +197,7 @@ def _write_report(
     summary: Mapping[str, object],
     suspects: pd.DataFrame,
     links: Mapping[str, str],
+    products: Mapping[str, Any],
 ) -> None:
     """Write ``report.html`` into the run directory. ``results``: metrics by where the weights came from."""
     catalog = _catalog(run)
@@ -186,6 +208,11 @@ def _write_report(
         ("exact copies", planted["num_copies"], found["num_exact_duplicates"]),
         ("images without a row", planted["num_orphans"], found["num_orphans"]),
         (f"wrong labels, of {num_doubted} that the model doubts", planted["num_wrong_labels"], num_found),
+        (
+            f"wrong labels, of {found['num_suspicious']} that check calls suspicious",
+            planted["num_wrong_labels"],
+            found["num_suspicious_wrong"],
+        ),
     ]
     page = render(
         "demo.html.j2",
@@ -197,6 +224,7 @@ def _write_report(
         results=results,
         counts=summary["counts"],
         decisions=summary["decisions"],
+        products=products,
         doubted=_doubted(suspects, catalog),
         links={name: _relative(link, run.address) for name, link in links.items()},
     )

@@ -26,7 +26,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"tuning", "studies"},
-    {"demo", "article", "nightly", "export", "own_models"},
+    {"demo", "demo_products", "article", "nightly", "export", "own_models"},
     {"cli", "api", "results"},
     {"__main__"},
 ]

@@ -4,7 +4,14 @@ Sections are frozen pydantic models; a command's config is the set of sections i
 """
 
 from retailray.config.base import Section
-from retailray.config.catalog import CatalogSection, CheckSection, DemoSection, SplitSection, TransformSection
+from retailray.config.catalog import (
+    CatalogSection,
+    CheckSection,
+    DemoSection,
+    SplitSection,
+    TaxonomySection,
+    TransformSection,
+)
 from retailray.config.cluster import (
     ClusterSection,
     DoctorCatalog,
@@ -88,6 +95,7 @@ __all__ = [
     "StudySection",
     "SubmitConfig",
     "SubmitSection",
+    "TaxonomySection",
     "TrackSection",
     "TrainConfig",
     "TrainSection",

@@ -58,6 +58,28 @@ def compared(demo):
     return Path(latest(str(demo / "compare")))
 
 
+def audit_products(demo, page):
+    """What the page says of the shop of products, from the published tables by pandas."""
+    truth = pd.read_csv(demo / "products/catalog.csv", dtype=str, keep_default_na=False)
+    scored = latest(f"{demo}/score_products")
+    images, products = (pd.read_parquet(f"{scored}/{kind}") for kind in ("predictions", "products"))
+    assert sorted(images.image) == sorted(truth.image)
+    assert sorted(products.sku) == sorted(set(truth.sku))
+    label = truth.drop_duplicates("sku").set_index("sku").true_label
+    single = (images.topk_labels.str[0] == images.true_label).mean()
+    whole = (products.pred_label == label[products.sku].to_numpy()).mean()
+    accepted = images[images.decision == "accept"]
+    as_class = (accepted.pred_label == accepted.topk_labels.str[0]).sum() / len(images)
+    for share in (single, whole, as_class, len(accepted) / len(images)):
+        assert f"{100 * share:.1f} %" in page
+    nearest = pd.read_parquet(f"{latest(f'{demo}/similar')}/similar").query("rank == 1").set_index("id").neighbour
+    twins = truth[truth.twin != ""].drop_duplicates("sku").set_index("sku").twin
+    found = (nearest[twins.index] == twins).sum()
+    assert f"{found} of {len(twins)}" in page
+    assert found == len(twins), "their pictures are the same but for their files"
+    assert sum(truth.shown != truth.true_label) > 0
+
+
 def test_demo(ended, demo):
     done, run = ended[0], str(demo)
     assert done.stderr == "", "quiet logs"
@@ -76,6 +98,7 @@ def test_demo(ended, demo):
     assert last["rows"] == len(catalog) == last["scored"] + last["failed"]
     wrong = (catalog.label != catalog.true_label).sum()
     assert wrong == 3, "5 % of 60"
+    audit_products(demo, page)
     audit(run, catalog)
 
 
