@@ -105,6 +105,22 @@ def test_promises_of_ancestors_are_precisions_on_validation_rows(shop, score):
         assert row.label_path == " > ".join(shop["paths"][row.topk_labels[0]][: row.depth])
 
 
+def test_a_shop_is_not_told_to_replace_what_is_exact_by_what_is_general(shop, score, tmp_path):
+    """``score.export: layout`` of a catalog without products: answers that are classes, and what the shop said."""
+    rows = pd.read_csv(shop["folder"] / "catalog.csv", dtype=str).drop_duplicates("image")
+    rows["image"] = [str(shop["folder"] / str(name)) for name in rows.image]
+    rows.to_csv(tmp_path / "c.csv", index=False)
+    settings = {"catalog.uri": tmp_path / "c.csv", "catalog.group": "", "catalog.id": "image"}
+    settings |= {"catalog.label": "true_label", "score.export": "layout"}
+    predictions, summary, _ = score(**settings)
+    assert summary["taxonomy"]["accepted_as_ancestor"] > 0
+    told = pd.read_csv(f"{latest(str(tmp_path))}/export/layout.csv", dtype=str)
+    assert set(told.true_label.dropna()) <= set(shop["paths"])
+    general = predictions[(predictions.decision == "accept") & ~predictions.pred_label.isin(shop["paths"])]
+    by_image = told.set_index("image").true_label
+    assert (by_image[general.image].to_numpy() == general.true_label).all()
+
+
 def test_measures_at_every_level(shop, retailray, tmp_path, score):
     """Top-1 by level and hierarchical precision, from the published predictions by pandas."""
     settings = shop["settings"] | {"model.uri": shop["bundle"], "out": tmp_path / "evaluate"}
