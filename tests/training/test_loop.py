@@ -200,12 +200,14 @@ def test_what_diverged_is_never_the_best():
 
 
 def test_guesses_are_what_the_logits_say():
-    """Five numbers a row and not one for each class: what folds gather does not grow with the classes."""
+    """A few numbers a row and not one for each class: what folds gather does not grow with the classes."""
     loop = make_loop([phase(2, "head")])
     run(loop)
-    logits, targets, _, _ = loop.validator.outputs("validation")
-    told, classes, scores = loop.validator.guesses("validation", 1.7)
+    logits, targets, _, row_ids = loop.validator.outputs("validation")
+    told, classes, scores, own, ids = loop.validator.guesses("validation", 1.7)
     assert torch.equal(told, targets)
+    assert torch.equal(ids, row_ids)
+    assert torch.allclose(own, (logits / 1.7).softmax(1)[torch.arange(len(targets)), targets], atol=1e-6)
     assert classes.shape == (len(targets), CLASSES)
     order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1))
     assert torch.equal(classes, order)
