@@ -13,7 +13,6 @@ from retailray.models.meta import BundleMeta
 from retailray.models.probabilities import unpacked
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import Ledger
-from retailray.scoring.products import whole_products
 from retailray.scoring.staging import StagedCatalog
 
 EMBEDDINGS, PRODUCT_EMBEDDINGS = "embeddings", "product_embeddings"  # folders
@@ -37,10 +36,10 @@ def write_embeddings(
     if not section.embeddings:
         return None
     stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
-    tables = {EMBEDDINGS: map(_of_images, ledger.batches(f"{_ROWS} row_id", _AT_ONCE))}
+    tables: dict[str, Iterator[pa.Table]] = {EMBEDDINGS: map(_of_images, ledger.batches(f"{_ROWS} row_id", _AT_ONCE))}
     if catalog.product_column is not None:
         rows = ledger.batches(f"{_ROWS} product, row_id", _AT_ONCE)
-        tables[PRODUCT_EMBEDDINGS] = map(_of_products, whole_products(rows))
+        tables[PRODUCT_EMBEDDINGS] = _of_products(rows)
     found: dict[str, int] = {}
     for folder, pieces in tables.items():
         found |= _write(run, folder, pieces, stamp, section.rows_per_file)
@@ -64,12 +63,28 @@ def _of_images(rows: pa.Table) -> pa.Table:
     return _table(rows.column("id"), rows.column("uri"), unpacked(rows.column("features")))
 
 
-def _of_products(rows: pa.Table) -> pa.Table:
-    names = rows.column("product").combine_chunks()
-    starts = np.flatnonzero(np.append(True, pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)))
-    means = np.add.reduceat(unit(unpacked(rows.column("features")).astype(np.float32)), starts, axis=0)
-    first = pa.array(starts)
-    return _table(names.take(first), rows.column("uri").take(first), unit(means))
+def _of_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Of rows that lie product by product: sums are added up, so that a product may have any number of images."""
+    names: list[str] = []
+    images: list[str] = []
+    sums = np.zeros((0, 0), np.float32)
+    for rows in batches:
+        products = rows.column("product").combine_chunks()
+        changes = pc.not_equal(products[1:], products[:-1]).to_numpy(zero_copy_only=False)
+        starts = np.flatnonzero(np.append(True, changes))
+        found = np.add.reduceat(unit(unpacked(rows.column("features")).astype(np.float32)), starts, axis=0)
+        own = [products[at].as_py() for at in starts.tolist()]
+        first = [rows.column("uri")[at].as_py() for at in starts.tolist()]
+        if names and names[-1] == own[0]:  # the last one of the batch before goes on
+            sums[-1] += found[0]
+            own, first, found = own[1:], first[1:], found[1:]
+        names, images = names + own, images + first
+        sums = np.concatenate([sums, found]) if len(sums) else found
+        if len(names) > 1:
+            yield _table(pa.array(names[:-1]), pa.array(images[:-1]), unit(sums[:-1]))
+            names, images, sums = names[-1:], images[-1:], sums[-1:].copy()
+    if names:
+        yield _table(pa.array(names), pa.array(images), unit(sums))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -94,11 +94,11 @@ def write_products(
 
 
 def _answers(ledger: Ledger, rules: ProductRules, at_once: int) -> Iterator[pa.Table]:
-    for table in whole_products(ledger.batches(_ROWS, at_once)):
+    for table in _whole_products(ledger.batches(_ROWS, at_once)):
         yield _combined(table, rules)
 
 
-def whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Rows ordered by product, cut between products only."""
     kept: list[pa.Table] = []
     for batch in batches:
