@@ -157,13 +157,14 @@ def label_paths(
     labels that are paths."""
     found: dict[str, set[tuple[str, ...]]] = {}
     if section.parent:
-        if column_of(section.parent, table.column_names) is None and not any(labels):
-            return found  # a catalog without labels, to be scored
+        if column_of(section.parent, table.column_names) is None:
+            return found  # which matters to commands that make a bundle, and they tell
         parents = _text(table, file, section.parent, "catalog.parent")
         for label, parent in set(zip(labels, parents, strict=True)):
             if label and parent:
-                levels = [part.strip() for part in parent.split(section.label_separator or "\0")]
-                found.setdefault(label, set()).add((*filter(None, levels), label))
+                levels = parent.split(section.label_separator) if section.label_separator else [parent]
+                above = [renamed_label(level.strip(), section) for level in levels if level.strip()]
+                found.setdefault(label, set()).add((*above, label))
         return found
     column = column_of(section.label, table.column_names)
     if not section.label_separator or column is None or column[1]:
@@ -175,8 +176,11 @@ def label_paths(
         levels = label_in(text, *how).split(between)
         if section.label_level.isdigit():
             levels = levels[: int(section.label_level)]
-        if label and section.label_level != "first":
-            found.setdefault(label, set()).add((*levels[:-1], label))
+        if not label or section.label_level == "first":
+            continue
+        above = [renamed_label(level, section) for level in levels[:-1]]
+        whole = section.label_level == "path" and label == between.join(levels)  # the label is the path
+        found.setdefault(label, set()).add((*above, levels[-1] if whole else label))
     return found
 
 
@@ -212,7 +216,8 @@ def meaning_of(
         "file": [file] * table.num_rows,
     }
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    branches = label_paths(table, file, section, columns["label"])
+    # those who need no label make no bundle, and paths are for bundles
+    branches = label_paths(table, file, section, columns["label"]) if needs_label else {}
     table = table if index is None else _with_pictures(table, ids, index, addresses)
     return Piece(file, table, rows.append_column("line", pa.array(pictures.lines)), label_paths=branches)
 

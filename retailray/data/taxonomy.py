@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from retailray import storage
+from retailray import events, storage
 from retailray.data.catalog import Catalog
 from retailray.errors import CatalogError
 
+SOURCES = FILE, PARENTS, LABEL_PATHS = ("taxonomy.uri", "catalog.parent", "catalog.label_separator")
 BETWEEN = " > "  # levels of a path, as it is published
 MAX_BYTES = 64_000_000
 # `3237 - A > B` (Google), `gid://shopify/... : A > B` (Shopify)
@@ -19,14 +21,11 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
-    """``paths``: of each label, its ancestors from the root on and the label itself, which comes last."""
+    """``paths``: of each label, its place in the tree: its ancestors from the root on and itself. ``source``: where
+    that comes from, one of :data:`SOURCES`."""
 
     paths: Mapping[str, Path]
-
-    def ancestors(self, labels: Sequence[str], depth: int) -> list[Path | None]:
-        """What stands at a depth (from 1, the root) above each label; None for labels that do not lie deeper."""
-        found = [self.paths.get(label, (label,)) for label in labels]
-        return [path[:depth] if len(path) > depth else None for path in found]
+    source: str = ""
 
     @property
     def depth(self) -> int:
@@ -49,14 +48,41 @@ def taxonomy_of(uri: str | None, catalogs: Iterable[Catalog], labels: Sequence[s
             by_parent = catalog.source.section.parent or by_parent
             for label, paths in catalog.source.label_paths.items():
                 told.setdefault(label, set()).update(paths)
-    several = {label: paths for label, paths in told.items() if len(paths) > 1 and label in set(labels)}
-    if several and by_parent:
-        label, paths = min(several.items())
-        names = " and ".join(sorted(path[-2] if len(path) > 1 else "none" for path in paths))
-        raise CatalogError(f"catalog.parent = {by_parent}: the label {label!r} has several parents: {names}")
-    # of a label in several branches nothing is known: it is a tree of its own
-    chosen = {label: next(iter(told[label])) if len(told.get(label, ())) == 1 else (label,) for label in labels}
-    return Taxonomy(chosen) if any(len(path) > 1 for path in chosen.values()) else None
+    if by_parent:
+        return _of_parents(by_parent, told, labels)
+    # a bare mention says nothing beside a path
+    found = {label: {path for path in paths if len(path) > 1} for label, paths in told.items()}
+    several = sorted(label for label in labels if len(found.get(label, ())) > 1)
+    if several:
+        note = "these labels stand in several branches of catalog.label_separator's paths: each is a tree of its own"
+        events.emit("warning", labels=several[:10], count=len(several), note=note)
+    chosen = {label: next(iter(found[label])) if len(found.get(label, ())) == 1 else (label,) for label in labels}
+    return Taxonomy(chosen, LABEL_PATHS) if any(len(path) > 1 for path in chosen.values()) else None
+
+
+def _of_parents(column: str, told: Mapping[str, set[Path]], labels: Sequence[str]) -> Taxonomy:
+    """By ``catalog.parent``: a parent that is a label itself has its own parent."""
+    if not told:
+        raise CatalogError(f"catalog.parent = {column}: no labelled row has a value there, or there is no such column")
+    parents: dict[str, Path] = {}
+    for label, paths in sorted(told.items()):
+        if len(paths) > 1:
+            names = " and ".join(sorted(BETWEEN.join(path[:-1]) for path in paths))
+            raise CatalogError(
+                f"catalog.parent = {column}: the label {label!r} has several parents: {names}; correct the rows, or "
+                "rename labels with catalog.label_map"
+            )
+        parents[label] = next(iter(paths))[:-1]
+
+    def climbed(label: str, below: Path) -> Path:
+        if label in below:
+            raise CatalogError(f"catalog.parent = {column}: it has a cycle: {BETWEEN.join((label, *below))}")
+        above = parents.get(label, ())
+        if len(above) == 1:  # a name, which may have a parent of its own
+            return (*climbed(above[0], (label, *below)), label)
+        return (*above, label)
+
+    return Taxonomy({label: climbed(label, ()) for label in labels}, PARENTS)
 
 
 def _of_labels(uri: str, nodes: Sequence[Path], labels: Sequence[str]) -> Taxonomy:
@@ -66,9 +92,10 @@ def _of_labels(uri: str, nodes: Sequence[Path], labels: Sequence[str]) -> Taxono
         by_name.setdefault(path[-1], set()).add(path)
     paths, missing = {}, []
     for label in labels:
-        found = by_path.get(BETWEEN.join(part.strip() for part in label.split(">")))
-        named = by_name.get(label, set())
-        if found is None and len(named) > 1:
+        plain = unicodedata.normalize("NFC", label)
+        found = by_path.get(BETWEEN.join(part.strip() for part in plain.split(">")))
+        named = by_name.get(plain, set())
+        if len(named) > 1 and (found is None or ">" not in plain):
             told = " and ".join(sorted(map(BETWEEN.join, named)))
             raise CatalogError(
                 f"taxonomy.uri = {uri}: the label {label!r} stands in several branches ({told}); name it by its path, "
@@ -77,15 +104,14 @@ def _of_labels(uri: str, nodes: Sequence[Path], labels: Sequence[str]) -> Taxono
         if found is None and not named:
             missing.append(label)
             continue
-        path = found or next(iter(named))
-        paths[label] = (*path[:-1], label)
+        paths[label] = found or next(iter(named))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise CatalogError(
             f"taxonomy.uri = {uri}: it does not have the labels {', '.join(map(repr, missing[:5]))}{more}; rename "
             "them with catalog.label_map, or add them"
         )
-    return Taxonomy(paths)
+    return Taxonomy(paths, FILE)
 
 
 def read_taxonomy(uri: str) -> list[Path]:
@@ -100,13 +126,14 @@ def read_taxonomy(uri: str) -> list[Path]:
         text = _bounded(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CatalogError(f"taxonomy.uri = {uri}: it is no text in UTF-8 ({error})") from error
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line.strip() for line in unicodedata.normalize("NFC", text).splitlines()]
+    lines = [line for line in lines if line]
     if not lines:
         raise CatalogError(f"taxonomy.uri = {uri}: it is empty")
     head = [cell.strip().lower() for cell in next(csv.reader([lines[0]]))]
     if {"child", "parent"} <= set(head):
         return _of_pairs(uri, lines)
+    lines = [line for line in lines if not line.startswith("#")]  # what the publisher says of the file
     if not any(">" in line for line in lines):
         raise CatalogError(
             f"taxonomy.uri = {uri}: neither lines of paths (3237 - A > B) nor CSV with the columns child and parent"

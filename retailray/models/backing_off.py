@@ -19,18 +19,23 @@ def taxonomy_of_model(uri: str | None, meta: BundleMeta) -> Taxonomy | None:
     """``taxonomy.uri``, else that of the bundle; None where there is none. Raises CatalogError."""
     if uri:
         return taxonomy_of(uri, (), meta.labels)
-    return Taxonomy({label: tuple(path) for label, path in meta.taxonomy.items()}) if meta.taxonomy else None
+    if not meta.taxonomy:
+        return None
+    return Taxonomy({label: tuple(path) for label, path in meta.taxonomy.items()}, meta.data.get("taxonomy_from", ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
     """What stands at one depth. Of each class, int64 ``(C,)``: ``above``: the number of the node there that it lies
-    below, ``within``: the same, or of the node that it is; -1: none. ``names``: of the nodes, as paths."""
+    below, ``within``: the same, or of the node that it is; -1: none. ``names``: of the nodes, as
+    paths; ``labels``: their own names, or paths where these are names of classes elsewhere, or where classes are paths.
+    """
 
     depth: int
     above: np.ndarray
     within: np.ndarray
     names: Sequence[str]
+    labels: Sequence[str]
 
     def probabilities(self, predicted: np.ndarray, classes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Of the nodes above the predicted classes ``(N,)``: the sum of what lies below them, float64 ``(N,)``; NaN:
@@ -44,6 +49,8 @@ def levels_of(taxonomy: Taxonomy, labels: Sequence[str]) -> list[Level]:
     """The depths at which classes have ancestors, the deepest first. A node that has all classes below it says nothing,
     and is left out."""
     paths = [taxonomy.paths.get(label, (label,)) for label in labels]
+    known = dict(zip(labels, paths, strict=True))
+    as_paths = any(len(path) > 1 and label == BETWEEN.join(path) for label, path in known.items())
     found = []
     for depth in range(taxonomy.depth - 1, 0, -1):
         nodes = sorted({path[:depth] for path in paths if len(path) > depth})
@@ -52,7 +59,12 @@ def levels_of(taxonomy: Taxonomy, labels: Sequence[str]) -> list[Level]:
         above = np.array([number[path[:depth]] if len(path) > depth else -1 for path in paths])
         if (within == within[0]).all():
             continue
-        found.append(Level(depth, above, within, [BETWEEN.join(node) for node in nodes]))
+        names = [BETWEEN.join(node) for node in nodes]
+        own = [
+            name if as_paths or known.get(node[-1], node) != node else node[-1]
+            for name, node in zip(names, nodes, strict=True)
+        ]
+        found.append(Level(depth, above, within, names, own))
     return found
 
 
@@ -101,7 +113,7 @@ def back_off(
     number = {label: at for at, label in enumerate(labels)}
     predicted, truth = (np.array([number[name] for name in names], np.int64) for names in (rows.predicted, rows.labels))
     accept = np.array([thresholds.per_class.get(label, thresholds.accept) for label in labels])
-    left = rows.scores < accept[predicted]
+    left = rows.scores < np.maximum(accept, thresholds.abstain)[predicted]
     assert rows.classes is not None
     assert rows.probabilities is not None
     found, promises = [], []

@@ -69,7 +69,8 @@ def _meta(config: BundleConfig, own: OwnModel, catalog: Catalog | None) -> Bundl
         labels=own.labels,
         taxonomy={label: list(path) for label, path in taxonomy.paths.items()} if taxonomy else {},
         transform=own.transform,
-        data={"source": config.bundle.source, "calibrated": False},
+        data={"source": config.bundle.source, "calibrated": False}
+        | ({"taxonomy_from": taxonomy.source} if taxonomy else {}),
         **provenance(),
     )
 
@@ -79,7 +80,8 @@ def _calibrated(config: BundleConfig, meta: BundleMeta, found: Calibrated) -> Bu
         update={
             "temperature": found.calibration.temperature,
             "metrics": found.metrics,
-            "data": {
+            "data": meta.data
+            | {
                 "source": config.bundle.source,
                 "calibrated": bool(found.calibration.num_rows()[TEMPERATURE]),
                 "calibrated_on": config.catalog.uri,

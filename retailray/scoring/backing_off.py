@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray.config import ScoreConfig
-from retailray.data.taxonomy import BETWEEN, Taxonomy
-from retailray.models.backing_off import Backing, back_off
+from retailray.data.taxonomy import BETWEEN, LABEL_PATHS, Taxonomy
+from retailray.models.backing_off import Backing, back_off, taxonomy_of_model
 from retailray.models.meta import BundleMeta, Thresholds
 from retailray.models.probabilities import rows_of
 from retailray.models.thresholds import Validation
@@ -21,6 +21,17 @@ _ROWS = """
     select row_id, classes, probabilities from row_results
     where decision in ('review', 'abstain') and corrected_in is null and classes is not null
 """
+
+
+def taxonomy_of_run(config: ScoreConfig, meta: BundleMeta) -> Taxonomy | None:
+    """The taxonomy by which rows are decided; None where nobody asked for one.
+
+    Labels that are paths in the catalog of training are asked for by ``score.target_precision`` alone: many catalogs
+    have such labels, and few of their readers expect answers that are no classes.
+    """
+    taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)
+    asked = config.score.target_precision or (taxonomy and taxonomy.source != LABEL_PATHS)
+    return taxonomy if asked else None
 
 
 def accept_ancestors(
@@ -42,12 +53,13 @@ def accept_ancestors(
     """
     target = config.score.target_precision
     backing = back_off(taxonomy, meta.labels, thresholds, validation, target)
-    before = ledger.one("select count(*) from row_results where decision = 'accept'")
-    ledger.add_paths(_paths(taxonomy, meta.labels))
+    before = ledger.one("select count(*) from row_results where decision = 'accept' and corrected_in is null")
+    ledger.add_paths(_paths(taxonomy, meta.labels, backing))
     counts: Counter[int] = Counter()
     for table in _found(ledger, backing):
         counts.update(table.column("depth").to_pylist())
-        ledger.accept_as(table)
+        ledger.insert("ancestors", table, "select row_id, label, score, path, depth from piece")
+    ledger.accept_ancestors()
     scored = ledger.one("select count(*) from row_results where code = ''")
     return {
         "accepted_as_class": before,
@@ -62,10 +74,15 @@ def accept_ancestors(
     }
 
 
-def _paths(taxonomy: Taxonomy, labels: list[str]) -> pa.Table:
-    paths = [taxonomy.paths.get(label, (label,)) for label in labels]
-    columns = {"label": labels, "path": [BETWEEN.join(path) for path in paths], "depth": [len(path) for path in paths]}
-    return pa.table(columns)
+def _paths(taxonomy: Taxonomy, labels: list[str], backing: Backing) -> pa.Table:
+    """Of classes, and of ancestors, which people may name in corrections."""
+    paths = {label: taxonomy.paths.get(label, (label,)) for label in labels}
+    rows = {label: (BETWEEN.join(path), len(path)) for label, path in paths.items()}
+    for level, _ in backing.levels:
+        for label, name in zip(level.labels, level.names, strict=True):
+            rows.setdefault(label, (name, level.depth))
+    columns = {"label": list(rows), "path": [path for path, _ in rows.values()]}
+    return pa.table(columns | {"depth": pa.array([depth for _, depth in rows.values()], pa.int32())})
 
 
 def _found(ledger: Ledger, backing: Backing) -> Iterator[pa.Table]:
@@ -78,13 +95,13 @@ def _found(ledger: Ledger, backing: Backing) -> Iterator[pa.Table]:
         rows = np.flatnonzero(at >= 0)
         if not len(rows):
             continue
-        paths = [backing.levels[at[row]][0].names[node[row]] for row in rows]
+        levels = [(backing.levels[at[row]][0], node[row]) for row in rows]
         yield pa.table(
             {
                 "row_id": pc.take(batch.column("row_id"), pa.array(rows)),
-                "label": [path.rsplit(BETWEEN, 1)[-1] for path in paths],
+                "label": [level.labels[number] for level, number in levels],
                 "score": score[rows].astype(np.float32),
-                "path": paths,
-                "depth": np.array([backing.levels[at[row]][0].depth for row in rows], np.int32),
+                "path": [level.names[number] for level, number in levels],
+                "depth": np.array([level.depth for level, _ in levels], np.int32),
             }
         )

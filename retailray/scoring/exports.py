@@ -30,18 +30,21 @@ FAILURE = ("error_code", "error_message")
 SHEETS = {"answers": "Answers", "errors": "Errors", "to_review": "To review"}
 MAX_SHEET_ROWS = 1_048_576 - 1  # of Excel, without the head
 # what a person said of the record, else the answer of its product where the catalog has products (else a record has one
-# picture); an error where no picture of the record has a prediction
+# picture), where an ancestor in a taxonomy is for a person to make exact; an error where no picture of the record has a
+# prediction
 _ANSWERS = """
     with pictures as (
         select r.row_id, r.product, case when r.corrected_in is not null then r.pred_label end as told,
-            r.corrected_in is null and r.pred_label <> r.model_label as general,
-            r.pred_label, r.pred_score, r.decision, r.code, r.reason, r.label, {key} as key
+            r.pred_label, r.pred_score,
+            case when r.is_ancestor then 'review' else r.decision end as decision,
+            r.code, r.reason, r.label, {key} as key
         from row_results r join read_parquet('{rows}') c using (row_id)
     ), found as (
         select min(row_id) as row_id, count(*) as num_images, count(pred_label) as scored,
             arg_min(label, row_id) filter (where label <> '') as known_label, min(product) as product,
-            min(told) as told, arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
-            arg_max(decision, pred_score) as best_decision, arg_max(general, pred_score) as best_is_general,
+            case when count(distinct told) = 1 then min(told) end as told,
+            arg_max(pred_label, pred_score) as best_label, max(pred_score) as best_score,
+            arg_max(decision, pred_score) as best_decision,
             arg_min(code, row_id) filter (where code <> '') as error_code,
             arg_min(reason, row_id) filter (where code <> '') as error_message
         from pictures group by key
@@ -50,8 +53,7 @@ _ANSWERS = """
         case when told is not null then 1.0 else coalesce(p.score, best_score) end as answer_score,
         case when scored = 0 then 'error' when told is not null then 'accept'
             else coalesce(p.decision, best_decision) end as answer_decision,
-        coalesce(known_label, '') as known_label, error_code, error_message,
-        coalesce(best_is_general and told is null and p.label is null, false) as general  -- an ancestor of a class
+        coalesce(known_label, '') as known_label, error_code, error_message
     from found left join products p using (product)
 """
 
@@ -213,7 +215,7 @@ def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, fol
     written = _cells_by_label(ledger, own, how)
     answers = f"""
         with cells as (select name, arg_min(cell, row_id) filter (where cell <> '') as cell from {own} group by name)
-        select name, cells.cell, answer_label, answer_decision, known_label, general
+        select name, cells.cell, answer_label, answer_decision, known_label
         from ({_answers(catalog)}) join {own} using (row_id) left join cells using (name) order by row_id
     """
     tabs = catalog.source.head.delimiter == "\t"
@@ -225,8 +227,7 @@ def _write_layout(run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, fol
         writer.writerow([key, label])
         for answer in (row for batch in ledger.batches(answers, PIECE_ROWS) for row in batch.to_pylist()):
             name, cell = answer["name"], answer["cell"] or ""
-            other = answer["answer_label"] != answer["known_label"] and not answer["general"]
-            if answer["answer_decision"] == "accept" and other:  # what is general takes no place of what is exact
+            if answer["answer_decision"] == "accept" and answer["answer_label"] != answer["known_label"]:
                 told = written.get(answer["answer_label"], answer["answer_label"])
                 part = part_of_label(cell, *how)  # other categories stay
                 cell = cell.replace(part, told, 1) if part else told

@@ -254,7 +254,7 @@ class Ledger:
                      when o.pred_score is not null then 'review' end as decision, o.origin = {PUBLISHED} as reused,
                 c.reviewer as corrected_by, c.reviewed_at as corrected_at, c.file as corrected_in,
                 s.item_id is not null and c.item_id is null and o.pred_label is not null as outdated,
-                null::varchar as label_path, null::integer as depth
+                null::varchar as label_path, null::integer as depth, false as is_ancestor
             from rows r left join image_results o on r.uri = o.uri and r.code = ''
             left join (select unnest($labels::varchar[]) as label, unnest($values::double[]) as accept) t
                 on o.pred_label = t.label
@@ -271,23 +271,30 @@ class Ledger:
         )
 
     def add_paths(self, paths: pa.Table) -> None:
-        """Give every row the path of its label; ``paths``: ``label, path, depth``. Labels that are none of them, which
-        people gave, are roots."""
-        self._db.register("paths", paths)
+        """The path of each label (``label, path, depth``), for :meth:`accept_ancestors`."""
+        self._db.register("piece", paths)
+        self._db.execute("create table paths as from piece")
         self._db.execute(
-            "update row_results set label_path = pred_label, depth = 1 where pred_label is not null; "
-            "update row_results set label_path = p.path, depth = p.depth from paths p where pred_label = p.label"
+            "create table ancestors (row_id bigint, label varchar, score float, path varchar, depth integer)"
         )
-        self._db.unregister("paths")
+        self._db.unregister("piece")
 
-    def accept_as(self, ancestors: pa.Table) -> None:
-        """Accept rows as ancestors of their classes: ``row_id, label, score, path, depth``."""
-        self._db.register("ancestors", ancestors)
+    def accept_ancestors(self) -> None:
+        """Accept the rows of ``ancestors`` as these, and give every row a path; labels that people gave and no path
+        names are roots. A new table, since updates in place are all held in memory."""
         self._db.execute(
-            "update row_results r set pred_label = a.label, pred_score = a.score, decision = 'accept', "
-            "label_path = a.path, depth = a.depth from ancestors a where r.row_id = a.row_id"
+            """
+            create table resolved as
+            select r.* exclude (label_path, depth, is_ancestor) replace (
+                    coalesce(a.label, r.pred_label) as pred_label, coalesce(a.score, r.pred_score) as pred_score,
+                    case when a.row_id is null then r.decision else 'accept' end as decision),
+                coalesce(a.path, p.path, r.pred_label) as label_path,
+                coalesce(a.depth, p.depth, case when r.pred_label is not null then 1 end)::integer as depth,
+                a.row_id is not null as is_ancestor
+            from row_results r left join ancestors a using (row_id) left join paths p on p.label = r.pred_label
+            """
         )
-        self._db.unregister("ancestors")
+        self._db.execute("drop table row_results; alter table resolved rename to row_results")
 
     @staticmethod
     def _resolved(rows: str, sources: str) -> str:

@@ -49,7 +49,7 @@ def make_queue(ledger: Ledger, outliers: OutlierModel | None, *, limit: int) -> 
                 k.pred_label as label_before, p.product, p.label as product_label, p.decision as product_decision,
                 coalesce(p.decision, f.decision) <> 'accept' and coalesce(p.best, f.row_id) = f.row_id as uncertain,
                 coalesce(p.decision = 'accept' and f.decision = 'accept' and p.label <> f.model_label
-                    and f.pred_label = f.model_label, false) as differs,
+                    and not f.is_ancestor, false) as differs,
                 coalesce(k.pred_label <> f.model_label, false) as changed, coalesce({unusual}, false) as unusual,
                 f.outdated
             from row_results f left join (select uri, pred_label from known where origin = {PUBLISHED}) k using (uri)

@@ -18,7 +18,6 @@ from retailray.data.taxonomy import Taxonomy
 from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.agreement import known_agreement
-from retailray.models.backing_off import taxonomy_of_model
 from retailray.models.meta import THRESHOLDS, BundleMeta, Thresholds, load_meta
 from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
@@ -26,7 +25,7 @@ from retailray.models.thresholds import acceptance_curve
 from retailray.reports.review_page import write_review_page
 from retailray.reports.run_index import write_run_index
 from retailray.runs import RunDirectory
-from retailray.scoring.backing_off import accept_ancestors
+from retailray.scoring.backing_off import accept_ancestors, taxonomy_of_run
 from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlier_model_of, references
 from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
@@ -61,7 +60,7 @@ def score(config: ScoreConfig) -> str:
     watch = events.Stopwatch()
     config = resolve_alias(config)
     meta, digest = load_meta(config.model.uri)
-    key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_model(config.taxonomy.uri, meta)
+    key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:

@@ -75,6 +75,7 @@ class TrainedModel:
                 "labels": count_labels(self.splits["train"].column("label")),
                 **{f"num_{name}_rows": len(part) for name, part in self.splits.items()},
                 "validation_rows_used_for": self.calibration.num_rows(),
+                **({"taxonomy_from": self.taxonomy.source} if self.taxonomy else {}),
             },
             config=config.model_dump(mode="json"),
             **provenance(),

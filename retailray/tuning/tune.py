@@ -10,6 +10,7 @@ from retailray.config import TuneConfig
 from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import count_labels
 from retailray.data.spreadsheets import csv_text
+from retailray.data.taxonomy import taxonomy_of
 from retailray.execution import TrialPlan, executor_for_reading, plan_training, plan_trials, start_executor
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
@@ -39,6 +40,7 @@ def tune(config: TuneConfig) -> str:
     check_tracking(config.track)
     splits = labelled_splits(config)
     labels = sorted(count_labels(splits["train"].column("label")))
+    taxonomy_of(config.taxonomy.uri, splits.values(), labels)  # what is wrong with it is told before the search
     run = RunDirectory.resumed_or_new(config, section="tune", resume=config.tune.resume)
     events.emit(
         "start",

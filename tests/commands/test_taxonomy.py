@@ -37,9 +37,9 @@ def shop(tmp_path_factory):
     pairs = {(child, parent) for path in paths.values() for parent, child in zip(("", *path), path, strict=False)}
     pd.DataFrame(sorted(pairs), columns=["child", "parent"]).to_csv(folder / "pairs.csv", index=False)
     settings = {"catalog.uri": folder / "catalog.csv", "catalog.group": "sku", "catalog.max_pixels": 20_000_000}
-    training = {"catalog.label": "full", "catalog.label_separator": ">", "split.validation": 0.4, "model.arch": "cnn3",
-                "transform.image_size": 32, "transform.resize_size": 36, "train.epochs": 8, "train.batch_size": 16,
-                "out": folder / "train"}  # fmt: skip
+    training = {"catalog.label": "true_label", "catalog.parent": "category", "catalog.label_separator": ">"}
+    training |= {"split.validation": 0.4, "model.arch": "cnn3", "transform.image_size": 32}
+    training |= {"transform.resize_size": 36, "train.epochs": 8, "train.batch_size": 16, "out": folder / "train"}
     assert main(words_of("train", settings | training)) == 0
     bundle = f"{latest(str(folder / 'train'))}/bundle"
     # a weak model: some of its rows are that sure of a class, and more of an ancestor
@@ -79,6 +79,25 @@ def test_rows_are_accepted_at_the_level_that_is_sure(shop, score):
     assert found["share"] == pytest.approx((predictions.decision == "accept").mean())
     assert [event["accepted_as_ancestor"] for event in told if event["event"] == "taxonomy"] == [(~whole).sum()]
     assert summary["decisions"]["accept"] == len(accepted)
+
+
+def test_labels_that_are_paths_are_a_taxonomy_where_precision_is_asked_for(shop, retailray, score, tmp_path):
+    """Kind of fault: a catalog whose labels merely are paths gets answers that are no classes, and nobody asked."""
+    settings = shop["settings"] | {"catalog.label": "full", "catalog.label_separator": ">", "model.arch": "cnn1"}
+    settings |= {"transform.image_size": 32, "transform.resize_size": 36, "train.epochs": 1}
+    whole = {" > ".join(path) for path in shop["paths"].values()}
+    for level, labels in (("last", set(shop["paths"])), ("path", whole)):
+        code, _, err = retailray("train", **settings, **{"catalog.label_level": level}, out=tmp_path / level)
+        assert code == 0, err
+        bundle = f"{latest(str(tmp_path / level))}/bundle"
+        meta = read_json(f"{bundle}/bundle.json")
+        assert set(meta["taxonomy"]) == labels
+        assert sorted(map(tuple, meta["taxonomy"].values())) == sorted(shop["paths"].values())
+        plain, summary, _ = score(**{"model.uri": bundle})
+        assert (summary["taxonomy"], "label_path" in plain) == (None, False)
+        asked, summary, _ = score(**{"model.uri": bundle, "score.target_precision": 0.5})
+        assert summary["taxonomy"]["accepted_as_class"] == 0
+        assert set(asked.label_path[asked.decision != "accept"]) <= whole
 
 
 def test_a_file_says_otherwise_and_nothing_is_inferred_again(shop, score):

@@ -1,7 +1,10 @@
 """Taxonomies as others publish them, and what is wrong with some."""
 
+import pandas as pd
 import pytest
 
+from retailray.config import CatalogSection
+from retailray.data.catalog import read_catalog
 from retailray.data.taxonomy import read_taxonomy, taxonomy_of
 from retailray.errors import CatalogError
 
@@ -54,7 +57,7 @@ def test_labels_are_names_or_paths(file):
     uri = file(GOOGLE)
     found = taxonomy_of(uri, (), ["Juice", "Food > Fruit > Apple"])
     assert found.paths["Juice"] == ("Food", "Drinks", "Juice")
-    assert found.paths["Food > Fruit > Apple"][:2] == ("Food", "Fruit")
+    assert found.paths["Food > Fruit > Apple"] == ("Food", "Fruit", "Apple")
     with pytest.raises(CatalogError, match="'Apple' stands in several branches"):
         taxonomy_of(uri, (), ["Apple"])
     with pytest.raises(CatalogError, match=r"does not have the labels 'Pear'; rename.*catalog.label_map"):
@@ -83,3 +86,42 @@ def test_bytes_that_are_no_text_are_told(tmp_path):
     (tmp_path / "t.bin").write_bytes(b"\xff\xfe\x00A")
     with pytest.raises(CatalogError, match="no text in UTF-8"):
         read_taxonomy(str(tmp_path / "t.bin"))
+
+
+def told_by(tmp_path, rows, labels, **settings):
+    """The taxonomy of a catalog of these rows (label, parent)."""
+    table = pd.DataFrame(rows, columns=["label", "parent"]).assign(image=[f"{at}.jpg" for at in range(len(rows))])
+    table.to_csv(tmp_path / "c.csv", index=False)
+    catalog = read_catalog(CatalogSection(uri=str(tmp_path / "c.csv"), **settings))
+    return taxonomy_of(None, [catalog], labels)
+
+
+def test_a_column_of_parents(tmp_path):
+    rows = [("mug", "tableware"), ("tableware", "household"), ("lamp", "household"), ("mug", ""), ("soap", "")]
+    found = told_by(tmp_path, rows, ["mug", "lamp", "tableware", "soap"], parent="parent")
+    assert found.paths == {
+        "mug": ("household", "tableware", "mug"),
+        "lamp": ("household", "lamp"),
+        "tableware": ("household", "tableware"),
+        "soap": ("soap",),
+    }
+    same = [("mug", "Tableware"), ("mug", "tableware ")]
+    found = told_by(tmp_path, same, ["mug"], parent="parent", normalize_labels=True)
+    assert len(found.paths["mug"]) == 2, "parents are written as labels are"
+    with pytest.raises(CatalogError, match="several parents: a and b"):
+        told_by(tmp_path, [("mug", "a"), ("mug", "b")], ["mug"], parent="parent")
+    for cycle in ([("mug", "mug")], [("a", "b"), ("b", "a")]):
+        with pytest.raises(CatalogError, match="it has a cycle"):
+            told_by(tmp_path, cycle, [cycle[0][0]], parent="parent")
+    with pytest.raises(CatalogError, match="no labelled row has a value there, or there is no such column"):
+        told_by(tmp_path, [("mug", "a")], ["mug"], parent="nowhere")
+
+
+def test_labels_that_are_paths(tmp_path, capsys):
+    rows = [("Food > Fruit > Apple", ""), ("Apple", ""), ("Food > Juice", ""), ("Drinks > Juice", "")]
+    found = told_by(tmp_path, rows, ["Apple", "Juice"], label_separator=">")
+    assert found.paths == {"Apple": ("Food", "Fruit", "Apple"), "Juice": ("Juice",)}
+    assert "stand in several branches" in capsys.readouterr().out
+    found = told_by(tmp_path, rows, ["Food > Juice"], label_separator=">", label_level="path")
+    assert found.paths == {"Food > Juice": ("Food", "Juice")}
+    assert told_by(tmp_path, [("a", ""), ("b", "")], ["a", "b"]) is None
