@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import s3fs
 
 from retailray.data.synthetic import write_catalog
 from tests.commands.helpers import events, latest, read_json, words_of
@@ -164,3 +165,20 @@ def test_flipped_labels_of_real_photos_are_found(real_data, retailray, tmp_path)
     wrong = first.label != truth
     assert wrong.mean() >= 0.85
     assert (wrong & (first.suggested == truth)).mean() >= 0.8
+
+
+def test_on_ray_and_a_store_the_order_is_the_same(shop, model, check, ray_session_cpus, retailray, s3_endpoint):
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("label-errors")
+    fs.put(f"{shop}/", "label-errors/shop/", recursive=True)
+    run, _ = check()
+    settings = {"catalog.uri": "s3://label-errors/shop/catalog.csv", "catalog.group": "sku", "check.model": model,
+                "catalog.max_pixels": 20_000_000, "check.label_errors": "true", "cluster.engine": "ray",
+                "out": "s3://label-errors/out"}  # fmt: skip
+    code, _, err = retailray("check", **settings)
+    assert code == 0, err
+    here = pd.read_parquet(f"{run}/label_errors.parquet").set_index("id")
+    there = pd.read_parquet(f"{latest('s3://label-errors/out')}/label_errors.parquet").set_index("id")
+    assert sorted(there.index) == sorted(here.index)
+    assert there.score.corr(here.score[there.index]) > 0.98
+    assert fs.exists(f"{latest('s3://label-errors/out')}/review/index.html".removeprefix("s3://"))

@@ -250,3 +250,15 @@ def test_a_version_is_promoted_by_its_products(shop, retailray, tmp_path):
     assert decision["top1"] == decision["levels"]["product"]["top1"]
     products, images = (decision["levels"][name] for name in ("product", "image"))
     assert products["labelled"] == products["top1"]["products"] == images["top1"]["products"] < images["labelled"]
+
+
+def test_on_ray_products_are_the_same(shop, score, ray_session_cpus, tmp_path):
+    catalog = shop[0] / "catalog/catalog.csv"
+    alone, _ = score(catalog, tmp_path / "inline")
+    on_ray, _ = score(catalog, tmp_path / "ray", **{"cluster.engine": "ray"})
+    (before, _), (after, _) = tables(alone), tables(on_ray)
+    assert (after.sku == before.sku).all()
+    np.testing.assert_allclose(after.pred_score, before.pred_score, atol=0.03)  # either may be in bfloat16
+    sure = before.pred_score.fillna(1) > 0.6
+    assert (after.pred_label[sure].fillna("") == before.pred_label[sure].fillna("")).all()
+    assert (after[["num_images", "num_failed"]] == before[["num_images", "num_failed"]]).all(axis=None)
