@@ -5,7 +5,7 @@
 `score` says what the bundle, a model fine-tuned on the shop's 81 classes, thinks of 2,485 test photos. Simulated
 catalogs draw photos with replacement, and each row's true class from the photo's calibrated probabilities: so the truth
 is known, and there may be any number of validation rows. Thresholds of classes and of the 43 groups are fitted for a
-precision of 0.95 on so many validation rows a class, and used on 20,000 fresh ones.
+precision of 0.95 on ROWS validation rows of each class, and used on 20,000 fresh rows.
 """
 
 import argparse

@@ -36,6 +36,12 @@ from retailray.config.training import BackboneSection, BundleSection, TrackSecti
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
 
 
+def _unsought_findings(check: CheckSection) -> list[str]:
+    if "label_errors" in check.fail_on and not check.label_errors:
+        return ["check.fail_on names label_errors, which are looked for with check.label_errors true only"]
+    return []
+
+
 class CheckConfig(CommandConfig):
     unused = CommandConfig.unused | OF_PREDICTORS | {"split.folds"}
     catalog: CatalogSection
@@ -47,9 +53,7 @@ class CheckConfig(CommandConfig):
         problems = ignored_splits(self.catalog, self.split)
         if self.check.label_errors and not (self.check.model or self.model.arch):
             problems.append("check.label_errors needs a model: model.arch with model.weights, or a bundle: check.model")
-        if "label_errors" in self.check.fail_on and not self.check.label_errors:
-            problems.append("check.fail_on names label_errors, which are looked for with check.label_errors true only")
-        return problems
+        return problems + _unsought_findings(self.check)
 
 
 class EvaluateConfig(CommandConfig):
@@ -177,9 +181,7 @@ class NightlyConfig(CommandConfig):
         problems = ignored_splits(self.catalog, self.split) if self.checks else []
         if not self.checks and (given := sorted(self.check.non_default_fields())):
             problems += [f"check.{name} would be ignored: nightly.check is false" for name in given]
-        if "label_errors" in self.check.fail_on and not self.check.label_errors:
-            problems.append("check.fail_on names label_errors, which are looked for with check.label_errors true only")
-        return problems
+        return problems + _unsought_findings(self.check)
 
 
 class DoctorConfig(CommandConfig):

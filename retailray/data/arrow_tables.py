@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
@@ -10,6 +11,12 @@ import pyarrow.parquet
 _INTEGER = r"^(-?(0|[1-9][0-9]{0,17}))?$"
 # up to 15 digits, which a float64 holds exactly; no exponents, because article numbers look like them (12E4)
 _DECIMAL = r"^(-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)?$"
+
+
+def run_starts(column: pa.Array) -> np.ndarray:
+    """Where each run of equal values begins, int64, ascending from 0; of a column that is not empty, without nulls."""
+    changes = pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(np.append(True, changes))
 
 
 def parquet_bytes(table: pa.Table, *, row_group_size: int | None = None) -> bytes:

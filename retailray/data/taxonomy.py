@@ -27,6 +27,10 @@ class Taxonomy:
     paths: Mapping[str, Path]
     source: str = ""
 
+    def kept(self) -> dict[str, list[str]]:
+        """As bundles keep it."""
+        return {label: list(path) for label, path in self.paths.items()}
+
     @property
     def depth(self) -> int:
         return max(map(len, self.paths.values()), default=0)

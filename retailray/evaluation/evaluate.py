@@ -15,6 +15,7 @@ from retailray.data.catalog import Catalog, count_labels
 from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
+from retailray.data.taxonomy import Taxonomy
 from retailray.errors import CatalogError
 from retailray.evaluation.levels import level_metrics
 from retailray.evaluation.products import FIELDS, product_metrics
@@ -50,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
     unknown = _warn(config, catalog, side)
-    taxonomy_of_model(config.taxonomy.uri, meta)  # what is wrong with it is told before any image is read
+    taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)  # its faults are told before any image is read
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
     good, errors = _predicted(config, catalog, run)
@@ -67,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model_name": meta.name,
         "model_version": meta.version,
         "catalog": config.catalog.uri,
-        **_by_product_and_level(config, meta, good, used),
+        **_by_product_and_level(config, meta, good, used, taxonomy),
     }
     _write(run, config, meta, used, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
@@ -90,11 +91,10 @@ def _refuse_nothing(
 
 
 def _by_product_and_level(
-    config: EvaluateConfig, meta: BundleMeta, good: pd.DataFrame, used: pd.DataFrame
+    config: EvaluateConfig, meta: BundleMeta, good: pd.DataFrame, used: pd.DataFrame, taxonomy: Taxonomy | None
 ) -> dict[str, object]:
     """Measures by product and by level of the taxonomy, where there are such; ``good``: all that were predicted."""
     found: dict[str, object] = {}
-    taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)
     if taxonomy is not None:
         found["taxonomy"] = level_metrics(used.label.to_numpy(object), used.pred_label.to_numpy(object), taxonomy)
     if FIELDS[0].name in good:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from retailray.models.metrics import classification_metrics
-from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD, spread
-from retailray.models.products import CELLS, Choice, Combination, grouped, majority
+from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD
+from retailray.models.products import CELLS, Choice, Combination, grouped, images_of, majority
 
 TOP_K = 5
 FIELDS = (CLASSES_FIELD, PROBABILITIES_FIELD)
@@ -33,7 +33,7 @@ def answers_of_products(images: pd.DataFrame, labels: Sequence[str], combination
     for at in range(0, len(starts), at_once):
         first, last = starts[at], ends[min(at + at_once, len(starts)) - 1]
         found = combination(
-            lambda rows: spread(classes[rows], probabilities[rows], len(labels)),
+            images_of(classes, probabilities, len(labels)),
             order[first:last],
             starts[at : at + at_once] - first,
             num_classes=len(labels),

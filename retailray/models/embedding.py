@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from retailray.models.probabilities import packed
+
 SIZE = 16
 
 
@@ -36,14 +38,8 @@ def sketch(features: torch.Tensor) -> torch.Tensor:
     return found @ _directions(found.shape[1])
 
 
-def packed(features: np.ndarray, size: int | None = None) -> pa.Array:
-    """float ``(N, D)`` to N binaries of float16, of ``size`` numbers, if given;
-    :func:`retailray.models.probabilities.unpacked` reads them.
-
-    DuckDB, which joins them, takes no float16.
-    """
+def published(features: np.ndarray, size: int | None = None) -> pa.Array:
+    """float ``(N, D)`` as :func:`retailray.models.probabilities.packed` has them; of ``size`` numbers, if given."""
     if size is not None and size < features.shape[1]:
         features = features @ _directions(features.shape[1], size).numpy()
-    halves = np.ascontiguousarray(np.clip(features, -MOST, MOST).astype("<f2"))
-    kind = pa.binary(2 * halves.shape[1])
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(halves), [None, pa.py_buffer(halves)]).cast(pa.binary())
+    return packed(np.clip(features, -MOST, MOST).astype(np.float16))

@@ -27,7 +27,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 EMBEDDING_FIELD = pa.field(EMBEDDING, pa.list_(pa.float32()))  # of the pixels, by the model that predicted
 SCORED_AT = pa.field("__rr_scored_at", pa.string())  # of the rows between predictor and commit
-FEATURES_FIELD = pa.field("features", pa.binary())  # what enters the head: see retailray.models.embedding.packed
+FEATURES_FIELD = pa.field("features", pa.binary())  # what enters the head: see retailray.models.embedding.published
 LOGITS_FIELD = pa.field("logits", pa.list_(pa.float32()))  # of all labels, before the temperature
 UNCALIBRATED = pa.field("uncalibrated_score", pa.float32())  # what pred_score is at temperature 1
 
@@ -150,7 +150,7 @@ class PredictBatch:
         """A row for each image that could be predicted."""
         import torch
 
-        from retailray.models.embedding import packed, sketch
+        from retailray.models.embedding import published, sketch
 
         probabilities = self.predictor.probabilities(logits)
         top = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
@@ -167,7 +167,7 @@ class PredictBatch:
         if EMBEDDING_FIELD in self.fields:
             columns[EMBEDDING] = lists_of(sketch(torch.from_numpy(features)).numpy())
         if FEATURES_FIELD in self.fields:
-            columns[FEATURES_FIELD.name] = packed(features, self.embedding_size)
+            columns[FEATURES_FIELD.name] = published(features, self.embedding_size)
         if LOGITS_FIELD in self.fields:
             columns[LOGITS_FIELD.name] = lists_of(logits)
         if PROBABILITIES_FIELD in self.fields:

@@ -52,7 +52,20 @@ def spread(classes: np.ndarray, probabilities: np.ndarray, num_classes: int) -> 
 
 
 def unpacked(column: pa.ChunkedArray) -> np.ndarray:
-    """Embeddings, float16 ``(N, D)``, of binaries of one length (:func:`retailray.models.embedding.packed`)."""
+    """Embeddings, float16 ``(N, D)``, of binaries of one length (:func:`packed`)."""
     if not len(column):
         return np.zeros((0, 0), np.float16)
     return np.frombuffer(b"".join(column.to_pylist()), "<f2").reshape(len(column), -1)
+
+
+def packed(halves: np.ndarray) -> pa.Array:
+    """Embeddings, float16 ``(N, D)``, as binaries: DuckDB, which joins them, takes no float16."""
+    data = np.ascontiguousarray(halves.astype("<f2"))
+    kind = pa.binary(2 * data.shape[1])
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(data), [None, pa.py_buffer(data)]).cast(pa.binary())
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)

@@ -134,10 +134,13 @@ def held_out_products(validation: Validation, labels: Sequence[str], combination
 
 
 def _images_of(rows: Validation, num_classes: int) -> Images:
-    """Look their probabilities up, of all classes."""
-    classes, probabilities = rows.classes, rows.probabilities
-    assert classes is not None
-    assert probabilities is not None
+    assert rows.classes is not None
+    assert rows.probabilities is not None
+    return images_of(rows.classes, rows.probabilities, num_classes)
+
+
+def images_of(classes: np.ndarray, probabilities: np.ndarray, num_classes: int) -> Images:
+    """Look the probabilities of all classes up, of some of the images whose most probable ones ``(N, K)`` are kept."""
     return lambda numbers: spread(classes[numbers], probabilities[numbers], num_classes)
 
 

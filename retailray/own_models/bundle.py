@@ -67,7 +67,7 @@ def _meta(config: BundleConfig, own: OwnModel, catalog: Catalog | None) -> Bundl
         arch=own.backbone.arch,
         backbone=own.backbone.config,
         labels=own.labels,
-        taxonomy={label: list(path) for label, path in taxonomy.paths.items()} if taxonomy else {},
+        taxonomy=taxonomy.kept() if taxonomy else {},
         transform=own.transform,
         data={"source": config.bundle.source, "calibrated": False}
         | ({"taxonomy_from": taxonomy.source} if taxonomy else {}),

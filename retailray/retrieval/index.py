@@ -14,7 +14,7 @@ import pyarrow as pa
 from retailray import storage
 from retailray.errors import ConfigError
 from retailray.interrupts import importing
-from retailray.models.probabilities import lists_of
+from retailray.models.probabilities import lists_of, unpacked
 
 if TYPE_CHECKING:
     from retailray.events import Reporter
@@ -139,8 +139,7 @@ class Searcher:
         """``row`` and ``vector`` (binaries of float16) to ``row``, ``neighbours`` and ``similarities``; -1: none."""
         started = time.monotonic()
         rows = table.column("row").to_numpy()
-        vectors = np.frombuffer(b"".join(table.column("vector").to_pylist()), "<f2").reshape(len(rows), -1)
-        found, scores = search(self.index, vectors, rows, self.filters, self.k)
+        found, scores = search(self.index, unpacked(table.column("vector")), rows, self.filters, self.k)
         self.reporter.step(len(rows))
         self.reporter.spend({SEARCH: time.monotonic() - started})
         return pa.table({"row": rows, "neighbours": lists_of(found), "similarities": lists_of(scores)})

@@ -17,7 +17,7 @@ from retailray.config import ClusterSection, SimilarConfig
 from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.errors import ConfigError, RetailrayError
 from retailray.execution import plan_scoring, start_executor
-from retailray.models.probabilities import rows_of
+from retailray.models.probabilities import packed, rows_of
 from retailray.reports.run_index import publish
 from retailray.retrieval.earlier import SIMILAR, STATE, Earlier, earlier_run
 from retailray.retrieval.filters import read_filters
@@ -164,12 +164,9 @@ def _searched(  # many because what workers need comes from all of these
 
 
 def _batches(vectors: Vectors, rows: np.ndarray) -> Iterator[pa.Table]:
-    size = 2 * vectors.values.shape[1]
     for start in range(0, len(rows), BATCH_ROWS):
         part = rows[start : start + BATCH_ROWS]
-        data = pa.py_buffer(np.ascontiguousarray(vectors.values[part]))
-        packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(part), [None, data]).cast(pa.binary())
-        yield pa.table({"row": part, "vector": packed})
+        yield pa.table({"row": part, "vector": packed(vectors.values[part])})
 
 
 def _write(run: RunDirectory, vectors: Vectors, neighbours: np.ndarray, scores: np.ndarray) -> None:

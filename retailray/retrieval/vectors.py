@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from retailray import storage
 from retailray.errors import CatalogError
+from retailray.models.probabilities import unit
 
 PRODUCT_EMBEDDINGS, EMBEDDINGS = "product_embeddings", "embeddings"
 
@@ -115,8 +116,7 @@ def _unit(column: pa.ChunkedArray, name: str) -> np.ndarray:
     vectors = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(values), -1)
     if not np.isfinite(vectors).all():
         raise CatalogError(f"{name}: an embedding is not finite (NaN or infinite)")
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float16)
+    return unit(vectors).astype(np.float16)
 
 
 def _check(uri: str, versions: set[str], sizes: set[int]) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from retailray import storage
 from retailray.config import ScoreSection
-from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.data.arrow_tables import parquet_bytes, rechunk, run_starts
 from retailray.models.meta import BundleMeta
-from retailray.models.probabilities import unpacked
+from retailray.models.probabilities import unit, unpacked
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.staging import StagedCatalog
@@ -70,8 +69,7 @@ def _of_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
     sums = np.zeros((0, 0), np.float32)
     for rows in batches:
         products = rows.column("product").combine_chunks()
-        changes = pc.not_equal(products[1:], products[:-1]).to_numpy(zero_copy_only=False)
-        starts = np.flatnonzero(np.append(True, changes))
+        starts = run_starts(products)
         found = np.add.reduceat(unit(unpacked(rows.column("features")).astype(np.float32)), starts, axis=0)
         own = [products[at].as_py() for at in starts.tolist()]
         first = [rows.column("uri")[at].as_py() for at in starts.tolist()]
@@ -85,12 +83,6 @@ def _of_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
             names, images, sums = names[-1:], images[-1:], sums[-1:].copy()
     if names:
         yield _table(pa.array(names), pa.array(images), unit(sums))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; rows of zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def _table(names: pa.ChunkedArray | pa.Array, images: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:

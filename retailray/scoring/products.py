@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray import storage
-from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.data.arrow_tables import parquet_bytes, rechunk, run_starts
 from retailray.errors import RetailrayError
 from retailray.models.meta import BundleMeta, Thresholds
-from retailray.models.probabilities import rows_of, spread
-from retailray.models.products import Combination
+from retailray.models.probabilities import rows_of
+from retailray.models.products import Combination, images_of
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.staging import StagedCatalog
@@ -118,7 +118,7 @@ def _whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
 def _combined(table: pa.Table, rules: ProductRules) -> pa.Table:
     """One row for each product of rows that lie product by product; with ``best``, the row of the best image."""
     names = table.column("product").combine_chunks()
-    starts = np.flatnonzero(np.append(True, pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)))
+    starts = run_starts(names)
     product = np.repeat(np.arange(len(starts)), np.diff(starts, append=table.num_rows))
     predicted = pc.is_valid(table.column("model_label")).to_numpy()
     num_images = np.bincount(product[predicted], minlength=len(starts))
@@ -142,7 +142,7 @@ def _of_images(images: pa.Table, product: np.ndarray, rules: ProductRules) -> pa
     of_image = np.repeat(np.arange(len(starts)), np.diff(starts, append=num))
     classes, probabilities = (rows_of(images.column(name)) for name in ("classes", "probabilities"))
     found = rules.combination(
-        lambda rows: spread(classes[rows], probabilities[rows], len(labels)),
+        images_of(classes, probabilities, len(labels)),
         np.arange(num),
         starts,
         num_classes=len(labels),

@@ -60,7 +60,7 @@ class TrainedModel:
             arch=self.backbone.arch,
             backbone=self.backbone.config,
             labels=self.labels,
-            taxonomy={label: list(path) for label, path in self.taxonomy.paths.items()} if self.taxonomy else {},
+            taxonomy=self.taxonomy.kept() if self.taxonomy else {},
             transform=EvalTransform(
                 resize_size=transform.resolved_resize_size,
                 crop_size=transform.image_size,

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retailray.models.embedding import packed
+from retailray.models.embedding import published as packed
 from retailray.models.probabilities import unpacked
 from retailray.scoring.embeddings import _of_products
 
