@@ -362,8 +362,9 @@ def product_answer(images, labels, combination):
     elif combination["rule"] == "weighted_mean":
         logs = np.log((rows * rows.max(1, keepdims=True)).sum(0) / rows.max(1).sum())
     else:
-        foreign = combination["foreign"]
-        logs = np.log(np.maximum((1 - foreign) * rows + foreign / len(labels), 1e-6 / len(labels))).mean(0)
+        foreign, weighted = combination["foreign"], combination["rule"] == "weighted_mixture"
+        logs = np.log(np.maximum((1 - foreign) * rows + foreign / len(labels), 1e-6 / len(labels)))
+        logs = np.average(logs, axis=0, weights=rows.max(1) if weighted else None)
     powers = np.exp(len(rows) ** combination["growth"] * (logs - logs.max()))
     return powers / powers.sum()
 

@@ -5,7 +5,8 @@ Every rule adds up something for each image, so that a product may have any numb
 * ``mean``: the probabilities are averaged; ``weighted_mean``: each image counts by its confidence.
 * ``mixture``: an image shows the product with probability 1 - f, and anything else with probability f; the logarithms
   of (1 - f) p + f / C are averaged. With f = 0 these are averages of log-probabilities, in which one image that does
-  not belong can overrule all others; the larger f, the less it can do.
+  not belong can overrule all others; the larger f, the less it can do. ``weighted_mixture``: each image counts by its
+  confidence.
 
 What comes out is raised to the power of (number of images) ** ``growth`` and normalised: several images say more than
 one, but less than as many independent ones. A product with one image has the probabilities of its image. Rule, f and
@@ -22,7 +23,8 @@ from retailray.models.meta import EPOCH, TEMPERATURE, THRESHOLDS
 from retailray.models.probabilities import spread
 from retailray.models.thresholds import Validation
 
-RULES = MEAN, WEIGHTED_MEAN, MIXTURE = ("mean", "weighted_mean", "mixture")
+RULES = MEAN, WEIGHTED_MEAN, MIXTURE, WEIGHTED_MIXTURE = ("mean", "weighted_mean", "mixture", "weighted_mixture")
+WEIGHTED, LOGARITHMS = (WEIGHTED_MEAN, WEIGHTED_MIXTURE), (MIXTURE, WEIGHTED_MIXTURE)
 FOREIGN = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)  # shares that are tried
 GROWTH = (-1.0, 2.0)  # bounds
 TINY = 1e-6  # of all classes together: a probability of 0 would be a veto
@@ -44,10 +46,9 @@ class Combination:
 
     def told(self) -> str:
         """In a few words, for people."""
-        if self.rule == MIXTURE and self.foreign:
-            return f"mean of log-probabilities, {self.foreign:.0%} of the images taken for foreign"
-        names = {MEAN: "mean of probabilities", WEIGHTED_MEAN: "mean of probabilities, weighted by confidence"}
-        return names.get(self.rule, "mean of log-probabilities")
+        averaged = "mean of log-probabilities" if self.rule in LOGARITHMS else "mean of probabilities"
+        weighted = ", weighted by confidence" if self.rule in WEIGHTED else ""
+        return averaged + weighted + (f", {self.foreign:.0%} of the images taken for foreign" if self.foreign else "")
 
     def __call__(self, images: Images, order: np.ndarray, starts: np.ndarray, *, num_classes: int) -> np.ndarray:
         """Combine images product by product.
@@ -69,8 +70,8 @@ class Combination:
     def shares(self, probabilities: np.ndarray) -> np.ndarray:
         """What each image adds, float64 ``(N, C + 1)``: of each class, and its weight."""
         images = probabilities.astype(np.float64)
-        weights = images.max(1, keepdims=True) if self.rule == WEIGHTED_MEAN else np.ones((len(images), 1))
-        if self.rule == MIXTURE:
+        weights = images.max(1, keepdims=True) if self.rule in WEIGHTED else np.ones((len(images), 1))
+        if self.rule in LOGARITHMS:
             num_classes = images.shape[1]
             images = np.log(np.maximum((1 - self.foreign) * images + self.foreign / num_classes, TINY / num_classes))
         return np.concatenate([images * weights, weights], axis=1)
@@ -78,7 +79,7 @@ class Combination:
     def averages(self, sums: np.ndarray) -> np.ndarray:
         """Log-probabilities (P, C) of summed shares, before growth; not normalised."""
         means = sums[:, :-1] / sums[:, -1:]
-        return means if self.rule == MIXTURE else np.log(np.maximum(means, TINY / means.shape[1]))
+        return means if self.rule in LOGARITHMS else np.log(np.maximum(means, TINY / means.shape[1]))
 
 
 def _normalised(averages: np.ndarray, counts: np.ndarray, growth: float) -> np.ndarray:
@@ -183,7 +184,10 @@ def choose_combination(
 
 
 def _candidates() -> list[Combination]:
-    return [Combination(MEAN), Combination(WEIGHTED_MEAN), *(Combination(MIXTURE, share) for share in FOREIGN)]
+    return [
+        *(Combination(rule) for rule in (MEAN, WEIGHTED_MEAN)),
+        *(Combination(rule, share) for rule in LOGARITHMS for share in FOREIGN),
+    ]
 
 
 def grouped(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

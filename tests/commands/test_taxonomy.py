@@ -195,3 +195,10 @@ def test_columns_of_the_output_are_refused_in_the_catalog(shop, score, tmp_path)
     rows["image"] = [str(shop["folder"] / name) for name in rows.image]
     rows.assign(depth="3 cm").to_csv(tmp_path / "c.csv", index=False)
     assert "columns depth have names that the output uses" in score(code=1, **{"catalog.uri": tmp_path / "c.csv"})
+
+
+def test_on_ray_rows_are_accepted_at_the_level_that_is_sure(shop, score, ray_session_cpus):
+    predictions, summary, _ = score(**{"cluster.engine": "ray"})
+    assert audit_levels(predictions, shop["paths"], ACCEPT) == []
+    assert summary["taxonomy"]["accepted_as_ancestor"] > 0
+    assert summary["taxonomy"]["share"] == pytest.approx((predictions.decision == "accept").mean())

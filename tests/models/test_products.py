@@ -30,12 +30,14 @@ def by_hand(rule, foreign, growth, images):
     elif rule == "weighted_mean":
         logs = np.log(np.average(images, axis=0, weights=images.max(1)))
     else:
-        logs = np.log((1 - foreign) * images + foreign / images.shape[1]).mean(0)
+        weights = images.max(1) if rule == "weighted_mixture" else None
+        logs = np.average(np.log((1 - foreign) * images + foreign / images.shape[1]), axis=0, weights=weights)
     return softmax(len(images) ** growth * logs)
 
 
 @pytest.mark.parametrize(
-    ("rule", "foreign"), [("mean", 0.0), ("weighted_mean", 0.0), ("mixture", 0.0), ("mixture", 0.2)]
+    ("rule", "foreign"),
+    [("mean", 0.0), ("weighted_mean", 0.0), ("mixture", 0.0), ("mixture", 0.2), ("weighted_mixture", 0.1)],
 )
 @pytest.mark.parametrize("growth", [0.0, 0.4, -0.5])
 def test_rules_are_what_their_formulas_say(rule, foreign, growth):
