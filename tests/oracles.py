@@ -434,3 +434,25 @@ def audit_levels(predictions, paths, accept):
         if abs(score - accept) > 1e-4 and (told != expected or abs(row.pred_score - score) > 1e-4):
             problems.append(f"{told} {row.pred_score}, not {expected} {score}")
     return problems
+
+
+def recommendation_scores(
+    found: pd.DataFrame, rows: pd.DataFrame, as_of: pd.Timestamp, *, new: bool
+) -> dict[str, float]:
+    """Recall and NDCG of published recommendations."""
+    past = rows[rows.time < as_of]
+    future = rows[(rows.time >= as_of) & (rows.time < as_of + pd.Timedelta(days=14))]
+    future = future[future["product"].isin(set(past["product"])) & future.shopper.isin(set(past.shopper))]
+    truth = future[["shopper", "product"]].drop_duplicates()
+    if new:
+        known = past[["shopper", "product"]].drop_duplicates()
+        truth = truth.merge(known, how="left", indicator=True).query("_merge == 'left_only'")
+    bought = truth.groupby("shopper")["product"].agg(set)
+    recommended = found.sort_values("rank").groupby("shopper")["product"].agg(list)
+    recall, ndcg = [], []
+    for shopper, wanted in bought.items():
+        hits = np.array([product in wanted for product in recommended.get(shopper, [])[:10]], float)
+        weights = 1 / np.log2(np.arange(2, 12))
+        recall.append(hits.sum() / len(wanted))
+        ndcg.append((hits * weights[: len(hits)]).sum() / weights[: min(len(wanted), 10)].sum())
+    return {"shoppers": len(bought), "recall": float(np.mean(recall)), "ndcg": float(np.mean(ndcg))}

@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"reports", "cluster"},
     {"scoring", "quality", "retrieval"},
-    {"evaluation"},
+    {"evaluation", "recommendation", "forecasting", "shoppers"},
     {"training"},
     {"tuning", "studies"},
     {"demo", "demo_products", "article", "nightly", "export", "own_models"},

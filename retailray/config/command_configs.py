@@ -31,6 +31,7 @@ from retailray.config.scoring import (
     RollbackSection,
     ScoreSection,
 )
+from retailray.config.shop import OptionalEmbeddings, ProductsSection, RecommendSection, RequiredInteractions
 from retailray.config.training import BackboneSection, BundleSection, TrackSection
 
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
@@ -117,6 +118,24 @@ class EmbedConfig(ScoreConfig):
 class SimilarConfig(CommandConfig):
     embeddings: EmbeddingsSection
     similar: SimilarSection = SimilarSection()
+
+
+class RecommendConfig(CommandConfig):
+    unused = CommandConfig.unused | OF_PREDICTORS | {"products.category"}
+    interactions: RequiredInteractions
+    products: ProductsSection = ProductsSection()
+    embeddings: OptionalEmbeddings = OptionalEmbeddings()
+    recommend: RecommendSection = RecommendSection()
+
+    def problems(self) -> list[str]:
+        problems = []
+        if self.recommend.unsold and not self.embeddings.uri:
+            problems.append("recommend.unsold needs embeddings.uri: what nobody has bought is known by its pictures")
+        if self.recommend.unsold > self.recommend.top_k:
+            problems.append("recommend.unsold is more than recommend.top_k, of whose places it is the number")
+        if self.recommend.where and not self.products.uri:
+            problems.append("recommend.where needs products.uri: the table whose columns it names")
+        return problems
 
 
 class ExportConfig(CommandConfig):

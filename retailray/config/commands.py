@@ -17,6 +17,7 @@ from retailray.config.command_configs import (
     ExportConfig,
     NightlyConfig,
     PromoteConfig,
+    RecommendConfig,
     RollbackConfig,
     ScoreConfig,
     SimilarConfig,
@@ -169,6 +170,13 @@ COMMANDS = {
             SimilarConfig,
             "retailray.retrieval.similar:similar",
             example="--embeddings.uri s3://shop/scores --out s3://shop/similar",
+        ),
+        Command(
+            "recommend",
+            "recommend products to every shopper, by the method that did best on the latest purchases",
+            RecommendConfig,
+            "retailray.recommendation.recommend:recommend",
+            example="--interactions.uri s3://shop/purchases.parquet --out s3://shop/recommendations",
         ),
         Command(
             "nightly",

@@ -223,3 +223,33 @@ def acceptance(curve: AcceptanceCurve, target: float | None) -> Chart:
     axes.set_xlabel("accepted automatically [% of validation rows]")
     axes.set_ylabel("precision [%]")
     return chart
+
+
+@styled
+def measured_bars(  # many because a bar has a value, an interval and a name
+    names: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    *,
+    unit: str,
+    chosen: str,
+) -> Chart:
+    """A measure of several methods with 95 % intervals, the best first; the chosen one in the accent colour."""
+    chart = Chart(1, width=6.4, height=max(1.6, 0.24 * len(names) + 0.6))
+    (axes,) = chart.axes
+    colours = [ACCENT if name == chosen else GREY for name in names]
+    bars = axes.barh(range(len(names)), values, color=colours, height=0.7)
+    for at, (bar, name, value, bounds) in enumerate(zip(bars, names, values, intervals, strict=True)):
+        told = f"{name}: {value:.4f}"
+        if bounds:
+            axes.plot(bounds, [at, at], color=SOFT, linewidth=1)
+            told += f" (95 %: {bounds[0]:.4f} to {bounds[1]:.4f})"
+        axes.annotate(f"{value:.3f}", (max(bounds or (value,)), at), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=8, color=SOFT)  # fmt: skip
+        chart.tell(bar, told)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(unit)
+    axes.margins(x=0.12, y=0.01)
+    return chart

@@ -1,0 +1,279 @@
+"""Purchases, read a piece at a time onto this machine's disk, and asked for in any order."""
+
+import fnmatch
+import tempfile
+import zoneinfo
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retailray import events
+from retailray.config.shop import InteractionsSection
+from retailray.data.columns import require
+from retailray.data.names import Names
+from retailray.data.records import Records
+from retailray.data.tables import stream_records, table_files
+from retailray.errors import CatalogError, ConfigError
+
+DAY_S = 86_400
+MEMORY = "1GB"  # of the database; what does not fit is on the disk
+MAX_BAD_ROWS = 100_000  # that are kept to be shown
+BAD_ROWS = pa.schema({"file": pa.string(), "row": pa.int64(), "error_code": pa.string(), "message": pa.string()})
+
+
+class Interactions:
+    """A table ``event`` of ``shopper, product`` (numbers; product -1: none is named) ``, time`` (seconds since 1970 by
+    the shop's clock) ``, basket, quantity, value`` (NaN: none is given), and the ``shoppers`` and ``products`` that
+    the numbers mean.
+
+    ``counts``: rows that were read, and rows by why they are no purchases; ``bad_rows``: those that cannot be read.
+    """
+
+    def __init__(self, section: InteractionsSection) -> None:
+        self.section = section
+        self.shoppers, self.products = Names(), Names()
+        self.counts: Counter[str] = Counter()
+        self.bad_rows: list[dict[str, object]] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="retailray-interactions-")
+        options: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": str(Path(self._folder.name, "spill"))}
+        self.db = duckdb.connect(str(Path(self._folder.name, "interactions.duckdb")), config=options)
+        self.db.execute(
+            "create table event (shopper integer, product integer, time bigint, basket bigint, quantity double, "
+            "value double)"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.db.close()
+        self._folder.cleanup()
+
+    @property
+    def first(self) -> pd.Timestamp:
+        return pd.Timestamp(self.one("select min(time) from event"), unit="s")
+
+    @property
+    def last(self) -> pd.Timestamp:
+        return pd.Timestamp(self.one("select max(time) from event"), unit="s")
+
+    def day_after(self) -> pd.Timestamp:
+        """The first day without any row."""
+        return self.last.normalize() + pd.Timedelta("1D")
+
+    def one(self, query: str) -> int:
+        [(value,)] = self.db.execute(query).fetchall()
+        return int(value)
+
+    def table(self, query: str) -> pa.Table:
+        return self.db.sql(query).to_arrow_table()
+
+    def pieces(self, query: str, rows: int = 1_000_000) -> Iterator[pa.Table]:
+        """The rows of a query, some at a time."""
+        with self.db.cursor() as cursor:
+            for batch in cursor.sql(query).to_arrow_reader(rows):
+                yield pa.Table.from_batches([batch])
+
+    def facts(self) -> dict[str, object]:
+        """For ``run.json``."""
+        return {
+            "uri": self.section.uri,
+            "shoppers": len(self.shoppers),
+            "products": len(self.products),
+            "first": str(self.first),
+            "last": str(self.last),
+            **self.counts,
+        }
+
+    def bad_table(self) -> pa.Table:
+        return pa.Table.from_pylist(self.bad_rows, BAD_ROWS)
+
+
+def read_interactions(section: InteractionsSection) -> Interactions:
+    """Read a table of purchases. Rows without shopper or with an unreadable value are counted, and listed as bad rows.
+
+    Raises:
+        CatalogError: the table or a column is not there, or no row is left.
+    """
+    zone = _zone(section.time_zone)
+    assert section.uri, "the config asks for it"
+    found = Interactions(section)
+    try:
+        for file in table_files(section.uri) or [section.uri]:
+            for records in stream_records(file, encoding="utf-8"):
+                if records.table.num_rows:
+                    _take(found, file, records, zone)
+        for pattern in section.exclude:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in found.products.texts()):
+                events.emit("warning", note=f"interactions.exclude: no product matches {pattern!r}")
+        if not found.one("select count(*) from event"):
+            raise CatalogError(f"interactions.uri = {section.uri}: no row is a purchase ({_told(found.counts)})")
+    except BaseException:
+        found.__exit__(None, None, None)
+        raise
+    return found
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError([f"interactions.time_zone = {name!r}: there is no such time zone"]) from error
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "it has no rows"
+
+
+def _take(found: Interactions, file: str, records: Records, zone: zoneinfo.ZoneInfo) -> None:
+    section, table = found.section, records.table
+    for key in ("shopper", "product", "time", "basket", "quantity", "value"):
+        if name := getattr(section, key):
+            require(table, name, f"interactions.{key}", file)
+    seconds, time_ok = seconds_of(table.column(section.time), zone)
+    try:
+        shopper = found.shoppers.encode(table.column(section.shopper), untyped=records.untyped)
+        product = found.products.encode(table.column(section.product), untyped=records.untyped)
+    except TypeError as error:
+        raise CatalogError(f"{file}: interactions.shopper, interactions.product: {error}") from error
+    quantity, quantity_ok = _numbers(table, section.quantity)
+    value, value_ok = _numbers(table, section.value)
+    problems = {
+        "bad_line": np.isin(np.arange(table.num_rows), list(records.faults)),
+        "no_shopper": shopper < 0,
+        "bad_time": ~time_ok,
+        "bad_quantity": ~quantity_ok,
+        "bad_value": ~value_ok,
+    }
+    bad = _note(found, file, records, problems)
+    left_out = _excluded(found, product) & ~bad
+    found.counts["rows"] += table.num_rows
+    found.counts["excluded"] += int(left_out.sum())
+    kept = ~bad & ~left_out
+    found.counts["no_product"] += int((kept & (product < 0)).sum())
+    found.counts["not_bought"] += int((kept & (quantity <= 0)).sum())
+    rows = pa.table(
+        {
+            "shopper": shopper,
+            "product": product,
+            "time": seconds,
+            "basket": _baskets(table, section.basket, seconds),
+            "quantity": quantity,
+            "value": value,
+        }
+    ).filter(kept)
+    found.db.register("piece", rows)
+    found.db.execute("insert into event select * from piece")
+    found.db.unregister("piece")
+
+
+def _note(found: Interactions, file: str, records: Records, problems: dict[str, np.ndarray]) -> np.ndarray:
+    """Count and list bad rows; a row has the first of its problems."""
+    section, seen = found.section, np.zeros(records.table.num_rows, bool)
+    columns = {"no_shopper": section.shopper, "bad_time": section.time, "bad_quantity": section.quantity}
+    columns["bad_value"] = section.value
+    for code, wrong in problems.items():
+        new = np.flatnonzero(wrong & ~seen)
+        seen |= wrong
+        found.counts[code] += len(new)
+        for at in new[: MAX_BAD_ROWS - len(found.bad_rows)].tolist():
+            name = columns.get(code)
+            told = records.faults.get(at) or f"{name} = {records.table.column(str(name))[at].as_py()!r:.80}"
+            found.bad_rows.append(
+                {"file": file, "row": int(records.lines[at]), "error_code": code, "message": told}
+            )  # fmt: skip
+    return seen
+
+
+def _excluded(found: Interactions, product: np.ndarray) -> np.ndarray:
+    if not found.section.exclude:
+        return np.zeros(len(product), bool)
+    names = found.products.texts()
+    numbers = np.unique(product)
+    wrong = [
+        number
+        for number in numbers[numbers >= 0].tolist()
+        if any(fnmatch.fnmatchcase(names[number], pattern) for pattern in found.section.exclude)
+    ]
+    return np.isin(product, wrong)
+
+
+def _numbers(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """float64 ``(N,)``, NaN where nothing is given, and whether what is given is a finite number."""
+    if name is None:
+        return np.full(table.num_rows, np.nan), np.ones(table.num_rows, bool)
+    column = table.column(name)
+    given = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        texts = pc.utf8_trim_whitespace(column)
+        given &= pc.fill_null(pc.not_equal(texts, ""), False).to_numpy(zero_copy_only=False)
+        values = pd.to_numeric(texts.to_pandas(), errors="coerce").to_numpy(np.float64)
+    else:
+        values = column.to_pandas().astype(np.float64).to_numpy()
+    return np.where(given, values, np.nan), ~given | np.isfinite(values)
+
+
+def _baskets(table: pa.Table, name: str | None, seconds: np.ndarray) -> np.ndarray:
+    """A number for each basket of a shopper, int64."""
+    days = -1 - seconds // DAY_S
+    if name is None:
+        return days
+    texts = pc.fill_null(pc.cast(table.column(name), pa.string()), "").to_pandas().astype(object)
+    return np.where(texts == "", days, pd.util.hash_array(texts.to_numpy()).view(np.int64))
+
+
+def seconds_of(column: pa.ChunkedArray, zone: zoneinfo.ZoneInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds since 1970 by the clock of a time zone, int64 ``(N,)``, and whether there is a time at all."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        times = pd.Series(pd.to_datetime(column.to_pandas(), errors="coerce"))
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        times = _numbered(column.to_pandas().astype(np.float64), zone)
+    else:
+        texts = pc.cast(column, pa.string()).to_pandas().astype(object)
+        numeric = pd.to_numeric(texts, errors="coerce")
+        times = _numbered(numeric, zone) if numeric.notna().any() else _written(texts, zone)
+    if isinstance(times.dtype, pd.DatetimeTZDtype):
+        times = times.dt.tz_convert(zone).dt.tz_localize(None)
+    good = times.notna().to_numpy()
+    return times.to_numpy("datetime64[s]").astype(np.int64), good
+
+
+def _written(texts: pd.Series, zone: zoneinfo.ZoneInfo) -> pd.Series:
+    """ISO 8601, each with or without an offset; what has one is converted to the zone."""
+    aware = texts.str.contains(r"T?\d\d:\d\d.*(?:Z|[+-]\d\d:?\d\d)\s*$", regex=True).fillna(False).astype(bool)
+    plain = pd.to_datetime(texts.where(~aware), errors="coerce", format="ISO8601")
+    if not aware.any():
+        return plain
+    converted = pd.to_datetime(texts.where(aware), errors="coerce", format="ISO8601", utc=True)
+    return plain.where(~aware, converted.dt.tz_convert(zone).dt.tz_localize(None))
+
+
+def _numbered(values: pd.Series, zone: zoneinfo.ZoneInfo) -> pd.Series:
+    """20171204, or seconds or milliseconds since 1970 in UTC, by their size."""
+    whole = values.where(values == values.round())
+    days = pd.to_datetime(whole.where(whole.between(19000101, 21001231)).astype("Int64").astype("string"),
+                          format="%Y%m%d", errors="coerce")  # fmt: skip
+    seconds = pd.to_datetime(values.where(values.between(1e8, 1e10)), unit="s", errors="coerce")
+    millis = pd.to_datetime(values.where(values.between(1e11, 1e13)), unit="ms", errors="coerce")
+    moments = seconds.fillna(millis).dt.tz_localize("UTC").dt.tz_convert(zone).dt.tz_localize(None)
+    return days.fillna(moments)
+
+
+def timestamp(day: str, key: str) -> pd.Timestamp:
+    """A day that a setting names. Raises ConfigError."""
+    try:
+        found = pd.Timestamp(day)
+    except ValueError as error:
+        raise ConfigError([f"{key} = {day!r} is no day; write it as YYYY-MM-DD"]) from error
+    if pd.isna(found) or found.tz is not None:
+        raise ConfigError([f"{key} = {day!r} is no day; write it as YYYY-MM-DD"])
+    return found
