@@ -31,7 +31,15 @@ from retailray.config.scoring import (
     RollbackSection,
     ScoreSection,
 )
-from retailray.config.shop import OptionalEmbeddings, ProductsSection, RecommendSection, RequiredInteractions
+from retailray.config.shop import (
+    ForecastSection,
+    InteractionsSection,
+    OptionalEmbeddings,
+    ProductsSection,
+    RecommendSection,
+    RequiredInteractions,
+    SalesSection,
+)
 from retailray.config.training import BackboneSection, BundleSection, TrackSection
 
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
@@ -136,6 +144,25 @@ class RecommendConfig(CommandConfig):
         if self.recommend.where and not self.products.uri:
             problems.append("recommend.where needs products.uri: the table whose columns it names")
         return problems
+
+
+class ForecastConfig(CommandConfig):
+    unused = CommandConfig.unused | OF_PREDICTORS | {"interactions.shopper", "interactions.basket"}
+    sales: SalesSection = SalesSection()
+    interactions: InteractionsSection = InteractionsSection()
+    products: ProductsSection = ProductsSection()
+    embeddings: OptionalEmbeddings = OptionalEmbeddings()
+    forecast: ForecastSection = ForecastSection()
+
+    def problems(self) -> list[str]:
+        if bool(self.sales.uri) == bool(self.interactions.uri):
+            both = "both are given" if self.sales.uri else "none is given"
+            return [f"sales.uri or interactions.uri names what was sold: {both}"]
+        unused = self.interactions if self.sales.uri else self.sales
+        name = "interactions" if self.sales.uri else "sales"
+        if given := sorted(unused.non_default_fields()):
+            return [f"{name}.{given[0]} would be ignored: {name}.uri is not given"]
+        return []
 
 
 class ExportConfig(CommandConfig):

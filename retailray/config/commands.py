@@ -15,6 +15,7 @@ from retailray.config.command_configs import (
     EmbedConfig,
     EvaluateConfig,
     ExportConfig,
+    ForecastConfig,
     NightlyConfig,
     PromoteConfig,
     RecommendConfig,
@@ -177,6 +178,13 @@ COMMANDS = {
             RecommendConfig,
             "retailray.recommendation.recommend:recommend",
             example="--interactions.uri s3://shop/purchases.parquet --out s3://shop/recommendations",
+        ),
+        Command(
+            "forecast",
+            "forecast the sales of every product, by the method that did best on the latest periods",
+            ForecastConfig,
+            "retailray.forecasting.forecast:forecast",
+            example="--sales.uri s3://shop/sales.parquet --out s3://shop/forecasts",
         ),
         Command(
             "nightly",

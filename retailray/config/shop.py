@@ -9,6 +9,7 @@ from retailray.config.base import Section, normalized
 Method = Literal[
     "auto", "popularity", "own_purchases", "neighbours", "own_and_neighbours", "together", "als", "content", "ranker"
 ]
+ForecastMethod = Literal["auto", "naive", "mean", "seasonal", "ets", "theta", "croston", "boosted", "average"]
 
 
 class InteractionsSection(Section):
@@ -116,3 +117,52 @@ class RecommendSection(Section):
         ),
     )
     seed: int = Field(0, description="Seed of samples and of the ranker.")
+
+
+class SalesSection(Section):
+    """Sales: one row per product and day (or sale)."""
+
+    uri: str | None = Field(
+        None,
+        description=(
+            "Table of sales: a CSV, TSV, Parquet or JSON Lines file, or a folder or glob pattern of such files; "
+            "default: the purchases of interactions.uri, summed up."
+        ),
+    )
+    product: str = Field("product", description="Column with the product.")
+    date: str = Field("date", description="Column with the day, in one of the forms of interactions.time.")
+    quantity: str = Field("quantity", description="Column with the units sold; negative: returned.")
+    price: str | None = Field(None, description="Column with the price of one unit.")
+    promotion: str | None = Field(
+        None, description="Column that says whether the product was promoted that day: true or 1, false or 0."
+    )
+    stock_out: str | None = Field(
+        None,
+        description=(
+            "Column that says whether the product was out of stock that day: true or 1, false or 0; its sales are then "
+            "unknown, and not few."
+        ),
+    )
+    exclude: list[str] = Field([], description='Products to leave out, as patterns: ["*COUPON*"]; case matters.')
+    time_zone: str = Field("UTC", description="Time zone in which days begin and end, e.g. Europe/Stockholm.")
+
+    _same = field_validator("uri")(normalized)
+
+
+class ForecastSection(Section):
+    """What is forecast, from when on, and how far."""
+
+    as_of: str | None = Field(
+        None,
+        description=(
+            "First day that is forecast, which begins a period; only sales before it are used [YYYY-MM-DD]. Default: "
+            "the first day of the period that has not ended on the last day with sales."
+        ),
+    )
+    frequency: Literal["D", "W", "M"] = Field("W", description="Period: D day, W Monday to Sunday, M month.")
+    horizon: int = Field(4, ge=1, le=366, description="Number of periods that are forecast.")
+    level: int = Field(80, ge=1, le=99, description="Share of the sales that should lie between low and high [%].")
+    method: ForecastMethod = Field(
+        "auto", description="How sales are forecast. auto: by the method that did best on the latest periods."
+    )
+    seed: int = Field(0, description="Seed of the boosted model.")

@@ -37,8 +37,8 @@ class Interactions:
     ``counts``: rows that were read, and rows by why they are no purchases; ``bad_rows``: those that cannot be read.
     """
 
-    def __init__(self, section: InteractionsSection) -> None:
-        self.section = section
+    def __init__(self, section: InteractionsSection, *, by_shopper: bool = True) -> None:
+        self.section, self.by_shopper = section, by_shopper
         self.shoppers, self.products = Names(), Names()
         self.counts: Counter[str] = Counter()
         self.bad_rows: list[dict[str, object]] = []
@@ -97,15 +97,18 @@ class Interactions:
         return pa.Table.from_pylist(self.bad_rows, BAD_ROWS)
 
 
-def read_interactions(section: InteractionsSection) -> Interactions:
+def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) -> Interactions:
     """Read a table of purchases. Rows without shopper or with an unreadable value are counted, and listed as bad rows.
+
+    Args:
+        by_shopper: False: nobody asks whose purchases they are, and a table without shoppers will do.
 
     Raises:
         CatalogError: the table or a column is not there, or no row is left.
     """
-    zone = _zone(section.time_zone)
+    zone = zone_of(section.time_zone, "interactions.time_zone")
     assert section.uri, "the config asks for it"
-    found = Interactions(section)
+    found = Interactions(section, by_shopper=by_shopper)
     try:
         for file in table_files(section.uri) or [section.uri]:
             for records in stream_records(file, encoding="utf-8"):
@@ -122,11 +125,12 @@ def read_interactions(section: InteractionsSection) -> Interactions:
     return found
 
 
-def _zone(name: str) -> zoneinfo.ZoneInfo:
+def zone_of(name: str, key: str) -> zoneinfo.ZoneInfo:
+    """A time zone that the setting ``key`` names. Raises ConfigError."""
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigError([f"interactions.time_zone = {name!r}: there is no such time zone"]) from error
+        raise ConfigError([f"{key} = {name!r}: there is no such time zone"]) from error
 
 
 def _told(counts: Counter[str]) -> str:
@@ -135,17 +139,20 @@ def _told(counts: Counter[str]) -> str:
 
 def _take(found: Interactions, file: str, records: Records, zone: zoneinfo.ZoneInfo) -> None:
     section, table = found.section, records.table
-    for key in ("shopper", "product", "time", "basket", "quantity", "value"):
+    of_shoppers = ("shopper", "basket") if found.by_shopper else ()
+    for key in ("product", "time", *of_shoppers, "quantity", "value"):
         if name := getattr(section, key):
             require(table, name, f"interactions.{key}", file)
     seconds, time_ok = seconds_of(table.column(section.time), zone)
     try:
-        shopper = found.shoppers.encode(table.column(section.shopper), untyped=records.untyped)
+        everybody = pa.chunked_array([np.zeros(table.num_rows, np.int8)])
+        shoppers = table.column(section.shopper) if found.by_shopper else everybody
+        shopper = found.shoppers.encode(shoppers, untyped=records.untyped)
         product = found.products.encode(table.column(section.product), untyped=records.untyped)
     except TypeError as error:
         raise CatalogError(f"{file}: interactions.shopper, interactions.product: {error}") from error
-    quantity, quantity_ok = _numbers(table, section.quantity)
-    value, value_ok = _numbers(table, section.value)
+    quantity, quantity_ok = numbers_of(table, section.quantity)
+    value, value_ok = numbers_of(table, section.value)
     problems = {
         "bad_line": np.isin(np.arange(table.num_rows), list(records.faults)),
         "no_shopper": shopper < 0,
@@ -165,7 +172,7 @@ def _take(found: Interactions, file: str, records: Records, zone: zoneinfo.ZoneI
             "shopper": shopper,
             "product": product,
             "time": seconds,
-            "basket": _baskets(table, section.basket, seconds),
+            "basket": _baskets(table, section.basket if found.by_shopper else None, seconds),
             "quantity": quantity,
             "value": value,
         }
@@ -206,7 +213,7 @@ def _excluded(found: Interactions, product: np.ndarray) -> np.ndarray:
     return np.isin(product, wrong)
 
 
-def _numbers(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+def numbers_of(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:
     """float64 ``(N,)``, NaN where nothing is given, and whether what is given is a finite number."""
     if name is None:
         return np.full(table.num_rows, np.nan), np.ones(table.num_rows, bool)

@@ -11,7 +11,7 @@ GLOSSARY = {
     "F1": "Harmonic mean of precision and recall.",
     "precision": "Of the rows that are given a label, the share that has it.",
     "recall": "Of the rows that have a label, the share that is given it; of purchases, the share recommended.",
-    "NDCG": "How much of what was bought is recommended, the first places counting more; 1 where all of it comes first.",
+    "NDCG": "How much of what was bought is recommended, the first places counting more; at best 1.",
     "coverage": "Share of all products that are recommended to anybody.",
     "novelty": "How little one expects the recommended products in a basket: -log2 of their share of all purchases.",
     "expected calibration error": "Mean distance between confidence and accuracy, over ten ranges of confidence.",

@@ -253,3 +253,29 @@ def measured_bars(  # many because a bar has a value, an interval and a name
     axes.set_xlabel(unit)
     axes.margins(x=0.12, y=0.01)
     return chart
+
+
+@styled
+def forecast(  # many because a forecast has bounds
+    past: Sequence[str], sold: np.ndarray, dates: Sequence[str], expected: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Chart:
+    """Sales of the last periods, and those that are expected with their interval."""
+    chart = Chart(1, width=4.6, height=2.2)
+    (axes,) = chart.axes
+    at, next_at = np.arange(len(past)), len(past) + np.arange(len(dates))
+    axes.plot(at, sold, color=GREY, linewidth=1.5)
+    chart.tell_points(
+        axes, at, np.nan_to_num(sold), [f"{day}: {value:.0f}" for day, value in zip(past, sold, strict=True)]
+    )
+    if np.isfinite(low).all():
+        axes.fill_between(next_at, low, high, color=ACCENT, alpha=0.2, linewidth=0)
+    axes.plot(next_at, expected, color=ACCENT, marker="o", markersize=3)
+    told = [
+        f"{day}: {value:.1f} ({a:.1f} to {b:.1f})" for day, value, a, b in zip(dates, expected, low, high, strict=True)
+    ]
+    chart.tell_points(axes, next_at, expected, told)
+    ticks = [0, len(past) - 1, len(past) + len(dates) - 1]
+    axes.set_xticks(ticks, [past[0], past[-1], ""] if len(past) > 1 else ["", past[-1], ""])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("units")
+    return chart

@@ -1,0 +1,150 @@
+"""Sales by period: the calendar is filled, and what is unknown is told from what is zero."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from retailray.data.interactions import timestamp
+from retailray.data.sales import Sales
+from retailray.errors import CatalogError, ConfigError
+
+# days that may be missing at the ends of the first and the last period that count as whole: shops close on Sundays
+MISSING_DAYS = {"D": 0, "W": 1, "M": 2}
+MIN_PERIODS = 3  # fewer say nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """P products by T periods: ``values``, float64 ``(P, T)``, units sold less units returned, at least 0; NaN before
+    the first sale, and where it is unknown (stock-outs, periods without any sale in the whole shop).
+
+    ``starts``: first days, datetime64[D] ``(T,)``; ``first``: period of the first sale, int64 ``(P,)``; ``price`` and
+    ``promotion`` (share): float64 ``(P, T)``, NaN where nothing is known; ``category``: int64 ``(P,)``.
+    """
+
+    frequency: str
+    starts: np.ndarray
+    values: np.ndarray
+    first: np.ndarray
+    price: np.ndarray
+    promotion: np.ndarray
+    category: np.ndarray
+
+    @property
+    def num_periods(self) -> int:
+        return self.values.shape[1]
+
+    def filled(self) -> np.ndarray:
+        """Unknown periods after the first sale have the mean of the eight known ones before them."""
+        found = self.values.copy()
+        after = np.arange(self.num_periods)[None] > self.first[:, None]
+        for row, period in zip(*np.nonzero(np.isnan(found) & after), strict=True):
+            before = found[row, max(0, period - 8) : period]
+            before = before[np.isfinite(before)]
+            found[row, period] = before.mean() if len(before) else 0.0
+        return found
+
+
+def period_numbers(days: np.ndarray, frequency: str) -> np.ndarray:
+    """The period of each day (since 1970), int64; weeks begin on Monday."""
+    if frequency == "D":
+        return days
+    if frequency == "W":
+        return (days + 3) // 7
+    return days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
+
+
+def period_start(numbers: np.ndarray, frequency: str) -> np.ndarray:
+    """The first day of each period, datetime64[D]."""
+    if frequency == "M":
+        return np.asarray(numbers).astype("datetime64[M]").astype("datetime64[D]")
+    days = np.asarray(numbers) if frequency == "D" else np.asarray(numbers) * 7 - 3
+    return days.astype("datetime64[D]")
+
+
+def first_forecast(sales: Sales, frequency: str, as_of: str | None) -> int:
+    """The number of the first period that is forecast.
+
+    Raises:
+        ConfigError: ``forecast.as_of`` is no first day of a period. CatalogError: there are no sales before it.
+    """
+    days = sales.days.column("day").to_numpy()
+    if as_of is None:
+        number = int(period_numbers(days.max() + MISSING_DAYS[frequency] + np.array([1]), frequency)[0])
+        return number
+    wanted = np.datetime64(timestamp(as_of, "forecast.as_of").date(), "D")
+    number = int(period_numbers(np.array([wanted.astype(np.int64)]), frequency)[0])
+    begins = period_start(np.array([number, number + 1]), frequency)
+    if begins[0] != wanted:
+        raise ConfigError(
+            [f"forecast.as_of = {as_of}: no period of forecast.frequency {frequency} begins there; {begins[0]} and "
+             f"{begins[1]} are first days"]
+        )  # fmt: skip
+    if days.min() >= wanted.astype(np.int64):
+        raise CatalogError(f"there are no sales before forecast.as_of = {as_of}")
+    return number
+
+
+def make_series(sales: Sales, frequency: str, end: int, category: np.ndarray) -> tuple[Series, dict[str, int]]:
+    """Series of all products up to the period before ``end``, and what was done to them, counted.
+
+    Args:
+        category: int64, by number of the product.
+
+    Raises:
+        CatalogError: there are fewer than :data:`MIN_PERIODS` periods.
+    """
+    days = sales.days.column("day").to_numpy()
+    begin = int(period_numbers(days.min() - MISSING_DAYS[frequency] + np.array([-1]), frequency)[0]) + 1
+    numbers = period_numbers(days, frequency)
+    keep = (numbers >= begin) & (numbers < end)
+    length, num = end - begin, len(sales.products)
+    if length < MIN_PERIODS:
+        raise CatalogError(
+            f"there are {max(0, length)} whole periods ({frequency}) before the first forecast, of {MIN_PERIODS} needed"
+        )
+    at = (sales.days.column("product").to_numpy()[keep], numbers[keep] - begin)
+
+    def column(name: str) -> np.ndarray:
+        return sales.days.column(name).to_pandas().astype(float).to_numpy()[keep]
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        found = np.zeros((num, length))
+        np.add.at(found, at, np.nan_to_num(values))
+        return found
+
+    quantity, seen = summed(column("quantity")), summed(np.ones(keep.sum()))
+    sold = summed(np.maximum(column("quantity"), 0))
+    first = np.where((sold > 0).any(1), (sold > 0).argmax(1), length)
+    closed = seen.sum(0) == 0
+    out = summed(column("stock_out")) > 0
+    values = np.maximum(quantity, 0)
+    before = np.arange(length)[None] < first[:, None]
+    values[before | closed[None] | out] = np.nan
+    weights = np.isfinite(column("price"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        price = summed(column("price")) / summed(weights)
+        promotion = summed(column("promotion")) / summed(np.isfinite(column("promotion")))
+    series = Series(
+        frequency, period_start(np.arange(begin, end), frequency), values, first, price, promotion, category
+    )
+    counts = {
+        "periods": length,
+        "filled_with_zero": int(((seen == 0) & ~before & ~closed[None] & ~out).sum()),
+        "closed_periods": int(closed.sum()),
+        "stock_out_periods": int((out & ~before).sum()),
+        "negative_periods": int((quantity < 0).sum()),
+        "returned_units": int(-np.nansum(column("returned"))),
+    }
+    return series, counts
+
+
+def next_starts(series: Series, horizon: int) -> np.ndarray:
+    """The first days of the periods that follow, datetime64[D]."""
+    last = int(period_numbers(series.starts[-1:].astype("datetime64[D]").astype(np.int64), series.frequency)[0])
+    return period_start(np.arange(last + 1, last + 1 + horizon), series.frequency)
+
+
+def day_of_year(starts: np.ndarray) -> np.ndarray:
+    return np.asarray(pd.DatetimeIndex(starts).dayofyear, float)
