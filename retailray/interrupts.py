@@ -2,9 +2,13 @@
 
 import contextlib
 import gc
+import importlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
+
+from retailray.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -41,3 +45,13 @@ def importing() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+def applications(package: str) -> Any:
+    """A library of the extra ``applications``. Raises ConfigError where it is not installed."""
+    try:
+        with importing():
+            return importlib.import_module(package)
+    except ImportError as error:
+        problem = f"this command needs {package.split('.')[0]}: pip install 'retailray[applications]' ({error})"
+        raise ConfigError([problem]) from error

@@ -13,7 +13,8 @@ import retailray
 PACKAGE = Path(retailray.__file__).parent
 # a layer may import what stands above it in this list, and layers in one line may import each other's surface
 LAYERS = [
-    {"errors", "background", "interrupts", "events", "provenance"},
+    {"errors"},
+    {"background", "interrupts", "events", "provenance"},
     {"storage"},
     {"config"},
     {"runs"},

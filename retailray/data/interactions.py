@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from retailray import events
 from retailray.config.shop import InteractionsSection
+from retailray.data.bad_rows import BadRows, named_by
 from retailray.data.columns import require
 from retailray.data.names import Names
 from retailray.data.records import Records
@@ -25,8 +26,6 @@ from retailray.errors import CatalogError, ConfigError
 
 DAY_S = 86_400
 MEMORY = "1GB"  # of the database; what does not fit is on the disk
-MAX_BAD_ROWS = 100_000  # that are kept to be shown
-BAD_ROWS = pa.schema({"file": pa.string(), "row": pa.int64(), "error_code": pa.string(), "message": pa.string()})
 
 
 class Interactions:
@@ -34,14 +33,13 @@ class Interactions:
     the shop's clock) ``, basket, quantity, value`` (NaN: none is given), and the ``shoppers`` and ``products`` that
     the numbers mean.
 
-    ``counts``: rows that were read, and rows by why they are no purchases; ``bad_rows``: those that cannot be read.
+    ``bad``: rows that cannot be used, and counts.
     """
 
     def __init__(self, section: InteractionsSection, *, by_shopper: bool = True) -> None:
         self.section, self.by_shopper = section, by_shopper
         self.shoppers, self.products = Names(), Names()
-        self.counts: Counter[str] = Counter()
-        self.bad_rows: list[dict[str, object]] = []
+        self.bad = BadRows()
         self._folder = tempfile.TemporaryDirectory(prefix="retailray-interactions-")
         options: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": str(Path(self._folder.name, "spill"))}
         self.db = duckdb.connect(str(Path(self._folder.name, "interactions.duckdb")), config=options)
@@ -90,11 +88,8 @@ class Interactions:
             "products": len(self.products),
             "first": str(self.first),
             "last": str(self.last),
-            **self.counts,
+            **self.bad.counts,
         }
-
-    def bad_table(self) -> pa.Table:
-        return pa.Table.from_pylist(self.bad_rows, BAD_ROWS)
 
 
 def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) -> Interactions:
@@ -118,7 +113,7 @@ def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) 
             if not any(fnmatch.fnmatchcase(name, pattern) for name in found.products.texts()):
                 events.emit("warning", note=f"interactions.exclude: no product matches {pattern!r}")
         if not found.one("select count(*) from event"):
-            raise CatalogError(f"interactions.uri = {section.uri}: no row is a purchase ({_told(found.counts)})")
+            raise CatalogError(f"interactions.uri = {section.uri}: no row is a purchase ({_told(found.bad.counts)})")
     except BaseException:
         found.__exit__(None, None, None)
         raise
@@ -144,73 +139,40 @@ def _take(found: Interactions, file: str, records: Records, zone: zoneinfo.ZoneI
         if name := getattr(section, key):
             require(table, name, f"interactions.{key}", file)
     seconds, time_ok = seconds_of(table.column(section.time), zone)
-    try:
-        everybody = pa.chunked_array([np.zeros(table.num_rows, np.int8)])
-        shoppers = table.column(section.shopper) if found.by_shopper else everybody
-        shopper = found.shoppers.encode(shoppers, untyped=records.untyped)
-        product = found.products.encode(table.column(section.product), untyped=records.untyped)
-    except TypeError as error:
-        raise CatalogError(f"{file}: interactions.shopper, interactions.product: {error}") from error
+    shopper, product = _encoded(found, file, records)
     quantity, quantity_ok = numbers_of(table, section.quantity)
     value, value_ok = numbers_of(table, section.value)
     problems = {
-        "bad_line": np.isin(np.arange(table.num_rows), list(records.faults)),
-        "no_shopper": shopper < 0,
-        "bad_time": ~time_ok,
-        "bad_quantity": ~quantity_ok,
-        "bad_value": ~value_ok,
+        "no_shopper": (shopper < 0, section.shopper),
+        "bad_time": (~time_ok, section.time),
+        "bad_quantity": (~quantity_ok, section.quantity),
+        "bad_value": (~value_ok, section.value),
     }
-    bad = _note(found, file, records, problems)
-    left_out = _excluded(found, product) & ~bad
-    found.counts["rows"] += table.num_rows
-    found.counts["excluded"] += int(left_out.sum())
+    bad = found.bad.note(file, records, problems)
+    left_out = named_by(section.exclude, found.products, product) & ~bad
     kept = ~bad & ~left_out
-    found.counts["no_product"] += int((kept & (product < 0)).sum())
-    found.counts["not_bought"] += int((kept & (quantity <= 0)).sum())
-    rows = pa.table(
-        {
-            "shopper": shopper,
-            "product": product,
-            "time": seconds,
-            "basket": _baskets(table, section.basket if found.by_shopper else None, seconds),
-            "quantity": quantity,
-            "value": value,
-        }
-    ).filter(kept)
+    found.bad.counts["rows"] += table.num_rows
+    found.bad.counts["excluded"] += int(left_out.sum())
+    found.bad.counts["no_product"] += int((kept & (product < 0)).sum())
+    found.bad.counts["not_bought"] += int((kept & (quantity <= 0)).sum())
+    baskets = _baskets(table, section.basket if found.by_shopper else None, seconds)
+    columns = {"shopper": shopper, "product": product, "time": seconds, "basket": baskets}
+    rows = pa.table(columns | {"quantity": quantity, "value": value}).filter(kept)
     found.db.register("piece", rows)
     found.db.execute("insert into event select * from piece")
     found.db.unregister("piece")
 
 
-def _note(found: Interactions, file: str, records: Records, problems: dict[str, np.ndarray]) -> np.ndarray:
-    """Count and list bad rows; a row has the first of its problems."""
-    section, seen = found.section, np.zeros(records.table.num_rows, bool)
-    columns = {"no_shopper": section.shopper, "bad_time": section.time, "bad_quantity": section.quantity}
-    columns["bad_value"] = section.value
-    for code, wrong in problems.items():
-        new = np.flatnonzero(wrong & ~seen)
-        seen |= wrong
-        found.counts[code] += len(new)
-        for at in new[: MAX_BAD_ROWS - len(found.bad_rows)].tolist():
-            name = columns.get(code)
-            told = records.faults.get(at) or f"{name} = {records.table.column(str(name))[at].as_py()!r:.80}"
-            found.bad_rows.append(
-                {"file": file, "row": int(records.lines[at]), "error_code": code, "message": told}
-            )  # fmt: skip
-    return seen
-
-
-def _excluded(found: Interactions, product: np.ndarray) -> np.ndarray:
-    if not found.section.exclude:
-        return np.zeros(len(product), bool)
-    names = found.products.texts()
-    numbers = np.unique(product)
-    wrong = [
-        number
-        for number in numbers[numbers >= 0].tolist()
-        if any(fnmatch.fnmatchcase(names[number], pattern) for pattern in found.section.exclude)
-    ]
-    return np.isin(product, wrong)
+def _encoded(found: Interactions, file: str, records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of shoppers and products, int32 ``(N,)``."""
+    section, table = found.section, records.table
+    everybody = pa.chunked_array([np.zeros(table.num_rows, np.int8)])
+    shoppers = table.column(section.shopper) if found.by_shopper else everybody
+    try:
+        shopper = found.shoppers.encode(shoppers, untyped=records.untyped)
+        return shopper, found.products.encode(table.column(section.product), untyped=records.untyped)
+    except TypeError as error:
+        raise CatalogError(f"{file}: interactions.shopper, interactions.product: {error}") from error
 
 
 def numbers_of(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """Sales by product and day, from a table of sales or from purchases."""
 
-import fnmatch
-from collections import Counter
+import zoneinfo
 
 import duckdb
 import numpy as np
@@ -9,17 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray.config.shop import InteractionsSection, SalesSection
+from retailray.data.bad_rows import BadRows, named_by
 from retailray.data.columns import require
-from retailray.data.interactions import (
-    BAD_ROWS,
-    DAY_S,
-    MAX_BAD_ROWS,
-    MEMORY,
-    numbers_of,
-    read_interactions,
-    seconds_of,
-    zone_of,
-)
+from retailray.data.interactions import DAY_S, MEMORY, numbers_of, read_interactions, seconds_of, zone_of
 from retailray.data.names import Names
 from retailray.data.records import Records
 from retailray.data.tables import stream_records, table_files
@@ -37,10 +28,10 @@ _BY_DAY = """
 class Sales:
     """``days``: a row for each product and day with any sale: ``product`` (number) ``, day`` (since 1970)
     ``, quantity, returned, price, promotion`` (share of the rows) ``, stock_out, rows``; ``products``: names by
-    number; ``counts``, ``bad_rows``: see :class:`Interactions`."""
+    number; ``bad``: rows that cannot be used, and counts; ``column``: the user's name of the products."""
 
-    def __init__(self, days: pa.Table, products: Names, counts: Counter[str], bad_rows: pa.Table, column: str) -> None:
-        self.days, self.products, self.counts, self.bad_rows, self.column = days, products, counts, bad_rows, column
+    def __init__(self, days: pa.Table, products: Names, bad: BadRows, column: str) -> None:
+        self.days, self.products, self.bad, self.column = days, products, bad, column
 
 
 def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sales:
@@ -51,8 +42,7 @@ def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sale
     """
     if section.uri is None:
         return _of_interactions(interactions)
-    products, counts = Names(), Counter[str]()
-    bad: list[dict[str, object]] = []
+    products, bad = Names(), BadRows()
     zone = zone_of(section.time_zone, "sales.time_zone")
     with duckdb.connect(config={"memory_limit": MEMORY}) as db:
         db.execute(
@@ -62,16 +52,16 @@ def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sale
         for file in table_files(section.uri) or [section.uri]:
             for records in stream_records(file, encoding="utf-8"):
                 if records.table.num_rows:
-                    rows = _rows(section, file, records, products, counts, bad, zone)
+                    rows = _rows(section, file, records, products, bad, zone)
                     db.register("piece", rows)
                     db.execute("insert into sale select * from piece")
                     db.unregister("piece")
         days = db.sql(_BY_DAY).to_arrow_table()
     if not days.num_rows:
-        told = ", ".join(f"{name}: {count}" for name, count in counts.items()) or "it has no rows"
+        told = ", ".join(f"{name}: {count}" for name, count in bad.counts.items()) or "it has no rows"
         raise CatalogError(f"sales.uri = {section.uri}: no row is a sale ({told})")
-    counts["duplicate_days"] = int((days.column("rows").to_numpy() - 1).sum())
-    return Sales(days, products, counts, pa.Table.from_pylist(bad, BAD_ROWS), section.product)
+    bad.counts["duplicate_days"] = int((days.column("rows").to_numpy() - 1).sum())
+    return Sales(days, products, bad, section.product)
 
 
 def _of_interactions(section: InteractionsSection) -> Sales:
@@ -85,23 +75,17 @@ def _of_interactions(section: InteractionsSection) -> Sales:
         days = found.table(_BY_DAY)
         if not days.num_rows:
             raise CatalogError(f"interactions.uri = {section.uri}: no row names a product")
-        return Sales(days, found.products, found.counts, found.bad_table(), section.product)
+        return Sales(days, found.products, found.bad, section.product)
 
 
 def _rows(  # many because counts and bad rows are gathered beside the rows
-    section: SalesSection,
-    file: str,
-    records: Records,
-    products: Names,
-    counts: Counter[str],
-    bad: list[dict[str, object]],
-    zone: object,
+    section: SalesSection, file: str, records: Records, products: Names, bad: BadRows, zone: zoneinfo.ZoneInfo
 ) -> pa.Table:
     table = records.table
     for key in ("product", "date", "quantity", "price", "promotion", "stock_out"):
         if name := getattr(section, key):
             require(table, name, f"sales.{key}", file)
-    seconds, day_ok = seconds_of(table.column(section.date), zone)  # type: ignore[arg-type]
+    seconds, day_ok = seconds_of(table.column(section.date), zone)
     try:
         product = products.encode(table.column(section.product), untyped=records.untyped)
     except TypeError as error:
@@ -111,36 +95,20 @@ def _rows(  # many because counts and bad rows are gathered beside the rows
     promoted, promoted_ok = _flags(table, section.promotion)
     out, out_ok = _flags(table, section.stock_out)
     problems = {
-        "bad_line": np.isin(np.arange(table.num_rows), list(records.faults)),
-        "no_product": product < 0,
-        "bad_time": ~day_ok,
-        "bad_quantity": ~quantity_ok | np.isnan(quantity),
-        "bad_price": ~price_ok | (price < 0),
-        "bad_flag": ~promoted_ok | ~out_ok,
+        "no_product": (product < 0, section.product),
+        "bad_time": (~day_ok, section.date),
+        "bad_quantity": (~quantity_ok | np.isnan(quantity), section.quantity),
+        "bad_price": (~price_ok | (price < 0), section.price),
+        "bad_promotion": (~promoted_ok, section.promotion),
+        "bad_stock_out": (~out_ok, section.stock_out),
     }
-    seen = np.zeros(table.num_rows, bool)
-    columns = {"no_product": section.product, "bad_time": section.date, "bad_quantity": section.quantity}
-    columns |= {"bad_price": section.price or "", "bad_flag": section.promotion or section.stock_out or ""}
-    for code, wrong in problems.items():
-        new = np.flatnonzero(wrong & ~seen)
-        seen |= wrong
-        counts[code] += len(new)
-        for at in new[: MAX_BAD_ROWS - len(bad)].tolist():
-            name = columns.get(code, "")
-            told = records.faults.get(at) or f"{name} = {table.column(name)[at].as_py()!r:.80}"
-            bad.append({"file": file, "row": int(records.lines[at]), "error_code": code, "message": told})
-    names = products.texts()
-    excluded = [
-        number
-        for number in np.unique(product[product >= 0]).tolist()
-        if any(fnmatch.fnmatchcase(names[number], pattern) for pattern in section.exclude)
-    ]
-    left_out = np.isin(product, excluded) & ~seen
-    counts["rows"] += table.num_rows
-    counts["excluded"] += int(left_out.sum())
+    wrong = bad.note(file, records, problems)
+    left_out = named_by(section.exclude, products, product) & ~wrong
+    bad.counts["rows"] += table.num_rows
+    bad.counts["excluded"] += int(left_out.sum())
     found = {"product": product, "day": seconds // DAY_S, "quantity": quantity, "price": price}
     found |= {"promotion": promoted, "stock_out": out == 1}
-    return pa.table(found).filter(~seen & ~left_out)
+    return pa.table(found).filter(~wrong & ~left_out)
 
 
 def _flags(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:

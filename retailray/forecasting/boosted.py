@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retailray.forecasting.series import Series, day_of_year, next_starts
-from retailray.recommendation.methods import applications
+from retailray.interrupts import applications
 
 # periods that means are taken over: short, middle, long; and after how many periods a season comes again
 WINDOWS = {"D": (7, 28, 56), "W": (4, 8, 13), "M": (3, 6, 12)}

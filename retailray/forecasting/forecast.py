@@ -27,7 +27,7 @@ from retailray.forecasting.launches import Likeness, launch_forecast, launches_o
 from retailray.forecasting.report import write_forecast_report
 from retailray.forecasting.series import Series, first_forecast, make_series, next_starts, period_start
 from retailray.forecasting.tasks import forecast_tasks, gathered_forecasts, tasks
-from retailray.recommendation.methods import applications
+from retailray.interrupts import applications
 from retailray.reports.run_index import publish
 from retailray.retrieval.vectors import read_vectors
 from retailray.runs import RunDirectory
@@ -69,13 +69,13 @@ def forecast(config: ForecastConfig) -> str:
         "measured_from": [str(series.starts[origin]) for origin in sorted(_backtests(series, forecasts))],
         "coverage": coverage(errors, section.level, section.horizon),
         "launches": measure_launches(series, likeness, section.horizon),
-        "sales": {**sales.counts, **counts},
+        "sales": {**sales.bad.counts, **counts},
     }
     table = _table(config, sales, series, names, likeness, forecasts[series.num_periods], chosen, errors)
     facts["methods"] = {one["values"].as_py(): one["counts"].as_py() for one in table.column("method").value_counts()}
     for number, part in enumerate(rechunk([table], ROWS_PER_FILE)):
         storage.write_bytes(run.path(FORECASTS, f"part-{number:05d}.parquet"), parquet_bytes(part))
-    run.write("errors/part-00000.parquet", parquet_bytes(sales.bad_rows))
+    run.write("errors/part-00000.parquet", parquet_bytes(sales.bad.table()))
     write_forecast_report(run, config, facts, series, table, names)
     publish(run, {"command": "forecast", **facts, "seconds": watch.seconds})
     shown = {name: facts[name] for name in ("products", "method", "coverage")}

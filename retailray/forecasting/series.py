@@ -99,45 +99,54 @@ def make_series(sales: Sales, frequency: str, end: int, category: np.ndarray) ->
     begin = int(period_numbers(days.min() - MISSING_DAYS[frequency] + np.array([-1]), frequency)[0]) + 1
     numbers = period_numbers(days, frequency)
     keep = (numbers >= begin) & (numbers < end)
-    length, num = end - begin, len(sales.products)
+    length = end - begin
+    shape = (len(sales.products), length)
     if length < MIN_PERIODS:
         raise CatalogError(
             f"there are {max(0, length)} whole periods ({frequency}) before the first forecast, of {MIN_PERIODS} needed"
         )
     at = (sales.days.column("product").to_numpy()[keep], numbers[keep] - begin)
 
-    def column(name: str) -> np.ndarray:
-        return sales.days.column(name).to_pandas().astype(float).to_numpy()[keep]
-
-    def summed(values: np.ndarray) -> np.ndarray:
-        found = np.zeros((num, length))
-        np.add.at(found, at, np.nan_to_num(values))
-        return found
-
-    quantity, seen = summed(column("quantity")), summed(np.ones(keep.sum()))
-    sold = summed(np.maximum(column("quantity"), 0))
-    first = np.where((sold > 0).any(1), (sold > 0).argmax(1), length)
-    closed = seen.sum(0) == 0
-    out = summed(column("stock_out")) > 0
-    values = np.maximum(quantity, 0)
+    quantity, seen = _summed(sales, "quantity", keep, at, shape), _summed(sales, None, keep, at, shape)
+    returned = _summed(sales, "returned", keep, at, shape)
+    sold = (quantity - returned) > 0
+    first = np.where(sold.any(1), sold.argmax(1), length)
+    closed, out = seen.sum(0) == 0, _summed(sales, "stock_out", keep, at, shape) > 0
     before = np.arange(length)[None] < first[:, None]
-    values[before | closed[None] | out] = np.nan
-    weights = np.isfinite(column("price"))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        price = summed(column("price")) / summed(weights)
-        promotion = summed(column("promotion")) / summed(np.isfinite(column("promotion")))
-    series = Series(
-        frequency, period_start(np.arange(begin, end), frequency), values, first, price, promotion, category
-    )
+    values = np.where(before | closed[None] | out, np.nan, np.maximum(quantity, 0))
+    starts = period_start(np.arange(begin, end), frequency)
+    price, promotion = (_averaged(sales, name, keep, at, shape) for name in ("price", "promotion"))
     counts = {
         "periods": length,
         "filled_with_zero": int(((seen == 0) & ~before & ~closed[None] & ~out).sum()),
         "closed_periods": int(closed.sum()),
         "stock_out_periods": int((out & ~before).sum()),
         "negative_periods": int((quantity < 0).sum()),
-        "returned_units": int(-np.nansum(column("returned"))),
+        "returned_units": int(-returned.sum()),
     }
-    return series, counts
+    return Series(frequency, starts, values, first, price, promotion, category), counts
+
+
+At = tuple[np.ndarray, np.ndarray]
+
+
+def _column(sales: Sales, name: str, keep: np.ndarray) -> np.ndarray:
+    return sales.days.column(name).to_pandas().astype(float).to_numpy()[keep]
+
+
+def _summed(sales: Sales, name: str | None, keep: np.ndarray, at: At, shape: tuple[int, int]) -> np.ndarray:
+    """Sums by product and period; None: the number of days with rows."""
+    found = np.zeros(shape)
+    np.add.at(found, at, 1.0 if name is None else np.nan_to_num(_column(sales, name, keep)))
+    return found
+
+
+def _averaged(sales: Sales, name: str, keep: np.ndarray, at: At, shape: tuple[int, int]) -> np.ndarray:
+    """Means of the days that say something; NaN where none does."""
+    known = np.zeros(shape)
+    np.add.at(known, at, np.isfinite(_column(sales, name, keep)).astype(float))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _summed(sales, name, keep, at, shape) / known
 
 
 def next_starts(series: Series, horizon: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from retailray.recommendation.methods import applications
+from retailray.interrupts import applications
 
 MEAN = {"D": 28, "W": 8, "M": 3}  # periods
 SEASON = {"D": 7, "W": 52, "M": 12}

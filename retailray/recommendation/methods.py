@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from retailray.errors import ConfigError
-from retailray.interrupts import importing
+from retailray.interrupts import applications
 from retailray.recommendation.histories import HALF_LIVES, Histories, Purchases, histories
 
 WINDOWS = {"14": 14.0, "28": 28.0, "84": 84.0, "ever": np.inf}
@@ -28,19 +27,6 @@ TOGETHER = 100  # products that are kept for each
 FACTORS, REGULARIZATION, ITERATIONS = 64, 0.05, 15
 TIE = 1e-6  # of the most popular product: products of equal score are in the order of popularity
 Scores = dict[str, np.ndarray]
-
-
-def applications(package: str) -> Any:
-    """A library of the extra. Raises ConfigError where it is not installed."""
-    import importlib
-
-    try:
-        with importing():
-            return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            [f"this command needs {package}: pip install 'retailray[applications]' ({error})"]
-        ) from error  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from retailray.interrupts import applications
 from retailray.recommendation.histories import HALF_LIVES, Histories
-from retailray.recommendation.methods import Methods, Scores, applications
+from retailray.recommendation.methods import Methods, Scores
 
 OWN, OTHERS = 100, 50  # candidates: of the shopper's own products, and of each other method
 SOURCES = ("neighbours_recent", "neighbours_ever", "together", "popularity_28", "content")

@@ -14,9 +14,9 @@ from retailray.data.interactions import DAY_S, Interactions, read_interactions, 
 from retailray.data.product_table import ProductTable, read_products
 from retailray.errors import CatalogError, ConfigError, RetailrayError
 from retailray.execution import plan_scoring, start_executor
+from retailray.interrupts import applications
 from retailray.recommendation.batches import digests_of, history_batches
 from retailray.recommendation.fitting import digest, fit, model_key
-from retailray.recommendation.methods import applications
 from retailray.recommendation.recommender import BATCH_SHOPPERS, Recommender, Wish
 from retailray.recommendation.report import write_recommend_report
 from retailray.recommendation.state import (
@@ -92,7 +92,7 @@ def _published(  # long because each step needs what those before it found
     counts = _write(run, found, config, len(digests))
     marks = pa.table({"shopper": [names[one] for one in digests], "digest": pa.array(digests.values(), pa.uint64())})
     run.write(SHOPPERS, parquet_bytes(marks))
-    run.write("errors/part-00000.parquet", parquet_bytes(interactions.bad_table()))
+    run.write("errors/part-00000.parquet", parquet_bytes(interactions.bad.table()))
     facts: dict[str, Any] = {
         "key": rows_key,
         "as_of": f"{as_of:%F}",
