@@ -12,7 +12,7 @@ from retailray.config.command_configs import ForecastConfig
 from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.product_table import read_products
 from retailray.data.sales import Sales, read_sales
-from retailray.errors import CatalogError, RetailrayError
+from retailray.errors import RetailrayError
 from retailray.execution import plan_scoring, start_executor
 from retailray.forecasting.backtest import (
     coverage,
@@ -29,7 +29,7 @@ from retailray.forecasting.series import Series, first_forecast, make_series, ne
 from retailray.forecasting.tasks import forecast_tasks, gathered_forecasts, tasks
 from retailray.interrupts import applications
 from retailray.reports.run_index import publish
-from retailray.retrieval.vectors import read_vectors
+from retailray.retrieval.vectors import of_products, read_vectors
 from retailray.runs import RunDirectory
 
 FORECASTS = "forecasts"
@@ -100,18 +100,7 @@ def _likeness(config: ForecastConfig, names: list[str], series: Series) -> tuple
     told = bool(config.products.uri and config.products.category)
     if not config.embeddings.uri:
         return Likeness(None, series.category if told else np.full(len(names), -1)), names
-    vectors = read_vectors(config.embeddings.uri, "auto")
-    ids = vectors.ids.to_pylist()
-    if not set(ids) & set(names):
-        raise CatalogError(
-            f"embeddings.uri: none of its products ({', '.join(ids[:3])}, ...) is among those of the sales "
-            f"({', '.join(names[:3])}, ...); score with catalog.group naming the same ids"
-        )
-    known = set(names)
-    together = names + [name for name in ids if name not in known]
-    number = {name: at for at, name in enumerate(together)}
-    found = np.zeros((len(together), vectors.values.shape[1]), np.float32)
-    found[[number[name] for name in ids]] = vectors.values
+    together, found = of_products(read_vectors(config.embeddings.uri, "auto"), names, "sales")
     category = _categories(config, together) if told else np.full(len(together), -1)
     return Likeness(found, category), together
 

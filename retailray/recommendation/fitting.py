@@ -12,19 +12,20 @@ import pyarrow as pa
 from retailray import events
 from retailray.config.command_configs import RecommendConfig
 from retailray.data.interactions import DAY_S, Interactions
-from retailray.errors import CatalogError
 from retailray.recommendation.choosing import Setting, choose
 from retailray.recommendation.histories import Purchases
 from retailray.recommendation.methods import WINDOWS, fit_methods
 from retailray.recommendation.state import Fitted
-from retailray.retrieval.vectors import Vectors
+from retailray.retrieval.vectors import Vectors, of_products
 
 MAX_REFERENCE = 20_000  # shoppers whose baskets others are compared with
 
 
 def fit(config: RecommendConfig, interactions: Interactions, vectors: Vectors | None, day: float, key: str) -> Fitted:
     """Choose a method and fit all of them on the purchases before a day."""
-    products, pictures = _with_pictures(interactions.products.texts(), vectors)
+    products, pictures = interactions.products.texts(), None
+    if vectors is not None:
+        products, pictures = of_products(vectors, products, "purchases")
 
     def popularity(before: float) -> dict[str, np.ndarray]:
         return _popularity(interactions, before, len(products))
@@ -48,28 +49,6 @@ def fit(config: RecommendConfig, interactions: Interactions, vectors: Vectors | 
         "gain": choice.gain,
     }
     return Fitted(methods, choice.ranker, choice.method, products, compared, day, key, facts)
-
-
-def _with_pictures(names: list[str], vectors: Vectors | None) -> tuple[list[str], np.ndarray | None]:
-    """Products that were bought, then those that only have embeddings; the embeddings of all, 0 where there is none.
-
-    Raises:
-        CatalogError: no product of the purchases has an embedding.
-    """
-    if vectors is None:
-        return names, None
-    ids = vectors.ids.to_pylist()
-    if not set(ids) & set(names):
-        raise CatalogError(
-            f"embeddings.uri: none of its products ({', '.join(ids[:3])}, ...) is among those of the purchases "
-            f"({', '.join(names[:3])}, ...); score with catalog.group naming the same ids"
-        )
-    known = set(names)
-    products = names + [name for name in ids if name not in known]
-    number = {name: at for at, name in enumerate(products)}
-    found = np.zeros((len(products), vectors.values.shape[1]), np.float32)
-    found[[number[name] for name in ids]] = vectors.values
-    return products, found
 
 
 def _popularity(interactions: Interactions, before: float, num_products: int) -> dict[str, np.ndarray]:

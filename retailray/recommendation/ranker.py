@@ -80,18 +80,18 @@ class Examples:
 class Ranker:
     """The mean of some of LightGBM's boosters."""
 
-    def __init__(self, boosters: list[Any]) -> None:
-        self.boosters = boosters
+    def __init__(self, boosters: list[Any], *, threads: int) -> None:
+        self.boosters, self.threads = boosters, threads
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return np.mean([booster.predict(values) for booster in self.boosters], axis=0)
+        return np.mean([one.predict(values, num_threads=self.threads) for one in self.boosters], axis=0)
 
     def texts(self) -> list[str]:
         return [booster.model_to_string() for booster in self.boosters]
 
     @classmethod
-    def of_texts(cls, texts: list[str]) -> "Ranker":
-        return cls([applications("lightgbm").Booster(model_str=text) for text in texts])
+    def of_texts(cls, texts: list[str], *, threads: int) -> "Ranker":
+        return cls([applications("lightgbm").Booster(model_str=text) for text in texts], threads=threads)
 
 
 def fit_ranker(
@@ -107,7 +107,8 @@ def fit_ranker(
     settings = PARAMETERS | SIZES[repeat] | {"num_threads": threads}
     settings["min_data_in_leaf"] = max(20, int(LEAF_SHARE[repeat] * len(values)))
     seeds = range(seed * SEEDS, seed * SEEDS + num_seeds)
-    return Ranker([lightgbm.train(settings | {"seed": one}, data, ROUNDS[repeat]) for one in seeds])
+    boosters = [lightgbm.train(settings | {"seed": one}, data, ROUNDS[repeat]) for one in seeds]
+    return Ranker(boosters, threads=threads)
 
 
 def ranked(

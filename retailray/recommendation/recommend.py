@@ -79,7 +79,9 @@ def _published(  # long because each step needs what those before it found
     fitted = known or fit(config, interactions, vectors, day, key)
     table = read_products(config.products) if config.products.uri else None
     wish = Wish(_allowed(config, fitted, table), section.top_k, section.repeat, section.unsold, day)
-    rows_key = digest([key, fitted.as_of, section.top_k, section.repeat, section.unsold, wish.allowed.tobytes().hex()])
+    kinds = [str(names.array().type) for names in (interactions.shoppers, interactions.products)]
+    what = [section.top_k, section.repeat, section.unsold, wish.allowed.tobytes().hex()]
+    rows_key = digest([key, fitted.as_of, *what, *kinds])
     write_fitted(run, fitted)
     digests = digests_of(interactions)
     names = interactions.shoppers.texts()
@@ -144,7 +146,7 @@ def _scored(  # many because what workers need comes from all of these
         plan = plan_scoring(executor.capacity, config.cluster, num_images=total, batch_size=BATCH_SHOPPERS)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         with executor.reporter("shoppers", total, num_predictors=plan.num_actors) as reporter:
-            arguments = {"address": run.path(MODEL), "wish": wish, "reporter": reporter}
+            arguments = {"address": run.path(MODEL), "wish": wish, "threads": plan.torch_threads, "reporter": reporter}
             tables = rechunk(history_batches(interactions, products, reference, unchanged), BATCH_SHOPPERS)
             stream = executor.stream(tables, plan)
             try:

@@ -35,8 +35,8 @@ class Wish:
 class Recommender:
     """An actor: a table with a row per shopper to ``shopper, product`` (numbers) ``, rank, score, reason``."""
 
-    def __init__(self, *, address: str, wish: Wish, reporter: "Reporter") -> None:
-        self.fitted, self.wish, self.reporter = read_fitted(address), wish, reporter
+    def __init__(self, *, address: str, wish: Wish, threads: int, reporter: "Reporter") -> None:
+        self.fitted, self.wish, self.reporter = read_fitted(address, threads=threads), wish, reporter
 
     def __call__(self, table: pa.Table) -> pa.Table:
         started = time.monotonic()

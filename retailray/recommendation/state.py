@@ -62,8 +62,8 @@ def write_fitted(run: RunDirectory, fitted: Fitted) -> None:
     run.write_json(f"{MODEL}/model.json", about)
 
 
-def read_fitted(folder: str) -> Fitted:
-    """Of the folder ``model/`` of a run. Raises NotFound, ValueError where it is not whole."""
+def read_fitted(folder: str, *, threads: int = 1) -> Fitted:
+    """Of the folder ``model/`` of a run; ``threads``: of the ranker. Raises NotFound; ValueError: it is not whole."""
     about = json.loads(storage.read_bytes(storage.join(folder, "model.json")))
     arrays = np.load(io.BytesIO(storage.read_bytes(storage.join(folder, "methods.npz"))), allow_pickle=False)
 
@@ -90,7 +90,7 @@ def read_fitted(folder: str) -> Fitted:
     )
     ranker = None
     if about["method"] == "ranker":
-        ranker = Ranker.of_texts(json.loads(storage.read_bytes(storage.join(folder, "ranker.json"))))
+        ranker = Ranker.of_texts(json.loads(storage.read_bytes(storage.join(folder, "ranker.json"))), threads=threads)
     known = names("products"), names("reference")
     return Fitted(methods, ranker, about["method"], *known, about["as_of"], about["key"], about["facts"])
 

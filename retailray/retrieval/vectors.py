@@ -127,6 +127,31 @@ def _check(uri: str, versions: set[str], sizes: set[int]) -> None:
         raise CatalogError(f"embeddings.uri = {uri}: embeddings of {sorted(sizes)} numbers cannot be compared")
 
 
+def of_products(vectors: Vectors, names: list[str], what: str) -> tuple[list[str], np.ndarray]:
+    """Products that are known otherwise, then those that only have embeddings; and the embeddings of all of them.
+
+    Args:
+        names: of the known ones. what: where these are from, for the message.
+
+    Returns:
+        names ``(P,)``, and float32 ``(P, D)``, 0 where there is no embedding.
+
+    Raises:
+        CatalogError: none of the known products has one.
+    """
+    ids, known = vectors.ids.to_pylist(), set(names)
+    if not set(ids) & known:
+        raise CatalogError(
+            f"embeddings.uri: none of its products ({', '.join(ids[:3])}, ...) is among those of the {what} "
+            f"({', '.join(names[:3])}, ...); score with catalog.group naming the same ids"
+        )
+    together = names + [name for name in ids if name not in known]
+    number = {name: at for at, name in enumerate(together)}
+    found = np.zeros((len(together), vectors.values.shape[1]), np.float32)
+    found[[number[name] for name in ids]] = vectors.values
+    return together, found
+
+
 def digests(vectors: Vectors, also: np.ndarray) -> np.ndarray:
     """What tells a changed row, uint64 ``(N,)``: of its vector and of ``also``, int64 ``(N, M)``."""
     found = np.empty(len(vectors), np.uint64)
