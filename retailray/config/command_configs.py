@@ -39,6 +39,7 @@ from retailray.config.shop import (
     RecommendSection,
     RequiredInteractions,
     SalesSection,
+    ShoppersSection,
 )
 from retailray.config.training import BackboneSection, BundleSection, TrackSection
 
@@ -163,6 +164,14 @@ class ForecastConfig(CommandConfig):
         if given := sorted(unused.non_default_fields()):
             return [f"{name}.{given[0]} would be ignored: {name}.uri is not given"]
         return []
+
+
+class ShoppersConfig(CommandConfig):
+    unused = frozenset(f"cluster.{name}" for name in ClusterSection.model_fields)
+    interactions: RequiredInteractions
+    products: ProductsSection = ProductsSection()
+    embeddings: OptionalEmbeddings = OptionalEmbeddings()
+    shoppers: ShoppersSection = ShoppersSection()
 
 
 class ExportConfig(CommandConfig):

@@ -21,6 +21,7 @@ from retailray.config.command_configs import (
     RecommendConfig,
     RollbackConfig,
     ScoreConfig,
+    ShoppersConfig,
     SimilarConfig,
     SubmitConfig,
 )
@@ -185,6 +186,13 @@ COMMANDS = {
             ForecastConfig,
             "retailray.forecasting.forecast:forecast",
             example="--sales.uri s3://shop/sales.parquet --out s3://shop/forecasts",
+        ),
+        Command(
+            "shoppers",
+            "describe the shoppers: figures of each, segments that buy alike, who comes again",
+            ShoppersConfig,
+            "retailray.shoppers.shoppers:shoppers",
+            example="--interactions.uri s3://shop/purchases.parquet --out s3://shop/shoppers",
         ),
         Command(
             "nightly",

@@ -166,3 +166,22 @@ class ForecastSection(Section):
         "auto", description="How sales are forecast. auto: by the method that did best on the latest periods."
     )
     seed: int = Field(0, description="Seed of the boosted model.")
+
+
+class ShoppersSection(Section):
+    """Who the shoppers are: figures of each, and groups that buy alike."""
+
+    as_of: str | None = Field(
+        None,
+        description=(
+            "First day that is not looked at any more [YYYY-MM-DD]; default: the day after the last row of the table."
+        ),
+    )
+    segments: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Number of segments; 0: up to shoppers.max_segments, whichever is clearest and stable.",
+    )
+    max_segments: int = Field(8, ge=2, le=50, description="Largest number of segments that is tried.")
+    seed: int = Field(0, description="Seed of samples and of the clustering.")

@@ -33,6 +33,7 @@ FIGURES: dict[str, dict[str, str]] = {
     "export": {"model": "model_version", "largest difference": "largest_difference"},
     "study": {"top-1 of the best": "top1", "winner": "winner"},
     "forecast": {"products": "products", "method": "method", "coverage": "coverage"},
+    "shoppers": {"shoppers": "shoppers", "segments": "segments", "in another segment": "moved"},
     "recommend": {"shoppers": "shoppers", "new recommendations": "scored", "method": "method"},
 }
 TREND = {

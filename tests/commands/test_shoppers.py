@@ -1,0 +1,155 @@
+"""Shoppers: figures by pandas from the table of purchases; known truth of a generated shop."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from retailray.data.synthetic_shop import make_shop, write_shop
+from tests.commands.helpers import latest, read_json
+from tests.oracles import read
+
+pytestmark = pytest.mark.slow
+AS_OF = "2025-12-08"
+COLUMNS = {"interactions.basket": "basket", "interactions.quantity": "quantity", "interactions.value": "value"}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    made = make_shop(num_shoppers=200, num_products=120, seed=3)
+    write_shop(str(folder), made)
+    return folder, made
+
+
+@pytest.fixture
+def shoppers(shop, retailray, tmp_path):
+    def run(*, code=0, **changes):
+        settings = {"interactions.uri": shop[0] / "purchases.parquet", "shoppers.as_of": AS_OF, "out": tmp_path / "out"}
+        settings |= COLUMNS | changes
+        done, _, err = retailray("shoppers", **settings)
+        assert done == code, err
+        if code:
+            return err
+        address = latest(str(settings["out"]))
+        return read(address, "shoppers"), read_json(f"{address}/run.json"), address
+
+    return run
+
+
+def audit(found, rows, as_of, shopper="shopper"):
+    """Differences between published figures and those of pandas."""
+    rows = rows[rows.time < as_of]
+    by_shopper = rows.groupby("shopper")
+    day = pd.Timestamp(as_of).normalize()
+    expected = pd.DataFrame(
+        {
+            "recency_days": (day - by_shopper.time.max().dt.normalize()).dt.days,
+            "baskets": by_shopper.basket.nunique(),
+            "money": by_shopper.value.sum(),
+        }
+    )
+    mine = found.set_index(shopper)
+    assert sorted(mine.index) == sorted(expected.index)
+    for name in ("recency_days", "baskets"):
+        assert (mine[name][expected.index] == expected[name]).all(), name
+    assert (mine.money[expected.index] - expected.money).abs().max() < 0.005
+
+
+def test_figures_and_favourites_are_those_of_pandas(shop, shoppers):
+    folder, made = shop
+    found, summary, address = shoppers(**{"products.uri": folder / "products.csv", "products.category": "category"})
+    audit(found, made.purchases, AS_OF)
+    rows = made.purchases[made.purchases.time < AS_OF].drop_duplicates(["shopper", "basket", "product"])
+    rows = rows.merge(made.products[["product", "category"]], on="product")
+    counts = rows.groupby(["shopper", "category"]).size()
+    for row in found.itertuples():
+        mine = counts[row.shopper]
+        assert counts[row.shopper][list(row.favourite_categories)].tolist() == mine.nlargest(3).tolist()
+    wanted = pd.read_parquet(f"{address}/demand.parquet").set_index("category")
+    assert wanted.purchases.to_dict() == rows.category.value_counts().to_dict()
+    kinds = rows.drop_duplicates("product").category.value_counts(normalize=True)
+    np.testing.assert_allclose(wanted.ratio, wanted.purchases / wanted.purchases.sum() / kinds[wanted.index])
+    cohorts = pd.read_parquet(f"{address}/retention.parquet")
+    month = made.purchases[made.purchases.time < AS_OF].assign(month=lambda one: one.time.dt.to_period("M"))
+    first = month.groupby("shopper").month.min()
+    active = month[["shopper", "month"]].drop_duplicates()
+    active["since"] = [(one.month - first[one.shopper]).n for one in active.itertuples()]
+    active["cohort"] = first[active.shopper].dt.start_time.dt.date.to_numpy()
+    expected = active.groupby(["cohort", "since"]).size()
+    assert cohorts.set_index(["cohort", "month"]).active.to_dict() == expected.to_dict()
+    assert summary["shoppers"] == len(found)
+
+
+@pytest.mark.parametrize("known", ["categories and pictures", "categories", "nothing"])
+def test_segments_are_the_tastes_that_shoppers_have(shop, shoppers, known):
+    """Known truth: four segments, each of which likes two categories and a style."""
+    folder, made = shop
+    settings = {}
+    if known != "nothing":
+        settings |= {"products.uri": folder / "products.csv", "products.category": "category"}
+    if known == "categories and pictures":
+        settings |= {"embeddings.uri": folder / "embeddings"}
+    found, summary, address = shoppers(**settings)
+    truth = made.shoppers.set_index("shopper").segment[found.shopper]
+    assert adjusted_rand_score(truth, found.segment) >= 0.7
+    assert summary["segments"] == 4
+    assert summary["stability"] > 0.8
+    segments = pd.read_parquet(f"{address}/segments")
+    assert segments.shoppers.tolist() == found.segment.value_counts().sort_index().tolist()
+    assert segments.share.sum() == pytest.approx(1)
+    for row in segments.itertuples():
+        mine = found[found.segment == row.segment]
+        assert (row.recency_days, row.baskets) == (mine.recency_days.median(), mine.baskets.median())
+        assert row.money == pytest.approx(mine.money.median())
+        if known != "nothing":
+            liked = truth[mine.shopper].mode()[0]
+            assert set(row.categories[:2]) == {f"category {2 * liked}", f"category {2 * liked + 1}"}
+
+
+def test_segments_keep_their_numbers_and_who_moved_is_counted(shop, shoppers, tmp_path):
+    folder, _ = shop
+    settings = {"products.uri": folder / "products.csv", "products.category": "category"}
+    before, summary, _ = shoppers(**settings, **{"shoppers.as_of": "2025-09-01"})
+    assert summary["moved"] is None
+    after, summary, _ = shoppers(**settings)
+    both = before.merge(after, on="shopper")
+    assert summary["moved"] == (both.segment_x != both.segment_y).sum() < 0.2 * len(both)
+    again, summary, _ = shoppers(**settings)
+    assert summary["moved"] == 0
+    pd.testing.assert_frame_equal(after, again)
+
+
+def test_rows_without_product_and_returns_count_as_money(shoppers, tmp_path):
+    rows = [("a", "2025-03-01T10:00", 1, "p", 2, 5.5), ("a", "2025-03-01T10:00", 1, None, 1, 1.25)]
+    rows += [("a", "2025-03-04T09:00", 2, "p", -1, -2.75), ("b", "2025-02-28T23:30", 3, "q", 1, 0.1)]
+    columns = ["shopper", "time", "basket", "product", "quantity", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "rows.csv", index=False)
+    found, summary, _ = shoppers(**{"interactions.uri": tmp_path / "rows.csv", "shoppers.as_of": "2025-03-05"})
+    assert found.iloc[:, :4].values.tolist() == [["a", 1, 2, 4.0], ["b", 5, 1, 0.1]]
+    assert summary["segments"] == 1
+    assert summary["note"].startswith("fewer than 20 shoppers")
+    assert "no row before shoppers.as_of" in shoppers(
+        code=1, **{"interactions.uri": tmp_path / "rows.csv", "shoppers.as_of": "2020-01-01"}
+    )
+
+
+@pytest.mark.s3
+def test_on_a_store_the_same_is_published(shop, retailray, bucket, tmp_path):
+    import fsspec
+
+    with fsspec.open(f"{bucket}/purchases.parquet", "wb") as file:
+        file.write((shop[0] / "purchases.parquet").read_bytes())
+    settings = {"interactions.uri": f"{bucket}/purchases.parquet", "out": f"{bucket}/out", "shoppers.as_of": AS_OF}
+    code, _, err = retailray("shoppers", **settings | COLUMNS)
+    assert code == 0, err
+    names = fsspec.core.url_to_fs(bucket)[0].glob(f"{latest(f'{bucket}/out')}/shoppers/*.parquet")
+    audit(pd.concat([pd.read_parquet(f"s3://{name}") for name in names]), shop[1].purchases, AS_OF)
+
+
+@pytest.mark.real
+def test_a_real_shop_is_described_to_the_cent(real_data, retailray, tmp_path):
+    address = real_data[0].parent / "shop/purchases.parquet"
+    code, _, err = retailray("shoppers", **{"interactions.uri": address, "out": tmp_path / "out"} | COLUMNS)
+    assert code == 0, err
+    audit(read(latest(str(tmp_path / "out")), "shoppers"), pd.read_parquet(address), "2018-01-02")
