@@ -11,6 +11,7 @@
 """
 
 import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,9 @@ def _together(past: Histories) -> sp.csr_matrix:
         return sp.csr_matrix((past.num_products, past.num_products), dtype=np.float32)
     implicit = applications("implicit.nearest_neighbours")
     model = implicit.CosineRecommender(K=min(TOGETHER, past.num_products), num_threads=1)
-    model.fit(past.matrix(np.log1p(past.count)), show_progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it converts its own matrix, and says so to those who call it
+        model.fit(past.matrix(np.log1p(past.count)), show_progress=False)
     return model.similarity.tocsr().astype(np.float32)
 
 
