@@ -25,6 +25,7 @@ from retailray.data.tables import stream_records, table_files
 from retailray.errors import CatalogError, ConfigError
 
 DAY_S = 86_400
+_OFFSET = r"\d\d:\d\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$"  # Z, +01, +0100, +01:00 after a time
 MEMORY = "1GB"  # of the database; what does not fit is on the disk
 
 
@@ -64,8 +65,11 @@ class Interactions:
         return pd.Timestamp(self.one("select max(time) from event"), unit="s")
 
     def day_after(self) -> pd.Timestamp:
-        """The first day without any row."""
-        return self.last.normalize() + pd.Timedelta("1D")
+        """The first day without any row; a warning where that lies in the future."""
+        found = self.last.normalize() + pd.Timedelta("1D")
+        if found > pd.Timestamp.now().normalize() + pd.Timedelta("2D"):
+            events.emit("warning", note=f"the last row is of {self.last}, in the future; as_of says where to stop")
+        return found
 
     def one(self, query: str) -> int:
         [(value,)] = self.db.execute(query).fetchall()
@@ -187,6 +191,7 @@ def numbers_of(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarra
         values = pd.to_numeric(texts.to_pandas(), errors="coerce").to_numpy(np.float64)
     else:
         values = column.to_pandas().astype(np.float64).to_numpy()
+        given &= ~np.isnan(values)  # of programs that write NaN for nothing
     return np.where(given, values, np.nan), ~given | np.isfinite(values)
 
 
@@ -209,7 +214,9 @@ def seconds_of(column: pa.ChunkedArray, zone: zoneinfo.ZoneInfo) -> tuple[np.nda
     else:
         texts = pc.cast(column, pa.string()).to_pandas().astype(object)
         numeric = pd.to_numeric(texts, errors="coerce")
-        times = _numbered(numeric, zone) if numeric.notna().any() else _written(texts, zone)
+        times = _written(texts.where(numeric.isna()), zone)
+        if numeric.notna().any():
+            times = times.where(numeric.isna(), _numbered(numeric, zone))
     if isinstance(times.dtype, pd.DatetimeTZDtype):
         times = times.dt.tz_convert(zone).dt.tz_localize(None)
     good = times.notna().to_numpy()
@@ -218,11 +225,12 @@ def seconds_of(column: pa.ChunkedArray, zone: zoneinfo.ZoneInfo) -> tuple[np.nda
 
 def _written(texts: pd.Series, zone: zoneinfo.ZoneInfo) -> pd.Series:
     """ISO 8601, each with or without an offset; what has one is converted to the zone."""
-    aware = texts.str.contains(r"T?\d\d:\d\d.*(?:Z|[+-]\d\d:?\d\d)\s*$", regex=True).fillna(False).astype(bool)
+    aware = texts.str.contains(_OFFSET, regex=True).fillna(False).astype(bool)
     plain = pd.to_datetime(texts.where(~aware), errors="coerce", format="ISO8601")
     if not aware.any():
         return plain
-    converted = pd.to_datetime(texts.where(aware), errors="coerce", format="ISO8601", utc=True)
+    told = texts.where(aware).str.upper()
+    converted = pd.to_datetime(told, errors="coerce", format="ISO8601", utc=True)
     return plain.where(~aware, converted.dt.tz_convert(zone).dt.tz_localize(None))
 
 

@@ -32,7 +32,7 @@ class Names:
         self._kind = kind if integer and self._kind in (None, kind) else pa.string()
         encoded = pc.utf8_trim_whitespace(as_text(column).combine_chunks()).dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        self._plain &= (integer or untyped) and all(_INTEGER.fullmatch(name) for name in names if name)
+        self._plain &= integer or (untyped and all(_INTEGER.fullmatch(name) for name in names if name))
         numbers = [self._numbers.setdefault(name, len(self._numbers)) if name else -1 for name in names]
         found = np.array([*numbers, -1], np.int32)
         return found[pc.fill_null(encoded.indices, len(numbers)).to_numpy(zero_copy_only=False)]

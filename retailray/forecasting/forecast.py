@@ -126,7 +126,8 @@ def _forecasts(config: ForecastConfig, series: Series, run: RunDirectory) -> dic
     parts = tasks(series, origins, with_boosted=config.forecast.method in ("auto", "boosted", "average"))
     with start_executor(config.cluster, num_images=len(parts)) as executor:
         run.machines = executor.machines
-        plan = plan_scoring(executor.capacity, config.cluster, num_images=len(parts), batch_size=1)
+        on_cpus = config.cluster.model_copy(update={"use_gpu": False})
+        plan = plan_scoring(executor.capacity, on_cpus, num_images=len(parts), batch_size=1)
         with executor.reporter("forecasts", len(parts)) as reporter:
             arguments = {
                 "series": executor.put(series),

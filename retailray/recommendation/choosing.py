@@ -68,25 +68,32 @@ def choose(
     days = [as_of - back * setting.horizon for back in range(DAYS, 0, -1)]
     begun = [day for day in days if len(reference.between(-np.inf, day).day)]
     tallies: dict[str, Tally] = {}
-    looked_at = [_look(reference, popularity(day), day, setting, tallies, pictures) for day in begun]
+    # the first of several days only teaches the ranker, which knows no day after the one it is measured on
+    teaching: dict[str, Tally] = {}
+    looked_at = [
+        _look(reference, popularity(day), day, setting, tallies if number or len(begun) == 1 else teaching, pictures)
+        for number, day in enumerate(begun)
+    ]
     examples = [one.examples for one in looked_at]
     if len(looked_at) > 1 and setting.method in ("auto", "ranker"):
-        for number, one in enumerate(looked_at):
-            others = [other for at, other in enumerate(examples) if at != number]
-            ranker = fit_ranker(others, num_seeds=1, **setting.of_ranker)
+        for number, one in enumerate(looked_at[1:], 1):
+            ranker = fit_ranker(examples[:number], num_seeds=1, **setting.of_ranker)
             if ranker is not None:
                 one.measure_ranker(ranker, tallies, setting)
-    known = [one for one in looked_at if one.num_buyers >= MIN_SHOPPERS]
-    if not known:
-        wanted = setting.method if setting.method != "auto" else UNMEASURED[setting.repeat]
+    measured_on = begun[1:] or begun
+    if max((one.num_buyers for one in looked_at[1:] or looked_at), default=0) < MIN_SHOPPERS:
+        if setting.method == "content" and pictures is None:
+            raise ConfigError(["recommend.method = content: it needs embeddings.uri"])
+        fixed = setting.method not in ("auto", "ranker", "als")
+        wanted = setting.method if fixed else UNMEASURED[setting.repeat]
         note = f"too little to compare methods: fewer than {MIN_SHOPPERS} shoppers bought before a day and after it"
-        return Choice(_variant(wanted, tallies, None), None, {}, begun, note, None)
+        return Choice(_variant(wanted, tallies, None), None, {}, measured_on, note, None)
     num_products = max(one.num_sold for one in looked_at)
     measured = {name: summary(tally, num_products) for name, tally in tallies.items()}
     chosen = _variant(setting.method, tallies, setting.group)
     ranker = fit_ranker(examples, **setting.of_ranker) if chosen == "ranker" else None
     gain = value_of(tallies[chosen], setting.group) - value_of(tallies[SIMPLEST[setting.repeat]], setting.group)
-    return Choice(chosen, ranker, measured, begun, "", (float(np.nanmean(gain)), interval(gain)))
+    return Choice(chosen, ranker, measured, measured_on, "", (float(np.nanmean(gain)), interval(gain)))
 
 
 def _variant(method: str, tallies: dict[str, Tally], group: str | None) -> str:
@@ -94,12 +101,7 @@ def _variant(method: str, tallies: dict[str, Tally], group: str | None) -> str:
     names = [name for name in tallies if method == "auto" or name == method or name.startswith(f"{method}_")]
     names = [name for name in names if method in ("own_and_neighbours", "auto") or name != "own_and_neighbours"]
     if group is None:
-        defaults = {
-            "own_purchases": "own_purchases_112",
-            "popularity": "popularity_28",
-            "neighbours": "neighbours_ever",
-        }
-        return defaults.get(method, method)
+        return VARIANTS.get(method, method)
     if not names:
         why = "it needs embeddings.uri" if method == "content" else "there is too little to fit"
         raise ConfigError([f"recommend.method = {method}: {why}"])
@@ -164,9 +166,10 @@ def _look(  # many because a day is looked at with all that is known
         after = block.between(day, day + setting.horizon)
         truth[after.owner, after.product] = True
         truth[~past.baskets.astype(bool)] = False  # of those who had bought nothing yet nothing is known
-        look.num_buyers += int(truth.any(1).sum())
         scores = methods.scores(past, rows)
         bought = past.bought()
+        of_group = look.sold if setting.repeat else look.sold & ~bought
+        look.num_buyers += int((truth & of_group).any(1).sum())
         for name, values in scores.items():
             tally = tallies.setdefault(name, new_tally(methods.num_products))
             found.setdefault(name, []).append(_measured(values, truth, bought, look, tally, setting))

@@ -1,6 +1,7 @@
 """Fit the methods on a table of purchases."""
 
 import hashlib
+import importlib.metadata
 import json
 from typing import Any
 
@@ -90,7 +91,7 @@ def model_key(config: RecommendConfig, vectors: Vectors | None) -> str:
     pictures = hashlib.blake2b(vectors.values.tobytes() + "\n".join(vectors.ids.to_pylist()).encode()).hexdigest() if (
         vectors is not None
     ) else None  # fmt: skip
-    return digest([interactions, section, pictures])
+    return digest([interactions, section, pictures, importlib.metadata.version("retailray")])
 
 
 def digest(parts: list[Any]) -> str:

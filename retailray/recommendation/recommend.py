@@ -1,5 +1,6 @@
 """``recommend``: for every shopper the products that he or she is most likely to buy next."""
 
+import fnmatch
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 
 from retailray import events, storage
 from retailray.config.command_configs import RecommendConfig
+from retailray.config.shop import RecommendSection
 from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.interactions import DAY_S, Interactions, read_interactions, timestamp
 from retailray.data.product_table import ProductTable, read_products
@@ -34,9 +36,11 @@ from retailray.retrieval.vectors import read_vectors
 from retailray.runs import RunDirectory
 
 ROWS_PER_FILE = 1_000_000
+KNOWN_SHARE = 0.9  # of the products, that fitted methods know; fewer are those of another table
 SHOWN = 4  # shoppers in the report
 _BOUGHT = """create table bought as select shopper, product, basket, max(time) as time from event
-    where product >= 0 and (quantity > 0 or isnan(quantity)) and time < {end} group by all"""
+    where product >= 0 and (quantity > 0 or isnan(quantity)) and time < {end}
+    group by shopper, product, basket, time // 86400"""
 
 
 def recommend(config: RecommendConfig) -> str:
@@ -72,13 +76,15 @@ def _published(  # long because each step needs what those before it found
     vectors = read_vectors(config.embeddings.uri, "auto") if config.embeddings.uri else None
     previous = previous_run(config.out)
     key = model_key(config, vectors)
-    reused_model = previous is not None and previous.fitted.key == key and 0 <= day - previous.fitted.as_of < max(
-        section.refit_days, 1e-9
-    )  # fmt: skip
+    reused_model = (
+        previous is not None and previous.fitted.key == key and _still_good(previous, interactions, day, section)
+    )
     known = previous.fitted if previous is not None and reused_model else None
     fitted = known or fit(config, interactions, vectors, day, key)
     table = read_products(config.products) if config.products.uri else None
-    wish = Wish(_allowed(config, fitted, table), section.top_k, section.repeat, section.unsold, day)
+    wish = Wish(
+        _allowed(config, fitted, table), _sold(interactions, fitted), section.top_k, section.repeat, section.unsold, day
+    )
     kinds = [str(names.array().type) for names in (interactions.shoppers, interactions.products)]
     what = [section.top_k, section.repeat, section.unsold, wish.allowed.tobytes().hex()]
     rows_key = digest([key, fitted.as_of, *what, *kinds])
@@ -89,8 +95,10 @@ def _published(  # long because each step needs what those before it found
     if previous is not None and reused_model and previous.key == rows_key:
         unchanged = {number for number, mark in digests.items() if previous.digests.get(names[number]) == mark}
     events.emit("plan", shoppers=len(digests), to_score=len(digests) - len(unchanged), method=fitted.method)
+    rows = previous_rows(previous) if previous is not None and unchanged else None
+    unchanged = unchanged if rows is not None else set()
     scored = _scored(config, interactions, fitted, wish, run, unchanged)
-    found = _named(config, interactions, fitted, scored, previous if unchanged else None, unchanged)
+    found = _named(config, interactions, fitted, scored, rows, unchanged)
     counts = _write(run, found, config, len(digests))
     marks = pa.table({"shopper": [names[one] for one in digests], "digest": pa.array(digests.values(), pa.uint64())})
     run.write(SHOPPERS, parquet_bytes(marks))
@@ -114,14 +122,31 @@ def _published(  # long because each step needs what those before it found
     return facts
 
 
+def _still_good(previous: Previous, interactions: Interactions, day: float, section: RecommendSection) -> bool:
+    """True if fitted methods are young enough, and know nearly all products of the purchases."""
+    young = 0 <= day - previous.fitted.as_of < section.refit_days
+    names = interactions.products.texts()
+    known = len(set(names) & set(previous.fitted.products))
+    return young and known >= KNOWN_SHARE * len(names)
+
+
+def _sold(interactions: Interactions, fitted: Fitted) -> np.ndarray:
+    """bool ``(I,)``: what anybody has bought until now."""
+    numbers = interactions.table("select distinct product from bought").column(0).to_pylist()
+    names = interactions.products.texts()
+    return np.isin(np.array(fitted.products, object), [names[number] for number in numbers])
+
+
 def _allowed(config: RecommendConfig, fitted: Fitted, table: ProductTable | None) -> np.ndarray:
-    """bool ``(I,)``, by ``recommend.where``. Raises ConfigError, CatalogError."""
-    where = config.recommend.where
+    """bool ``(I,)``, by ``recommend.where`` and ``interactions.exclude``. Raises ConfigError, CatalogError."""
+    where, patterns = config.recommend.where, config.interactions.exclude
+    wanted = [not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in fitted.products]
+    found = np.array(wanted, bool)
     if not where:
-        return np.ones(len(fitted.products), bool)
+        return found
     if table is None:
         raise ConfigError(["recommend.where needs products.uri: the table whose columns it names"])
-    return table.matching(where, fitted.products)
+    return found & table.matching(where, fitted.products)
 
 
 def _scored(  # many because what workers need comes from all of these
@@ -143,7 +168,8 @@ def _scored(  # many because what workers need comes from all of these
         return []
     with start_executor(config.cluster, num_images=total) as executor:
         run.machines = executor.machines
-        plan = plan_scoring(executor.capacity, config.cluster, num_images=total, batch_size=BATCH_SHOPPERS)
+        on_cpus = config.cluster.model_copy(update={"use_gpu": False})
+        plan = plan_scoring(executor.capacity, on_cpus, num_images=total, batch_size=BATCH_SHOPPERS)
         executor.wait_until_free(plan, deadline_s=config.cluster.resource_timeout_s)
         with executor.reporter("shoppers", total, num_predictors=plan.num_actors) as reporter:
             arguments = {"address": run.path(MODEL), "wish": wish, "threads": plan.torch_threads, "reporter": reporter}
@@ -162,7 +188,7 @@ def _named(  # many because rows come from this run and from the one before
     interactions: Interactions,
     fitted: Fitted,
     scored: list[pa.Table],
-    previous: Previous | None,
+    known: pa.Table | None,
     unchanged: set[int],
 ) -> pa.Table:
     """Recommendations in the order of the shoppers, under the names of the user's columns."""
@@ -172,8 +198,7 @@ def _named(  # many because rows come from this run and from the one before
     for table in scored:
         named = [shoppers.take(table.column("shopper")), products.take(table.column("product"))]
         tables.append(pa.table([*named, *(table.column(name) for name in columns)], names=[*names, *columns]))
-    if previous is not None:
-        known = previous_rows(previous)
+    if known is not None:
         mine = shoppers.take(pa.array(sorted(unchanged)))
         keep = pc.is_in(known.column(names[0]), value_set=mine.cast(known.schema.field(names[0]).type))
         tables.append(known.filter(keep).cast(tables[0].schema if tables else known.schema))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from retailray.recommendation.histories import HALF_LIVES, Histories, histories, purchases_of
 from retailray.recommendation.measures import best
-from retailray.recommendation.methods import Methods, Scores
+from retailray.recommendation.methods import TIE, Methods, Scores
 from retailray.recommendation.ranker import ranked
 from retailray.recommendation.state import Fitted, read_fitted
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from retailray.events import Reporter
 
 BATCH_SHOPPERS = 256
+MANY = "bought by many"
 OWN, ALIKE, TOGETHER, CONTENT, POPULAR = "own", "alike", "together", "content", "popular"
 
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
-    """``allowed``: bool ``(I,)``; ``unsold``: places for products that nobody has bought; see :class:`RecommendSection`
-    for the others. ``as_of``: days since 1970."""
+    """``allowed``: bool ``(I,)``; ``sold``: bool ``(I,)``, what anybody has bought until now; ``unsold``: places for
+    products that nobody has bought; ``as_of``: days since 1970; see :class:`RecommendSection` for the others."""
 
     allowed: np.ndarray
+    sold: np.ndarray
     k: int
     repeat: bool
     unsold: int
@@ -78,7 +80,7 @@ def recommend_to(table: pa.Table, fitted: Fitted, wish: Wish) -> pa.Table:
             "product": product.astype(np.int32),
             "rank": (rank + 1).astype(np.int32),
             "score": values[row, rank].astype(np.float32),
-            "reason": reasons(past, methods, scores, fitted, row, product, wish.as_of),
+            "reason": pa.array(reasons(past, methods, scores, fitted, row, product, wish.as_of), pa.string()),
         }
     )
 
@@ -91,7 +93,7 @@ def _with_unsold(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The last places given to unsold products that look most like what the shopper bought."""
     assert methods.pictures is not None
-    new = wish.allowed & ~methods.sold & methods.pictures.any(1)
+    new = wish.allowed & ~wish.sold & ~methods.sold & methods.pictures.any(1)
     found = best(np.where(new & (content > 0), content, -np.inf), min(wish.unsold, wish.k))
     likeness = np.take_along_axis(content, np.maximum(found, 0), axis=1)
     both = np.full((len(chosen), wish.k), -1)
@@ -119,7 +121,9 @@ def reasons(  # many because a reason is of a pair, and of what every method say
     names = {ALIKE: "neighbours_recent", TOGETHER: "together", CONTENT: "content", POPULAR: "popularity_28"}
     there = {kind: scores[name][row, product] for kind, name in names.items() if name in scores}
     kinds, values = list(there), np.stack(list(there.values()))
-    strongest = values.argmax(0) if values.size else np.zeros(0, int)
+    # what speaks for a product with no more than its popularity is its popularity
+    popular = kinds.index(POPULAR)
+    strongest = np.where(values.max(0) > 2 * TIE, values.argmax(0), popular) if values.size else np.zeros(0, int)
     unsold = ~methods.sold[product]
     found = []
     matrix = past.matrix(past.decayed[HALF_LIVES[2]])
@@ -133,9 +137,7 @@ def reasons(  # many because a reason is of a pair, and of what every method say
             mine = matrix.indices[matrix.indptr[shopper] : matrix.indptr[shopper + 1]]
             found.append(_because(kind, fitted, mine, item))
         else:
-            found.append(
-                {ALIKE: "shoppers with similar baskets buy it", POPULAR: "bought by many in the last 28 days"}[kind]
-            )
+            found.append({ALIKE: "shoppers with similar baskets buy it", POPULAR: MANY}[kind])
     return found
 
 
@@ -143,7 +145,7 @@ def _because(kind: str, fitted: Fitted, mine: np.ndarray, item: int) -> str:
     """Which of the shopper's products a product goes with, or looks like, most."""
     methods = fitted.methods
     if not len(mine):
-        return "bought by many in the last 28 days"
+        return MANY
     if kind == TOGETHER:
         links = np.asarray(methods.together[mine][:, [item]].todense()).ravel()
         return f"bought by those who buy {fitted.products[mine[links.argmax()]]}"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -119,12 +120,16 @@ def previous_run(out: str) -> Previous | None:
         return Previous(address, read_fitted(storage.join(address, MODEL)), told["key"], digests)
     except NotFound:
         return None
-    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, pa.ArrowException) as error:
         events.emit("warning", note=f"the run before cannot be read ({error}); all is done anew")
         return None
 
 
-def previous_rows(previous: Previous) -> pa.Table:
-    """What it recommended."""
-    names = sorted(storage.list_files(storage.join(previous.address, RECOMMENDATIONS)))
-    return pa.concat_tables([pq.read_table(io.BytesIO(storage.read_bytes(name))) for name in names])
+def previous_rows(previous: Previous) -> pa.Table | None:
+    """What it recommended; None, and a warning, where that cannot be read any more."""
+    try:
+        names = sorted(storage.list_files(storage.join(previous.address, RECOMMENDATIONS)))
+        return pa.concat_tables([pq.read_table(io.BytesIO(storage.read_bytes(name))) for name in names])
+    except (NotFound, OSError, pa.ArrowException) as error:
+        events.emit("warning", note=f"the run before cannot be read ({error}); all is done anew")
+        return None

@@ -227,6 +227,62 @@ def test_little_is_enough(recommend, tmp_path):
     assert summary["note"].startswith("too little to compare methods")
 
 
+def test_the_size_of_batches_changes_nothing(recommend, tmp_path, monkeypatch):
+    """Kind of fault: a shopper gets what another one bought, where a batch or a piece ends."""
+    import functools
+
+    from retailray.data.interactions import Interactions
+
+    before, _, _ = recommend(out=tmp_path / "before")
+    monkeypatch.setattr("retailray.recommendation.recommend.BATCH_SHOPPERS", 7)
+    monkeypatch.setattr(Interactions, "pieces", functools.partialmethod(Interactions.pieces, rows=2048))
+    after, _, _ = recommend(out=tmp_path / "after")
+    pd.testing.assert_frame_equal(before, after, check_exact=False, atol=1e-4)
+
+
+def test_shoppers_that_others_are_not_compared_with_are_recommended_too(recommend, tmp_path, monkeypatch):
+    monkeypatch.setattr("retailray.recommendation.fitting.MAX_REFERENCE", 60)
+    found, summary, _ = recommend()
+    assert (found.groupby("shopper").size() == 10).all()
+    assert summary["measured"][summary["method"]]["all"]["shoppers"] <= 60
+
+
+def test_what_is_excluded_or_was_just_bought_takes_no_place_of_unsold_products(shop, recommend, tmp_path):
+    folder, made = shop
+    rows = bought(shop)
+    new = sorted(set(made.products["product"]) - set(rows["product"]))
+    settings = {"embeddings.uri": folder / "embeddings", "recommend.unsold": 3, "recommend.repeat": False}
+    rows.to_parquet(tmp_path / "rows.parquet")
+    settings |= {"interactions.uri": tmp_path / "rows.parquet"}
+    found, _, _ = recommend(**settings, **{"interactions.exclude": json.dumps([new[0]])}, out=tmp_path / "without")
+    assert new[0] not in set(found["product"])
+    recommend(**settings)
+    first = rows.iloc[[-1]].assign(product=new[1], basket="last", time=pd.Timestamp("2025-12-14 12:00"))
+    pd.concat([rows, first]).to_parquet(tmp_path / "rows.parquet")
+    found, summary, _ = recommend(**settings)
+    assert summary["scored"] == 1
+    assert new[1] not in set(found["product"][found.shopper == first.shopper.iloc[0]])
+
+
+def test_a_batch_with_nothing_to_recommend_loses_nothing(shop, recommend, tmp_path, monkeypatch):
+    monkeypatch.setattr("retailray.recommendation.recommend.BATCH_SHOPPERS", 1)
+    rows = pd.DataFrame({"shopper": ["a", "a", "b"], "product": ["p", "q", "p"], "time": "2025-12-01"})
+    rows.assign(basket=1, quantity=1).to_csv(tmp_path / "rows.csv", index=False)
+    settings = {"interactions.uri": tmp_path / "rows.csv", "recommend.repeat": False}
+    for method in ("auto", "ranker", "als", "neighbours"):
+        found, _, _ = recommend(**settings, **{"recommend.method": method}, out=tmp_path / method)
+        assert found[["shopper", "product"]].values.tolist() == [["b", "q"]]
+    assert "needs embeddings.uri" in recommend(code=2, **settings, **{"recommend.method": "content"})
+
+
+def test_baskets_whose_numbers_come_again_are_several(shop, recommend, tmp_path):
+    days = pd.date_range("2025-11-01", periods=6)
+    rows = pd.DataFrame({"shopper": "a", "product": "p", "time": days, "basket": [1, 2] * 3, "quantity": 1})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    found, _, _ = recommend(**{"interactions.uri": tmp_path / "rows.csv"})
+    assert found.reason.tolist() == ["bought 6 times, last on 2025-11-06"]
+
+
 def test_what_cannot_be_done_is_said_with_the_way_out(shop, recommend, tmp_path):
     folder, _ = shop
     assert "did you mean 'shopper'" in recommend(code=1, **{"interactions.shopper": "shoper"})
