@@ -30,6 +30,7 @@ def recommend(shop, retailray, tmp_path):
         settings = {
             "interactions.uri": shop[0] / "purchases.parquet",
             "recommend.as_of": AS_OF,
+            "recommend.method": "own_and_neighbours",  # the ranker takes some seconds to learn
             "out": tmp_path / "out",
         }
         done, _, err = retailray("recommend", **settings | COLUMNS | changes)
@@ -100,10 +101,11 @@ def test_measures_are_recall_and_ndcg_of_what_followed(shop, recommend):
 
 
 def test_what_happens_later_changes_nothing(shop, recommend, tmp_path):
-    before, _, _ = recommend(out=tmp_path / "before")
+    auto = {"recommend.method": "auto"}
+    before, _, _ = recommend(**auto, out=tmp_path / "before")
     rows = bought(shop)
     rows.to_parquet(tmp_path / "past.parquet")
-    after, _, _ = recommend(**{"interactions.uri": tmp_path / "past.parquet"}, out=tmp_path / "after")
+    after, _, _ = recommend(**auto, **{"interactions.uri": tmp_path / "past.parquet"}, out=tmp_path / "after")
     pd.testing.assert_frame_equal(before, after)
 
 
@@ -123,7 +125,7 @@ def test_nothing_is_repeated_and_only_what_is_allowed_is_recommended(shop, recom
 
 def test_the_method_that_is_chosen_knows_tastes(shop, recommend):
     """Known truth: tastes by category and style, so that popularity must lose."""
-    _, summary, _ = recommend(**{"recommend.repeat": False})
+    _, summary, _ = recommend(**{"recommend.repeat": False, "recommend.method": "auto"})
     measured = {name: values["new"]["ndcg"] for name, values in summary["measured"].items()}
     assert measured[summary["method"]] > 1.3 * measured["popularity_ever"]
     mean, (low, _) = summary["gain"]
@@ -306,10 +308,10 @@ def test_what_cannot_be_done_is_said_with_the_way_out(shop, recommend, tmp_path)
 def test_on_a_store_and_on_ray_recommendations_are_the_same(shop, recommend, ray_session_cpus, bucket, tmp_path):
     import fsspec
 
-    alone, _, _ = recommend(**{"cluster.engine": "inline"}, out=tmp_path / "inline")
+    alone, _, _ = recommend(**{"cluster.engine": "inline", "recommend.method": "auto"}, out=tmp_path / "inline")
     with fsspec.open(f"{bucket}/purchases.parquet", "wb") as file:
         file.write((shop[0] / "purchases.parquet").read_bytes())
-    settings = {"interactions.uri": f"{bucket}/purchases.parquet", "cluster.engine": "ray"}
+    settings = {"interactions.uri": f"{bucket}/purchases.parquet", "cluster.engine": "ray", "recommend.method": "auto"}
     _, summary, address = recommend(**settings, out=f"{bucket}/out")
     names = fsspec.core.url_to_fs(bucket)[0].glob(f"{address}/recommendations/*.parquet")
     on_ray = pd.concat([pd.read_parquet(f"s3://{name}") for name in names])
