@@ -60,6 +60,7 @@ def test_what_is_required_is_named_as_it_is_called(command, capsys):
         assert f"--{key} " in shown
     values = {"study.models": '[{"name": "one", "model": {"arch": "cnn1"}}]'}
     given = [part for key in asked for part in (f"--{key}", values.get(key, "/x"))]
+    given += {"forecast": ["--sales.uri", "/x"]}.get(command, [])  # or interactions.uri: one of two is required
     assert arguments.parse(command, given)
 
 
