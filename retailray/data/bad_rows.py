@@ -47,14 +47,14 @@ class BadRows:
         return pa.Table.from_pylist(self._rows, SCHEMA)
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name matches one of the patterns (``*GASOLINE*``); case matters."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def named_by(patterns: Sequence[str], names: Names, numbers: np.ndarray) -> np.ndarray:
-    """bool ``(N,)``: whether the name of each number matches a pattern (``*GASOLINE*``)."""
+    """bool ``(N,)``: whether the name of each number matches a pattern."""
     if not patterns:
         return np.zeros(len(numbers), bool)
     texts, there = names.texts(), np.unique(numbers)
-    wrong = [
-        number
-        for number in there[there >= 0].tolist()
-        if any(fnmatch.fnmatchcase(texts[number], pattern) for pattern in patterns)
-    ]
-    return np.isin(numbers, wrong)
+    return np.isin(numbers, [number for number in there[there >= 0].tolist() if matches(texts[number], patterns)])

@@ -1,6 +1,5 @@
 """Purchases, read a piece at a time onto this machine's disk, and asked for in any order."""
 
-import fnmatch
 import tempfile
 import zoneinfo
 from collections import Counter
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 
 from retailray import events
 from retailray.config.shop import InteractionsSection
-from retailray.data.bad_rows import BadRows, named_by
+from retailray.data.bad_rows import BadRows, matches, named_by
 from retailray.data.columns import require
 from retailray.data.names import Names
 from retailray.data.records import Records
@@ -114,7 +113,7 @@ def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) 
                 if records.table.num_rows:
                     _take(found, file, records, zone)
         for pattern in section.exclude:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in found.products.texts()):
+            if not any(matches(name, [pattern]) for name in found.products.texts()):
                 events.emit("warning", note=f"interactions.exclude: no product matches {pattern!r}")
         if not found.one("select count(*) from event"):
             raise CatalogError(f"interactions.uri = {section.uri}: no row is a purchase ({_told(found.bad.counts)})")

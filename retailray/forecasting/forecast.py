@@ -84,7 +84,7 @@ def forecast(config: ForecastConfig) -> str:
 
 
 def _categories(config: ForecastConfig, names: list[str]) -> np.ndarray:
-    """Numbers of the categories in ``products.category``, int64; all 0 where none is told."""
+    """The number of each product's category, int64 ``(P,)``; all 0 without ``products.category``."""
     if not (config.products.uri and config.products.category):
         return np.zeros(len(names), np.int64)
     texts = read_products(config.products).column(config.products.category, names, "products.category")

@@ -1,4 +1,4 @@
-"""Sales by period: the calendar is filled, and what is unknown is told from what is zero."""
+"""Sales by period: fill missing periods with zeros, and mark closed periods and stock-outs as unknown."""
 
 import dataclasses
 

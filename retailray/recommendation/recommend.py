@@ -1,6 +1,5 @@
 """``recommend``: for every shopper the products that he or she is most likely to buy next."""
 
-import fnmatch
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from retailray import events, storage
 from retailray.config.command_configs import RecommendConfig
 from retailray.config.shop import RecommendSection
 from retailray.data.arrow_tables import parquet_bytes, rechunk
+from retailray.data.bad_rows import matches
 from retailray.data.interactions import DAY_S, Interactions, read_interactions, timestamp
 from retailray.data.product_table import ProductTable, read_products
 from retailray.errors import CatalogError, ConfigError, RetailrayError
@@ -76,11 +76,9 @@ def _published(  # long because each step needs what those before it found
     vectors = read_vectors(config.embeddings.uri, "auto") if config.embeddings.uri else None
     previous = previous_run(config.out)
     key = model_key(config, vectors)
-    reused_model = (
-        previous is not None and previous.fitted.key == key and _still_good(previous, interactions, day, section)
-    )
-    known = previous.fitted if previous is not None and reused_model else None
-    fitted = known or fit(config, interactions, vectors, day, key)
+    if previous is not None and not (previous.fitted.key == key and _still_good(previous, interactions, day, section)):
+        previous = None
+    fitted = previous.fitted if previous is not None else fit(config, interactions, vectors, day, key)
     table = read_products(config.products) if config.products.uri else None
     wish = Wish(
         _allowed(config, fitted, table), _sold(interactions, fitted), section.top_k, section.repeat, section.unsold, day
@@ -92,7 +90,7 @@ def _published(  # long because each step needs what those before it found
     digests = digests_of(interactions)
     names = interactions.shoppers.texts()
     unchanged: set[int] = set()
-    if previous is not None and reused_model and previous.key == rows_key:
+    if previous is not None and previous.key == rows_key:
         unchanged = {number for number, mark in digests.items() if previous.digests.get(names[number]) == mark}
     events.emit("plan", shoppers=len(digests), to_score=len(digests) - len(unchanged), method=fitted.method)
     rows = previous_rows(previous) if previous is not None and unchanged else None
@@ -140,8 +138,7 @@ def _sold(interactions: Interactions, fitted: Fitted) -> np.ndarray:
 def _allowed(config: RecommendConfig, fitted: Fitted, table: ProductTable | None) -> np.ndarray:
     """bool ``(I,)``, by ``recommend.where`` and ``interactions.exclude``. Raises ConfigError, CatalogError."""
     where, patterns = config.recommend.where, config.interactions.exclude
-    wanted = [not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in fitted.products]
-    found = np.array(wanted, bool)
+    found = np.array([not matches(name, patterns) for name in fitted.products], bool)
     if not where:
         return found
     if table is None:
