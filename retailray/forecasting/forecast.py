@@ -26,7 +26,7 @@ from retailray.forecasting.boosted import MIN_HISTORY
 from retailray.forecasting.launches import Likeness, launch_forecast, launches_of, measure_launches
 from retailray.forecasting.report import write_forecast_report
 from retailray.forecasting.series import Series, first_forecast, make_series, next_starts, period_start
-from retailray.forecasting.tasks import forecast_tasks, gathered_forecasts, tasks
+from retailray.forecasting.tasks import forecast_tasks, gathered_forecasts, tasks, wanted_models
 from retailray.interrupts import applications
 from retailray.reports.run_index import publish
 from retailray.retrieval.vectors import of_products, read_vectors
@@ -123,7 +123,8 @@ def _forecasts(config: ForecastConfig, series: Series, run: RunDirectory) -> dic
     """By origin (the last is the forecast that is asked for) and method, float64 ``(P, horizon)``."""
     horizon = config.forecast.horizon
     origins = [series.num_periods, *origins_of(series.num_periods, horizon)]
-    parts = tasks(series, origins, with_boosted=config.forecast.method in ("auto", "boosted", "average"))
+    fitted, with_boosted = wanted_models(config.forecast.method)
+    parts = tasks(series, origins, with_boosted=with_boosted)
     with start_executor(config.cluster, num_images=len(parts)) as executor:
         run.machines = executor.machines
         on_cpus = config.cluster.model_copy(update={"use_gpu": False})
@@ -132,6 +133,7 @@ def _forecasts(config: ForecastConfig, series: Series, run: RunDirectory) -> dic
             arguments = {
                 "series": executor.put(series),
                 "horizon": horizon,
+                "fitted": fitted,
                 "seed": config.forecast.seed,
                 "reporter": reporter,
             }

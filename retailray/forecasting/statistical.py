@@ -10,34 +10,38 @@ from retailray.interrupts import applications
 MEAN = {"D": 28, "W": 8, "M": 3}  # periods
 SEASON = {"D": 7, "W": 52, "M": 12}
 MIN_LENGTH = 8  # of a series that a model is fitted to
-METHODS = ("naive", "mean", "seasonal", "ets", "theta", "croston")
+SIMPLE = ("naive", "mean", "seasonal")
+FITTED = ("ets", "theta", "croston")  # some milliseconds a series, the others none
 
 
-def by_series(values: np.ndarray, frequency: str, horizon: int) -> dict[str, np.ndarray]:
+def by_series(values: np.ndarray, frequency: str, horizon: int, fitted: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Forecasts by method, float64 ``(P, horizon)``; NaN where a series has no sale yet.
 
     Args:
         values: float64 ``(P, T)``, NaN before the first sale.
+        fitted: those of :data:`FITTED` that are wanted beside :data:`SIMPLE`.
     """
     models = applications("statsforecast.models")
-    found = {name: np.full((len(values), horizon), np.nan) for name in METHODS}
+    found = {name: np.full((len(values), horizon), np.nan) for name in (*SIMPLE, *fitted)}
     for row, whole in enumerate(values):
         series = whole[np.isfinite(whole)]
         if len(series):
-            for name, forecast in _one(series, frequency, horizon, models).items():
+            for name, forecast in _one(series, frequency, horizon, fitted, models).items():
                 found[name][row] = np.maximum(forecast, 0)
     return found
 
 
-def _one(series: np.ndarray, frequency: str, horizon: int, models: Any) -> dict[str, np.ndarray]:
+def _one(
+    series: np.ndarray, frequency: str, horizon: int, fitted: tuple[str, ...], models: Any
+) -> dict[str, np.ndarray]:
     mean = np.full(horizon, series[-MEAN[frequency] :].mean())
     found = {"naive": np.full(horizon, series[-1]), "mean": mean}
     season = SEASON[frequency]
     repeated = np.resize(series[-season:], horizon) if len(series) >= season else mean
     length = season if frequency != "W" and len(series) >= 2 * season else 1
-    fitted = {"ets": models.AutoETS(season_length=length), "theta": models.AutoTheta(season_length=length)}
-    fitted["croston"] = models.CrostonSBA()
-    for name, model in fitted.items():
+    makers = {"ets": models.AutoETS, "theta": models.AutoTheta}
+    for name in fitted:
+        model = makers[name](season_length=length) if name in makers else models.CrostonSBA()
         found[name] = _forecast(model, series, horizon, mean)
     return found | {"seasonal": repeated}
 

@@ -7,10 +7,17 @@ import pyarrow as pa
 
 from retailray.forecasting.boosted import SEEDS, boosted
 from retailray.forecasting.series import Series
-from retailray.forecasting.statistical import METHODS, by_series
+from retailray.forecasting.statistical import FITTED, by_series
 
 CHUNK = 250  # series of a task
 BOOSTED = "boosted"
+
+
+def wanted_models(method: str) -> tuple[tuple[str, ...], bool]:
+    """Which of :data:`FITTED`, and whether the boosted model, ``forecast.method`` needs."""
+    if method in ("auto", "average"):
+        return FITTED, True
+    return tuple(name for name in FITTED if name == method), method == BOOSTED
 
 
 def tasks(series: Series, origins: list[int], *, with_boosted: bool) -> list[pa.Table]:
@@ -25,7 +32,9 @@ def tasks(series: Series, origins: list[int], *, with_boosted: bool) -> list[pa.
     return [pa.Table.from_pylist([row]) for row in (*(whole if with_boosted else []), *parts)]
 
 
-def forecast_tasks(table: pa.Table, *, series: Any, horizon: int, seed: int, reporter: Any) -> pa.Table:
+def forecast_tasks(
+    table: pa.Table, *, series: Any, horizon: int, fitted: tuple[str, ...], seed: int, reporter: Any
+) -> pa.Table:
     """``origin, method, first, values`` (binary of float32 ``(products, horizon)``)."""
     found: Series = series.get()
     rows = []
@@ -35,7 +44,7 @@ def forecast_tasks(table: pa.Table, *, series: Any, horizon: int, seed: int, rep
             num_seeds = SEEDS if origin == found.num_periods else 1  # earlier ones are only measured
             forecasts = {BOOSTED: boosted(found, origin, horizon, seed=seed, num_seeds=num_seeds)}
         else:
-            forecasts = by_series(found.filled()[first:last, :origin], found.frequency, horizon)
+            forecasts = by_series(found.filled()[first:last, :origin], found.frequency, horizon, fitted)
         for method, values in forecasts.items():
             data = np.ascontiguousarray(values, np.float32).tobytes()
             rows.append({"origin": origin, "method": method, "first": first, "values": data})
@@ -53,11 +62,8 @@ def gathered_forecasts(tables: list[pa.Table], num: int, horizon: int) -> dict[i
             values = np.frombuffer(row["values"], np.float32).reshape(-1, horizon)
             whole[row["first"] : row["first"] + len(values)] = values
     for methods in found.values():
-        if BOOSTED in methods:
+        if BOOSTED in methods and set(FITTED) <= set(methods):
             learned = methods[BOOSTED]
-            averaged = [methods[name] for name in ("ets", "theta", "croston")] + [learned] * (
-                not np.isnan(learned).all()
-            )
+            averaged = [methods[name] for name in FITTED] + [learned] * (not np.isnan(learned).all())
             methods["average"] = np.mean(averaged, axis=0)
-    assert all(set(METHODS) <= set(methods) for methods in found.values())
     return found

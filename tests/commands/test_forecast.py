@@ -109,6 +109,17 @@ def test_what_happens_later_changes_nothing(shop, forecast, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("method", "beside"), [("theta", {"theta"}), ("boosted", {"boosted"}), ("mean", set())])
+def test_a_method_that_is_named_is_used_beside_the_simple_ones(shop, forecast, tmp_path, method, beside):
+    """Kind of fault: minutes for models that nobody asked for."""
+    few = shop[2][shop[2]["product"].isin(sorted(set(shop[2]["product"]))[:10])]
+    few.to_csv(tmp_path / "few.csv", index=False)
+    found, summary, _ = forecast(**{"sales.uri": tmp_path / "few.csv", "forecast.method": method})
+    assert set(summary["measured"]) == {"naive", "mean", "seasonal"} | beside
+    assert summary["method"] == method
+    assert method in set(found.method)
+
+
 def test_purchases_are_summed_up(shop, forecast, tmp_path):
     """The same forecasts from purchases as from their sums by day."""
     settings = {"forecast.method": "mean"}
@@ -259,8 +270,8 @@ def test_on_a_store_and_on_ray_forecasts_are_the_same(shop, forecast, ray_sessio
 
 @pytest.mark.real
 def test_a_real_shop_is_forecast_as_well_as_by_the_best_model(real_data, retailray, tmp_path):
-    """WAPE of the 300 most bought products over the last eight weeks: the mean of eight weeks has 0.256, one model that
-    was fitted by hand 0.247. Of 80 % intervals 77 to 83 % hold."""
+    """WAPE of the 300 most bought products over the last four weeks: one model that was fitted by hand has 0.247 over
+    eight, which `benchmarks.forecast` measures. Of 80 % intervals 77 to 83 % hold."""
     folder = real_data[0].parent / "shop"
     rows = pd.read_parquet(folder / "purchases.parquet")
     rows = rows[rows["product"].notna() & (rows.quantity > 0)]
@@ -271,20 +282,18 @@ def test_a_real_shop_is_forecast_as_well_as_by_the_best_model(real_data, retailr
     )
     daily.assign(promotion=daily.promotion > 0.5).reset_index().to_parquet(tmp_path / "sales.parquet")
     top = rows["product"].value_counts().index[:300]
-    error, total, inside, count = 0.0, 0.0, 0, 0
-    for as_of in ("2017-11-06", "2017-12-04"):
-        out = tmp_path / as_of
-        settings = {"sales.uri": tmp_path / "sales.parquet", "forecast.as_of": as_of, "out": out}
-        settings |= {"products.uri": folder / "articles.parquet", "products.category": "category"}
-        settings |= {"sales.price": "price", "sales.promotion": "promotion", "cluster.engine": "inline"}
-        code, _, err = retailray("forecast", **settings)
-        assert code == 0, err
-        found = read(latest(str(out)), "forecasts").set_index(["product", "date"])
-        for week in pd.date_range(as_of, periods=4, freq="7D"):
-            during = rows[(rows.time >= week) & (rows.time < week + pd.Timedelta(days=7))]
-            truth = during["product"].value_counts().reindex(top, fill_value=0).to_numpy()
-            mine = found.loc[[(product, week.date()) for product in top]]
-            error, total = error + np.abs(mine.forecast - truth).sum(), total + truth.sum()
-            inside, count = inside + ((truth >= mine.low) & (truth <= mine.high)).sum(), count + len(top)
-    assert error / total <= 0.2485
-    assert 0.77 <= inside / count <= 0.83
+    settings = {"sales.uri": tmp_path / "sales.parquet", "forecast.as_of": "2017-12-04", "out": tmp_path / "out"}
+    settings |= {"products.uri": folder / "articles.parquet", "products.category": "category"}
+    settings |= {"sales.price": "price", "sales.promotion": "promotion", "cluster.engine": "inline"}
+    code, _, err = retailray("forecast", **settings)
+    assert code == 0, err
+    found = read(latest(str(tmp_path / "out")), "forecasts").set_index(["product", "date"])
+    error, total, inside = 0.0, 0.0, []
+    for week in pd.date_range("2017-12-04", periods=4, freq="7D"):
+        during = rows[(rows.time >= week) & (rows.time < week + pd.Timedelta(days=7))]
+        truth = during["product"].value_counts().reindex(top, fill_value=0).to_numpy()
+        mine = found.loc[[(product, week.date()) for product in top]]
+        error, total = error + np.abs(mine.forecast - truth).sum(), total + truth.sum()
+        inside.append(((truth >= mine.low) & (truth <= mine.high)).mean())
+    assert error / total <= 0.248
+    assert 0.77 <= np.mean(inside) <= 0.83
