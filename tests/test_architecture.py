@@ -23,12 +23,13 @@ LAYERS = [
     {"execution"},
     {"models"},
     {"reports", "cluster"},
+    {"results"},
     {"scoring", "quality", "retrieval"},
     {"evaluation", "recommendation", "forecasting", "shoppers"},
     {"training"},
     {"tuning", "studies"},
-    {"demo", "demo_products", "article", "nightly", "export", "own_models"},
-    {"cli", "api", "results"},
+    {"demo", "demo_products", "article", "nightly", "export", "own_models", "assortment"},
+    {"cli", "api"},
     {"__main__"},
 ]
 LEVEL = {layer: level for level, layers in enumerate(LAYERS) for layer in layers}

@@ -32,6 +32,7 @@ from retailray.config.scoring import (
     ScoreSection,
 )
 from retailray.config.shop import (
+    AssortmentSection,
     ForecastSection,
     InteractionsSection,
     OptionalEmbeddings,
@@ -172,6 +173,16 @@ class ShoppersConfig(CommandConfig):
     products: ProductsSection = ProductsSection()
     embeddings: OptionalEmbeddings = OptionalEmbeddings()
     shoppers: ShoppersSection = ShoppersSection()
+
+
+class AssortmentConfig(CommandConfig):
+    unused = CommandConfig.unused | OF_PREDICTORS
+    interactions: RequiredInteractions
+    products: ProductsSection = ProductsSection()
+    embeddings: EmbeddingsSection
+    forecast: ForecastSection = ForecastSection()
+    shoppers: ShoppersSection = ShoppersSection()
+    assortment: AssortmentSection = AssortmentSection()
 
 
 class ExportConfig(CommandConfig):

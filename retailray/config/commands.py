@@ -7,6 +7,7 @@ command line, its help, ``submit`` and tests are derived from the records.
 import dataclasses
 
 from retailray.config.command_configs import (
+    AssortmentConfig,
     BundleConfig,
     CheckConfig,
     CompareConfig,
@@ -193,6 +194,14 @@ COMMANDS = {
             ShoppersConfig,
             "retailray.shoppers.shoppers:shoppers",
             example="--interactions.uri s3://shop/purchases.parquet --out s3://shop/shoppers",
+        ),
+        Command(
+            "assortment",
+            "show products with their pictures, who buys them, what goes with them, what will be sold",
+            AssortmentConfig,
+            "retailray.assortment.assortment:assortment",
+            example="--embeddings.uri s3://shop/scores --interactions.uri s3://shop/purchases.parquet "
+            "--out s3://shop/assortment",
         ),
         Command(
             "nightly",

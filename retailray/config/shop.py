@@ -168,6 +168,13 @@ class ForecastSection(Section):
     seed: int = Field(0, description="Seed of the boosted model.")
 
 
+class AssortmentSection(Section):
+    """Which products are shown."""
+
+    num_products: int = Field(60, ge=1, le=5_000, description="Number of products, the most bought ones.")
+    together: int = Field(4, ge=0, le=50, description="Number of products that each is shown with: bought together.")
+
+
 class ShoppersSection(Section):
     """Who the shoppers are: figures of each, and groups that buy alike."""
 

@@ -1,6 +1,7 @@
 """Purchases of a shop that does not exist, with known truth: tastes, seasons, promotions, launches."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -28,14 +29,25 @@ class Shop:
     embeddings: np.ndarray
 
 
-def make_shop(*, num_shoppers: int = 200, num_products: int = 120, num_days: int = 364, seed: int = 0) -> Shop:
+def make_shop(
+    *,
+    num_shoppers: int = 200,
+    num_products: int = 120,
+    num_days: int = 364,
+    seed: int = 0,
+    labels: Mapping[str, str] | None = None,
+) -> Shop:
     """Shoppers of a segment like the same two categories and one style; popular products are liked by all.
 
     How often a product is bought follows the likings of those who come, the season of its category and promotions
     (twice as often, at 80 % of the price).
+
+    Args:
+        labels: names of the products, and what each is, which makes its category; in place of ``num_products``.
     """
     draw = np.random.default_rng(seed)
-    products = _products(draw, num_products, num_days)
+    num_products = num_products if labels is None else len(labels)
+    products = _products(draw, num_products, num_days, labels)
     segment = draw.integers(SEGMENTS, size=num_shoppers)
     liking = _likings(draw, products, segment)
     visits = draw.gamma(4, 0.05, size=num_shoppers)  # per day
@@ -65,17 +77,21 @@ def make_shop(*, num_shoppers: int = 200, num_products: int = 120, num_days: int
     )
 
 
-def _products(draw: np.random.Generator, num: int, num_days: int) -> pd.DataFrame:
+def _products(draw: np.random.Generator, num: int, num_days: int, labels: Mapping[str, str] | None) -> pd.DataFrame:
     number = draw.permutation(num)
     late = number < LATE_SHARE * num
     unsold = number >= (1 - UNSOLD_SHARE) * num
     launched = np.where(late, draw.integers(num_days // 3, int(num_days * 0.9), size=num), 0).astype(float)
     category, style = np.arange(num) % CATEGORIES, np.arange(num) // CATEGORIES % STYLES
+    names, categories = [f"P{at:05d}" for at in range(num)], [f"category {at}" for at in category]
+    if labels is not None:
+        names, categories = list(labels), list(labels.values())
+        category = pd.factorize(pd.Series(categories), sort=True)[0] % CATEGORIES
     return pd.DataFrame(
         {
-            "product": [f"P{at:05d}" for at in range(num)],
+            "product": names,
             "category_number": category,
-            "category": [f"category {at}" for at in category],
+            "category": categories,
             "style": [f"style {at}" for at in style],
             "style_number": style,
             "price": np.round(draw.gamma(3, 3, size=num) + 0.5, 2),

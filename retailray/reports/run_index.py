@@ -34,6 +34,7 @@ FIGURES: dict[str, dict[str, str]] = {
     "study": {"top-1 of the best": "top1", "winner": "winner"},
     "forecast": {"products": "products", "method": "method", "coverage": "coverage"},
     "shoppers": {"shoppers": "shoppers", "segments": "segments", "in another segment": "moved"},
+    "assortment": {"products": "products", "shown": "shown", "segments": "segments"},
     "recommend": {"shoppers": "shoppers", "new recommendations": "scored", "method": "method"},
 }
 TREND = {
