@@ -143,7 +143,8 @@ def _segment_of(config: AssortmentConfig, interactions: Interactions, segments: 
     """The segment of each shopper, int64 by number of the shopper; -1: none."""
     table = segments.table("shoppers")
     found = np.full(len(interactions.shoppers), -1, np.int64)
-    found[interactions.shoppers.find(table[config.interactions.shopper].astype(str).to_list())] = table.segment
+    shopper = table[config.interactions.shopper].astype(str).to_list()
+    found[interactions.shoppers.find(shopper)] = table.segment.fillna(-1)  # of who only returned something
     return found
 
 

@@ -20,7 +20,7 @@ from retailray.config.cluster import (
     KuberaySection,
     SubmitSection,
 )
-from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits
+from retailray.config.common import OF_PREDICTORS, CommandConfig, ignored_splits, taken_names
 from retailray.config.own_models import OwnModelSection
 from retailray.config.retrieval import EmbeddingsSection, SimilarSection
 from retailray.config.scoring import (
@@ -44,7 +44,18 @@ from retailray.config.shop import (
 )
 from retailray.config.training import BackboneSection, BundleSection, TrackSection
 
+# of the tables that the commands write, beside the user's column
+FORECAST_COLUMNS = ("date", "horizon", "forecast", "low", "high", "method")
+SHOPPERS_COLUMNS = ("recency_days", "baskets", "money", "favourite_categories", "style_affinity", "segment")
+ASSORTMENT_COLUMNS = ("image", "pred_label", "pred_score", "buyers", "baskets", "units", "money", "segment",
+                      "segment_lift", "bought_with", "bought_with_lift", "forecast")  # fmt: skip
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
+
+
+def _unread_products(products: ProductsSection) -> list[str]:
+    if products.uri and not products.category:
+        return ["products.uri would be ignored: only its column products.category is read, which is not given"]
+    return []
 
 
 def _unsought_findings(check: CheckSection) -> list[str]:
@@ -145,7 +156,8 @@ class RecommendConfig(CommandConfig):
             problems.append("recommend.unsold is more than recommend.top_k, of whose places it is the number")
         if self.recommend.where and not self.products.uri:
             problems.append("recommend.where needs products.uri: the table whose columns it names")
-        return problems
+        names = {"interactions.shopper": self.interactions.shopper, "interactions.product": self.interactions.product}
+        return problems + taken_names(names, ("rank", "score", "reason"))
 
 
 class ForecastConfig(CommandConfig):
@@ -164,7 +176,9 @@ class ForecastConfig(CommandConfig):
         name = "interactions" if self.sales.uri else "sales"
         if given := sorted(unused.non_default_fields()):
             return [f"{name}.{given[0]} would be ignored: {name}.uri is not given"]
-        return []
+        used = self.sales if self.sales.uri else self.interactions
+        names = {f"{'sales' if self.sales.uri else 'interactions'}.product": used.product}
+        return taken_names(names, FORECAST_COLUMNS) + _unread_products(self.products)
 
 
 class ShoppersConfig(CommandConfig):
@@ -173,6 +187,10 @@ class ShoppersConfig(CommandConfig):
     products: ProductsSection = ProductsSection()
     embeddings: OptionalEmbeddings = OptionalEmbeddings()
     shoppers: ShoppersSection = ShoppersSection()
+
+    def problems(self) -> list[str]:
+        taken = taken_names({"interactions.shopper": self.interactions.shopper}, SHOPPERS_COLUMNS)
+        return taken + _unread_products(self.products)
 
 
 class AssortmentConfig(CommandConfig):
@@ -183,6 +201,12 @@ class AssortmentConfig(CommandConfig):
     forecast: ForecastSection = ForecastSection()
     shoppers: ShoppersSection = ShoppersSection()
     assortment: AssortmentSection = AssortmentSection()
+
+    def problems(self) -> list[str]:
+        product = {"interactions.product": self.interactions.product}
+        taken = taken_names(product, (*ASSORTMENT_COLUMNS, *FORECAST_COLUMNS))
+        taken += taken_names({"interactions.shopper": self.interactions.shopper}, SHOPPERS_COLUMNS)
+        return list(dict.fromkeys(taken)) + _unread_products(self.products)
 
 
 class ExportConfig(CommandConfig):

@@ -1,5 +1,6 @@
 """The base class of all command configs."""
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -49,6 +50,23 @@ class CommandConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # environment variables such as OUT must not leak into a run
+
+
+def taken_names(columns: Mapping[str, str | None], ours: Iterable[str]) -> list[str]:
+    """Return the problems with columns of the user (by their keys) that would stand in a table beside ours.
+
+    Args:
+        ours: names of our columns.
+    """
+    given = [(key, name) for key, name in columns.items() if name]
+    problems = [
+        f"{key} = {name}: the table that is written has a column of this name; rename yours"
+        for key, name in given
+        if name in set(ours)
+    ]
+    if len({name for _, name in given}) < len(given):
+        problems.append(f"{' and '.join(key for key, _ in given)} name the same column")
+    return problems
 
 
 def ignored_splits(catalog: CatalogSection, split: SplitSection) -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from retailray import events
 from retailray.config.shop import InteractionsSection
-from retailray.data.bad_rows import BadRows, matches, named_by
+from retailray.data.bad_rows import BadRows, named_by, warn_of_patterns
 from retailray.data.columns import require
 from retailray.data.names import Names
 from retailray.data.records import Records
@@ -24,6 +24,7 @@ from retailray.data.tables import stream_records, table_files
 from retailray.errors import CatalogError, ConfigError
 
 DAY_S = 86_400
+YEARS = (1900, 2100)  # of other ones, 9999-12-31 among them, programs say that there is no date
 _OFFSET = r"\d\d:\d\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$"  # Z, +01, +0100, +01:00 after a time
 MEMORY = "1GB"  # of the database; what does not fit is on the disk
 
@@ -65,10 +66,8 @@ class Interactions:
 
     def day_after(self) -> pd.Timestamp:
         """The first day without any row; a warning where that lies in the future."""
-        found = self.last.normalize() + pd.Timedelta("1D")
-        if found > pd.Timestamp.now().normalize() + pd.Timedelta("2D"):
-            events.emit("warning", note=f"the last row is of {self.last}, in the future; as_of says where to stop")
-        return found
+        warn_of_future(self.last)
+        return self.last.normalize() + pd.Timedelta("1D")
 
     def one(self, query: str) -> int:
         [(value,)] = self.db.execute(query).fetchall()
@@ -95,6 +94,12 @@ class Interactions:
         }
 
 
+def warn_of_future(last: pd.Timestamp) -> None:
+    """A warning where the last row is of a later day than tomorrow."""
+    if last >= pd.Timestamp.now().normalize() + pd.Timedelta("2D"):
+        events.emit("warning", note=f"the last row is of {last}, in the future; as_of says where to stop")
+
+
 def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) -> Interactions:
     """Read a table of purchases. Rows without shopper or with an unreadable value are counted, and listed as bad rows.
 
@@ -112,9 +117,8 @@ def read_interactions(section: InteractionsSection, *, by_shopper: bool = True) 
             for records in stream_records(file, encoding="utf-8"):
                 if records.table.num_rows:
                     _take(found, file, records, zone)
-        for pattern in section.exclude:
-            if not any(matches(name, [pattern]) for name in found.products.texts()):
-                events.emit("warning", note=f"interactions.exclude: no product matches {pattern!r}")
+        warn_of_patterns("interactions.exclude", section.exclude, found.products)
+        found.bad.warn(section.uri)
         if not found.one("select count(*) from event"):
             raise CatalogError(f"interactions.uri = {section.uri}: no row is a purchase ({_told(found.bad.counts)})")
     except BaseException:
@@ -218,7 +222,7 @@ def seconds_of(column: pa.ChunkedArray, zone: zoneinfo.ZoneInfo) -> tuple[np.nda
             times = times.where(numeric.isna(), _numbered(numeric, zone))
     if isinstance(times.dtype, pd.DatetimeTZDtype):
         times = times.dt.tz_convert(zone).dt.tz_localize(None)
-    good = times.notna().to_numpy()
+    good = (times.dt.year.between(*YEARS) if len(times) else times.notna()).to_numpy()
     return times.to_numpy("datetime64[s]").astype(np.int64), good
 
 
@@ -250,6 +254,6 @@ def timestamp(day: str, key: str) -> pd.Timestamp:
         found = pd.Timestamp(day)
     except ValueError as error:
         raise ConfigError([f"{key} = {day!r} is no day; write it as YYYY-MM-DD"]) from error
-    if pd.isna(found) or found.tz is not None:
+    if pd.isna(found) or found.tz is not None or found != found.normalize():
         raise ConfigError([f"{key} = {day!r} is no day; write it as YYYY-MM-DD"])
     return found

@@ -42,11 +42,28 @@ class Names:
 
     def array(self) -> pa.Array:
         """The names by number: integers where the table has integers, else text."""
+        return typed(self.texts(), self.kind)
+
+    @property
+    def kind(self) -> pa.DataType:
+        """Of :meth:`array`."""
         if not self._plain or not self._numbers:
-            return pa.array(self.texts(), pa.string())
-        kind = self._kind if self._kind is not None and pa.types.is_integer(self._kind) else pa.int64()
-        return pa.array([int(name) for name in self._numbers], kind)
+            return pa.string()
+        return self._kind if self._kind is not None and pa.types.is_integer(self._kind) else pa.int64()
 
     def find(self, names: list[str]) -> np.ndarray:
         """Numbers of texts, int64; -1 where there is no such name."""
         return np.array([self._numbers.get(name, -1) for name in names], np.int64)
+
+
+def typed(names: list[str], kind: pa.DataType) -> pa.Array:
+    """Names as integers of a type, if it is one of integers and all of them are written as one writes integers: 007 is
+    not 7; else as text."""
+    texts = pa.array(names, pa.string())
+    if not pa.types.is_integer(kind):
+        return texts
+    try:
+        found = texts.cast(kind)
+    except pa.ArrowInvalid:  # names of another table: no integers, or too large for the type
+        return texts
+    return found if found.cast(pa.string()).equals(texts) else texts

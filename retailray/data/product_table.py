@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retailray import events
 from retailray.config.shop import ProductsSection
 from retailray.data.arrow_tables import as_text
 from retailray.data.columns import missing_column, require
@@ -61,3 +62,37 @@ def read_products(section: ProductsSection) -> ProductTable:
     first = np.unique(together.to_numpy(zero_copy_only=False).astype(str), return_index=True)[1]
     rows = np.sort(first)
     return ProductTable(section.uri, together.take(rows), table.take(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Categories:
+    """``of``: the number of each product's category, int64 ``(P,)``, -1: unknown; ``names``: of the categories;
+    ``offered``: products in the whole table by category, int64 ``(C,)``."""
+
+    of: np.ndarray
+    names: list[str]
+    offered: np.ndarray
+
+
+def categories_of(section: ProductsSection, products: list[str]) -> Categories:
+    """Categories of some products by ``products.category``; all unknown without it; a warning where all are unknown.
+
+    Raises:
+        CatalogError: the table or the column is not there.
+    """
+    if not (section.uri and section.category):
+        return Categories(np.full(len(products), -1), [], np.zeros(0, np.int64))
+    table = read_products(section)
+    everything = table.column(section.category, table.names.to_pylist(), "products.category").astype(str)
+    names = sorted({text for text in everything.tolist() if text})
+    number = {text: at for at, text in enumerate(names)}
+    of_all = np.array([number.get(text, -1) for text in everything.tolist()], np.int64)
+    place = pc.index_in(pa.array(products, pa.string()), value_set=table.names)
+    found = np.append(of_all, -1)[pc.fill_null(place, len(of_all)).to_numpy()]
+    if len(products) and (found < 0).all():
+        events.emit(
+            "warning",
+            note=f"products.uri = {section.uri}: it has a category of none of the products ({products[0]}, ...); "
+            "products.product names the column with the same ids",
+        )
+    return Categories(found, names, np.bincount(of_all[of_all >= 0], minlength=len(names)))

@@ -1,14 +1,17 @@
 """Sales by product and day, from a table of sales or from purchases."""
 
+import dataclasses
+import tempfile
 import zoneinfo
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from retailray.config.shop import InteractionsSection, SalesSection
-from retailray.data.bad_rows import BadRows, named_by
+from retailray.data.bad_rows import BadRows, named_by, warn_of_patterns
 from retailray.data.columns import require
 from retailray.data.interactions import DAY_S, MEMORY, numbers_of, read_interactions, seconds_of, zone_of
 from retailray.data.names import Names
@@ -25,13 +28,47 @@ _BY_DAY = """
 """
 
 
+@dataclasses.dataclass(frozen=True)
 class Sales:
-    """``days``: a row for each product and day with any sale: ``product`` (number) ``, day`` (since 1970)
-    ``, quantity, returned, price, promotion`` (share of the rows) ``, stock_out, rows``; ``products``: names by
-    number; ``bad``: rows that cannot be used, and counts; ``column``: the user's name of the products."""
+    """``days``: a row for each product and day with any row: ``product`` (number) ``, day`` (since 1970)
+    ``, quantity, returned, price, promotion`` (share of the rows) ``, stock_out, rows``; ``names``: of the products by
+    number; ``kind``: type of the user's ids; ``open``: days on which anything was sold or counted, ascending;
+    ``bad``: rows that cannot be used, and counts; ``column``: the user's name of the products; ``exclude``: patterns.
+    """
 
-    def __init__(self, days: pa.Table, products: Names, bad: BadRows, column: str) -> None:
-        self.days, self.products, self.bad, self.column = days, products, bad, column
+    days: pa.Table
+    names: list[str]
+    kind: pa.DataType
+    open: np.ndarray
+    bad: BadRows
+    column: str
+    exclude: list[str]
+
+    def before(self, day: int) -> "Sales":
+        """What was known before a day: products that had been sold until then, in the order of their names.
+
+        Raises:
+            CatalogError: nothing was sold.
+        """
+        rows = self.days.filter(pc.less(self.days.column("day"), day))
+        sold = pc.greater(rows.column("quantity"), pc.fill_null(rows.column("returned"), 0.0))
+        there = pc.unique(rows.column("product").filter(sold)).to_pylist()
+        if not there:
+            raise CatalogError(
+                f"nothing was sold before {np.datetime64(day, 'D')}, the first day that is forecast (forecast.as_of, "
+                "or the first day of the period of forecast.frequency that has not ended)"
+            )
+        there.sort(key=self.names.__getitem__)
+        number = pc.index_in(rows.column("product"), value_set=pa.array(there, rows.schema.field("product").type))
+        rows = rows.set_column(rows.schema.get_field_index("product"), "product", number)
+        rows = rows.filter(pc.is_valid(number)).sort_by([("product", "ascending"), ("day", "ascending")])
+        found = {"days": rows, "names": [self.names[one] for one in there], "open": self.open[self.open < day]}
+        return dataclasses.replace(self, **found)
+
+
+def _sales(days: pa.Table, products: Names, bad: BadRows, section: SalesSection | InteractionsSection) -> Sales:
+    open_days = np.unique(days.column("day").to_numpy())
+    return Sales(days, products.texts(), products.kind, open_days, bad, section.product, section.exclude)
 
 
 def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sales:
@@ -44,7 +81,10 @@ def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sale
         return _of_interactions(interactions)
     products, bad = Names(), BadRows()
     zone = zone_of(section.time_zone, "sales.time_zone")
-    with duckdb.connect(config={"memory_limit": MEMORY}) as db:
+    with (
+        tempfile.TemporaryDirectory(prefix="retailray-sales-") as folder,
+        duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": folder}) as db,
+    ):
         db.execute(
             "create table sale (product integer, day bigint, quantity double, price double, promotion double, "
             "stock_out boolean)"
@@ -61,7 +101,9 @@ def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sale
         told = ", ".join(f"{name}: {count}" for name, count in bad.counts.items()) or "it has no rows"
         raise CatalogError(f"sales.uri = {section.uri}: no row is a sale ({told})")
     bad.counts["duplicate_days"] = int((days.column("rows").to_numpy() - 1).sum())
-    return Sales(days, products, bad, section.product)
+    warn_of_patterns("sales.exclude", section.exclude, products)
+    bad.warn(section.uri)
+    return _sales(days, products, bad, section)
 
 
 def _of_interactions(section: InteractionsSection) -> Sales:
@@ -75,7 +117,7 @@ def _of_interactions(section: InteractionsSection) -> Sales:
         days = found.table(_BY_DAY)
         if not days.num_rows:
             raise CatalogError(f"interactions.uri = {section.uri}: no row names a product")
-        return Sales(days, found.products, found.bad, section.product)
+        return _sales(days, found.products, found.bad, section)
 
 
 def _rows(  # many because counts and bad rows are gathered beside the rows
@@ -92,8 +134,10 @@ def _rows(  # many because counts and bad rows are gathered beside the rows
         raise CatalogError(f"{file}: sales.product: {error}") from error
     quantity, quantity_ok = numbers_of(table, section.quantity)
     price, price_ok = numbers_of(table, section.price)
-    promoted, promoted_ok = _flags(table, section.promotion)
-    out, out_ok = _flags(table, section.stock_out)
+    promoted, promoted_ok = _shares(table, section.promotion)
+    out, out_ok = _shares(table, section.stock_out)
+    out_ok &= np.isnan(out) | (out == 0) | (out == 1)
+    quantity = np.where(np.isnan(quantity) & (out == 1), 0.0, quantity)  # of what was not there nothing is counted
     problems = {
         "no_product": (product < 0, section.product),
         "bad_time": (~day_ok, section.date),
@@ -111,11 +155,12 @@ def _rows(  # many because counts and bad rows are gathered beside the rows
     return pa.table(found).filter(~wrong & ~left_out)
 
 
-def _flags(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """float64 ``(N,)`` of 0 and 1, NaN where nothing is given; whether what is given is one of the two."""
+def _shares(table: pa.Table, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """float64 ``(N,)``, 0 to 1 (false to true), NaN where nothing is given; whether what is given is such a value."""
     if name is None:
         return np.full(table.num_rows, np.nan), np.ones(table.num_rows, bool)
     texts = pc.utf8_lower(pc.utf8_trim_whitespace(pc.cast(table.column(name), pa.string()))).to_pylist()
-    known = {"true": 1.0, "1": 1.0, "yes": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "no": 0.0, "0.0": 0.0}
-    values = np.array([known.get(text, np.nan) if text else np.nan for text in texts])
-    return values, np.array([not text or text in known for text in texts])
+    known = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+    values = pd.to_numeric(pd.Series([known.get(text, text) if text else None for text in texts]), errors="coerce")
+    found = values.to_numpy(np.float64)
+    return found, np.array([not text for text in texts]) | ((found >= 0) & (found <= 1))

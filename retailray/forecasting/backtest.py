@@ -13,7 +13,7 @@ BIN_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975)
 MIN_ERRORS = 20  # that say something of an interval
 LAST = 26  # periods that say how much a product's sales change
 VOLUMES = ("low", "middle", "high")  # thirds of the products by what they sell
-AGES = {"new": (0, 13), "known": (13, np.inf)}  # periods since the first sale
+NEW = {"D": 91, "W": 13, "M": 3}  # periods since the first sale: a quarter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +58,21 @@ def wape(errors: Errors, rows: np.ndarray | None = None) -> float | None:
 
 
 def measures(series: Series, errors: Errors) -> dict[str, object]:
-    """WAPE, MASE (errors by those of the naive forecast within the history, mean of the products), and WAPE by step,
-    by volume and by age of the product."""
+    """Number of periods of products, WAPE, MASE (errors by those of the naive forecast within the history, mean of the
+    products), and WAPE by step, by volume and by age of the product."""
     scale = _naive_errors(series)
     known = scale[errors.product] > 0
     scaled = np.abs(errors.forecast - errors.truth)[known] / scale[errors.product][known]
-    volume = np.nan_to_num(np.nanmean(np.where(np.isnan(series.values), 0, series.values), axis=1))
-    third = np.searchsorted(np.quantile(volume, [1 / 3, 2 / 3]), volume)[errors.product]
-    age = errors.origin - series.first[errors.product]
+    volume = np.nan_to_num(series.values).mean(1)
+    third = np.searchsorted(np.quantile(volume[np.unique(errors.product)], [1 / 3, 2 / 3]), volume)[errors.product]
+    new = series.is_new()[errors.product] & (errors.origin - series.first[errors.product] < NEW[series.frequency])
     return {
+        "periods": len(errors.truth),
         "wape": wape(errors),
         "mase": float(scaled.mean()) if len(scaled) else None,
         "by_horizon": [wape(errors, errors.step == step) for step in range(int(errors.step.max(initial=-1)) + 1)],
         "by_volume": {name: wape(errors, third == at) for at, name in enumerate(VOLUMES)},
-        "by_age": {name: wape(errors, (age >= low) & (age < high)) for name, (low, high) in AGES.items()},
+        "by_age": {"new": wape(errors, new), "known": wape(errors, ~new)},
     }
 
 
@@ -100,7 +101,7 @@ class Intervals:
 
 def usual_change(series: Series, origin: int) -> np.ndarray:
     """Mean absolute change from period to period of the last 26 ones before ``origin``, float64 ``(P,)``."""
-    steps = np.abs(np.diff(series.filled()[:, max(0, origin - LAST - 1) : origin], axis=1))
+    steps = np.abs(np.diff(series.filled[:, max(0, origin - LAST - 1) : origin], axis=1))
     known = np.isfinite(steps)
     return np.where(known, steps, 0).sum(1) / np.maximum(known.sum(1), 1)
 

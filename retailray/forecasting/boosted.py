@@ -59,7 +59,7 @@ class _Past:
     def __init__(self, series: Series, end: int, horizon: int) -> None:
         self.series, self.end, self.horizon = series, end, horizon
         self.known = series.values[:, :end]
-        self.filled = series.filled()[:, :end]
+        self.filled = series.filled[:, :end]
         self.short, self.middle, self.long = WINDOWS[series.frequency]
         self.starts = np.concatenate([series.starts[:end], series.starts[end : end + horizon]])
         missing = end + horizon - len(self.starts)
@@ -117,7 +117,7 @@ class _Past:
     def _of_groups(self, windows: dict[int, np.ndarray], origin: int) -> list[np.ndarray]:
         """How the category and the whole shop changed."""
         sums = [np.nan_to_num(windows[size]).sum(1) / size for size in (self.short, self.long)]
-        groups = self.series.category
+        groups = self.series.category + 1  # 0: unknown
         by_group = [np.bincount(groups, one, minlength=groups.max() + 1)[groups] for one in sums]
         whole = sums[0].sum() / max(1e-9, sums[1].sum())
         return [by_group[0] / (by_group[1] + 1e-9), np.full(len(groups), whole), groups.astype(float)]
@@ -139,7 +139,7 @@ class _Past:
             again = [self.filled[:, at] for at in range(lag, max(-1, lag - 4 * season), -season) if 0 <= at < origin]
             columns.append(_mean(np.stack(again, axis=1)) / base if again else np.full(len(base), np.nan))
         year = SEASONS[self.series.frequency][-1]
-        day = day_of_year(self.starts[origin + step : origin + step + 1])[0] if self.end > year else np.nan
+        day = day_of_year(self.starts[origin + step : origin + step + 1])[0] if self.end >= 2 * year else np.nan
         return [*columns, np.full(len(base), day)]
 
 

@@ -4,31 +4,43 @@ import dataclasses
 
 import numpy as np
 
+from retailray.forecasting.boosted import MIN_HISTORY
 from retailray.forecasting.series import Series
 
 NEIGHBOURS = 10
 MIN_CURVES = 3  # launches that say something
+AGES = MIN_HISTORY  # periods of history, with fewer of which a product is forecast by launches
+MEASURED = 300  # launches that are measured, at most
+MIN_MEASURED = 20  # launches from whose errors intervals are made
+LOOK_ALIKES, OF_CATEGORY, OF_ALL, OWN_MEAN = "look_alikes", "category_launches", "all_launches", "mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Launches:
-    """First periods of products that were launched within the table: ``product``, int64 ``(L,)``; ``curves``: float64
-    ``(L, N)``, sales by periods since the launch, NaN where not known."""
+    """First periods of products that were launched within the table: ``product``, int64 ``(L,)``; ``start``: period of
+    the launch, int64 ``(L,)``; ``curves``: float64 ``(L, N)``, sales by periods since then, NaN where not known."""
 
     product: np.ndarray
+    start: np.ndarray
     curves: np.ndarray
 
+    def known_at(self, end: int, *, without: int) -> "Launches":
+        """What was known before period ``end`` of other products."""
+        keep = (self.start < end) & (self.product != without)
+        start = self.start[keep]
+        curves = np.where(start[:, None] + np.arange(self.curves.shape[1]) < end, self.curves[keep], np.nan)
+        return Launches(self.product[keep], start, curves)
 
-def launches_of(series: Series, end: int, num: int) -> Launches:
-    """What is known before period ``end`` of those whose first sale is not in the table's first tenth (maybe older)."""
-    early = max(2, series.num_periods // 10)
-    product = np.flatnonzero((series.first >= early) & (series.first < end))
-    curves = np.full((len(product), num), np.nan)
+
+def launches_of(series: Series, horizon: int) -> Launches:
+    """All launches, of each the periods that forecasts of young products reach to."""
+    product = np.flatnonzero(series.is_new() & (series.first < series.num_periods))
+    curves = np.full((len(product), AGES + horizon), np.nan)
     for row, number in enumerate(product.tolist()):
         begin = int(series.first[number])
-        known = series.values[number, begin : min(end, begin + num)]
+        known = series.values[number, begin : begin + AGES + horizon]
         curves[row, : len(known)] = known
-    return Launches(product, curves)
+    return Launches(product, series.first[product], curves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,42 +51,40 @@ class Likeness:
     vectors: np.ndarray | None
     category: np.ndarray
 
-    def weights(self, product: int, others: np.ndarray) -> tuple[np.ndarray, str]:
-        """Weights ``(L,)`` of launches for a product, and the name of the method."""
+    def ways(self, product: int, others: np.ndarray) -> dict[str, np.ndarray]:
+        """Weights ``(L,)`` of launches for a product, by the name of the method, the best one first; empty: too few."""
+        found = {}
         if self.vectors is not None and self.vectors[product].any():
-            alike = self.vectors[others] @ self.vectors[product]
-            alike = np.where(self.vectors[others].any(1), alike, -np.inf)
+            alike = np.where(self.vectors[others].any(1), self.vectors[others] @ self.vectors[product], -np.inf)
             nearest = np.argsort(-alike, kind="stable")[:NEIGHBOURS]
             nearest = nearest[np.isfinite(alike[nearest])]
             if len(nearest) >= MIN_CURVES:
                 weights = np.zeros(len(others))
                 weights[nearest] = np.exp(5 * (alike[nearest] - alike[nearest].max()))
-                return weights, "look_alikes"
-        return self.of_category(product, others)
-
-    def of_category(self, product: int, others: np.ndarray) -> tuple[np.ndarray, str]:
+                found[LOOK_ALIKES] = weights
         same = (self.category[others] == self.category[product]) & (self.category[product] >= 0)
         if same.sum() >= MIN_CURVES:
-            return same.astype(float), "category_launches"
-        return np.ones(len(others)), "all_launches"
+            found[OF_CATEGORY] = same.astype(float)
+        if len(others) >= MIN_CURVES:
+            found[OF_ALL] = np.ones(len(others))
+        return found
 
 
-def launch_forecast(
-    launches: Launches, weights: np.ndarray, age: int, horizon: int, own: np.ndarray
-) -> np.ndarray | None:
-    """Sales in the periods from ``age`` (since the launch) on; None where no launch is known so far.
+def launch_forecast(launches: Launches, weights: np.ndarray, own: np.ndarray, horizon: int) -> np.ndarray | None:
+    """Sales in the periods that follow the product's ``own`` ones, float64 ``(A,)``, NaN where unknown; None where no
+    launch is known so far.
 
-    What the product sold so far moves the curve up or down: by its sum and that of the others, as if it had sold their
-    mean for one more period.
+    The curve is the weighted mean of launches. What the product sold moves it up or down, as a gamma-Poisson model
+    does: its units and one more, by those that the curve has in the same periods and one more.
     """
     curve = _weighted(launches.curves, weights)
+    age = len(own)
     wanted = curve[age : age + horizon]
-    if np.isnan(wanted).all() or not weights.any():
+    if np.isnan(wanted).all():
         return None
     wanted = np.where(np.isnan(wanted), wanted[np.isfinite(wanted)].mean(), wanted)
-    usual = np.nan_to_num(curve[:age])
-    typical = np.nanmean(curve[: age + horizon])
-    return wanted * (np.nansum(own) + typical) / max(1e-9, usual.sum() + typical)
+    both = np.isfinite(own) & np.isfinite(curve[:age])
+    return wanted * (own[both].sum() + 1) / (curve[:age][both].sum() + 1)
 
 
 def _weighted(curves: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -83,27 +93,86 @@ def _weighted(curves: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(total > 0, np.where(known, curves, 0).T @ weights / np.maximum(total, 1e-12), np.nan)
 
 
-def measure_launches(series: Series, likeness: Likeness, horizon: int) -> dict[str, object] | None:
-    """WAPE of the first ``horizon`` periods of launched products, each by the launches before it; None: too few."""
-    known = launches_of(series, series.num_periods, horizon)
-    errors: dict[str, float] = {"look_alikes": 0.0, "category_mean": 0.0, "mean_of_all": 0.0}
-    total, count = 0.0, 0
-    for row, product in enumerate(known.product.tolist()):
-        truth = known.curves[row]
-        before = launches_of(series, int(series.first[product]), horizon)
-        if np.isnan(truth).any() or len(before.product) < MIN_CURVES:
-            continue
-        ways = {
-            "look_alikes": likeness.weights(product, before.product)[0],
-            "category_mean": likeness.of_category(product, before.product)[0],
-            "mean_of_all": np.ones(len(before.product)),
-        }
-        found = {name: launch_forecast(before, one, 0, horizon, np.zeros(0)) for name, one in ways.items()}
-        if any(one is None for one in found.values()):
-            continue
-        total, count = total + truth.sum(), count + 1
-        for name, one in found.items():
-            errors[name] += float(np.abs(one - truth).sum())  # type: ignore[operator]
-    if count < MIN_CURVES or total <= 0:
+@dataclasses.dataclass(frozen=True)
+class LaunchErrors:
+    """Forecasts of launched products at the ages from 0 to :data:`AGES` - 1 by the launches before them, a row each:
+    ``product``; ``way``: names, object; ``best``: whether it is the first of :meth:`Likeness.ways`; ``age``,
+    ``forecast``, ``truth``; all ``(N,)``."""
+
+    product: np.ndarray
+    way: np.ndarray
+    best: np.ndarray
+    age: np.ndarray
+    forecast: np.ndarray
+    truth: np.ndarray
+
+    def wape(self, keep: np.ndarray) -> float | None:
+        total = self.truth[keep].sum()
+        return float(np.abs(self.forecast - self.truth)[keep].sum() / total) if total > 0 else None
+
+    def own_mean_is_better(self) -> bool:
+        """Whether products with one to three periods are forecast better by the mean of these."""
+        curve, own = (self.wape((self.age > 0) & keep) for keep in (self.best, self.way == OWN_MEAN))
+        return curve is None or (own is not None and own < curve)
+
+
+def measure_launches(
+    series: Series, launches: Launches, likeness: Likeness, horizon: int, *, seed: int
+) -> LaunchErrors:
+    """Of at most :data:`MEASURED` launched products whose next periods are known."""
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(launches.product))[:MEASURED])
+    parts: list[tuple[int, str, bool, int, np.ndarray, np.ndarray]] = []
+    for row in drawn.tolist():
+        product, start = int(launches.product[row]), int(launches.start[row])
+        for age in range(AGES):
+            truth = series.values[product, start + age : start + age + horizon]
+            own = series.values[product, start : start + age]
+            before = launches.known_at(start + age, without=product)
+            if len(truth) < horizon or np.isnan(truth).any():
+                continue
+            for number, (way, weights) in enumerate(likeness.ways(product, before.product).items()):
+                found = launch_forecast(before, weights, own, horizon)
+                if found is not None:
+                    parts.append((product, way, number == 0, age, found, truth))
+            if np.isfinite(own).any():
+                parts.append((product, OWN_MEAN, False, age, np.full(horizon, np.nanmean(own)), truth))
+    if not parts:
+        none = np.zeros(0)
+        return LaunchErrors(none, none.astype(object), none.astype(bool), none, none, none)
+    products, way, best, age_of, forecast, known = zip(*parts, strict=True)
+    product_of, ways, bests, ages = (np.repeat(np.array(one), horizon) for one in (products, way, best, age_of))
+    return LaunchErrors(product_of, ways, bests, ages, np.concatenate(forecast), np.concatenate(known))
+
+
+def launch_facts(errors: LaunchErrors) -> dict[str, object] | None:
+    """WAPE of the first periods by way, of the products that were measured by all of the ways; of those with one to
+    three periods of history by the best way and by their own mean. None: too few."""
+    first = errors.age == 0
+    by_way = {
+        way: set(errors.product[first & (errors.way == way)].tolist()) for way in (LOOK_ALIKES, OF_CATEGORY, OF_ALL)
+    }
+    there = [products for products in by_way.values() if products]
+    common = set.intersection(*there) if there else set()
+    if len(common) < MIN_CURVES:
         return None
-    return {"products": count, **{f"wape_{name}": error / total for name, error in errors.items()}}
+    same = first & np.isin(errors.product, sorted(common))
+    facts: dict[str, object] = {"products": len(common)}
+    facts |= {f"wape_{way}": errors.wape(same & (errors.way == way)) for way in by_way if by_way[way]}
+    facts["wape_young"] = errors.wape(errors.best & ~first)
+    facts["wape_young_mean"] = errors.wape((errors.way == OWN_MEAN) & ~first)
+    return facts
+
+
+def launch_bounds(errors: LaunchErrors, level: int, *, young: bool) -> tuple[float, float] | None:
+    """Factors of a forecast plus one between which so many percent of the errors lie; None: too few launches.
+
+    ``young``: of products with one to three periods of history, else of those with none.
+    """
+    way = errors.way == OWN_MEAN if young and errors.own_mean_is_better() else errors.best
+    keep = way & ((errors.age > 0) == young)
+    if len(np.unique(errors.product[keep])) < MIN_MEASURED:
+        return None
+    relative = (errors.truth[keep] - errors.forecast[keep]) / (errors.forecast[keep] + 1)
+    tail = (100 - level) / 200
+    low, high = np.quantile(relative, [tail, 1 - tail])
+    return float(low), float(high)

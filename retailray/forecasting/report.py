@@ -20,12 +20,13 @@ def write_forecast_report(  # many because a page shows all that was found
 ) -> None:
     """Write ``report.html`` into the run directory."""
     measured = sorted(facts["measured"].items(), key=lambda one: (one[1]["wape"] is None, one[1]["wape"]))
+    known = {name: values["wape"] for name, values in measured if values["wape"] is not None}
     chart = None
-    if measured:
+    if known:
         chart = plots.measured_bars(
-            [name for name, _ in measured],
-            [values["wape"] or 0.0 for _, values in measured],
-            [None] * len(measured),
+            list(known),
+            list(known.values()),
+            [None] * len(known),
             unit="WAPE: sum of errors by sum of sales (the less, the better)",
             chosen=facts["method"],
         )
@@ -38,34 +39,37 @@ def write_forecast_report(  # many because a page shows all that was found
         level=config.forecast.level,
         measured=measured,
         chart=chart,
-        answers=_answers(facts, config.forecast.level),
+        answers=_answers(facts, config.forecast.method, config.forecast.level),
         examples=_examples(series, table, names),
     )
     run.write("report.html", page)
 
 
-def _answers(facts: dict[str, Any], level: int) -> list[tuple[bool, str]]:
+def _answers(facts: dict[str, Any], asked: str, level: int) -> list[tuple[bool, str]]:
     """What the figures say, in sentences; whether each is good news."""
     found: list[tuple[bool, str]] = []
     measured = facts["measured"]
     if facts["method"] in measured and measured[facts["method"]]["wape"] is not None:
         mine, simple = measured[facts["method"]]["wape"], measured[SIMPLEST]["wape"]
-        better = mine < simple
-        found.append(
-            (better, f"Sales are forecast by {facts['method']}: errors are {mine:.1%} of sales, "
-             + (f"{simple:.1%} by the mean of the last periods." if better else
-                f"and nothing beats the mean of the last periods ({simple:.1%})."))
-        )  # fmt: skip
+        better, told = mine < simple, f"Sales are forecast by {facts['method']}: errors are {mine:.1%} of sales, "
+        if better or asked != "auto":
+            told += f"{simple:.1%} by the mean of the last periods."
+        else:
+            told += f"and nothing beats the mean of the last periods ({simple:.1%})."
+        found.append((better, told))
     if facts["coverage"] is not None:
         good = abs(facts["coverage"] - level / 100) <= 0.03
         found.append(
             (good, f"{facts['coverage']:.1%} of sales lay within intervals for {level} %, of earlier periods.")
         )
-    if launches := facts["launches"]:
-        alike, category = launches["wape_look_alikes"], launches["wape_category_mean"]
+    launches = facts["launches"] or {}
+    if "wape_look_alikes" in launches:
+        others = launches.get("wape_category_launches", launches["wape_all_launches"])
+        what = "of the category" if "wape_category_launches" in launches else "of all launches"
+        alike = launches["wape_look_alikes"]
         found.append(
-            (alike < category, f"New products: errors are {alike:.0%} of sales by look-alikes, {category:.0%} by the "
-             f"mean of the category ({launches['products']} launches).")
+            (alike < others, f"New products: errors are {alike:.0%} of sales by look-alikes, {others:.0%} by the mean "
+             f"{what} ({launches['products']} launches).")
         )  # fmt: skip
     return found or [(False, f"Too little history to compare methods; {facts['method']} is used.")]
 

@@ -1,17 +1,21 @@
 """Sales by period: fill missing periods with zeros, and mark closed periods and stock-outs as unknown."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pandas as pd
 
-from retailray.data.interactions import timestamp
+from retailray import events
+from retailray.data.interactions import timestamp, warn_of_future
 from retailray.data.sales import Sales
 from retailray.errors import CatalogError, ConfigError
 
 # days that may be missing at the ends of the first and the last period that count as whole: shops close on Sundays
 MISSING_DAYS = {"D": 0, "W": 1, "M": 2}
 MIN_PERIODS = 3  # fewer say nothing
+MIN_WEEKS, CLOSED = 4, 0.8  # of a weekday: how often it is known, and closed, to be taken for closed
+MAX_CLOSED = 0.9  # share of the periods; where more have no row at all, a date is wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Series:
     the first sale, and where it is unknown (stock-outs, periods without any sale in the whole shop).
 
     ``starts``: first days, datetime64[D] ``(T,)``; ``first``: period of the first sale, int64 ``(P,)``; ``price`` and
-    ``promotion`` (share): float64 ``(P, T)``, NaN where nothing is known; ``category``: int64 ``(P,)``.
+    ``promotion`` (share): float64 ``(P, T)``, NaN where nothing is known; ``category``: int64 ``(P,)``, -1: unknown.
     """
 
     frequency: str
@@ -35,15 +39,20 @@ class Series:
     def num_periods(self) -> int:
         return self.values.shape[1]
 
+    @functools.cached_property
     def filled(self) -> np.ndarray:
-        """Unknown periods after the first sale have the mean of the eight known ones before them."""
+        """Unknown periods after the first sale have the mean of the eight ones before them."""
         found = self.values.copy()
-        after = np.arange(self.num_periods)[None] > self.first[:, None]
-        for row, period in zip(*np.nonzero(np.isnan(found) & after), strict=True):
-            before = found[row, max(0, period - 8) : period]
-            before = before[np.isfinite(before)]
-            found[row, period] = before.mean() if len(before) else 0.0
+        for period in range(self.num_periods):
+            rows = np.flatnonzero(np.isnan(found[:, period]) & (self.first < period))
+            before = found[rows, max(0, period - 8) : period]
+            known = np.isfinite(before)
+            found[rows, period] = np.where(known, before, 0).sum(1) / np.maximum(known.sum(1), 1)
         return found
+
+    def is_new(self) -> np.ndarray:
+        """bool ``(P,)``: first sold within the table; what is sold in its first tenth may be older."""
+        return self.first >= max(2, self.num_periods // 10)
 
 
 def period_numbers(days: np.ndarray, frequency: str) -> np.ndarray:
@@ -67,12 +76,12 @@ def first_forecast(sales: Sales, frequency: str, as_of: str | None) -> int:
     """The number of the first period that is forecast.
 
     Raises:
-        ConfigError: ``forecast.as_of`` is no first day of a period. CatalogError: there are no sales before it.
+        ConfigError: ``forecast.as_of`` is no first day of a period.
     """
     days = sales.days.column("day").to_numpy()
     if as_of is None:
-        number = int(period_numbers(days.max() + MISSING_DAYS[frequency] + np.array([1]), frequency)[0])
-        return number
+        warn_of_future(pd.Timestamp(days.max(), unit="D"))
+        return int(period_numbers(days.max() + MISSING_DAYS[frequency] + np.array([1]), frequency)[0])
     wanted = np.datetime64(timestamp(as_of, "forecast.as_of").date(), "D")
     number = int(period_numbers(np.array([wanted.astype(np.int64)]), frequency)[0])
     begins = period_start(np.array([number, number + 1]), frequency)
@@ -81,8 +90,6 @@ def first_forecast(sales: Sales, frequency: str, as_of: str | None) -> int:
             [f"forecast.as_of = {as_of}: no period of forecast.frequency {frequency} begins there; {begins[0]} and "
              f"{begins[1]} are first days"]
         )  # fmt: skip
-    if days.min() >= wanted.astype(np.int64):
-        raise CatalogError(f"there are no sales before forecast.as_of = {as_of}")
     return number
 
 
@@ -90,28 +97,25 @@ def make_series(sales: Sales, frequency: str, end: int, category: np.ndarray) ->
     """Series of all products up to the period before ``end``, and what was done to them, counted.
 
     Args:
-        category: int64, by number of the product.
+        sales: :meth:`Sales.before` the first day of ``end``. category: int64, by number of the product.
 
     Raises:
-        CatalogError: there are fewer than :data:`MIN_PERIODS` periods.
+        CatalogError: there are fewer than :data:`MIN_PERIODS` periods, or hardly any of them has a row.
     """
-    days = sales.days.column("day").to_numpy()
-    begin = int(period_numbers(days.min() - MISSING_DAYS[frequency] + np.array([-1]), frequency)[0]) + 1
-    numbers = period_numbers(days, frequency)
-    keep = (numbers >= begin) & (numbers < end)
-    length = end - begin
-    shape = (len(sales.products), length)
-    if length < MIN_PERIODS:
-        raise CatalogError(
-            f"there are {max(0, length)} whole periods ({frequency}) before the first forecast, of {MIN_PERIODS} needed"
-        )
+    begin, closed = _closed(sales, frequency, end)
+    length = len(closed)
+    shape = (len(sales.names), length)
+    numbers = period_numbers(sales.days.column("day").to_numpy(), frequency)
+    keep = numbers >= begin
     at = (sales.days.column("product").to_numpy()[keep], numbers[keep] - begin)
 
     quantity, seen = _summed(sales, "quantity", keep, at, shape), _summed(sales, None, keep, at, shape)
     returned = _summed(sales, "returned", keep, at, shape)
     sold = (quantity - returned) > 0
     first = np.where(sold.any(1), sold.argmax(1), length)
-    closed, out = seen.sum(0) == 0, _summed(sales, "stock_out", keep, at, shape) > 0
+    # a first period that is not whole is left out, but what was sold in it is not new
+    first[sales.days.column("product").to_numpy()[~keep & _sold(sales)]] = 0
+    out = _summed(sales, "stock_out", keep, at, shape) > 0
     before = np.arange(length)[None] < first[:, None]
     values = np.where(before | closed[None] | out, np.nan, np.maximum(quantity, 0))
     starts = period_start(np.arange(begin, end), frequency)
@@ -125,6 +129,41 @@ def make_series(sales: Sales, frequency: str, end: int, category: np.ndarray) ->
         "returned_units": int(-returned.sum()),
     }
     return Series(frequency, starts, values, first, price, promotion, category), counts
+
+
+def _closed(sales: Sales, frequency: str, end: int) -> tuple[int, np.ndarray]:
+    """The first whole period, and bool ``(T,)``: which ones are unknown of all products, since nothing was sold in the
+    whole shop, or since the last day of the table lies within one, which is not whole then."""
+    days = sales.open
+    begin = int(period_numbers(days[:1] - MISSING_DAYS[frequency] - 1, frequency)[0]) + 1
+    length = end - begin
+    if length < MIN_PERIODS:
+        raise CatalogError(
+            f"there are {max(0, length)} whole periods ({frequency}) before the first forecast, of {MIN_PERIODS} needed"
+        )
+    numbers = period_numbers(days, frequency)
+    closed = ~np.isin(np.arange(begin, end), numbers)
+    dates = days[[0, -1]].astype("datetime64[D]")
+    if closed.mean() > MAX_CLOSED:
+        [first_day] = period_start(np.array([end]), frequency)
+        raise CatalogError(
+            f"{closed.sum()} of the {length} periods ({frequency}) before {first_day}, the first day that is forecast, "
+            f"have no row at all: rows are of {dates[0]} to {dates[1]}. Is one of these dates wrong, or that of the "
+            "last row, or forecast.as_of?"
+        )
+    following = period_start(numbers[-1:] + 1, frequency).astype(np.int64)[0]
+    if numbers[-1] >= begin and days[-1] + MISSING_DAYS[frequency] < following - 1:
+        closed[numbers[-1] - begin] = True
+        start = period_start(numbers[-1:], frequency)[0]
+        note = f"the period that begins on {start} is not whole, and left out: the last row is of {dates[1]}"
+        events.emit("warning", note=note)
+    return begin, closed
+
+
+def _sold(sales: Sales) -> np.ndarray:
+    """bool by row of ``sales.days``: any unit, whatever was returned."""
+    quantity, returned = (sales.days.column(name).to_pandas().fillna(0.0) for name in ("quantity", "returned"))
+    return (quantity > returned).to_numpy()
 
 
 At = tuple[np.ndarray, np.ndarray]
@@ -157,3 +196,16 @@ def next_starts(series: Series, horizon: int) -> np.ndarray:
 
 def day_of_year(starts: np.ndarray) -> np.ndarray:
     return np.asarray(pd.DatetimeIndex(starts).dayofyear, float)
+
+
+def closed_weekdays(series: Series) -> np.ndarray:
+    """bool ``(7,)``, Monday first: days on which the shop is closed nearly always, of daily series."""
+    found = np.zeros(7, bool)
+    if series.frequency != "D":
+        return found
+    weekday = (series.starts.astype(np.int64) + 3) % 7
+    unknown = np.isnan(series.values).all(0) & (np.arange(series.num_periods) > series.first.min(initial=0))
+    for day in range(7):
+        mine = unknown[weekday == day]
+        found[day] = len(mine) >= MIN_WEEKS and mine.mean() >= CLOSED
+    return found

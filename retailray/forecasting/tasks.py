@@ -44,7 +44,7 @@ def forecast_tasks(
             num_seeds = SEEDS if origin == found.num_periods else 1  # earlier ones are only measured
             forecasts = {BOOSTED: boosted(found, origin, horizon, seed=seed, num_seeds=num_seeds)}
         else:
-            forecasts = by_series(found.filled()[first:last, :origin], found.frequency, horizon, fitted)
+            forecasts = by_series(found.filled[first:last, :origin], found.frequency, horizon, fitted)
         for method, values in forecasts.items():
             data = np.ascontiguousarray(values, np.float32).tobytes()
             rows.append({"origin": origin, "method": method, "first": first, "values": data})
@@ -53,7 +53,12 @@ def forecast_tasks(
 
 
 def gathered_forecasts(tables: list[pa.Table], num: int, horizon: int) -> dict[int, dict[str, np.ndarray]]:
-    """float64 ``(P, horizon)`` by origin and method; ``average`` is the mean of boosted, ets, theta and croston."""
+    """float64 ``(P, horizon)`` by origin and method, the simplest method first; ``average`` is the mean of boosted,
+    ets, theta and croston.
+
+    Where the boosted model had too little to learn from, the mean stands in its place, as it is measured with it: all
+    methods are compared by the same periods.
+    """
     found: dict[int, dict[str, np.ndarray]] = {}
     for table in tables:
         for row in table.to_pylist():
@@ -66,4 +71,7 @@ def gathered_forecasts(tables: list[pa.Table], num: int, horizon: int) -> dict[i
             learned = methods[BOOSTED]
             averaged = [methods[name] for name in FITTED] + [learned] * (not np.isnan(learned).all())
             methods["average"] = np.mean(averaged, axis=0)
-    return found
+        if BOOSTED in methods:
+            methods[BOOSTED] = np.where(np.isnan(methods[BOOSTED]), methods["mean"], methods[BOOSTED])
+    order = ("mean", "naive", "seasonal", *FITTED, "average", BOOSTED)
+    return {origin: {name: methods[name] for name in order if name in methods} for origin, methods in found.items()}

@@ -13,6 +13,7 @@ from retailray.config.shop import RecommendSection
 from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.bad_rows import matches
 from retailray.data.interactions import DAY_S, Interactions, read_interactions, timestamp
+from retailray.data.names import typed
 from retailray.data.product_table import ProductTable, read_products
 from retailray.errors import CatalogError, ConfigError, RetailrayError
 from retailray.execution import plan_scoring, start_executor
@@ -238,8 +239,4 @@ def _examples(config: RecommendConfig, interactions: Interactions, found: pa.Tab
 
 def _product_names(interactions: Interactions, fitted: Fitted) -> pa.Array:
     """Names of the fitted methods' products, of the type that the user's column has."""
-    kind = interactions.products.array().type
-    try:
-        return pa.array(fitted.products, pa.string()).cast(kind)
-    except pa.ArrowInvalid:  # products that only have embeddings are no integers
-        return pa.array(fitted.products, pa.string())
+    return typed(fitted.products, interactions.products.kind)

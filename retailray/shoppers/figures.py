@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from retailray.data.interactions import DAY_S, Interactions
+from retailray.data.product_table import Categories
 
 FAVOURITES = 3
 
@@ -31,21 +32,24 @@ def retention(interactions: Interactions, end: int) -> pa.Table:
     return interactions.table(
         f"with active as (select distinct shopper, {month} as during from event where time < {end}), "
         "first as (select shopper, min(during) as cohort from active group by shopper), "
-        "size as (select cohort, count(*) as shoppers from first group by cohort) "
-        "select cast(cohort as date) as cohort, cast(date_diff('month', cohort, during) as integer) as month, "
-        "any_value(shoppers) as shoppers, count(*) as active from active join first using (shopper) "
-        "join size using (cohort) group by cohort, month, during order by cohort, month"
+        "size as (select cohort, count(*) as shoppers from first group by cohort), "
+        "during as (select cohort, date_diff('month', cohort, during) as since, count(*) as active from active "
+        "join first using (shopper) group by cohort, during), "
+        "months as (select cohort, shoppers, unnest(range(0, "
+        "date_diff('month', cohort, (select max(during) from active)) + 1)) as since from size) "
+        "select cast(cohort as date) as cohort, cast(since as integer) as month, shoppers, "
+        "coalesce(active, 0) as active from months left join during using (cohort, since) order by cohort, month"
     )
 
 
-def favourites(rows: pa.Table, category: np.ndarray, names: list[str]) -> dict[int, list[str]]:
+def favourites(rows: pa.Table, categories: Categories) -> dict[int, list[str]]:
     """The categories that each shopper buys most, at most :data:`FAVOURITES`, by number of the shopper.
 
     Args:
-        rows: :func:`bought`. category: number of each product's category; -1: none is known.
+        rows: :func:`bought`.
     """
     shopper, product, times = (rows.column(name).to_numpy() for name in ("shopper", "product", "times"))
-    kind = category[product]
+    kind = categories.of[product]
     known = kind >= 0
     keys, where = np.unique(np.stack([shopper[known], kind[known]], axis=1), axis=0, return_inverse=True)
     counts = np.bincount(where.ravel(), times[known], minlength=len(keys))
@@ -53,28 +57,30 @@ def favourites(rows: pa.Table, category: np.ndarray, names: list[str]) -> dict[i
     for at in np.lexsort((keys[:, 1], -counts, keys[:, 0])).tolist():
         mine = found.setdefault(int(keys[at, 0]), [])
         if len(mine) < FAVOURITES:
-            mine.append(names[keys[at, 1]])
+            mine.append(categories.names[keys[at, 1]])
     return found
 
 
-def demand(rows: pa.Table, category: np.ndarray, names: list[str]) -> pa.Table:
-    """``category, products`` (that were bought) ``, supply`` (their share of all such products) ``, purchases, demand``
-    (their share of all purchases) ``, ratio`` (of the two), the most wanted first."""
-    product, times = rows.column("product").to_numpy(), rows.column("times").to_numpy()
-    there = np.unique(product)
-    kind = category[product]
-    purchases = np.bincount(kind[kind >= 0], times[kind >= 0], minlength=len(names))
-    offered = np.bincount(category[there][category[there] >= 0], minlength=len(names))
-    keep = offered > 0
-    supply, wanted = offered / max(1, offered.sum()), purchases / max(1.0, purchases.sum())
+def demand(rows: pa.Table, categories: Categories) -> pa.Table:
+    """``category, products`` (of the table of products) ``, supply`` (their share) ``, purchases, demand`` (their share
+    of all purchases) ``, ratio`` (of the two), the most wanted first."""
+    kind, times = categories.of[rows.column("product").to_numpy()], rows.column("times").to_numpy()
+    purchases = np.bincount(kind[kind >= 0], times[kind >= 0], minlength=len(categories.names))
+    supply = categories.offered / max(1, categories.offered.sum())
+    wanted = purchases / max(1.0, purchases.sum())
     found = pa.table(
         {
-            "category": np.array(names, object)[keep],
-            "products": offered[keep],
-            "supply": supply[keep],
-            "purchases": purchases[keep].astype(np.int64),
-            "demand": wanted[keep],
-            "ratio": wanted[keep] / supply[keep],
+            "category": pa.array(categories.names, pa.string()),
+            "products": categories.offered,
+            "supply": supply,
+            "purchases": purchases.astype(np.int64),
+            "demand": wanted,
+            "ratio": wanted / supply,
         }
     )
     return found.sort_by([("ratio", "descending"), ("category", "ascending")])
+
+
+def paid_returns(interactions: Interactions, end: int) -> int:
+    """Rows that return something and have a value above 0, which the money of a shopper then goes up by."""
+    return interactions.one(f"select count(*) from event where quantity < 0 and value > 0 and time < {end}")

@@ -6,21 +6,31 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from retailray.errors import ConfigError
+
 SAMPLE = 20_000  # shoppers that groups are found on
 SIZES = 64  # numbers that stand for what a shopper buys, at most
 BOOTSTRAPS = 10
 STABLE = 0.6  # mean adjusted Rand index of bootstraps, below which groups are no groups
 MIN_SHOPPERS = 20
+CLEAR = 5_000  # shoppers whose silhouette is worked out
 
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """``of``: segment of each shopper, int64 ``(S,)``, 0 is the largest; ``tried``: by number of segments
-    ``silhouette`` and ``stability``; ``note``: what to say of it."""
+    """``of``: segment of each shopper, int64 ``(S,)``, 0 is the largest, -1: in none; ``tried``: by number of segments
+    ``silhouette`` and ``stability``; ``note``: what to say of it; ``stability``: of the number that is used."""
 
     of: np.ndarray
     tried: list[dict[str, float]]
     note: str
+    stability: float | None = None
+
+    def among(self, rows: np.ndarray) -> "Segments":
+        """Of all shoppers, where those of ``rows``, bool ``(S,)``, have these segments and the others none."""
+        of = np.full(len(rows), -1, np.int64)
+        of[rows] = self.of
+        return dataclasses.replace(self, of=of)
 
     @property
     def num(self) -> int:
@@ -73,6 +83,8 @@ def _of_products(weights: sp.csr_matrix) -> np.ndarray:
 def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segments:
     """Groups of rows. ``num``: how many; 0: 2 to ``most``, the clearest (silhouette) of those that are stable.
 
+    Raises ConfigError where shoppers do not differ in ``num`` ways.
+
     Stability is the mean adjusted Rand index of the groups of bootstrap samples with those of all (Hennig, 2007).
     """
     from sklearn.cluster import KMeans
@@ -80,15 +92,21 @@ def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segm
     from sklearn.metrics import adjusted_rand_score, silhouette_score
 
     draw = np.random.default_rng(seed)
-    if len(values) < MIN_SHOPPERS or not values.any():
-        return Segments(np.zeros(len(values), np.int64), [], f"fewer than {MIN_SHOPPERS} shoppers: one segment")
+    one, few = np.zeros(len(values), np.int64), f"fewer than {MIN_SHOPPERS} shoppers buy anything: one segment"
+    if len(values) < MIN_SHOPPERS:
+        return Segments(one, [], few)
     rows = np.sort(draw.permutation(len(values))[:SAMPLE])
     sample = values[rows]
+    kinds = len(np.unique(sample.round(9), axis=0))
+    if num > kinds:
+        raise ConfigError([f"shoppers.segments = {num}: shoppers buy in {kinds} different ways; ask for no more"])
+    if kinds < 2:
+        return Segments(one, [], "all shoppers buy alike: one segment")
     size = min(SIZES, *sample.shape)
     reduced = PCA(size, random_state=seed).fit(sample)
     points, everyone = reduced.transform(sample), reduced.transform(values)
     fits, tried = {}, []
-    for k in [num] if num else range(2, min(most, len(points) - 1) + 1):
+    for k in [num] if num else range(2, min(most, kinds) + 1):
         fits[k] = KMeans(k, n_init=5, random_state=seed).fit(points)
         agreed = []
         for _ in range(BOOTSTRAPS):
@@ -96,18 +114,16 @@ def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segm
                 points[draw.integers(len(points), size=len(points))]
             )
             agreed.append(adjusted_rand_score(fits[k].labels_, again.predict(points)))
-        clear = (
-            silhouette_score(points, fits[k].labels_, sample_size=min(5000, len(points)), random_state=seed)
-            if k > 1
-            else 0.0
-        )
+        some = draw.permutation(len(points))[:CLEAR]
+        labels = fits[k].labels_[some]
+        clear = silhouette_score(points[some], labels) if 1 < len(np.unique(labels)) < len(some) else 0.0
         tried.append({"segments": k, "silhouette": float(clear), "stability": float(np.mean(agreed))})
     stable = [one for one in tried if one["stability"] >= STABLE]
     best = max(stable or tried, key=lambda one: one["silhouette"])
     note = "" if stable else f"no number of segments is stable (adjusted Rand index of {STABLE} over bootstraps)"
     labels = fits[int(best["segments"])].predict(everyone)
     order = np.argsort(-np.bincount(labels, minlength=int(best["segments"])), kind="stable")
-    return Segments(np.argsort(order)[labels].astype(np.int64), tried, note)
+    return Segments(np.argsort(order)[labels].astype(np.int64), tried, note, best["stability"])
 
 
 def matched(before: np.ndarray, now: np.ndarray) -> np.ndarray:

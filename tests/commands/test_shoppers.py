@@ -27,6 +27,7 @@ def shoppers(shop, retailray, tmp_path):
     def run(*, code=0, **changes):
         settings = {"interactions.uri": shop[0] / "purchases.parquet", "shoppers.as_of": AS_OF, "out": tmp_path / "out"}
         settings |= COLUMNS | changes
+        settings = {key: value for key, value in settings.items() if value is not None}
         done, _, err = retailray("shoppers", **settings)
         assert done == code, err
         if code:
@@ -68,7 +69,7 @@ def test_figures_and_favourites_are_those_of_pandas(shop, shoppers):
         assert counts[row.shopper][list(row.favourite_categories)].tolist() == mine.nlargest(3).tolist()
     wanted = pd.read_parquet(f"{address}/demand.parquet").set_index("category")
     assert wanted.purchases.to_dict() == rows.category.value_counts().to_dict()
-    kinds = rows.drop_duplicates("product").category.value_counts(normalize=True)
+    kinds = made.products.category.value_counts(normalize=True)  # also of products that nobody bought
     np.testing.assert_allclose(wanted.ratio, wanted.purchases / wanted.purchases.sum() / kinds[wanted.index])
     cohorts = pd.read_parquet(f"{address}/retention.parquet")
     month = made.purchases[made.purchases.time < AS_OF].assign(month=lambda one: one.time.dt.to_period("M"))
@@ -77,7 +78,12 @@ def test_figures_and_favourites_are_those_of_pandas(shop, shoppers):
     active["since"] = [(one.month - first[one.shopper]).n for one in active.itertuples()]
     active["cohort"] = first[active.shopper].dt.start_time.dt.date.to_numpy()
     expected = active.groupby(["cohort", "since"]).size()
-    assert cohorts.set_index(["cohort", "month"]).active.to_dict() == expected.to_dict()
+    last = active.groupby("cohort").since.max().reset_index()
+    assert (cohorts.groupby("cohort").month.max() == [(pd.Period("2025-12") - pd.Period(one, "M")).n for one in
+            cohorts.groupby("cohort").month.max().index]).all()  # fmt: skip
+    assert len(last)
+    for row in cohorts.itertuples():
+        assert row.active == expected.get((row.cohort, row.month), 0)
     assert summary["shoppers"] == len(found)
 
 
@@ -132,6 +138,74 @@ def test_rows_without_product_and_returns_count_as_money(shoppers, tmp_path):
     assert "no row before shoppers.as_of" in shoppers(
         code=1, **{"interactions.uri": tmp_path / "rows.csv", "shoppers.as_of": "2020-01-01"}
     )
+
+
+def purchases(tmp_path, baskets):
+    """A table of the products that each shopper bought, a day each."""
+    rows = [
+        (shopper, f"2025-0{1 + at % 9}-01T10:00", product, 1, 1.0)
+        for shopper, products in baskets.items()
+        for at, product in enumerate(products)
+    ]
+    pd.DataFrame(rows, columns=["shopper", "time", "product", "quantity", "value"]).to_csv(
+        tmp_path / "rows.csv", index=False
+    )
+    names = ["A1", "A2", "B1", "B2", "C1"]
+    pd.DataFrame({"product": names, "category": [name[0] for name in names]}).to_csv(
+        tmp_path / "products.csv", index=False
+    )
+    return {
+        "interactions.uri": tmp_path / "rows.csv",
+        "interactions.basket": None,
+        "products.uri": tmp_path / "products.csv",
+        "products.category": "category",
+        "shoppers.as_of": "2025-12-01",
+    }
+
+
+def test_shoppers_who_differ_little_or_not_at_all(shoppers, tmp_path):
+    """Kind of fault: more segments than ways of buying: a crash, or segments of nobody."""
+    settings = purchases(tmp_path, {at: ["A1"] if at % 2 else ["B1"] for at in range(40)})
+    found, summary, address = shoppers(**settings)
+    assert summary["segments"] == 2
+    assert found.groupby(found.shopper % 2).segment.nunique().tolist() == [1, 1]
+    segments = read(address, "segments")
+    assert [list(one) for one in segments.categories] in ([["A"], ["B"]], [["B"], ["A"]]), "what it never buys"
+    assert "2 different ways" in shoppers(code=2, **settings, **{"shoppers.segments": 5})
+    settings = purchases(tmp_path, {at: ["A1"] for at in range(40)})
+    found, summary, _ = shoppers(**settings)
+    assert set(found.segment) == {0}
+    assert summary["note"] == "all shoppers buy alike: one segment"
+    settings = purchases(tmp_path, {at: ["A1"] if at else ["B1"] for at in range(400)})
+    assert shoppers(**settings)[1]["segments"] in (1, 2)
+
+
+def test_supply_is_what_the_range_has(shoppers, tmp_path):
+    """Kind of fault: only what was bought counts as offered."""
+    settings = purchases(tmp_path, {at: ["A1", "B1"] for at in range(5)})
+    _, _, address = shoppers(**settings)
+    wanted = pd.read_parquet(f"{address}/demand.parquet").set_index("category")
+    assert wanted.products.to_dict() == {"A": 2, "B": 2, "C": 1}
+    assert wanted.supply.to_dict() == pytest.approx({"A": 0.4, "B": 0.4, "C": 0.2})
+    assert wanted.ratio.to_dict() == pytest.approx({"A": 1.25, "B": 1.25, "C": 0})
+
+
+def test_who_only_returned_something_is_in_no_segment(shoppers, tmp_path):
+    settings = purchases(tmp_path, {at: ["A1", "A2"] if at % 2 else ["B1", "B2"] for at in range(40)})
+    with (tmp_path / "rows.csv").open("a") as file:
+        file.writelines(f"{100 + at},2025-03-01,A1,-1,-1.0\n" for at in range(10))
+    found, summary, _ = shoppers(**settings)
+    assert summary["without_purchase"] == 10
+    assert found[found.shopper >= 100].segment.isna().all()
+    assert found[found.shopper < 100].segment.notna().all()
+    _, summary, _ = shoppers(**settings)
+    assert summary["moved"] == 0
+
+
+def test_what_is_ignored_or_overwritten_is_refused(shop, shoppers, tmp_path):
+    assert "has a column of this name" in shoppers(code=2, **{"interactions.shopper": "segment"})
+    assert "products.category" in shoppers(code=2, **{"products.uri": shop[0] / "products.csv"})
+    assert "is no day" in shoppers(code=2, **{"shoppers.as_of": "2025-01-06T12:00"})
 
 
 @pytest.mark.s3
