@@ -35,7 +35,7 @@ bench: .venv/installed-test  # make bench BENCH=quality; each module says what i
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing PyTorch, Ray and the rest into .venv; this takes some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[applications]'
 	touch $@
 
 .venv/installed-test: .venv/installed

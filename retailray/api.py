@@ -20,7 +20,19 @@ from retailray.config import COMMANDS, arguments
 from retailray.errors import ConfigError
 from retailray.execution import prepare_environment
 from retailray.interrupts import importing
-from retailray.results import CheckRun, EvaluateRun, Run, ScoreRun, StudyRun, TrainRun, TuneRun
+from retailray.results import (
+    AssortmentRun,
+    CheckRun,
+    EvaluateRun,
+    ForecastRun,
+    RecommendRun,
+    Run,
+    ScoreRun,
+    ShoppersRun,
+    StudyRun,
+    TrainRun,
+    TuneRun,
+)
 
 R = TypeVar("R", bound=Run)
 Config = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -63,6 +75,26 @@ def score(*, config: Config = (), quiet: bool = True, **settings: Any) -> ScoreR
 def study(*, config: Config = (), quiet: bool = True, **settings: Any) -> StudyRun:
     """Compare several models on the same rows; see :func:`check` for arguments and errors."""
     return _run("study", StudyRun, config, quiet, settings)
+
+
+def recommend(*, config: Config = (), quiet: bool = True, **settings: Any) -> RecommendRun:
+    """Recommend products to every shopper; see :func:`check` for arguments and errors."""
+    return _run("recommend", RecommendRun, config, quiet, settings)
+
+
+def forecast(*, config: Config = (), quiet: bool = True, **settings: Any) -> ForecastRun:
+    """Forecast the sales of every product; see :func:`check` for arguments and errors."""
+    return _run("forecast", ForecastRun, config, quiet, settings)
+
+
+def shoppers(*, config: Config = (), quiet: bool = True, **settings: Any) -> ShoppersRun:
+    """Describe the shoppers; see :func:`check` for arguments and errors."""
+    return _run("shoppers", ShoppersRun, config, quiet, settings)
+
+
+def assortment(*, config: Config = (), quiet: bool = True, **settings: Any) -> AssortmentRun:
+    """Show products with their buyers and next sales; see :func:`check` for arguments and errors."""
+    return _run("assortment", AssortmentRun, config, quiet, settings)
 
 
 def _run(command: str, kind: type[R], config: Config, quiet: bool, settings: dict[str, Any]) -> R:

@@ -87,7 +87,9 @@ def run_demo(config: DemoConfig) -> str:
         name: storage.join(latest_run(run.path(name)), "report.html")
         for name in ("check", "train", "evaluate", "score", "score_products")
     }
-    links |= {"similar": storage.join(products["similar"], "report.html")} if "similar" in products else {}
+    links |= {
+        name: storage.join(products[name], "report.html") for name in ("similar", "assortment") if name in products
+    }
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
     _write_report(run, planted, found, ordered, summary, suspects, links, products)
@@ -226,6 +228,7 @@ def _write_report(  # many because the page tells of every step
         decisions=summary["decisions"],
         products=products,
         doubted=_doubted(suspects, catalog),
+        assortment=_relative(links["assortment"], run.address) if "assortment" in links else None,
         links={name: _relative(link, run.address) for name, link in links.items()},
     )
     run.write("report.html", page)

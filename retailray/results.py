@@ -212,3 +212,65 @@ class StudyRun(Run):
     def predictions(self) -> pd.DataFrame:
         """A row for every model, seed and test row."""
         return self.table("predictions")
+
+
+class RecommendRun(Run):
+    """What :func:`retailray.recommend` published."""
+
+    @functools.cached_property
+    def recommendations(self) -> pd.DataFrame:
+        """Rows of shoppers and products: rank from 1, score, reason."""
+        return self.table("recommendations")
+
+    @functools.cached_property
+    def errors(self) -> pd.DataFrame:
+        return self.table("errors")
+
+
+class ForecastRun(Run):
+    """What :func:`retailray.forecast` published."""
+
+    @functools.cached_property
+    def forecasts(self) -> pd.DataFrame:
+        """A row for every product and period: forecast, low, high, method."""
+        return self.table("forecasts")
+
+    @functools.cached_property
+    def errors(self) -> pd.DataFrame:
+        return self.table("errors")
+
+
+class ShoppersRun(Run):
+    """What :func:`retailray.shoppers` published."""
+
+    @functools.cached_property
+    def shoppers(self) -> pd.DataFrame:
+        """A row for every shopper: recency, baskets, money, favourite categories, segment."""
+        return self.table("shoppers")
+
+    @functools.cached_property
+    def segments(self) -> pd.DataFrame:
+        return self.table("segments")
+
+    @functools.cached_property
+    def retention(self) -> pd.DataFrame:
+        """A row for every month of first purchases and every month since then."""
+        return self.table("retention")
+
+    @functools.cached_property
+    def demand(self) -> pd.DataFrame:
+        """A row for every category: its share of the products and of the purchases."""
+        return self.table("demand")
+
+    @functools.cached_property
+    def errors(self) -> pd.DataFrame:
+        return self.table("errors")
+
+
+class AssortmentRun(Run):
+    """What :func:`retailray.assortment` published."""
+
+    @functools.cached_property
+    def products(self) -> pd.DataFrame:
+        """A row for every product that is shown: label, buyers, what is bought with it, next sales."""
+        return self.table("assortment")

@@ -23,7 +23,9 @@ VALIDATION = {"split": "validation"}
 def test_the_surface_is_pinned():
     """A name, an argument or a column that goes breaks somebody's notebook: say so in CHANGELOG and change it here."""
     functions = ["check", "evaluate", "score", "study", "train", "tune"]
+    functions += ["recommend", "forecast", "shoppers", "assortment"]
     results = ["CheckRun", "EvaluateRun", "Run", "ScoreRun", "StudyRun", "TrainRun", "TuneRun"]
+    results += ["RecommendRun", "ForecastRun", "ShoppersRun", "AssortmentRun"]
     assert sorted(retailray.__all__) == sorted(functions + results)
     for name in functions:
         assert str(inspect.signature(getattr(retailray, name))).startswith(
@@ -38,6 +40,10 @@ def test_the_surface_is_pinned():
         "EvaluateRun": {"confusion", "confusion_plot", "errors", "metrics", "per_class"},
         "ScoreRun": {"errors", "predictions"},
         "StudyRun": {"facts", "fits", "pairs", "predictions"},
+        "RecommendRun": {"errors", "recommendations"},
+        "ForecastRun": {"errors", "forecasts"},
+        "ShoppersRun": {"demand", "errors", "retention", "segments", "shoppers"},
+        "AssortmentRun": {"products"},
     }
     for name, members in surface.items():
         own = {member for member in vars(getattr(retailray, name)) if not member.startswith("_")}

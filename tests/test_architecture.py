@@ -28,7 +28,8 @@ LAYERS = [
     {"evaluation", "recommendation", "forecasting", "shoppers"},
     {"training"},
     {"tuning", "studies"},
-    {"demo", "demo_products", "article", "nightly", "export", "own_models", "assortment"},
+    {"nightly", "export", "own_models", "assortment"},
+    {"demo", "demo_products", "article"},
     {"cli", "api"},
     {"__main__"},
 ]

@@ -16,6 +16,7 @@ SHOWN = {
     "2_fine_tune_and_read_mistakes": (3, ["validation_loss", "95 % interval", "pred_label"]),
     "3_search_freeze_depth_and_learning_rates": (1, ["model.trainable", "/bundle", "head_lr"]),
     "4_a_nightly_run_and_its_review": (1, ["review", "item_id", "somebody knows"]),
+    "5_products_shoppers_and_sales": (0, ["pred_label", "bought_with", "data:text/html;base64", "segment"]),
 }
 ON_RAY = "3_search_freeze_depth_and_learning_rates"
 

@@ -80,6 +80,7 @@ def assortment(config: AssortmentConfig) -> str:
         "forecasts": forecasts.address,
         "shoppers": segments.address,
         "segments": segments.summary["segments"],
+        "num_shoppers": segments.summary["shoppers"],
     }
     write_assortment_report(run, config, facts, products, sold, names, vectors, segments.table("segments"))
     publish(run, {"command": ASSORTMENT, **facts, "seconds": watch.seconds})

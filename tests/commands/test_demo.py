@@ -78,6 +78,12 @@ def audit_products(demo, page):
     assert f"{found} of {len(twins)}" in page
     assert found == len(twins), "their pictures are the same but for their files"
     assert sum(truth.shown != truth.true_label) > 0
+    shown = latest(f"{demo}/assortment")
+    assert os.path.relpath(f"{shown}/report.html", demo) in page, "the last page"
+    bought = pd.read_parquet(f"{demo}/purchases/purchases.parquet")
+    best = pd.read_parquet(f"{shown}/assortment").iloc[0]
+    baskets = bought.groupby("product").basket.nunique()
+    assert (best.baskets, best["product"]) == (baskets.max(), baskets.idxmax())
 
 
 def test_demo(ended, demo):
