@@ -38,7 +38,7 @@ class Segments:
 
 
 def tastes(rows: pa.Table, shoppers: np.ndarray, category: np.ndarray, pictures: np.ndarray | None) -> np.ndarray:
-    """What shoppers buy, float64 ``(S, D)``: shares of categories (roots: Hellinger distance), and the mean picture
+    """What shoppers buy, float32 ``(S, D)``: shares of categories (roots: Hellinger distance), and the mean picture
     of the products; without both, an SVD of the products themselves.
 
     Args:
@@ -47,13 +47,14 @@ def tastes(rows: pa.Table, shoppers: np.ndarray, category: np.ndarray, pictures:
     """
     shopper, product, times = (rows.column(name).to_numpy() for name in ("shopper", "product", "times"))
     weights = sp.csr_matrix(
-        (np.log1p(times), (np.searchsorted(shoppers, shopper), product)), shape=(len(shoppers), len(category))
+        (np.log1p(times).astype(np.float32), (np.searchsorted(shoppers, shopper), product)),
+        shape=(len(shoppers), len(category)),
     )
     parts = []
     if (category >= 0).any():
         known = np.flatnonzero(category >= 0)
         of_category = sp.csr_matrix(
-            (np.ones(len(known)), (known, category[known])), shape=(len(category), category.max() + 1)
+            (np.ones(len(known), np.float32), (known, category[known])), shape=(len(category), category.max() + 1)
         )
         sums = np.asarray((weights @ of_category).todense())
         shares = np.sqrt(sums / np.maximum(sums.sum(1, keepdims=True), 1e-9))
