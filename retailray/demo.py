@@ -45,6 +45,7 @@ from retailray.training.train import train
 ARCH, IMAGE_PX, LABEL_NOISE = "shufflenet_v2_x1_0", 64, 0.05
 PRETRAIN_IMAGES, EPOCHS = 1920, 8
 MAX_PIXELS = 20_000_000  # the planted bomb is larger
+LATER = ("similar", "assortment")  # pages that need further packages
 STARTS = ("pretrained on other shapes", "random weights")
 
 
@@ -87,9 +88,7 @@ def run_demo(config: DemoConfig) -> str:
         name: storage.join(latest_run(run.path(name)), "report.html")
         for name in ("check", "train", "evaluate", "score", "score_products")
     }
-    links |= {
-        name: storage.join(products[name], "report.html") for name in ("similar", "assortment") if name in products
-    }
+    links |= {name: storage.join(products[name], "report.html") for name in LATER if name in products}
     suspects = _label_suspects(scored)
     ordered = {start: results[start] for start in STARTS}
     _write_report(run, planted, found, ordered, summary, suspects, links, products)

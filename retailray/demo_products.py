@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from retailray import storage
-from retailray.assortment.assortment import assortment
+from retailray.assortments.assortment import assortment
 from retailray.config import (
     BundleSection,
     CatalogSection,

@@ -274,3 +274,7 @@ class AssortmentRun(Run):
     def products(self) -> pd.DataFrame:
         """A row for every product that is shown: label, buyers, what is bought with it, next sales."""
         return self.table("assortment")
+
+    @functools.cached_property
+    def errors(self) -> pd.DataFrame:
+        return self.table("errors")

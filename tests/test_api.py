@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -43,7 +44,7 @@ def test_the_surface_is_pinned():
         "RecommendRun": {"errors", "recommendations"},
         "ForecastRun": {"errors", "forecasts"},
         "ShoppersRun": {"demand", "errors", "retention", "segments", "shoppers"},
-        "AssortmentRun": {"products"},
+        "AssortmentRun": {"errors", "products"},
     }
     for name, members in surface.items():
         own = {member for member in vars(getattr(retailray, name)) if not member.startswith("_")}
@@ -144,3 +145,17 @@ def test_a_table_that_is_not_there_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(StorageError, match="there is no such table"):
         retailray.Run(str(tmp_path)).table("predictions")
+
+
+def test_a_function_can_be_called_again(tmp_path):
+    """Kind of fault: a package of the same name takes the place of the function once it was imported."""
+    rows = [(f"s{at % 30}", f"2025-{1 + at % 9:02d}-0{1 + at % 7}", f"p{at % 3}") for at in range(600)]
+    pd.DataFrame(rows, columns=["shopper", "time", "product"]).to_csv(tmp_path / "rows.csv", index=False)
+    for _ in range(2):
+        found = retailray.shoppers(interactions=tmp_path / "rows.csv", out=tmp_path / "shoppers")
+        assert len(found.shoppers) == 30
+    for name in retailray.__all__:
+        assert callable(getattr(retailray, name)), name
+    packages = {path.parent.name for path in Path(retailray.__file__).parent.glob("*/__init__.py")}
+    packages |= {path.stem for path in Path(retailray.__file__).parent.glob("*.py")}
+    assert not packages & set(retailray.__all__)

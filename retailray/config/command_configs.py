@@ -47,8 +47,8 @@ from retailray.config.training import BackboneSection, BundleSection, TrackSecti
 # of the tables that the commands write, beside the user's column
 FORECAST_COLUMNS = ("date", "horizon", "forecast", "low", "high", "method")
 SHOPPERS_COLUMNS = ("recency_days", "baskets", "money", "favourite_categories", "style_affinity", "segment")
-ASSORTMENT_COLUMNS = ("image", "pred_label", "pred_score", "buyers", "baskets", "units", "money", "segment",
-                      "segment_lift", "bought_with", "bought_with_lift", "forecast")  # fmt: skip
+ASSORTMENT_COLUMNS = ("image", "pred_label", "pred_score", "units", "money", "buyers", "baskets", "segment",
+                      "segment_lift", "bought_with", "bought_with_lift", "forecast", "forecast_method")  # fmt: skip
 SCALING = frozenset({"cluster.request_cpus", "cluster.request_gpus", "cluster.resource_timeout_s"})
 
 
@@ -194,7 +194,7 @@ class ShoppersConfig(CommandConfig):
 
 
 class AssortmentConfig(CommandConfig):
-    unused = CommandConfig.unused | OF_PREDICTORS
+    unused = CommandConfig.unused | OF_PREDICTORS | {"shoppers.as_of"}
     interactions: RequiredInteractions
     products: ProductsSection = ProductsSection()
     embeddings: EmbeddingsSection

@@ -192,14 +192,14 @@ COMMANDS = {
             "shoppers",
             "describe the shoppers: figures of each, segments that buy alike, who comes again",
             ShoppersConfig,
-            "retailray.shoppers.shoppers:shoppers",
+            "retailray.segmentation.shoppers:shoppers",
             example="--interactions.uri s3://shop/purchases.parquet --out s3://shop/shoppers",
         ),
         Command(
             "assortment",
             "show products with their pictures, who buys them, what goes with them, what will be sold",
             AssortmentConfig,
-            "retailray.assortment.assortment:assortment",
+            "retailray.assortments.assortment:assortment",
             example="--embeddings.uri s3://shop/scores --interactions.uri s3://shop/purchases.parquet "
             "--out s3://shop/assortment",
         ),

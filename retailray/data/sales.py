@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 from retailray.config.shop import InteractionsSection, SalesSection
 from retailray.data.bad_rows import BadRows, named_by, warn_of_patterns
 from retailray.data.columns import require
-from retailray.data.interactions import DAY_S, MEMORY, numbers_of, read_interactions, seconds_of, zone_of
+from retailray.data.interactions import (
+    DAY_S,
+    MEMORY,
+    Interactions,
+    numbers_of,
+    read_interactions,
+    seconds_of,
+    zone_of,
+)
 from retailray.data.names import Names
 from retailray.data.records import Records
 from retailray.data.tables import stream_records, table_files
@@ -108,16 +116,21 @@ def read_sales(section: SalesSection, interactions: InteractionsSection) -> Sale
 
 def _of_interactions(section: InteractionsSection) -> Sales:
     with read_interactions(section, by_shopper=False) as found:
-        found.db.execute(
-            f"create view sale as select product, time // {DAY_S} as day, "
-            "case when isnan(quantity) then 1 else quantity end as quantity, "
-            "case when quantity > 0 then value / quantity end as price, null::double as promotion, "
-            "false as stock_out from event where product >= 0"
-        )
-        days = found.table(_BY_DAY)
-        if not days.num_rows:
-            raise CatalogError(f"interactions.uri = {section.uri}: no row names a product")
-        return _sales(days, found.products, found.bad, section)
+        return sales_of(found)
+
+
+def sales_of(purchases: Interactions) -> Sales:
+    """Sums of a table of purchases, of which each row without quantity is one unit. Raises CatalogError."""
+    purchases.db.execute(
+        f"create or replace view sale as select product, time // {DAY_S} as day, "
+        "case when isnan(quantity) then 1 else quantity end as quantity, "
+        "case when quantity > 0 then value / quantity end as price, null::double as promotion, "
+        "false as stock_out from event where product >= 0"
+    )
+    days = purchases.table(_BY_DAY)
+    if not days.num_rows:
+        raise CatalogError(f"interactions.uri = {purchases.section.uri}: no row names a product")
+    return _sales(days, purchases.products, purchases.bad, purchases.section)
 
 
 def _rows(  # many because counts and bad rows are gathered beside the rows

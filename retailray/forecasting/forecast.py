@@ -57,11 +57,10 @@ def forecast(config: ForecastConfig) -> str:  # long because each step needs wha
     end = first_forecast(sales, section.frequency, section.as_of)
     [first_day] = period_start(np.array([end]), section.frequency)
     as_of, sales = str(first_day), sales.before(int(first_day.astype(np.int64)))
-    category = categories_of(config.products, sales.names).of
-    series, counts = make_series(sales, section.frequency, end, category)
+    likeness, names = _likeness(config, sales)
+    series, counts = make_series(sales, section.frequency, end, likeness.category[: len(sales.names)])
     run = RunDirectory(config)
     events.emit("start", command="forecast", run=run.address, as_of=as_of, products=len(sales.names), **counts)
-    likeness, names = _likeness(config, sales, category)
     series = _with_unsold(series, likeness.category)
     run.write("errors/part-00000.parquet", parquet_bytes(sales.bad.table()))
     forecasts = _forecasts(config, series, run)
@@ -105,14 +104,14 @@ def _write(  # many because a page shows all that was found
     write_forecast_report(run, config, facts, series, table, names)
 
 
-def _likeness(config: ForecastConfig, sales: Sales, category: np.ndarray) -> tuple[Likeness, list[str]]:
+def _likeness(config: ForecastConfig, sales: Sales) -> tuple[Likeness, list[str]]:
     """What new products are compared by, and the names with those added that only have an embedding.
 
     Raises:
         CatalogError: no product of the sales has an embedding.
     """
     if not config.embeddings.uri:
-        return Likeness(None, category), sales.names
+        return Likeness(None, categories_of(config.products, sales.names).of), sales.names
     together, found = of_products(read_vectors(config.embeddings.uri, "auto"), sales.names, "sales")
     keep = [at for at, name in enumerate(together) if at < len(sales.names) or not matches(name, sales.exclude)]
     names = [together[at] for at in keep]

@@ -111,9 +111,15 @@ class LaunchErrors:
         return float(np.abs(self.forecast - self.truth)[keep].sum() / total) if total > 0 else None
 
     def own_mean_is_better(self) -> bool:
-        """Whether products with one to three periods are forecast better by the mean of these."""
-        curve, own = (self.wape((self.age > 0) & keep) for keep in (self.best, self.way == OWN_MEAN))
-        return curve is None or (own is not None and own < curve)
+        """Whether products with one to three periods are forecast better by the mean of these; the same products."""
+        curve, own = self.young()
+        return curve is not None and own is not None and own < curve
+
+    def young(self) -> tuple[float | None, float | None]:
+        """WAPE by launches and by the own mean, of products and ages that were forecast in both ways."""
+        case, mean = self.product * AGES + self.age, self.way == OWN_MEAN
+        both = (self.age > 0) & np.isin(case, np.intersect1d(case[self.best], case[mean]))
+        return self.wape(both & self.best), self.wape(both & mean)
 
 
 def measure_launches(
@@ -158,8 +164,7 @@ def launch_facts(errors: LaunchErrors) -> dict[str, object] | None:
     same = first & np.isin(errors.product, sorted(common))
     facts: dict[str, object] = {"products": len(common)}
     facts |= {f"wape_{way}": errors.wape(same & (errors.way == way)) for way in by_way if by_way[way]}
-    facts["wape_young"] = errors.wape(errors.best & ~first)
-    facts["wape_young_mean"] = errors.wape((errors.way == OWN_MEAN) & ~first)
+    facts["wape_young"], facts["wape_young_mean"] = errors.young()
     return facts
 
 

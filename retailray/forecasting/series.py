@@ -14,7 +14,8 @@ from retailray.errors import CatalogError, ConfigError
 # days that may be missing at the ends of the first and the last period that count as whole: shops close on Sundays
 MISSING_DAYS = {"D": 0, "W": 1, "M": 2}
 MIN_PERIODS = 3  # fewer say nothing
-MIN_WEEKS, CLOSED = 4, 0.8  # of a weekday: how often it is known, and closed, to be taken for closed
+# a weekday is closed if it was in the last four weeks, and in four of five weeks of the last quarter of a year
+MIN_WEEKS, QUARTER, CLOSED = 4, 13, 0.8
 MAX_CLOSED = 0.9  # share of the periods; where more have no row at all, a date is wrong
 
 
@@ -206,6 +207,6 @@ def closed_weekdays(series: Series) -> np.ndarray:
     weekday = (series.starts.astype(np.int64) + 3) % 7
     unknown = np.isnan(series.values).all(0) & (np.arange(series.num_periods) > series.first.min(initial=0))
     for day in range(7):
-        mine = unknown[weekday == day]
-        found[day] = len(mine) >= MIN_WEEKS and mine.mean() >= CLOSED
+        mine = unknown[weekday == day][-QUARTER:]
+        found[day] = len(mine) >= MIN_WEEKS and mine.mean() >= CLOSED and mine[-MIN_WEEKS:].all()
     return found

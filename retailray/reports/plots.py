@@ -274,8 +274,9 @@ def forecast(  # many because a forecast has bounds
         f"{day}: {value:.1f} ({a:.1f} to {b:.1f})" for day, value, a, b in zip(dates, expected, low, high, strict=True)
     ]
     chart.tell_points(axes, next_at, expected, told)
-    ticks = [0, len(past) - 1, len(past) + len(dates) - 1]
-    axes.set_xticks(ticks, [past[0], past[-1], ""] if len(past) > 1 else ["", past[-1], ""])
+    names = [*past, *dates]
+    ticks = sorted({0, max(0, len(past) - 1), len(names) - 1})
+    axes.set_xticks(ticks, [names[at] if at < max(1, len(past)) else "" for at in ticks])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("units")
     return chart

@@ -80,8 +80,9 @@ def test_figures_and_what_goes_together_are_those_of_pandas(shop, assortment):
         }
     )
     assert len(found) == summary["shown"] == 12
-    assert set(found["product"]) == set(expected.baskets.nlargest(12, keep="all").index[:12])
-    assert found.baskets.is_monotonic_decreasing
+    lines = by_product.size()
+    assert sorted(lines[found["product"]]) == sorted(lines.nlargest(12))
+    assert lines[found["product"]].is_monotonic_decreasing
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name][found["product"]], err_msg=name)
     label = pictured.set_index("sku").pred_label[found["product"]]
@@ -110,6 +111,59 @@ def test_segments_and_forecasts_are_those_that_the_runs_publish(shop, assortment
         assert row.segment == (mine * np.log(lift)).idxmax()
         assert row.segment_lift == pytest.approx(lift[row.segment])
     assert summary["as_of"] == AS_OF
+
+
+def test_guests_buy_too(shop, assortment, tmp_path):
+    """Kind of fault: what is sold is what known shoppers buy, beside a forecast of all that is sold."""
+    draw = np.random.default_rng(0)
+    rows = shop[1].assign(shopper=shop[1].shopper.where(draw.random(len(shop[1])) < 0.4))
+    rows.to_parquet(tmp_path / "guests.parquet")
+    found, summary, address = assortment(**{"interactions.uri": tmp_path / "guests.parquet"})
+    rows = rows[rows.time < AS_OF]
+    units, known = rows.groupby("product").quantity.sum(), rows[rows.shopper.notna()]
+    np.testing.assert_allclose(found.units, units[found["product"]])
+    assert found.buyers.tolist() == known.groupby("product").shopper.nunique()[found["product"]].tolist()
+    assert len(read(address, "errors")) > 1000
+    assert (found.buyers <= summary["num_shoppers"]).all()
+
+
+def test_a_product_of_this_week_has_no_history(shop, assortment, tmp_path):
+    """Kind of fault: a crash where a product was launched just now; nothing known, and 0 is published."""
+    rows = shop[1]
+    last = rows[rows["product"] == "p0001"].tail(1).assign(time=pd.Timestamp("2026-01-05T10:00"))
+    rows = pd.concat([rows[rows["product"] != "p0001"], last])
+    rows.to_parquet(tmp_path / "new.parquet")
+    found, summary, address = assortment(**{"interactions.uri": tmp_path / "new.parquet", "forecast.as_of": None})
+    assert summary["as_of"] == "2026-01-05"
+    new = found.set_index("product").loc["p0001"]
+    assert new.units == last.quantity.iloc[0]
+    expected = read(summary["forecasts"], "forecasts").query("product == 'p0001'")
+    if expected.forecast.isna().any():
+        assert pd.isna(new.forecast)
+        assert "unknown" in Path(address, "report.html").read_text()
+    assert new.forecast_method == expected.method.iloc[0]
+
+
+@pytest.mark.parametrize("column", ["file_name", "photo"])
+def test_embeddings_of_images_have_the_labels_of_their_images(shop, assortment, retailray, tmp_path, column):
+    """Without products the ids are those of the images, under any name of the column."""
+    folder = shop[0]
+    rows = pd.read_csv(folder / "products/catalog.csv", dtype=str).drop_duplicates("sku")
+    rows = rows.assign(**{column: str(folder / "products") + "/" + rows.image})[[column]]
+    rows.to_csv(tmp_path / "catalog.csv", index=False)
+    model = f"{latest(str(folder / 'train'))}/bundle"
+    settings = {"catalog.uri": tmp_path / "catalog.csv", "model.uri": model, "out": tmp_path / "scores"}
+    settings |= {"catalog.image": column, "score.embeddings": True, "catalog.allow": json.dumps([str(folder)])}
+    code, _, err = retailray("score", **settings)
+    assert code == 0, err
+    purchases = shop[1][shop[1]["product"].isin(pd.read_csv(folder / "products/catalog.csv", dtype=str).sku)]
+    address = dict(zip(pd.read_csv(folder / "products/catalog.csv", dtype=str).drop_duplicates("sku").sku, rows[column],
+                       strict=True))  # fmt: skip
+    purchases.assign(product=purchases["product"].map(address)).to_parquet(tmp_path / "purchases.parquet")
+    settings = {"embeddings.uri": tmp_path / "scores", "interactions.uri": tmp_path / "purchases.parquet"}
+    found, _, _ = assortment(**settings)
+    predictions = read(latest(str(tmp_path / "scores")), "predictions").set_index(column).pred_label
+    assert found.pred_label.tolist() == predictions[found["product"]].tolist()
 
 
 def test_the_page_shows_pictures_of_products_and_of_what_goes_with_them(assortment):

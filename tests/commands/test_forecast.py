@@ -340,6 +340,14 @@ def test_days_on_which_the_shop_is_closed_every_week_sell_nothing(forecast, tmp_
     assert found.forecast[~sunday].tolist() == pytest.approx([6.0] * 12)
 
 
+def test_a_shop_that_opens_on_sundays_now_sells_then(forecast, tmp_path):
+    rows = [row for row in daily("a", "2025-01-06", "2025-12-07", 6)
+            if pd.Timestamp(row[0]).dayofweek != 6 or row[0] >= "2025-11-09"]  # fmt: skip
+    settings = table(tmp_path, rows) | {"forecast.frequency": "D", "forecast.horizon": 7}
+    found, _, _ = forecast(**settings)
+    assert (found.forecast > 5).all()
+
+
 @pytest.mark.parametrize(
     ("day", "told"),
     [

@@ -202,6 +202,30 @@ def test_who_only_returned_something_is_in_no_segment(shoppers, tmp_path):
     assert summary["moved"] == 0
 
 
+def test_nobody_bought_anything(shoppers, tmp_path):
+    rows = [(f"s{at}", "2025-03-01", "a", -1) for at in range(30)]
+    pd.DataFrame(rows, columns=["shopper", "time", "product", "quantity"]).to_csv(tmp_path / "rows.csv", index=False)
+    changes = {"interactions.uri": tmp_path / "rows.csv", "interactions.basket": None, "interactions.value": None}
+    found, summary, _ = shoppers(**changes)
+    assert summary["without_purchase"] == len(found) == 30
+    assert found.segment.isna().all()
+
+
+def test_what_differs_by_rounding_only_is_the_same(shoppers, tmp_path):
+    """Kind of fault: segments in the last bits of shoppers who all bought products with the same picture."""
+    draw = np.random.default_rng(0)
+    rows = [(f"s{at}", f"2025-03-{1 + at % 28:02d}", f"p{one}") for at in range(57) for one in range(1 + at % 5)]
+    pd.DataFrame(rows, columns=["shopper", "time", "product"]).to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "vectors").mkdir()
+    same = draw.normal(size=64)
+    vectors = pd.DataFrame({"id": [f"p{one}" for one in range(5)], "embedding": [same] * 5})
+    vectors.to_parquet(tmp_path / "vectors/a.parquet")
+    changes = {"interactions.basket": None, "interactions.value": None, "interactions.quantity": None}
+    changes |= {"interactions.uri": tmp_path / "rows.csv", "embeddings.uri": tmp_path / "vectors"}
+    _, summary, _ = shoppers(**changes)
+    assert summary["note"] == "all shoppers buy alike: one segment"
+
+
 def test_what_is_ignored_or_overwritten_is_refused(shop, shoppers, tmp_path):
     assert "has a column of this name" in shoppers(code=2, **{"interactions.shopper": "segment"})
     assert "products.category" in shoppers(code=2, **{"products.uri": shop[0] / "products.csv"})

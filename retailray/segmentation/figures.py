@@ -36,7 +36,7 @@ def retention(interactions: Interactions, end: int) -> pa.Table:
         "during as (select cohort, date_diff('month', cohort, during) as since, count(*) as active from active "
         "join first using (shopper) group by cohort, during), "
         "months as (select cohort, shoppers, unnest(range(0, "
-        "date_diff('month', cohort, (select max(during) from active)) + 1)) as since from size) "
+        f"date_diff('month', cohort, make_timestamp({(end - 1) * 1_000_000})) + 1)) as since from size) "
         "select cast(cohort as date) as cohort, cast(since as integer) as month, shoppers, "
         "coalesce(active, 0) as active from months left join during using (cohort, since) order by cohort, month"
     )

@@ -20,9 +20,9 @@ from retailray.errors import CatalogError, NotFound
 from retailray.reports.run_index import publish
 from retailray.retrieval.vectors import of_products, read_vectors
 from retailray.runs import RunDirectory
-from retailray.shoppers.figures import bought, demand, favourites, figures, paid_returns, retention
-from retailray.shoppers.report import write_shoppers_report
-from retailray.shoppers.segments import Segments, find_segments, matched, tastes
+from retailray.segmentation.figures import bought, demand, favourites, figures, paid_returns, retention
+from retailray.segmentation.report import write_shoppers_report
+from retailray.segmentation.segments import Segments, find_segments, matched, tastes
 
 SHOPPERS, SEGMENTS = "shoppers", "segments"
 ROWS_PER_FILE = 1_000_000
@@ -68,12 +68,9 @@ def _published(  # long because each table comes from those before it
     section = config.shoppers
     # who only returned something buys like nobody
     buys = np.isin(numbers, rows.column("shopper").to_numpy())
-    segments = find_segments(
-        tastes(rows, numbers[buys], categories.of, pictures),
-        num=section.segments,
-        most=section.max_segments,
-        seed=section.seed,
-    ).among(buys)
+    values = tastes(rows, numbers[buys], categories.of, pictures) if buys.any() else np.zeros((0, 1))
+    found = find_segments(values, num=section.segments, most=section.max_segments, seed=section.seed)
+    segments = found.among(buys)
     ids = interactions.shoppers.array().take(table.column("shopper").combine_chunks())
     before = _previous(config.out, config.interactions.shopper)
     segments, moved = _with_old_numbers(segments, ids, before)
@@ -118,7 +115,7 @@ def _style_affinity(rows: pa.Table, shoppers: np.ndarray, pictures: np.ndarray |
         return np.full(len(shoppers), np.nan)
     at = np.searchsorted(shoppers, rows.column("shopper").to_numpy())
     product, times = rows.column("product").to_numpy(), rows.column("times").to_numpy().astype(float)
-    times = np.where(pictures[product].any(1), times, 0)
+    times = np.where(np.asarray(pictures.any(1))[product], times, 0)
     weights = sp.csr_matrix((times, (at, product)), shape=(len(shoppers), len(pictures)))
     counts, lengths = np.asarray(weights.sum(1)).ravel(), np.zeros(len(shoppers))
     for first in range(0, len(shoppers), BLOCK):  # not of all at once, which would take gigabytes
@@ -188,7 +185,7 @@ def _segments_table(  # many because a segment is described by all that is known
             {
                 "segment": at,
                 "shoppers": len(mine),
-                "share": len(mine) / int((segments.of >= 0).sum()),
+                "share": len(mine) / max(1, int((segments.of >= 0).sum())),
                 "recency_days": float(mine.recency_days.median()),
                 "baskets": float(mine.baskets.median()),
                 "money": float(mine.money.median()) if mine.money.notna().any() else None,

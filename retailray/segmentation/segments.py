@@ -1,6 +1,7 @@
 """Groups of shoppers who buy alike: k-means on what they buy, the number chosen by clarity and stability."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ SIZES = 64  # numbers that stand for what a shopper buys, at most
 BOOTSTRAPS = 10
 STABLE = 0.6  # mean adjusted Rand index of bootstraps, below which groups are no groups
 MIN_SHOPPERS = 20
+ROUNDING = 1e-4  # of parts of length 1 in float32
 CLEAR = 5_000  # shoppers whose silhouette is worked out
 
 
@@ -65,7 +67,10 @@ def tastes(rows: pa.Table, shoppers: np.ndarray, category: np.ndarray, pictures:
         parts.append(profile - profile.mean(0))
     if not parts:
         parts.append(_of_products(weights))
-    return np.concatenate([one / max(1e-9, float(np.sqrt((one**2).sum(1).mean()))) for one in parts], axis=1)
+    scales = [float(np.sqrt((one**2).sum(1).mean())) for one in parts]
+    # what does not differ but by rounding says nothing
+    scaled = [one / scale if scale > ROUNDING else np.zeros_like(one) for one, scale in zip(parts, scales, strict=True)]
+    return np.concatenate(scaled, axis=1)
 
 
 def _of_products(weights: sp.csr_matrix) -> np.ndarray:
@@ -90,6 +95,7 @@ def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segm
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score, silhouette_score
 
     draw = np.random.default_rng(seed)
@@ -98,7 +104,7 @@ def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segm
         return Segments(one, [], few)
     rows = np.sort(draw.permutation(len(values))[:SAMPLE])
     sample = values[rows]
-    kinds = len(np.unique(sample.round(9), axis=0))
+    kinds = len(np.unique(sample.round(4), axis=0))
     if num > kinds:
         raise ConfigError([f"shoppers.segments = {num}: shoppers buy in {kinds} different ways; ask for no more"])
     if kinds < 2:
@@ -111,9 +117,10 @@ def find_segments(values: np.ndarray, *, num: int, most: int, seed: int) -> Segm
         fits[k] = KMeans(k, n_init=5, random_state=seed).fit(points)
         agreed = []
         for _ in range(BOOTSTRAPS):
-            again = KMeans(k, n_init=2, random_state=int(draw.integers(2**31))).fit(
-                points[draw.integers(len(points), size=len(points))]
-            )
+            drawn = points[draw.integers(len(points), size=len(points))]
+            again = KMeans(k, n_init=2, random_state=int(draw.integers(2**31)))
+            with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # all of one kind were drawn
+                again.fit(drawn)
             agreed.append(adjusted_rand_score(fits[k].labels_, again.predict(points)))
         some = draw.permutation(len(points))[:CLEAR]
         labels = fits[k].labels_[some]

@@ -14,26 +14,25 @@ from retailray.retrieval.vectors import Vectors
 from retailray.runs import RunDirectory
 
 if TYPE_CHECKING:
-    from retailray.assortment.assortment import Product
+    from retailray.assortments.assortment import Product
 
+CARDS = 200  # of a page, at most; the table has all products
 HISTORY = 26  # periods before the first that is forecast
 PERIODS = {"D": "days", "W": "weeks", "M": "months"}
 NAMED = 2  # categories, or products, that stand for a segment
 
 
-def write_assortment_report(  # many because a page shows all that was found
+def write_assortment_report(
     run: RunDirectory,
     config: AssortmentConfig,
     facts: dict[str, Any],
     products: "list[Product]",
-    sold: pd.DataFrame,
-    names: list[str],
     vectors: Vectors,
     segments: pd.DataFrame,
 ) -> None:
-    """Write ``report.html``. ``sold``: :func:`sold_by_period`; ``segments``: as `shoppers` publishes them."""
-    pictures = _pictures(products, names, vectors)
-    told = _told(segments)
+    """Write ``report.html``. ``segments``: as `shoppers` publishes them."""
+    products = products[:CARDS]
+    pictures, told = _pictures(products, vectors), _told(segments)
     page = render(
         "assortment.html.j2",
         title="Products and their shoppers",
@@ -42,20 +41,13 @@ def write_assortment_report(  # many because a page shows all that was found
         facts=facts,
         period=PERIODS[config.forecast.frequency],
         with_pictures=bool(pictures),
-        cards=[
-            _card(product, names, pictures, told) | {"chart": _chart(product, sold, config)} for product in products
-        ],
+        cards=[_card(product, pictures, told) for product in products],
     )
     run.write("report.html", page)
 
 
-def _card(
-    product: "Product", names: list[str], pictures: dict[str, str | None], told: dict[int, str]
-) -> dict[str, object]:
-    others = [
-        {"name": names[one.product], "uri": pictures.get(names[one.product]), "lift": one.lift}
-        for one in product.together
-    ]
+def _card(product: "Product", pictures: dict[str, str | None], told: dict[int, str]) -> dict[str, object]:
+    others = [{"name": one.product, "uri": pictures.get(one.product), "lift": one.lift} for one in product.together]
     segment = None
     if product.segment is not None:
         segment = {"number": product.segment, "lift": product.segment_lift, "told": told[product.segment]}
@@ -65,17 +57,17 @@ def _card(
         "facts": picture_facts(product=product.name, label=product.pred_label, score=product.pred_score),
         "others": others,
         "segment": segment,
-        "next": float(product.forecasts.forecast.sum()),
+        "chart": _chart(product) if product.forecast is not None else None,
     }
 
 
-def _pictures(products: "list[Product]", names: list[str], vectors: Vectors) -> dict[str, str | None]:
+def _pictures(products: "list[Product]", vectors: Vectors) -> dict[str, str | None]:
     """Thumbnails by name of all products that the page shows; none where the embeddings are no run's."""
     if vectors.run is None:
         return {}
     images = dict(zip(vectors.ids.to_pylist(), vectors.images.to_pylist(), strict=True))
     wanted = [product.name for product in products]
-    wanted += [names[one.product] for product in products for one in product.together]
+    wanted += [one.product for product in products for one in product.together]
     wanted = list(dict.fromkeys(wanted))
     copies = sum(1 + len(product.together) for product in products)
     shown = thumbnails([images[name] for name in wanted], catalog_of(vectors.run), of_page=copies)
@@ -91,17 +83,11 @@ def _told(segments: pd.DataFrame) -> dict[int, str]:
     return found
 
 
-def _chart(product: "Product", sold: pd.DataFrame, config: AssortmentConfig) -> Chart:
+def _chart(product: "Product") -> Chart:
     expected = product.forecasts.sort_values("horizon")
-    first = pd.Timestamp(expected.date.iloc[0])
-    mine = sold[sold["product"] == product.number]
-    frequency = {"D": "D", "W": "W-MON", "M": "MS"}[config.forecast.frequency]
-    starts = pd.date_range(end=first, periods=HISTORY + 1, freq=frequency)[:-1]
-    by_start = pd.Series(mine.units.to_numpy(), index=pd.to_datetime(mine.start))
-    history = by_start.reindex(starts, fill_value=0.0)
-    history = history[history.index >= by_start.index.min()]
+    history = product.history.loc[product.history.first_valid_index() :].iloc[-HISTORY:]
     return plots.forecast(
-        [f"{day:%F}" for day in history.index],
+        [str(day) for day in history.index.to_numpy("datetime64[D]")],
         history.to_numpy(float),
         [str(day) for day in expected.date],
         expected.forecast.to_numpy(float),
