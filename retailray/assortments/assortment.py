@@ -18,7 +18,7 @@ from retailray.data.names import typed
 from retailray.data.sales import Sales, sales_of
 from retailray.errors import CatalogError, StorageError
 from retailray.forecasting.forecast import forecast
-from retailray.forecasting.series import first_forecast, make_series, period_start
+from retailray.forecasting.series import known_sales, make_series
 from retailray.reports.run_index import publish
 from retailray.results import Run
 from retailray.retrieval.vectors import Vectors, read_vectors
@@ -83,7 +83,7 @@ def assortment(config: AssortmentConfig) -> str:
     if not bought:
         raise CatalogError(f"{config.interactions.uri}: no product with an embedding was bought so far")
     with read_interactions(config.interactions) as known:
-        products = _products(config, known, vectors, bought, (segments, forecasts), _history(config, sales, end), end)
+        products = _products(config, known, vectors, bought, (segments, forecasts), _history(config, sales), end)
     run.write(f"{ASSORTMENT}/part-00000.parquet", parquet_bytes(_table(config, sales.kind, products)))
     run.write("errors/part-00000.parquet", parquet_bytes(known.bad.table()))
     facts: dict[str, Any] = {
@@ -118,12 +118,11 @@ def _runs(config: AssortmentConfig) -> tuple[Run, Run]:
     return Run(of_shoppers), Run(of_sales)
 
 
-def _history(config: AssortmentConfig, sales: Sales, end: int) -> dict[str, pd.Series]:
+def _history(config: AssortmentConfig, sales: Sales) -> dict[str, pd.Series]:
     """Units by first day of the period, of each product as `forecast` sees them, by name."""
     frequency = config.forecast.frequency
-    number = first_forecast(sales, frequency, config.forecast.as_of)
-    known = sales.before(int(period_start(np.array([number]), frequency)[0].astype(np.int64)))
-    series, _ = make_series(known, frequency, number, np.full(len(known.names), -1))
+    known, end = known_sales(sales, frequency, config.forecast.as_of)
+    series, _ = make_series(known, frequency, end, np.full(len(known.names), -1))
     values = zip(known.names, series.values, strict=True)
     return {name: pd.Series(units, index=series.starts) for name, units in values}
 
@@ -146,23 +145,16 @@ def _products(  # many because a product has something of all of these
     sizes = np.bincount(segment[segment >= 0])
     in_segments, of_shoppers = buyers_by_segment(known, segment, shown, end), buyers_of(known, shown, end)
     labels, expected = _labels(vectors, set(shown)), forecasts.table("forecasts")
-    expected.index = pd.Index(expected[config.interactions.product].astype(str))
-    expected = expected[expected.index.isin(shown)]
+    by_name = expected.groupby(expected[config.interactions.product].astype(str))
     rows = []
     for name, (units, money) in bought.items():
         label, score = labels.get(name, (None, None))
         buyers, baskets = of_shoppers.get(name, (0, 0))
         typical, lift = _typical(in_segments.get(name), sizes)
-        row: dict[str, Any] = {
-            "pred_label": label,
-            "pred_score": score,
-            "units": units,
-            "money": money,
-            "buyers": buyers,
-        }
-        row |= {"baskets": baskets, "segment": typical, "segment_lift": lift, "together": together.get(name, [])}
-        row |= {"history": history.get(name, pd.Series(dtype=float)), "forecasts": expected[expected.index == name]}
-        rows.append(Product(name=name, image=images[name], **row))
+        facts = (label, score, units, money, buyers, baskets, typical, lift, together.get(name, []))
+        past = history.get(name, pd.Series(dtype=float))
+        following = by_name.get_group(name) if name in by_name.groups else expected.head(0)
+        rows.append(Product(name, images[name], *facts, past, following))
     return rows
 
 

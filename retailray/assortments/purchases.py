@@ -15,7 +15,7 @@ _UNITS = "case when isnan(quantity) then 1 else quantity end"
 @dataclasses.dataclass(frozen=True)
 class Together:
     """A product that is bought with another one. ``product``: name; ``baskets`` with both; ``lift``: how many times
-    as often as if the two had nothing to do with each other."""
+    as often as by chance."""
 
     product: str
     baskets: int

@@ -52,20 +52,20 @@ class CommandConfig(BaseSettings):
         return (init_settings,)  # environment variables such as OUT must not leak into a run
 
 
-def taken_names(columns: Mapping[str, str | None], ours: Iterable[str]) -> list[str]:
+def taken_names(columns: Mapping[str, str], ours: Iterable[str]) -> list[str]:
     """Return the problems with columns of the user (by their keys) that would stand in a table beside ours.
 
     Args:
         ours: names of our columns.
     """
-    given = [(key, name) for key, name in columns.items() if name]
+    taken = set(ours)
     problems = [
         f"{key} = {name}: the table that is written has a column of this name; rename yours"
-        for key, name in given
-        if name in set(ours)
+        for key, name in columns.items()
+        if name in taken
     ]
-    if len({name for _, name in given}) < len(given):
-        problems.append(f"{' and '.join(key for key, _ in given)} name the same column")
+    if len(set(columns.values())) < len(columns):
+        problems.append(f"{' and '.join(columns)} name the same column")
     return problems
 
 

@@ -82,8 +82,6 @@ def launch(  # many because launches are compared, measured and drawn on
 
 def _closed_periods(series: Series, horizon: int) -> np.ndarray:
     """bool ``(horizon,)``: days on which the shop is closed every week."""
-    if series.frequency != "D":
-        return np.zeros(horizon, bool)
     return closed_weekdays(series)[(next_starts(series, horizon).astype(np.int64) + 3) % 7]
 
 

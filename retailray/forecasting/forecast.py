@@ -29,7 +29,7 @@ from retailray.forecasting.launches import (
 from retailray.forecasting.report import write_forecast_report
 from retailray.forecasting.series import (
     Series,
-    first_forecast,
+    known_sales,
     make_series,
     period_start,
 )
@@ -54,9 +54,8 @@ def forecast(config: ForecastConfig) -> str:  # long because each step needs wha
         applications(package)
     sales = read_sales(config.sales, config.interactions)
     section = config.forecast
-    end = first_forecast(sales, section.frequency, section.as_of)
-    [first_day] = period_start(np.array([end]), section.frequency)
-    as_of, sales = str(first_day), sales.before(int(first_day.astype(np.int64)))
+    sales, end = known_sales(sales, section.frequency, section.as_of)
+    as_of = str(period_start(np.array([end]), section.frequency)[0])
     likeness, names = _likeness(config, sales)
     series, counts = make_series(sales, section.frequency, end, likeness.category[: len(sales.names)])
     run = RunDirectory(config)
@@ -133,7 +132,7 @@ def _with_unsold(series: Series, category: np.ndarray) -> Series:
 def _forecasts(config: ForecastConfig, series: Series, run: RunDirectory) -> dict[int, dict[str, np.ndarray]]:
     """By origin (the last is the forecast that is asked for) and method, float64 ``(P, horizon)``."""
     horizon = config.forecast.horizon
-    assert series.filled.shape == series.values.shape  # worked out once, and sent along
+    _ = series.filled  # worked out once here, and sent along
     origins = [series.num_periods, *origins_of(series.num_periods, horizon)]
     fitted, with_boosted = wanted_models(config.forecast.method)
     parts = tasks(series, origins, with_boosted=with_boosted)

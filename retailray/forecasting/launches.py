@@ -169,7 +169,8 @@ def launch_facts(errors: LaunchErrors) -> dict[str, object] | None:
 
 
 def launch_bounds(errors: LaunchErrors, level: int, *, young: bool) -> tuple[float, float] | None:
-    """Factors of a forecast plus one between which so many percent of the errors lie; None: too few launches.
+    """Lower and upper bound that ``level`` % of the relative errors, (sales - forecast) / (forecast + 1), lie between;
+    None: too few launches.
 
     ``young``: of products with one to three periods of history, else of those with none.
     """

@@ -94,11 +94,22 @@ def first_forecast(sales: Sales, frequency: str, as_of: str | None) -> int:
     return number
 
 
+def known_sales(sales: Sales, frequency: str, as_of: str | None) -> tuple[Sales, int]:
+    """What was sold before the first day that is forecast, and the number of the period that begins there.
+
+    Raises:
+        ConfigError: ``forecast.as_of`` is no first day of a period. CatalogError: nothing was sold before it.
+    """
+    end = first_forecast(sales, frequency, as_of)
+    [day] = period_start(np.array([end]), frequency).astype(np.int64)
+    return sales.before(int(day)), end
+
+
 def make_series(sales: Sales, frequency: str, end: int, category: np.ndarray) -> tuple[Series, dict[str, int]]:
     """Series of all products up to the period before ``end``, and what was done to them, counted.
 
     Args:
-        sales: :meth:`Sales.before` the first day of ``end``. category: int64, by number of the product.
+        sales, end: :func:`known_sales`. category: int64, by number of the product.
 
     Raises:
         CatalogError: there are fewer than :data:`MIN_PERIODS` periods, or hardly any of them has a row.

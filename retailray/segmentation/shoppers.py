@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from retailray import events, storage
 from retailray.config.command_configs import ShoppersConfig
+from retailray.config.shop import ShoppersSection
 from retailray.data.arrow_tables import parquet_bytes, rechunk
 from retailray.data.interactions import Interactions, read_interactions, timestamp
 from retailray.data.product_table import Categories, categories_of
@@ -65,12 +66,7 @@ def _published(  # long because each table comes from those before it
     vectors = read_vectors(config.embeddings.uri, "auto") if config.embeddings.uri else None
     pictures = of_products(vectors, names, "purchases")[1][: len(names)] if vectors is not None else None
     rows, numbers = bought(interactions, end), table.column("shopper").to_numpy()
-    section = config.shoppers
-    # who only returned something buys like nobody
-    buys = np.isin(numbers, rows.column("shopper").to_numpy())
-    values = tastes(rows, numbers[buys], categories.of, pictures) if buys.any() else np.zeros((0, 1))
-    found = find_segments(values, num=section.segments, most=section.max_segments, seed=section.seed)
-    segments = found.among(buys)
+    segments = _find(config.shoppers, rows, numbers, categories, pictures)
     ids = interactions.shoppers.array().take(table.column("shopper").combine_chunks())
     before = _previous(config.out, config.interactions.shopper)
     segments, moved = _with_old_numbers(segments, ids, before)
@@ -96,7 +92,7 @@ def _published(  # long because each table comes from those before it
         "as_of": f"{as_of:%F}",
         "shoppers": table.num_rows,
         "segments": segments.num,
-        "without_purchase": int((~buys).sum()),
+        "without_purchase": int((segments.of < 0).sum()),
         "stability": segments.stability,
         "tried": segments.tried,
         "note": segments.note,
@@ -107,6 +103,16 @@ def _published(  # long because each table comes from those before it
         run, config, facts, {"segments": of_segments, "retention": cohorts, "demand": wanted}, vectors
     )
     return facts
+
+
+def _find(
+    section: ShoppersSection, rows: pa.Table, numbers: np.ndarray, categories: Categories, pictures: np.ndarray | None
+) -> Segments:
+    """Segments of those who bought anything; who only returned something buys like nobody."""
+    buys = np.isin(numbers, rows.column("shopper").to_numpy())
+    values = tastes(rows, numbers[buys], categories.of, pictures) if buys.any() else np.zeros((0, 1))
+    found = find_segments(values, num=section.segments, most=section.max_segments, seed=section.seed)
+    return found.among(buys)
 
 
 def _style_affinity(rows: pa.Table, shoppers: np.ndarray, pictures: np.ndarray | None) -> np.ndarray:
