@@ -162,6 +162,44 @@ def predict(bundle, paths, *, reduced=False):
     return found, meta
 
 
+def shares_of_numbers(bundle, paths):
+    """Calibrated shares of the intervals, ``(N, K)``, of a bundle of cnn2 by torch's layers alone."""
+    import safetensors.torch
+    import torch
+
+    with open(f"{bundle}/bundle.json") as file:
+        meta = json.load(file)
+    state = list(safetensors.torch.load_file(f"{bundle}/model.safetensors").items())
+    weight = dict(state)
+    convolutions = sorted(name for name in weight if name.startswith("convolutions") and name.endswith("weight"))
+    layers = []
+    for name in convolutions:
+        kernel = weight[name]
+        layer = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 3)
+        layer.load_state_dict({"weight": kernel, "bias": weight[name.replace("weight", "bias")]})
+        layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+    layers.append(torch.nn.Flatten())
+    for name in ("dense.1", "head"):
+        layer = torch.nn.Linear(weight[f"{name}.weight"].shape[1], len(weight[f"{name}.weight"]))
+        layer.load_state_dict({"weight": weight[f"{name}.weight"], "bias": weight[f"{name}.bias"]})
+        layers += [layer, torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1]).eval()
+    images = torch.from_numpy(np.stack([pixels(path, meta["transform"]) for path in paths]).astype(np.float32))
+    with torch.inference_mode():
+        return (model(images) / meta["temperature"]).softmax(1).numpy()
+
+
+def quantile(shares, intervals, level):
+    """A quantile of a distribution over intervals, one after the other."""
+    before, total = 0.0, float(sum(shares))
+    for share, low, high in zip(shares, intervals["lows"], intervals["highs"], strict=True):
+        if before + share >= level * total or high == intervals["highs"][-1]:
+            inside = min(max((level * total - before) / share, 0), 1) if share > 0 else 0
+            return low + inside * (high - low)
+        before += share
+    raise AssertionError
+
+
 TOLERANCE = 0.03  # of a confidence, or of a logit
 
 

@@ -190,6 +190,9 @@ def _labels(vectors: Vectors, wanted: set[str]) -> dict[str, tuple[str, float]]:
     except StorageError as error:
         events.emit("warning", note=f"products have no labels: {error}")
         return {}
+    if "pred_label" not in table.columns:
+        events.emit("warning", note=f"products have no labels: the model of {vectors.run} predicts numbers")
+        return {}
     table = table[table.pred_label.notna()]
     # of products the first column, of images the one that the catalog names them by
     for column in table.columns[:1] if vectors.level == "product" else table.columns:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
+from retailray.config.base import Section
 from retailray.config.catalog import CatalogSection, SplitSection, TaxonomySection, TransformSection
 from retailray.config.common import OF_PREDICTORS, OF_WORKERS, CommandConfig, ignored_splits
 from retailray.config.learning_rates import Rates, default_rates
@@ -32,11 +33,40 @@ class TrainConfig(CommandConfig):
         )
 
     def problems(self) -> list[str]:
-        problems = ignored_splits(self.catalog, self.split) + self._ignored_training()
+        problems = ignored_splits(self.catalog, self.split) + self._ignored_training() + self._of_task()
         if (self.model.registry is None) != (self.model.name is None):
             problems.append("model.registry and model.name go together: one is given and the other is not")
         if self.transform.resolved_resize_size < self.transform.image_size:
             problems.append("transform.resize_size must be at least transform.image_size")
+        return problems
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_task(cls, given: Any) -> Any:
+        """Of numbers the mean absolute error chooses the epoch, unless another metric is named."""
+        if not isinstance(given, dict) or _given(given, "model", "task") != "regression":
+            return given
+        if _given(given, "train", "metric") is not None:
+            return given
+        train = given.get("train")
+        if isinstance(train, TrainSection):
+            return given | {"train": train.model_copy(update={"metric": "mae"})}
+        return given | {"train": {**(train or {}), "metric": "mae"}}
+
+    def _of_task(self) -> list[str]:
+        """What the task does not know."""
+        train = self.train
+        if self.model.task == "classification":
+            return ["train.metric mae is for model.task regression"] if train.metric == "mae" else []
+        problems = []
+        if train.metric not in ("loss", "mae"):
+            problems.append(f"train.metric {train.metric} is of classes: with model.task regression give mae or loss")
+        if train.class_weights != "none":
+            problems.append("train.class_weights balanced is of classes: leave it out with model.task regression")
+        if self.taxonomy.uri:
+            problems.append("taxonomy.uri is of classes: leave it out with model.task regression")
+        if self.split.folds:
+            problems.append("split.folds measures classes: leave it out with model.task regression")
         return problems
 
     def _ignored_training(self) -> list[str]:
@@ -114,6 +144,8 @@ class TuneConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         """Those of ``train``; where there are none, the values at the ends of the space that are not allowed."""
+        if self.model.task == "regression":
+            return ["model.task regression is for train, evaluate and score: a search compares accuracies"]
         if problems := super().problems():
             return problems
         if self.tune.scheduler == "pbt" and self.tune.searcher != "random":
@@ -131,6 +163,14 @@ class TuneConfig(TrainConfig):
                     reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
                     problems.append(f"tune.space: {key} = {value!r}: {reasons}")
         return problems
+
+
+def _given(values: dict[str, Any], section: str, name: str) -> Any:
+    """What is given for a setting, in a section that is a dict or made already; None: nothing."""
+    found = values.get(section)
+    if isinstance(found, Section):
+        return getattr(found, name) if name in found.model_fields_set else None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def idle_settings(values: dict[str, Any]) -> list[str]:

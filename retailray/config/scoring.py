@@ -15,6 +15,12 @@ class EvaluateSection(Section):
         1000, ge=0, description="Number of bootstrap samples for the 95 % confidence intervals; 0: no intervals."
     )
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    level: int = Field(
+        80,
+        ge=1,
+        le=99,
+        description="Of numbers (model.task regression): share that should lie in the interval [%].",
+    )
 
 
 class CompareSection(Section):
@@ -134,6 +140,15 @@ class ScoreSection(Section):
         description=(
             "Compile the forward pass with torch.compile, which needs a C++ compiler. auto: on CPUs, if that saves "
             "more time than it takes, as measured once per machine and model; runs after a compiled one compile."
+        ),
+    )
+    level: int = Field(
+        80,
+        ge=1,
+        le=99,
+        description=(
+            "Of numbers (model.task regression): share that should lie between pred_low and pred_high, fitted on the "
+            "validation rows of the bundle [%]."
         ),
     )
     embeddings: bool = Field(

@@ -126,6 +126,9 @@ class StudyConfig(CommandConfig):
         counts = Counter(model.name for model in self.study.models)
         problems += [f"study.models: the name {name!r} is given {n} times" for name, n in counts.items() if n > 1]
         for model in self.study.models:
+            if model.model.task == "regression":
+                problems.append(f"study.models: {model.name}: model.task regression is for train, evaluate and score")
+                continue
             epochs = sum(phase.epochs for phase in model.phases)
             if model.phases and epochs != self.train.epochs:
                 problems.append(

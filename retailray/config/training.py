@@ -43,6 +43,13 @@ class ModelSection(Section):
             "Face's transformers, whose directory model.weights names; or cnn1, cnn2, cnn3 (small baselines)."
         ),
     )
+    task: Literal["classification", "regression"] = Field(
+        "classification",
+        description=(
+            "What is learned: classification, the label as one of many; regression, the label as a number (a price, a "
+            "weight, sales), which catalog.label names."
+        ),
+    )
     weights: str = Field(
         "DEFAULT",
         description=(
@@ -200,10 +207,11 @@ class TrainSection(Section):
         ge=1,
         description=("Early stopping: end a phase after this many epochs without a better train.metric; default: off."),
     )
-    metric: Literal["top1", "macro_f1", "loss"] = Field(
+    metric: Literal["top1", "macro_f1", "loss", "mae"] = Field(
         "top1",
         description=(
-            "Validation metric that chooses the epoch: the last one within one standard error of the best is kept."
+            "Validation metric that chooses the epoch: of top1 and macro_f1 the last one within one standard error of "
+            "the best, of loss and mae (mean absolute error, for regression, where it is the default) the best."
         ),
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -15,7 +15,7 @@ from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
 from retailray.evaluation.products import FIELDS, answers_of_products
-from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
+from retailray.evaluation.trained_rows import Side, side_with_labels, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
 from retailray.models.predictions import predict_catalog
@@ -38,7 +38,7 @@ def compare(config: CompareConfig) -> dict[str, object]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = events.Stopwatch()
-    sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.baseline)}
+    sides = {CHALLENGER: side_with_labels(config.model.uri), CHAMPION: side_with_labels(config.compare.baseline)}
     catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)

@@ -18,6 +18,7 @@ from retailray.data.spreadsheets import csv_text
 from retailray.data.taxonomy import Taxonomy
 from retailray.errors import CatalogError
 from retailray.evaluation.levels import level_metrics
+from retailray.evaluation.numbers import evaluate_numbers
 from retailray.evaluation.products import FIELDS, product_metrics
 from retailray.evaluation.report import write_evaluation_report
 from retailray.evaluation.trained_rows import Side, side_of, warn_of_trained_rows
@@ -39,6 +40,8 @@ NUM_PAIRS = 8
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Predict every labelled row and compare; write ``metrics.json``, ``confusion.csv``, ``errors/``, ``report.html``.
 
+    Of a bundle that predicts numbers: :func:`retailray.evaluation.numbers.evaluate_numbers`.
+
     Returns:
         What ``metrics.json`` holds.
 
@@ -50,7 +53,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     side = side_of(config.model.uri)
     meta = side.meta
     catalog = rows_of_split(config.catalog, config.split, config.evaluate.split, key="evaluate.split")
-    unknown = _warn(config, catalog, side)
+    _warn(config, catalog, side)
+    if meta.intervals is not None:
+        return evaluate_numbers(config, side, catalog, watch)
+    unknown = _unknown_labels(catalog, meta)
     taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)  # its faults are told before any image is read
     run = RunDirectory(config)
     events.emit("start", command="evaluate", run=run.address, rows=len(catalog), model=f"{meta.name}/{meta.version}")
@@ -120,11 +126,10 @@ def _predicted(config: EvaluateConfig, catalog: Catalog, run: RunDirectory) -> t
     return frame[frame.error_code == ""].reset_index(drop=True), error_rows(predicted)
 
 
-def _warn(config: EvaluateConfig, catalog: Catalog, side: Side) -> dict[str, int]:
-    """Say what measures of these rows would not show; returns the labels that the model does not know."""
+def _warn(config: EvaluateConfig, catalog: Catalog, side: Side) -> None:
+    """Say what measures of these rows would not show."""
     _warn_of_another_split(config, side.meta)
     warn_of_trained_rows(catalog, {"model": side})
-    return _unknown_labels(catalog, side.meta)
 
 
 def _unknown_labels(catalog: Catalog, meta: BundleMeta) -> dict[str, int]:

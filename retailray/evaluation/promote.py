@@ -10,7 +10,7 @@ from retailray.data.catalog import Catalog
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
 from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_both, products_of_both
-from retailray.evaluation.trained_rows import Side, side_of, trained_rows, warn_of_trained_rows
+from retailray.evaluation.trained_rows import Side, side_with_labels, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
 from retailray.reports.run_index import publish
@@ -39,7 +39,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
         watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
         return {"version": version, "champion": version, "passed": True, "problems": []}
-    sides = {CHALLENGER: challenger} | ({CHAMPION: side_of(storage.join(folder, now))} if now else {})
+    sides = {CHALLENGER: challenger} | ({CHAMPION: side_with_labels(storage.join(folder, now))} if now else {})
     decision, run, num_rows = _decide(config, sides, now, watch)
     if decision["problems"]:
         raise GateFailed(
@@ -68,7 +68,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
 
 def _registered(address: str, version: str) -> Side:
     """The bundle at an address. Raises ModelError where it is no registered version."""
-    side = side_of(address)
+    side = side_with_labels(address)
     if side.meta.version != version:
         raise ModelError(
             f"model.uri = {address}: not a registered version; `train` registers one as <registry>/<name>/<version> "

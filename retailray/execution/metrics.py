@@ -22,6 +22,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "retailray_epoch": ("gauge", "the last epoch that ended", ()),
     "retailray_loss": ("gauge", "mean loss of the last epoch", ("split",)),
     "retailray_top1": ("gauge", "validation top-1 of the last epoch", ()),
+    "retailray_mae": ("gauge", "validation mean absolute error of the last epoch, of regression", ()),
     "retailray_trials": ("gauge", "trials of the search", ("status",)),
 }
 
@@ -66,7 +67,9 @@ class Meter:
         if name != "epoch":
             return
         metric("retailray_epoch").set(fields["epoch"])
-        metric("retailray_top1").set(fields["validation_top1"])
+        for name in ("top1", "mae"):
+            if (value := fields.get(f"validation_{name}")) is not None:
+                metric(f"retailray_{name}").set(value)
         for split in ("train", "validation"):
             metric("retailray_loss").set(fields[f"{split}_loss"], {"split": split})
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from retailray.data.numeric_labels import VALUE
 from retailray.models.meta import EMBEDDING, ROLES, TEMPERATURE
 from retailray.models.probabilities import CLASSES_FIELD, PROBABILITIES_FIELD, lists_of, most_probable
 
@@ -75,10 +76,11 @@ def calibrate(
 def validation_table(calibration: Calibration, rows: pa.Table, labels: list[str]) -> pa.Table:
     """What a bundle keeps of its validation rows (:func:`retailray.models.meta.load_validation`).
 
-    ``rows``: of the catalog, with ``row_id``, ``id`` and ``group``.
+    ``rows``: of the catalog, with ``row_id``, ``id`` and ``group``, and ``value`` where labels are numbers.
     """
     rows = rows.take(pc.index_in(pa.array(calibration.row_ids), value_set=rows.column("row_id").combine_chunks()))
     names = pa.array(labels)
+    values = {VALUE: rows.column(VALUE)} if VALUE in rows.column_names else {}
     return pa.table(
         {
             "id": rows.column("id"),
@@ -90,6 +92,7 @@ def validation_table(calibration: Calibration, rows: pa.Table, labels: list[str]
             EMBEDDING: pa.array(list(calibration.embeddings), pa.list_(pa.float32())),
             CLASSES_FIELD.name: lists_of(calibration.classes),
             PROBABILITIES_FIELD.name: lists_of(calibration.probabilities),
+            **values,
         }
     )
 

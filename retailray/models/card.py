@@ -24,10 +24,12 @@ def model_card(meta: BundleMeta) -> str:
 def _front(meta: BundleMeta) -> dict[str, object]:
     front: dict[str, object] = {
         "library_name": "retailray",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": "image-classification" if meta.intervals is None else "other",
         "tags": ["retail", "product-images", meta.arch],
     }
     if "validation_top1" not in meta.metrics:
+        return front
+    if meta.intervals is not None:
         return front
     rows = "labelled rows" if "source" in meta.data else "validation rows of the training catalog"
     measured = [{"type": "accuracy", "value": meta.metrics["validation_top1"], "name": "top-1 on validation rows"}]
@@ -43,8 +45,11 @@ def _about(meta: BundleMeta) -> str:
     begun = f", fine-tuned from the weights `{_name(start)}`" if start and start != "none" else ""
     transform = meta.transform
     scaled = "A picture is stretched" if transform.resize == "stretch" else "A picture's shorter side is scaled"
+    what = f"Classifies a picture of a product as one of {len(meta.labels)} labels"
+    if meta.intervals is not None:
+        what = f"Predicts the number `{meta.target}` of a picture of a product, with an interval around it"
     return (
-        f"Classifies a picture of a product as one of {len(meta.labels)} labels: `{meta.arch}`{begun}. {scaled} "
+        f"{what}: `{meta.arch}`{begun}. {scaled} "
         f"to {transform.resize_size} px, and its central square of {transform.crop_size} px is what the model sees.\n"
     )
 
@@ -53,6 +58,8 @@ def _measures(meta: BundleMeta) -> str:
     names = {
         "validation_top1": "top-1",
         "validation_macro_f1": "macro F1",
+        "validation_mae": "mean absolute error",
+        "validation_wape": "sum of absolute errors by sum of absolute values (WAPE)",
         "validation_loss": "loss (cross-entropy)",
     }
     rows = [f"| {text} | {meta.metrics[name]:.4f} |" for name, text in names.items() if name in meta.metrics]
@@ -66,9 +73,10 @@ def _measures(meta: BundleMeta) -> str:
         if "epoch" in meta.metrics
         else f"Measured {where}"
     )
+    what = "Confidences" if meta.intervals is None else "Probabilities of the intervals that values lie in"
     return (
         f"## Measures\n\n{table}\n\n{of}: `retailray evaluate` measures on test rows, with intervals.\n"
-        f"Confidences are {'' if meta.data.get('calibrated', True) else 'not '}calibrated"
+        f"{what} are {'' if meta.data.get('calibrated', True) else 'not '}calibrated"
         f"{f' with the temperature {meta.temperature:.3f}' if meta.data.get('calibrated', True) else ''}.\n"
     )
 
@@ -83,14 +91,26 @@ def _data(meta: BundleMeta) -> str:
             f"Labels: {labels}{more}.\n"
         )
     counts = meta.data.get("labels") or dict.fromkeys(meta.labels)
-    shown = sorted(counts.items(), key=lambda item: -(item[1] or 0))[:MOST_LABELS]
+    if meta.intervals is not None:
+        counts = {name: counts.get(name) for name in meta.labels}
+    shown = list(counts.items())
+    if meta.intervals is None:
+        shown = sorted(shown, key=lambda item: -(item[1] or 0))[:MOST_LABELS]
     rows = [f"| {_cell(label)} | {'' if count is None else count} |" for label, count in shown]
     more = f"\n\n{len(counts) - MOST_LABELS} more labels are in `bundle.json`." if len(counts) > MOST_LABELS else ""
     catalog = f"Catalog: `{_name(meta.data['catalog'])}`.\n\n" if meta.data.get("catalog") else ""
-    return f"## Training data\n\n{catalog}" + "\n".join(["| label | rows |", "|---|---|", *rows]) + more + "\n"
+    what = "label" if meta.intervals is None else "values"
+    return f"## Training data\n\n{catalog}" + "\n".join([f"| {what} | rows |", "|---|---|", *rows]) + more + "\n"
 
 
 def _limits(meta: BundleMeta) -> str:
+    if meta.intervals is not None:
+        low, high = meta.intervals.lows[0], meta.intervals.highs[-1]
+        return (
+            f"## Limits\n\nPredictions lie between the smallest and the largest value of the training rows, {low:g} "
+            f"and {high:g}, whatever a picture shows. Pictures that differ from those of the training catalog (other "
+            "cameras, backgrounds, products) are predicted worse than the measures say.\n"
+        )
     return (
         "## Limits\n\nEvery picture gets one of the labels above, also one that shows none of them: predictions below "
         f"a confidence of {meta.thresholds.accept:g} are for people to look at, and below {meta.thresholds.abstain:g} "

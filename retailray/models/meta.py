@@ -13,6 +13,7 @@ import pydantic
 from retailray import storage
 from retailray.data.scaling import Scaling
 from retailray.errors import ModelError, StorageError
+from retailray.models.intervals import Intervals
 from retailray.models.registry import resolve
 
 SCHEMA_VERSION = 1
@@ -74,6 +75,7 @@ class BundleMeta(_Part):
     arch: str
     backbone: dict[str, Any] = {}  # what builds the network beside arch: see retailray.models.backbones.Backbone.config
     labels: list[str]
+    intervals: Intervals | None = None  # of numbers, which model.task: regression learned; labels are their names
     taxonomy: dict[str, list[str]] = {}  # of each label its path, from the root down to itself; empty: unknown
     transform: EvalTransform
     temperature: float = 1.0
@@ -84,6 +86,11 @@ class BundleMeta(_Part):
     created_at: str = ""
     git_commit: str | None = None
     libraries: dict[str, str] = {}
+
+    @property
+    def target(self) -> str:
+        """What numbers are of: the column that was learned."""
+        return str((self.config.get("catalog") or {}).get("label") or "label")
 
 
 def load_meta(address: str) -> tuple[BundleMeta, str]:
@@ -109,8 +116,8 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
 
 def load_validation(address: str) -> pa.Table | None:
     """``id, group, role`` (of :data:`ROLES`), ``label, pred_label`` (text), ``pred_score`` (float32), ``embedding``
-    (list of float32), ``classes`` and ``probabilities`` (:mod:`retailray.models.probabilities`) of the rows that the
-    bundle was validated on, if kept; old bundles lack columns."""
+    (list of float32), ``classes`` and ``probabilities`` (:mod:`retailray.models.probabilities`) and, of numbers,
+    ``value`` (float64) of the rows that the bundle was validated on, if kept; old bundles lack columns."""
     address = resolve(address)
     sums = read_manifest(address)
     if VALIDATION_NAME not in sums:

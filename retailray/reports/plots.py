@@ -12,7 +12,8 @@ from retailray.models.thresholds import AcceptanceCurve
 from retailray.reports.charts import ACCENT, GREY, SECOND, SOFT, Chart, short, styled
 
 MAX_BARS = 30
-METRICS = {"top1": "accuracy (top-1)", "loss": "loss (cross-entropy)"}  # of an epoch
+METRICS = {"top1": "accuracy (top-1)", "mae": "mean absolute error", "loss": "loss (cross-entropy)"}  # of an epoch
+MAX_DOTS = 1_000  # of a scatter plot
 TOLD_POINTS = 60  # of a long curve
 MAX_CONFUSION = 100  # labels of a confusion matrix
 
@@ -59,11 +60,12 @@ def size_distributions(width: np.ndarray, height: np.ndarray) -> Chart:
 
 @styled
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> Chart:
-    """Accuracy and loss by epoch, the best epoch and the beginnings of phases marked."""
+    """Accuracy (of numbers the mean absolute error) and loss by epoch, the best epoch and the beginnings of phases
+    marked."""
     chart = Chart(2, width=9.6, height=3.0)
     epochs = [row["epoch"] for row in history]
     begins = [row["epoch"] for before, row in itertools.pairwise(history) if row["phase"] != before["phase"]]
-    for ax, (metric, title) in zip(chart.axes, METRICS.items(), strict=True):
+    for ax, metric in zip(chart.axes, ("mae" if "train_mae" in history[0] else "top1", "loss"), strict=True):
         for split, colour in (("train", GREY), ("validation", ACCENT)):
             values = [row[f"{split}_{metric}"] for row in history]
             ax.plot(epochs, values, color=colour, marker="o", markersize=3, label=split)
@@ -72,7 +74,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> Chart:
         for number, epoch in enumerate(begins):
             ax.axvline(epoch - 0.5, color=GREY, linewidth=1, linestyle=":", label=None if number else "next phase")
         ax.axvline(best_epoch, color=SECOND, linewidth=1, linestyle="--", label=f"best epoch ({best_epoch})")
-        ax.set_title(title)
+        ax.set_title(METRICS[metric])
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8)
@@ -204,6 +206,19 @@ def score_histogram(counts: np.ndarray, thresholds: Mapping[str, float]) -> Char
 
 
 @styled
+def value_histogram(counts: np.ndarray, edges: np.ndarray, what: str) -> Chart:
+    """Predicted numbers: images ``(K,)`` between edges ``(K + 1,)``."""
+    chart = Chart(1, width=6.4, height=2.6)
+    (axes,) = chart.axes
+    bars = axes.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.9 * np.diff(edges), color=ACCENT)
+    for bar, low, high, count in zip(bars, edges[:-1], edges[1:], counts, strict=True):
+        chart.tell(bar, f"{low:.4g} to {high:.4g}: {count} images")
+    axes.set_xlabel(f"predicted {short(what)}")
+    axes.set_ylabel("images")
+    return chart
+
+
+@styled
 def acceptance(curve: AcceptanceCurve, target: float | None) -> Chart:
     """How right what is accepted is, against how much of it is accepted, with a 95 % band."""
     chart = Chart(1, width=6.4, height=2.8)
@@ -222,6 +237,20 @@ def acceptance(curve: AcceptanceCurve, target: float | None) -> Chart:
     axes.set_xlim(0, 100)
     axes.set_xlabel("accepted automatically [% of validation rows]")
     axes.set_ylabel("precision [%]")
+    return chart
+
+
+@styled
+def predicted_numbers(truth: np.ndarray, predicted: np.ndarray, what: str) -> Chart:
+    """Predicted beside true values, both ``(N,)``, with the line on which they are equal; of many a sample."""
+    chart = Chart(1, width=4.6, height=4.2)
+    (axes,) = chart.axes
+    shown = np.random.default_rng(0).permutation(len(truth))[:MAX_DOTS]
+    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
+    axes.plot(ends, ends, color=GREY, linewidth=1)
+    axes.scatter(truth[shown], predicted[shown], s=9, color=ACCENT, alpha=0.45, linewidths=0)
+    axes.set_xlabel(f"true {short(what)}")
+    axes.set_ylabel(f"predicted {short(what)}")
     return chart
 
 

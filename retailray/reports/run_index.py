@@ -17,9 +17,20 @@ READERS = 16  # requests at once
 # what a table of a command's runs shows, and where it stands in run.json; those that are shares are shown in per cent
 FIGURES: dict[str, dict[str, str]] = {
     "check": {"rows": "num_rows", "readable": "num_images_ok", "findings": "num_findings"},
-    "train": {"validation top-1": "validation_top1", "labels": "num_labels", "model": "model_name"},
+    "train": {
+        "validation top-1": "validation_top1",
+        "validation error": "validation_mae",
+        "labels": "num_labels",
+        "model": "model_name",
+    },
     "tune": {"top-1 of the best trial": "verified_top1", "trials": "trials", "best trial": "best_trial"},
-    "evaluate": {"top-1": "top1", "macro F1": "macro_f1", "images": "num_rows", "model": "model_version"},
+    "evaluate": {
+        "top-1": "top1",
+        "macro F1": "macro_f1",
+        "mean absolute error": "mae",
+        "images": "num_rows",
+        "model": "model_version",
+    },
     "compare": {"difference": "difference", "labels changed": "changed", "rows": "rows"},
     "promote": {"version": "version", "passed": "passed"},
     "score": {
@@ -39,9 +50,9 @@ FIGURES: dict[str, dict[str, str]] = {
 }
 TREND = {
     "check": ["readable", "findings"],
-    "train": ["validation top-1"],
+    "train": ["validation top-1", "validation error"],
     "tune": ["top-1 of the best trial"],
-    "evaluate": ["top-1", "macro F1"],
+    "evaluate": ["top-1", "macro F1", "mean absolute error"],
     "score": ["rows", "failed", "accepted"],
     "study": ["top-1 of the best"],
 }
@@ -94,6 +105,8 @@ def _tables(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for command in dict.fromkeys(run["command"] for run in runs):
         mine = [run for run in runs if run["command"] == command]
         figures = FIGURES.get(command, {})
+        # numbers have no accuracy, and labels no error
+        figures = {name: path for name, path in figures.items() if any(_value(run, path) is not None for run in mine)}
         tables.append(
             {
                 "command": command or "not complete",
@@ -136,7 +149,7 @@ def _text(value: object, path: str) -> str:
 def _trend(command: str, figures: dict[str, str], runs: Sequence[dict[str, Any]]) -> object:
     """A chart with a panel for every figure; None for a single run."""
     panels: dict[str, list[tuple[str, float]]] = {}
-    for name in TREND.get(command, []):
+    for name in filter(figures.__contains__, TREND.get(command, [])):
         path = figures[name]
         scale = 100 if path in SHARES else 1
         values = [(run["run_id"], _value(run, path)) for run in runs]

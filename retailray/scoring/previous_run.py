@@ -35,6 +35,7 @@ IGNORED = (
     "score.compile",
     "score.dedupe",
     "score.target_precision",
+    "score.level",
     "score.max_drift",
     "score.gate_validation_labels",
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from retailray import storage
 from retailray.data.arrow_tables import parquet_bytes, rechunk, run_starts
 from retailray.errors import RetailrayError
 from retailray.models.meta import BundleMeta, Thresholds
+from retailray.models.numbers import NUMBER_SCHEMA, NumberRule
 from retailray.models.probabilities import rows_of
 from retailray.models.products import Combination, images_of
 from retailray.runs import RunDirectory
@@ -19,6 +20,7 @@ from retailray.scoring.ledger import Ledger
 from retailray.scoring.staging import StagedCatalog
 
 PRODUCTS = "products"  # the folder
+_OF_BOTH = ("num_images", "num_failed", "model_name", "model_version", "run_id")  # columns of labels and of numbers
 COLUMNS = pa.schema(
     [
         ("pred_label", pa.string()),  # null where no image has a prediction
@@ -31,6 +33,7 @@ COLUMNS = pa.schema(
         *((name, pa.string()) for name in ("model_name", "model_version", "run_id")),
     ]
 )
+NUMBERS = pa.schema([*NUMBER_SCHEMA, *(COLUMNS.field(name) for name in COLUMNS.names if name in _OF_BOTH)])
 # what people said of an image holds for its product, unless they said different things
 _ROWS = """
     select product, row_id, image, code, model_label, classes, probabilities,
@@ -59,43 +62,83 @@ def write_products(
     Raises:
         RetailrayError: images in the catalog are not those in the products.
     """
+    decisions: Counter[str] = Counter()
+
+    def answers() -> Iterator[pa.Table]:
+        for rows in _rows_by_product(ledger, len(rules.meta.labels)):
+            table = _combined(rows, rules)
+            ledger.insert("products", table, "select product, pred_label, pred_score, decision, best from piece")
+            decisions.update(table.column("decision").to_pylist())
+            yield table
+
+    counts = write_by_product(run, answers(), catalog, ledger, rules.meta, COLUMNS, rows_per_file=rows_per_file)
+    return counts | {"decisions": dict(sorted(decisions.items()))}
+
+
+def write_numbers(
+    run: RunDirectory, ledger: Ledger, catalog: StagedCatalog, meta: BundleMeta, rule: NumberRule, *, rows_per_file: int
+) -> dict[str, object]:
+    """The same of a model that predicts numbers: a product's distribution is the mean of those of its images.
+
+    Returns:
+        ``products``, ``answered`` and ``several_images``.
+    """
+    tables = (_numbers(rows, rule) for rows in _rows_by_product(ledger, len(rule.intervals)))
+    return dict(write_by_product(run, tables, catalog, ledger, meta, NUMBERS, rows_per_file=rows_per_file))
+
+
+def write_by_product(  # many because it writes for classes and for numbers
+    run: RunDirectory,
+    answers: Iterator[pa.Table],
+    catalog: StagedCatalog,
+    ledger: Ledger,
+    meta: BundleMeta,
+    schema: pa.Schema,
+    *,
+    rows_per_file: int,
+) -> dict[str, int]:
+    """Write ``answers`` (``product`` and the columns of ``schema`` but for the model's) with the user's name of
+    products.
+
+    Returns:
+        ``products``, ``answered`` and ``several_images`` (how many have them).
+
+    Raises:
+        RetailrayError: images in the catalog are not those in the products.
+    """
     storage.remove_folder(run.path(PRODUCTS))  # of an earlier attempt of this run
     column = catalog.product_column or "product"
     kind = catalog.schema.field(column).type if column in catalog.schema.names else pa.string()
     # numbers where the user's column has numbers, and no row without a product stands under its id
     others = "select count(*) from rows where try_cast(product as bigint) is null"
     whole = pa.types.is_integer(kind) and not ledger.one(others)
-    stamp = {"model_name": rules.meta.name, "model_version": rules.meta.version, "run_id": run.run_id}
-    counts, decisions = Counter[str](), Counter[str]()
-    at_once = max(64, _CELLS // len(rules.meta.labels))
-    for number, table in enumerate(rechunk(_answers(ledger, rules, at_once), rows_per_file)):
-        ledger.insert("products", table, "select product, pred_label, pred_score, decision, best from piece")
+    stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
+    counts = Counter[str]()
+    for number, table in enumerate(rechunk(answers, rows_per_file)):
         num_images = pc.add(table.column("num_images"), table.column("num_failed"))
         counts.update(
             products=table.num_rows,
-            answered=table.num_rows - table.column("pred_label").null_count,
+            answered=table.num_rows - table.column(schema.names[0]).null_count,
             several_images=pc.sum(pc.greater(num_images, 1)).as_py(),
             images=pc.sum(num_images).as_py(),
         )
-        decisions.update(table.column("decision").to_pylist())
         for name, value in stamp.items():
             table = table.append_column(name, pa.array([value] * table.num_rows))
         names = table.column("product")
         names = names.cast(kind) if whole else names
-        table = table.select(COLUMNS.names).cast(COLUMNS).add_column(0, column, names)
+        table = table.select(schema.names).cast(schema).add_column(0, column, names)
         storage.write_bytes(run.path(PRODUCTS, f"part-{number:05d}.parquet"), parquet_bytes(table))
     if counts["images"] != catalog.num_rows:
         raise RetailrayError(
             f"{catalog.num_rows} rows went in and {counts['images']} are in products: nothing is published; this is a "
             "bug in retailray, please report it"
         )
-    told = {name: counts[name] for name in ("products", "answered", "several_images")}
-    return told | {"decisions": dict(sorted(decisions.items()))}
+    return {name: counts[name] for name in ("products", "answered", "several_images")}
 
 
-def _answers(ledger: Ledger, rules: ProductRules, at_once: int) -> Iterator[pa.Table]:
-    for table in _whole_products(ledger.batches(_ROWS, at_once)):
-        yield _combined(table, rules)
+def _rows_by_product(ledger: Ledger, num_classes: int) -> Iterator[pa.Table]:
+    """The rows of some products at a time."""
+    return _whole_products(ledger.batches(_ROWS, max(64, _CELLS // num_classes)))
 
 
 def _whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -115,14 +158,32 @@ def _whole_products(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(kept)
 
 
+def _numbers(table: pa.Table, rule: NumberRule) -> pa.Table:
+    """One row for each product of rows that lie product by product."""
+    return _by_product(table, lambda images, product: rule.of_products(images, _starts(product)))
+
+
+def _starts(product: np.ndarray) -> np.ndarray:
+    """Where each begins in numbers of products that lie together."""
+    return np.flatnonzero(np.diff(product, prepend=-1))
+
+
 def _combined(table: pa.Table, rules: ProductRules) -> pa.Table:
     """One row for each product of rows that lie product by product; with ``best``, the row of the best image."""
+    answers = _by_product(table, lambda images, product: _of_images(images, product, rules))
+    decision = pc.fill_null(answers.column("decision"), "abstain")
+    return answers.set_column(answers.column_names.index("decision"), "decision", decision)
+
+
+def _by_product(table: pa.Table, answer: Callable[[pa.Table, np.ndarray], pa.Table]) -> pa.Table:
+    """``product``, ``num_images, num_failed`` and what ``answer`` says of the images that have a prediction, given the
+    number of the product of each; null where none has."""
     names = table.column("product").combine_chunks()
     starts = run_starts(names)
     product = np.repeat(np.arange(len(starts)), np.diff(starts, append=table.num_rows))
     predicted = pc.is_valid(table.column("model_label")).to_numpy()
     num_images = np.bincount(product[predicted], minlength=len(starts))
-    found = _of_images(table.filter(pa.array(predicted)), product[predicted], rules)
+    found = answer(table.filter(pa.array(predicted)), product[predicted])
     where = np.where(num_images > 0, np.cumsum(num_images > 0) - 1, -1)
     answers = found.take(pa.array(where, mask=where < 0))
     for name, values in {
@@ -131,14 +192,13 @@ def _combined(table: pa.Table, rules: ProductRules) -> pa.Table:
         "num_failed": pa.array(np.bincount(product[~predicted], minlength=len(starts))),
     }.items():
         answers = answers.append_column(name, values)
-    decision = pc.fill_null(answers.column("decision"), "abstain")
-    return answers.set_column(answers.column_names.index("decision"), "decision", decision)
+    return answers
 
 
 def _of_images(images: pa.Table, product: np.ndarray, rules: ProductRules) -> pa.Table:
     """Answers of the products that have a prediction, in their order; ``product``: the numbers of theirs, ascending."""
     labels, num = np.array(rules.meta.labels, object), images.num_rows
-    starts = np.flatnonzero(np.diff(product, prepend=-1))
+    starts = _starts(product)
     of_image = np.repeat(np.arange(len(starts)), np.diff(starts, append=num))
     classes, probabilities = (rows_of(images.column(name)) for name in ("classes", "probabilities"))
     found = rules.combination(

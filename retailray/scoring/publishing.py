@@ -15,6 +15,7 @@ from retailray.data.row_ids import ROW_ID, in_order_of
 from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import ERROR_CODES, RetailrayError
 from retailray.models.meta import BundleMeta
+from retailray.models.numbers import DISTRIBUTION, NUMBER_SCHEMA, NumberRule
 from retailray.models.predicting import PREDICTION_SCHEMA
 from retailray.runs import RunDirectory
 from retailray.scoring.backing_off import PATH_COLUMNS
@@ -40,8 +41,17 @@ _OUTCOMES = (
 )
 
 
-def output_schema(section: CatalogSection, *, with_paths: bool) -> pa.Schema:
-    """The columns that are appended to the user's; ``with_paths``: of labels in a taxonomy."""
+_NUMBERS = (
+    "select row_id, id, image, code, reason, scored_at, reused, "
+    f"{', '.join(field.name for field in DISTRIBUTION)} from row_results order by row_id"
+)
+
+
+def output_schema(section: CatalogSection, *, with_paths: bool, numbers: bool = False) -> pa.Schema:
+    """The columns that are appended to the user's; ``with_paths``: of labels in a taxonomy; ``numbers``: of a model
+    that predicts these."""
+    if numbers:
+        return pa.schema([*NUMBER_SCHEMA, *((name, pa.string()) for name in STAMP)])
     lineage = LINEAGE if section.corrections else {}
     paths = PATH_COLUMNS.names if with_paths else []
     kinds = {field.name: field.type for field in (*PREDICTION_SCHEMA, *PATH_COLUMNS)} | lineage
@@ -56,8 +66,11 @@ def write_tables(
     *,
     rows_per_file: int,
     schema: pa.Schema,
+    rule: NumberRule | None = None,
 ) -> dict[str, int]:
     """Write ``predictions/`` (the user's columns and ``schema``), ``errors/`` and ``ledger/``.
+
+    ``rule``: how numbers follow from the ledger's probabilities, of a model that predicts these.
 
     Returns:
         ``rows, scored, reused, failed``, counted from what was written.
@@ -71,12 +84,14 @@ def write_tables(
     # run_id is this run's in all rows, as in the name of the directory, which many readers take for a column;
     # ledger/ has the run that looked at an image
     stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
-    outcomes = rechunk(ledger.batches(_OUTCOMES, PIECE_ROWS), rows_per_file)
+    outcomes = rechunk(ledger.batches(_NUMBERS if rule else _OUTCOMES, PIECE_ROWS), rows_per_file)
     inputs = rechunk(catalog.input_pieces(), rows_per_file)
     for number, (found, own) in enumerate(zip(outcomes, inputs, strict=True)):
         own = in_order_of(found.column("row_id"), own).drop_columns([ROW_ID])
         failed = pc.not_equal(pc.fill_null(found.column("code"), "lost"), "")
         good, errors = found.filter(pc.invert(failed)), found.filter(failed)
+        for field, values in zip(NUMBER_SCHEMA, rule(good).columns, strict=True) if rule else ():
+            good = good.append_column(field, values)
         _write(
             run,
             "predictions",

@@ -7,6 +7,7 @@ join, count, publish. A first run, a resumed run and a run on a catalog with few
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import GateFailed, StorageError, TooManyRowErrors
 from retailray.models.agreement import known_agreement
 from retailray.models.meta import THRESHOLDS, BundleMeta, Thresholds, load_meta
+from retailray.models.numbers import NumberRule
 from retailray.models.products import choose_for
 from retailray.models.registry import resolve_alias
 from retailray.models.thresholds import acceptance_curve
@@ -31,9 +33,10 @@ from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
 from retailray.scoring.ledger import Ledger
+from retailray.scoring.numbers import refuse_settings, write_numbers_report
 from retailray.scoring.planning import embeddings_of, keep_agreement, make_plan, plan_fields, scoring_key
 from retailray.scoring.previous_run import PLAN, interrupted, last_published, read_part, remove_old
-from retailray.scoring.products import PRODUCTS, ProductRules, write_products
+from retailray.scoring.products import PRODUCTS, ProductRules, write_numbers, write_products
 from retailray.scoring.promises import make_product_promise, make_promise, read_validation
 from retailray.scoring.publishing import output_schema, summarize, write_tables
 from retailray.scoring.report import Findings, write_score_report
@@ -60,17 +63,21 @@ def score(config: ScoreConfig) -> str:
     watch = events.Stopwatch()
     config = resolve_alias(config)
     meta, digest = load_meta(config.model.uri)
+    if meta.intervals is not None:
+        refuse_settings(config)
     key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
-            return _print_plan(config, key, folder, watch, with_paths=taxonomy is not None)
+            columns = output_schema(config.catalog, with_paths=taxonomy is not None, numbers=meta.intervals is not None)
+            return _print_plan(config, key, folder, watch, reserved=columns.names)
         with acquire_lease(config.out) as lease:
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
             events.emit("start", command="score", run=run.address, model=name, resumed=run.resumed)
-            _ScoringRun(config, meta, key, run, lease, watch, taxonomy).perform(folder)
+            kind = _ScoringRun if meta.intervals is None else _NumbersRun
+            kind(config, meta, key, run, lease, watch, taxonomy).perform(folder)
             return run.address
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,12 +89,13 @@ def embed(config: EmbedConfig) -> str:
     return score(config.model_copy(update={"score": section}))
 
 
-def _print_plan(config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch, *, with_paths: bool) -> str:
+def _print_plan(
+    config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch, *, reserved: Sequence[str]
+) -> str:
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and lease_owner(config.out):
         events.emit("warning", run_id=resumed, note="this run is active; its committed results are not counted")
         resumed = None
-    reserved = output_schema(config.catalog, with_paths=with_paths).names
     _, ledger, plan = make_plan(config, key, folder, resumed=resumed, before=before, reserved=reserved)
     ledger.close()
     rate = before[1].get("images_per_s") if before else None
@@ -111,7 +119,9 @@ class _ScoringRun:
     ) -> None:
         self.config, self.meta, self.key, self.run = config, meta, key, run
         self.lease, self.watch, self.taxonomy = lease, watch, taxonomy
-        self.schema = output_schema(config.catalog, with_paths=taxonomy is not None)
+        numbers = meta.intervals is not None
+        self.schema = output_schema(config.catalog, with_paths=taxonomy is not None, numbers=numbers)
+        self.rule = NumberRule.of(config.model.uri, meta, level=config.score.level) if numbers else None
         self.validation = read_validation(config.model.uri, config.score)
         self.said = corrections_of(config.catalog)
         self.before = last_published(config.out)
@@ -132,13 +142,15 @@ class _ScoringRun:
         thresholds, decided = self._decide(ledger)
         self.lease.check()
         rows_per_file = config.score.rows_per_file
-        counts = write_tables(run, ledger, catalog, self.meta, rows_per_file=rows_per_file, schema=self.schema)
+        counts = write_tables(
+            run, ledger, catalog, self.meta, rows_per_file=rows_per_file, schema=self.schema, rule=self.rule
+        )
         facts: dict[str, Any] = {
             "counts": counts,
             "plan": plan_fields(plan),
             "not_listed": ledger.not_listed,
             **({"source": catalog.source.facts()} if catalog.source and not catalog.source.is_plain else {}),
-            "thresholds": thresholds.model_dump(),
+            **({} if self.rule else {"thresholds": thresholds.model_dump()}),
             **decided,
             "times": times,
             "images_per_s": plan.images / times["inference"] if plan.images else None,
@@ -181,6 +193,9 @@ class _ScoringRun:
         if catalog.product_column is None:
             storage.remove_folder(self.run.path(PRODUCTS))
             return None
+        return self._answers_of_products(ledger, catalog)
+
+    def _answers_of_products(self, ledger: Ledger, catalog: StagedCatalog) -> dict[str, object]:
         section, meta = self.config.score, self.meta
         choice = choose_for(self.validation, meta.labels)
         promise = make_product_promise(section, self.validation, meta.labels, choice.combination)
@@ -263,6 +278,29 @@ class _ScoringRun:
                 f"{config.score.max_error_rate:.1%}: {most}; {where}, the reasons are in {run.path('errors')}"
             )
         _gate(config, facts["drift"], run)
+
+
+class _NumbersRun(_ScoringRun):
+    """The same of a model that predicts numbers: nothing is accepted or waits for people."""
+
+    def _decide(self, ledger: Ledger) -> tuple[Thresholds, dict[str, object]]:
+        ledger.resolve_results(self.meta.thresholds)
+        return self.meta.thresholds, {}
+
+    def _answers_of_products(self, ledger: Ledger, catalog: StagedCatalog) -> dict[str, object]:
+        assert self.rule
+        rows_per_file = self.config.score.rows_per_file
+        counts = write_numbers(self.run, ledger, catalog, self.meta, self.rule, rows_per_file=rows_per_file)
+        events.emit("products", **counts)
+        return counts
+
+    def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:
+        """Write ``report.html``; returns what else ``run.json`` tells."""
+        assert self.rule
+        drift = measure_drift(ledger, references(ledger, self.validation))
+        facts["times"]["in all"] = self.watch.seconds
+        found = write_numbers_report(self.run, self.meta, self.config, facts | {"drift": drift}, ledger, self.rule)
+        return {"drift": [dataclasses.asdict(row) for row in drift], **found}
 
 
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:

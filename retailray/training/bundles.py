@@ -18,7 +18,8 @@ from retailray.models.bundle import BundleMeta, EvalTransform, copy_bundle, new_
 from retailray.models.calibration import Calibration, validation_table
 from retailray.provenance import provenance
 from retailray.runs import RunDirectory
-from retailray.training.best_epoch import Epoch
+from retailray.training.best_epoch import Epoch, measures_of
+from retailray.training.numbers import TrueValues
 from retailray.training.rows import rows_digest
 
 
@@ -27,7 +28,7 @@ class TrainedModel:
     """What a fit or a search leaves: a whole state dict, and what is known of it.
 
     ``best``: the measures of the epoch that is kept. ``folds``: of k folds, or None. ``taxonomy``: of the
-    labels, or None.
+    labels, or None. ``known``: where labels are numbers, their true values.
     """
 
     config: TrainConfig
@@ -41,25 +42,21 @@ class TrainedModel:
     best: Epoch
     folds: Mapping[str, Any] | None = None
     taxonomy: Taxonomy | None = None
+    known: TrueValues | None = None
 
     @functools.cached_property
     def meta(self) -> BundleMeta:
         """What the bundle says of itself."""
         config, transform = self.config, self.config.transform
         best = self.best
-        metrics: dict[str, object] = {
-            "epoch": best["epoch"],
-            "validation_top1": best["validation_top1"],
-            "validation_macro_f1": best["validation_macro_f1"],
-            "validation_loss": best["validation_loss"],
-            "validation_rows": best["validation_rows"],
-        }
+        metrics: dict[str, object] = {"epoch": best["epoch"], **measures_of(best)}
         return BundleMeta(
             name=config.model.name or plain_name(self.backbone.arch),
             version=new_version(self.state),
             arch=self.backbone.arch,
             backbone=self.backbone.config,
             labels=self.labels,
+            intervals=self.known.intervals if self.known else None,
             taxonomy=self.taxonomy.kept() if self.taxonomy else {},
             transform=EvalTransform(
                 resize_size=transform.resolved_resize_size,

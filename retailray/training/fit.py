@@ -30,6 +30,7 @@ from retailray.models.calibration import Calibration
 from retailray.training.batches import TARGET, CachedDataset, StreamedDataset
 from retailray.training.best_epoch import Epoch
 from retailray.training.network import NetworkSpec
+from retailray.training.numbers import TrueValues
 from retailray.training.phases import ResolvedPhase, min_rows
 from retailray.training.prepared import Images, Prepared, augmentation
 from retailray.training.rows import class_weights, targets_of, with_roles
@@ -64,6 +65,7 @@ class Fitter:
     prepared: Prepared
     plan: Plan
     executor: Executor
+    known: TrueValues | None = None
 
     def fit(self, rows: dict[str, np.ndarray], checkpoints: str, tags: Mapping[str, object]) -> FitResult:
         """Fine-tune on ``rows``: ``train`` of ``images.train``, ``validation`` (and ``test``) of ``images.plain``.
@@ -90,6 +92,7 @@ class Fitter:
                     class_weights=class_weights(self.images.train.column("label")[rows["train"]], self.labels)
                     if balanced
                     else None,
+                    known=self.known,
                     sources=sources,
                     min_rows=min_rows(self.phases),
                     threads=self.plan.torch_threads,

@@ -19,6 +19,7 @@ from retailray.models.blocks import train_mode
 from retailray.models.precision import spare_slow_gradients
 from retailray.training.best_epoch import Epoch, TrainMeasures, best_epoch, epochs_since_better
 from retailray.training.network import Batches, Network, TimedIterator
+from retailray.training.numbers import TrueValues
 from retailray.training.optim import load_optimizer
 from retailray.training.phases import ResolvedPhase
 from retailray.training.steps import PhaseSteps
@@ -64,6 +65,7 @@ class TrainingLoop:
         network: its weights are the starting point; trained in place.
         open_batches: gives the batches of ``train``, ``validation`` or ``test`` for a phase.
         class_weights: float ``(C,)``, or None.
+        known: the true values of the rows, where labels are numbers.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class TrainingLoop:
         train: TrainSection,
         open_batches: OpenBatches,
         class_weights: torch.Tensor | None = None,
+        known: TrueValues | None = None,
     ) -> None:
         self.network, self.world, self.device = network, network.world, network.device
         self.train, self.phases, self.open_batches = train, phases, open_batches
         trained = network.chain.suffix(phases[-1].num_cached_blocks)
         spare_slow_gradients(trained, device=self.device, precision=network.precision)
         self.class_weights = class_weights.to(self.device) if class_weights is not None else None
+        self.numbers = known.on(self.device) if known else None
         self.progress = Progress()
         self.best: dict[str, torch.Tensor] = {}
         self.validator = Validator(network, open_batches, phases[-1])
@@ -135,6 +139,7 @@ class TrainingLoop:
             num_cached_blocks=num_cached_blocks,
             num_steps=self.train_batches.num_steps * phase.epochs,
             class_weights=self.class_weights,
+            numbers=self.numbers,
         )
 
     def _restore(self, start: State) -> None:
@@ -169,7 +174,7 @@ class TrainingLoop:
             if self.world.size > 1:  # every worker validates its share with the model that rank 0 will save
                 for buffer in self.steps.suffix.buffers():
                     torch.distributed.broadcast(buffer, 0)
-            validated = validate(self.network, self.validation_batches, self.validation_cached_blocks)
+            validated = validate(self.network, self.validation_batches, self.validation_cached_blocks, self.numbers)
             metrics: Epoch = {
                 "epoch": epoch,
                 "phase": progress.phase + 1,
@@ -191,18 +196,19 @@ class TrainingLoop:
         torch.manual_seed((self.train.seed * 100_003 + epoch) * 1_009 + self.world.rank)  # dropout and mixing
         self.network.model.eval()
         train_mode(self.network.chain, self.phase.num_frozen_blocks)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         batches, rate = TimedIterator(self.network.batches(self.train_batches, epoch)), 0.0
-        for num_rows, (values, target, weight, _) in batches:
+        for num_rows, (values, target, weight, row_ids) in batches:
             with self.steps.norms_of_few(num_rows):
                 rate = max(rate, self.steps.highest_rate)
-                sums += self.steps.step(values, target, weight)
-        loss_sum, correct, count, norms = self.world.sum(sums).tolist()
-        return {
+                sums += self.steps.step(values, target, weight, row_ids)
+        loss_sum, correct, count, norms, errors = self.world.sum(sums).tolist()
+        right = correct / max(count, 1)
+        told: TrainMeasures = {
             "train_loss": loss_sum / max(count, 1),
-            "train_top1": correct / max(count, 1),
             "train_rows": int(count),
             "lr": rate,
             "grad_norm": norms / self.world.size / self.train_batches.num_steps,  # all workers have the same gradients
             "data_wait_seconds": batches.seconds,
         }
+        return told | ({"train_mae": errors / max(count, 1)} if self.numbers else {"train_top1": right})

@@ -36,10 +36,11 @@ def write_training_report(
         history=history,
         folds=folds,
         num_labels=len(meta.labels),
+        numbers=meta.intervals is not None,
         used_for=meta.data["validation_rows_used_for"],
         curves=curves,
         signals=plots.training_signals(history),
-        labels=plots.label_bars(meta.data["labels"], "training rows"),
+        labels=plots.label_bars(meta.data["labels"], "training rows") if meta.intervals is None else None,
         errors=error_summary(result.errors_by_code, {}),
     )
     run.write("report.html", page)

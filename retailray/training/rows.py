@@ -8,6 +8,7 @@ from retailray import events
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.labels import labels_in_several_spellings
+from retailray.data.numeric_labels import VALUE, with_values
 from retailray.data.splits import hash_unit, read_splits
 from retailray.errors import CatalogError
 from retailray.models.meta import EPOCH, ROLES, TEMPERATURE, THRESHOLDS
@@ -18,19 +19,35 @@ SPLIT_OF_ROLE = {EPOCH: "validation", TEMPERATURE: "temperature", THRESHOLDS: "t
 
 
 def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
-    """Rows with a label, by split. Raises CatalogError where there is nothing to train or choose on."""
+    """Rows with a label, by split; where labels are numbers, with their values (:mod:`retailray.training.numbers`).
+
+    Raises:
+        CatalogError: there is nothing to train or choose on.
+    """
     splits = read_splits(config.catalog, config.split)
+    regression = config.model.task == "regression"
     for name, part in splits.items():
         labelled = part.column("label") != ""
         if not labelled.all():
             events.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
         splits[name] = part.select(labelled)
+        if regression:
+            splits[name] = with_values(splits[name], split=name)
     for name, advice in (
         ("train", "catalog.label names the column"),
         ("validation", "raise split.validation, or give catalog.validation_uri or catalog.split"),
     ):
         if name not in splits or not len(splits[name]):
-            raise CatalogError(f"{config.catalog.uri}: no labelled {name} rows; {advice}")
+            what = "with a number as label" if regression else "labelled"
+            raise CatalogError(f"{config.catalog.uri}: no {name} rows {what}; {advice}")
+    splits = {name: splits[name] for name in ("train", "validation")}
+    if not regression:
+        _look_at_labels(config, splits)
+    return splits
+
+
+def _look_at_labels(config: TrainConfig, splits: dict[str, Catalog]) -> None:
+    """Warn of labels that are doubtful. Raises CatalogError where they cannot be learned."""
     known = set(splits["train"].column("label"))
     for group in labels_in_several_spellings(known):
         events.emit(
@@ -48,7 +65,6 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
         events.emit(
             "warning", labels_only_in_validation=strange[:10], note="their rows are excluded from validation metrics"
         )
-    return {name: splits[name] for name in ("train", "validation")}
 
 
 def rows_digest(splits: dict[str, Catalog]) -> str:
@@ -57,6 +73,8 @@ def rows_digest(splits: dict[str, Catalog]) -> str:
     for part in splits.values():
         for name in ("id", "uri", "label", "group"):
             digest.update("\0".join(part.rows.column(name).to_pylist()).encode())
+        if VALUE in part.rows.column_names:
+            digest.update(part.column(VALUE).tobytes())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from retailray.models.blocks import batch_norms, freeze
 from retailray.models.precision import autocast
 from retailray.training.mixing import Mixing
 from retailray.training.network import Network
+from retailray.training.numbers import Measure
 from retailray.training.optim import make_average, make_optimizer, make_schedule
 from retailray.training.phases import MIN_BATCHNORM_ROWS, ResolvedPhase, num_passes
 
@@ -23,6 +24,7 @@ class PhaseSteps:
         num_cached_blocks: the first blocks, which what comes in has been through.
         num_steps: of all epochs of the phase.
         class_weights: float ``(C,)`` on the device, or None.
+        numbers: how far predictions are from the truth, where labels are numbers.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class PhaseSteps:
         num_cached_blocks: int,
         num_steps: int,
         class_weights: torch.Tensor | None,
+        numbers: Measure | None = None,
     ) -> None:
+        self.numbers = numbers
         self.network, self.world, self.device, self.train = network, network.world, network.device, train
         self.num_cached_blocks, self.class_weights = num_cached_blocks, class_weights
         freeze(network.chain, phase.num_frozen_blocks)
@@ -65,8 +69,11 @@ class PhaseSteps:
         for norm in self.norms if few else []:
             norm.train()
 
-    def step(self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows, gradients' norm)."""
+    def step(
+        self, values: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, row_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """One optimizer step on this worker's part of a global batch; (loss sum, correct, rows, gradients' norm, sum of
+        absolute errors, of numbers)."""
         soft = nn.functional.one_hot(target, self.network.num_classes).float()
         mixing = self.mixing.draw()
         if mixing == "cutmix":
@@ -74,6 +81,8 @@ class PhaseSteps:
         inputs = self._run_frozen(values)
         if mixing == "mixup":
             inputs, soft = self.mixing.features(inputs, target)
+        if self.numbers:
+            soft = soft @ self.numbers.near
         share = weight if self.class_weights is None else weight * (soft @ self.class_weights)
         self.optimizer.zero_grad(set_to_none=True)
         logits, losses = self._add_gradients(inputs, soft, share)
@@ -83,7 +92,9 @@ class PhaseSteps:
         if self.average:
             self.average.update_parameters(self.suffix)
         correct = (logits.argmax(1) == target) * weight
-        return torch.stack([(losses * weight).sum(), correct.sum(), weight.sum(), norm]).detach().double()
+        errors = (self.numbers.errors(logits, row_ids) * weight).sum() if self.numbers else norm.new_zeros(())
+        sums = [(losses * weight).sum(), correct.sum(), weight.sum(), norm, errors]
+        return torch.stack([one.detach().double() for one in sums])
 
     def _passes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A worker's part of a batch in as few even pieces as ``train.device_batch_size`` allows."""

@@ -18,17 +18,20 @@ from retailray.models.weights import Pretrained, pretrained_model
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 from retailray.tracking import check_tracking, track
-from retailray.training.best_epoch import Epoch
+from retailray.training.best_epoch import Epoch, measures_of
 from retailray.training.bundles import TrainedModel, register
 from retailray.training.cache.plan import CachePlan
 from retailray.training.fit import FitResult, Fitter
 from retailray.training.folds import make_folds, run_folds
+from retailray.training.numbers import TrueValues, as_intervals
 from retailray.training.phases import ResolvedPhase, check_batch_size, min_rows, resolve, told_rates
 from retailray.training.prepare import Preparation
 from retailray.training.prepared import Images
 from retailray.training.report import write_training_report
 from retailray.training.rows import labelled_splits, rows_digest
 from retailray.training.verdict import Verdict, verdict
+
+TOLD = ("validation_top1", "validation_mae", "validation_wape")  # of the best epoch, in run.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +44,21 @@ class Task:
     model: Pretrained
     phases: list[ResolvedPhase]
     taxonomy: Taxonomy | None
+    known: TrueValues | None  # where labels are numbers
 
     @classmethod
     def read(cls, config: TrainConfig) -> "Task":
         """Read the catalog and the weights. Raises RetailrayError."""
         splits = labelled_splits(config)
-        labels = sorted(count_labels(splits["train"].column("label")))
+        known = None
+        if config.model.task == "regression":
+            splits, intervals = as_intervals(splits, config.catalog.uri)
+            known = TrueValues.of(intervals, splits)
+        labels = known.intervals.names if known else sorted(count_labels(splits["train"].column("label")))
         weights, size = config.model.resolved_weights, config.transform.image_size
         model = pretrained_model(config.model.arch, weights, len(labels), seed=config.train.seed, image_size=size)
         taxonomy = taxonomy_of(config.taxonomy.uri, splits.values(), labels)
-        return cls(config, splits, labels, model, resolve(config, model.chain), taxonomy)
+        return cls(config, splits, labels, model, resolve(config, model.chain), taxonomy, known)
 
 
 def train(config: TrainConfig) -> str:
@@ -71,7 +79,7 @@ def train(config: TrainConfig) -> str:
         command="train",
         run=run.address,
         resumed=run.resumed,
-        labels=len(task.labels),
+        **({"intervals": len(task.labels)} if task.known else {"labels": len(task.labels)}),
         arch=config.model.arch,
         phases=[f"{phase.epochs} x {phase.trainable}" for phase in task.phases],
         rates=told_rates(task.phases),
@@ -131,7 +139,8 @@ def _prepare(task: Task, run: RunDirectory, plan: Plan, executor: Executor) -> t
     model = preparation.measure(task.model, weights, task.labels, cuts, precision=precision)
     prepared = preparation.run(model, task.phases, earlier=CachePlan(**earlier["cache"]) if earlier else None)
     run.decide(inputs=inputs, precision=model.network_spec.precision, cache=dataclasses.asdict(prepared.plan))
-    return Fitter(config, images, task.labels, task.phases, model.network_spec, prepared, plan, executor), rows
+    fitter = Fitter(config, images, task.labels, task.phases, model.network_spec, prepared, plan, executor, task.known)
+    return fitter, rows
 
 
 def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> TrainedModel:
@@ -147,13 +156,14 @@ def _trained(task: Task, result: FitResult, folds: dict[str, Any] | None) -> Tra
         best=result.history[result.best_epoch - 1],
         folds=folds,
         taxonomy=task.taxonomy,
+        known=task.known,
     )
 
 
 def _measures(best: Epoch, judged: Verdict) -> dict[str, object]:
     return {
         "best_epoch": best["epoch"],
-        "validation_top1": best["validation_top1"],
+        **{name: value for name, value in measures_of(best).items() if name in TOLD},
         "verdict": judged.name,
         "verdict_text": judged.text,
     }
@@ -173,7 +183,7 @@ def _publish(
     config, meta, best, folds, history = trained.config, trained.meta, trained.best, trained.folds, result.history
     registered = register(config.model.registry, bundle, meta)
     run.write("history.csv", pd.DataFrame(history).to_csv(index=False))
-    judged = verdict(history, num_labels=len(trained.labels))
+    judged = verdict(history, num_labels=len(trained.labels), known=trained.known)
     write_training_report(run, meta, config, history, judged, result, folds)
     measures = _measures(best, judged)
     summary: dict[str, object] = {
@@ -185,7 +195,7 @@ def _publish(
         "temperature": result.calibration.temperature,
         "validation_rows_used_for": result.calibration.num_rows(),
         "folds": folds,
-        "num_labels": len(trained.labels),
+        **({} if trained.known else {"num_labels": len(trained.labels)}),
         "rows": {name: len(part) for name, part in trained.splits.items()},
         **source_facts(trained.splits.values()),
         "errors_by_code": result.errors_by_code,

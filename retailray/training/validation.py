@@ -12,6 +12,7 @@ from retailray.models.calibration import Calibration, calibrate
 from retailray.models.embedding import SIZE, sketch
 from retailray.training.best_epoch import ValidationMeasures
 from retailray.training.network import Batches, Network
+from retailray.training.numbers import Measure
 from retailray.training.rows import SPLIT_OF_ROLE
 
 if TYPE_CHECKING:
@@ -24,28 +25,32 @@ LOGITS_BYTES = 256 << 20  # memory limit of the logits that fit the temperature;
 
 
 @torch.no_grad()
-def validate(network: Network, batches: Batches, num_cached_blocks: int) -> ValidationMeasures:
-    """Loss, top-1, macro F1 and the number of rows, over all workers."""
+def validate(
+    network: Network, batches: Batches, num_cached_blocks: int, numbers: Measure | None = None
+) -> ValidationMeasures:
+    """Loss, top-1, macro F1 (of ``numbers`` how far predictions are off) and the number of rows, over all workers."""
     eval_mode(network.chain)
-    sums = torch.zeros(3, dtype=torch.float64, device=network.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=network.device)
     counts = torch.zeros(3, network.num_classes, dtype=torch.float64, device=network.device)
-    for _, (values, target, weight, _) in network.batches(batches, None):
+    for _, (values, target, weight, row_ids) in network.batches(batches, None):
         _, logits = network.forward(values, num_cached_blocks)
         losses = nn.functional.cross_entropy(logits, target, reduction="none")
         guess = logits.argmax(1)
         correct = (guess == target) * weight
-        sums += torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).double()
+        sums[:3] += torch.stack([(losses * weight).sum(), correct.sum(), weight.sum()]).double()
+        if numbers:
+            sums[3] += (numbers.errors(logits, row_ids) * weight).sum()
+            sums[4] += (numbers.values(row_ids).abs() * weight).sum()
         for row, (labels, amount) in enumerate(((target, correct), (guess, weight), (target, weight))):
             counts[row].index_add_(0, labels, amount.double())
-    loss_sum, right, count = network.world.sum(sums).tolist()
+    loss_sum, right, count, errors, amount = network.world.sum(sums).tolist()
     hits, guessed, support = network.world.sum(counts)
+    found: ValidationMeasures = {"validation_loss": loss_sum / max(count, 1), "validation_rows": int(count)}
+    if numbers:
+        return found | {"validation_mae": errors / max(count, 1), "validation_wape": errors / (amount or 1)}
     f1 = 2 * hits / (guessed + support).clamp(min=1)
-    return {
-        "validation_loss": loss_sum / max(count, 1),
-        "validation_top1": right / max(count, 1),
-        "validation_macro_f1": float(f1[support > 0].mean()) if count else 0.0,
-        "validation_rows": int(count),
-    }
+    macro_f1 = float(f1[support > 0].mean()) if count else 0.0
+    return found | {"validation_top1": right / max(count, 1), "validation_macro_f1": macro_f1}
 
 
 class Validator:

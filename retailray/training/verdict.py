@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retailray.training.best_epoch import Epoch
+from retailray.training.numbers import TrueValues
 
 LAST = 3  # epochs at the end over which a slope is taken
 RISEN = 0.05  # of the lowest validation loss, and in itself: it has risen
@@ -20,7 +21,8 @@ POOR = 0.7  # of the way from chance to certainty: what is less is not learned
 class Verdict:
     """``name``: over-fitting, under-fitting, still improving, diverged or good fit. ``text``: with the numbers.
 
-    ``gap``: top-1 of training less that of validation, in the last epoch. ``slope``: of the validation loss in an epoch
+    ``gap``: top-1 of training less that of validation, in the last epoch; of numbers the mean absolute error of
+    validation less that of training. ``slope``: of the validation loss in an epoch
     at the end. ``lowest``: the epoch of the lowest validation loss.
     """
 
@@ -53,27 +55,41 @@ def _diverged(history: Sequence[Epoch], losses: np.ndarray, gap: float) -> Verdi
     return Verdict("diverged", f"the loss is no number from epoch {first} on; lower the rates", gap, np.nan, 0)
 
 
-def verdict(history: Sequence[Epoch], *, num_labels: int) -> Verdict:
-    """Judge a fit by its losses and accuracies.
+def _told(last: Epoch, known: TrueValues | None) -> str:
+    rows = f"({last['validation_rows']} rows) at the end"
+    if known:
+        return (
+            f"the mean absolute error is {last['train_mae']:.4g} in training and {last['validation_mae']:.4g} in "
+            f"validation {rows}, where always saying the median, {known.usual:g}, has {known.usual_error:.4g}"
+        )
+    return f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation {rows}"
+
+
+def _learned(last: Epoch, num_labels: int, known: TrueValues | None) -> float:
+    """How much of the way from chance to certainty, by training or validation rows, whichever is more.
+
+    Training rows may be mixed and augmented beyond recognition, and validation rows are not.
+    """
+    if known:
+        return 1 - min(last["train_mae"], last["validation_mae"]) / max(known.usual_error, 1e-12)
+    return (max(last["train_top1"], last["validation_top1"]) - 1 / num_labels) / (1 - 1 / num_labels)
+
+
+def verdict(history: Sequence[Epoch], *, num_labels: int, known: TrueValues | None = None) -> Verdict:
+    """Judge a fit by its losses and accuracies; of numbers (``known``) by its absolute errors.
 
     Over-fitting: the validation loss has risen since its lowest by over :data:`RISEN`, while the training loss fell.
     Under-fitting: the training accuracy stays below :data:`POOR` of what chance leaves, and the loss falls no more.
     """
     losses = np.array([row["validation_loss"] for row in history], float)
     last = history[-1]
-    gap = last["train_top1"] - last["validation_top1"]
+    gap = last["validation_mae"] - last["train_mae"] if known else last["train_top1"] - last["validation_top1"]
     if not np.isfinite(losses).all():
         return _diverged(history, losses, gap)
     at = int(losses.argmin())
     lowest, since = history[at]["epoch"], len(history) - 1 - at
     slope = float(np.polyfit(range(len(losses[-LAST:])), losses[-LAST:], 1)[0]) if len(history) > 1 else 0.0
-    told = (
-        f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation "
-        f"({last['validation_rows']} rows) at the end"
-    )
-    # training rows may be mixed and augmented beyond recognition, and validation rows are not
-    top1 = max(last["train_top1"], last["validation_top1"])
-    learned = (top1 - 1 / num_labels) / (1 - 1 / num_labels)
+    told, learned = _told(last, known), _learned(last, num_labels, known)
     falls = slope < -FALLING * max(1.0, losses[-1])
     risen = losses[-1] - losses[at] > RISEN * max(1.0, losses[at])
     if risen and last["train_loss"] < history[at]["train_loss"]:

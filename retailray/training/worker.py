@@ -23,6 +23,7 @@ from retailray.training.best_epoch import Epoch
 from retailray.training.cache import store
 from retailray.training.loop import State, TrainingLoop
 from retailray.training.network import Batches, Network, NetworkSpec
+from retailray.training.numbers import TrueValues
 from retailray.training.phases import ResolvedPhase
 
 TOUCH_S = 600.0  # between two marks that a store is in use
@@ -37,6 +38,7 @@ class FitConfig:
     train: TrainSection
     augmentation: Augmentation
     class_weights: list[float] | None
+    known: TrueValues | None
     sources: dict[str, list[tuple[CachedDataset | StreamedDataset, int]]]
     min_rows: int  # of a worker in one step
     threads: int
@@ -57,6 +59,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
         train=config.train,
         open_batches=sources.open,
         class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
+        known=config.known,
     )
     for split in config.sources:  # every store is mapped before the first epoch, and cannot be lost to us after
         for phase in config.phases:
@@ -73,6 +76,12 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
         temperature = world.gather(calibration.temperature if calibration else 0.0)[0]  # rank 0 knows it
         found["test"] = tuple(part.numpy() for part in loop.validator.guesses("test", temperature))
     return found
+
+
+def _told(metrics: Epoch) -> str:
+    if "validation_mae" in metrics:
+        return f"validation mean absolute error {metrics['validation_mae']:.4g}"
+    return f"validation top-1 {metrics['validation_top1']:.3f}"
 
 
 class _Sources:
@@ -122,7 +131,7 @@ class _Report:
         if world.rank == 0:
             total = sum(phase.epochs for phase in config.phases)
             config.reporter.event("epoch", {**config.tags, **metrics, "epochs": total})
-            config.reporter.step(1, f"validation top-1 {metrics['validation_top1']:.3f}")
+            config.reporter.step(1, _told(metrics))
         due = time.monotonic() - self.saved_at >= config.train.checkpoint_interval_s
         # one clock decides, or workers would wait for each other in different places
         agreed = bool(world.sum(torch.tensor(float(due and world.rank == 0))).item())

@@ -14,17 +14,21 @@ import torch.distributed
 from retailray.config import TrainSection
 from retailray.execution.distributed import DistributedContext
 from retailray.models.backbones import backbone_of, build_model
+from retailray.models.intervals import Intervals
 from retailray.training.batches import Batching, CachedDataset, StoredBatches, make_batching
 from retailray.training.cache import store
 from retailray.training.cache.store import CacheSpec
 from retailray.training.loop import TrainingLoop
 from retailray.training.network import Network, NetworkSpec
+from retailray.training.numbers import TrueValues
 from retailray.training.phases import ResolvedPhase
 from retailray.training.validation import validate
 
 SIZE, CLASSES = 16, 3
 TRAIN_ROWS, VALIDATION_ROWS = 41, 17  # of no multiple of workers or batches
 NETWORK = NetworkSpec(backbone_of("cnn1"), CLASSES, SIZE, None, (0.5,) * 3, (0.2,) * 3, "float32")
+# of labels that are numbers: each class is the range of some, and every row has one of its own
+NUMBERS = TrueValues(Intervals(lows=(0, 10, 20), highs=(5, 15, 20)), np.arange(50), np.arange(50) % 3 * 10.0 + 1, 10, 1)
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["retailray.training.loop"])  # torch is imported once for all workers
 
@@ -56,8 +60,8 @@ def train(stores, batch_size, settings, rank=0, world=1):
 
     section = TrainSection(batch_size=batch_size, **settings)
     phases = [ResolvedPhase(4, "all", 0, 0, 1e-2, 1e-2)]
-    weights = torch.tensor([0.5, 1.0, 2.0])
-    loop = TrainingLoop(network, phases=phases, train=section, open_batches=open_batches, class_weights=weights)
+    told = {"class_weights": torch.tensor([0.5, 1.0, 2.0])} if section.metric != "mae" else {"known": NUMBERS}
+    loop = TrainingLoop(network, phases=phases, train=section, open_batches=open_batches, **told)
     for _ in loop.epochs(None):
         pass
     rows = loop.validator.outputs("validation")[0]
@@ -130,6 +134,7 @@ def one_of_many(folder, answers, rank, world, arguments):
         (2, 1000, {"metric": "loss", "label_smoothing": 0.1}),
         (5, 23, {"clip_grad_norm": 0.1}),
         (2, 14, {"device_batch_size": 3}),
+        (3, 14, {"metric": "mae"}),
     ],
 )
 @pytest.mark.slow  # a process of its own

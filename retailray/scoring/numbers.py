@@ -1,0 +1,161 @@
+"""``score`` with a model that predicts numbers: what it refuses, and its report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from retailray.config import CatalogSection, ScoreConfig
+from retailray.data.numeric_labels import numbers_in
+from retailray.data.text_files import PIECE_ROWS
+from retailray.errors import ConfigError
+from retailray.models.meta import BundleMeta
+from retailray.models.numbers import DISTRIBUTION, NumberRule
+from retailray.reports import plots
+from retailray.reports.page import error_summary, picture_facts, render, thumbnails
+from retailray.runs import RunDirectory
+from retailray.scoring.ledger import Ledger
+from retailray.scoring.publishing import summarize
+from retailray.scoring.report import MUCH
+
+SHOWN = 12  # rows with pictures
+BARS = 40  # of the histogram
+FAR = 0.05  # below the level of the intervals: too few values lie in them
+
+
+def refuse_settings(config: ScoreConfig) -> None:
+    """Raise ConfigError where settings are of labels."""
+    given = {
+        "score.target_precision": config.score.target_precision is not None,
+        "score.export": config.score.export != "none",
+        "catalog.corrections": config.catalog.corrections is not None,
+        "taxonomy.uri": config.taxonomy.uri is not None,
+    }
+    problems = [
+        f"{name}: {config.model.uri} predicts numbers, and this setting is of labels; leave it out"
+        for name, is_given in given.items()
+        if is_given
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def write_numbers_report(
+    run: RunDirectory,
+    meta: BundleMeta,
+    config: ScoreConfig,
+    facts: Mapping[str, Any],
+    ledger: Ledger,
+    rule: NumberRule,
+) -> dict[str, object]:
+    """Write ``report.html``; returns what ``run.json`` tells of the values.
+
+    ``facts``: what else ``run.json`` says, and ``drift``.
+    """
+    seen = _Seen.of(ledger, rule)
+    summary, told, stages = summarize(ledger), seen.told(), facts["stages"]
+    page = render(
+        "score_numbers.html.j2",
+        title="Scored catalog",
+        subtitle=config.catalog.uri,
+        run_id=run.run_id,
+        meta=meta,
+        model_uri=config.model.uri,
+        counts=facts["counts"],
+        values=told,
+        answers=_answers(facts, told),
+        histogram=plots.value_histogram(seen.histogram, seen.edges, meta.target),
+        products=facts["products"],
+        drift=facts["drift"],
+        stages=stages,
+        bottleneck=max(stages, key=lambda row: (row["utilisation"], row["seconds"]), default=None),
+        cost=facts["cost"],
+        times=facts["times"],
+        source=facts.get("source"),
+        sheets=[
+            ("Furthest from the catalog's own value", _pictures(seen.furthest, config.catalog)),
+            ("Least certain", _pictures(seen.widest, config.catalog)),
+        ],
+        errors=error_summary(summary["errors_by_code"], summary["examples"]),  # type: ignore[arg-type]
+    )
+    run.write("report.html", page)
+    return {"values": told, "errors_by_code": summary["errors_by_code"], "labels": summary["labels"]}
+
+
+class _Seen:
+    """What a report tells of values, in memory that does not depend on how many there are."""
+
+    def __init__(self, rule: NumberRule) -> None:
+        self.level, self.fitted_on = rule.level, rule.num_rows
+        low, high = rule.intervals.lows[0], rule.intervals.highs[-1]
+        self.edges = np.linspace(low, high, BARS + 1)
+        self.histogram = np.zeros(BARS, np.int64)
+        self.widest = self.furthest = pd.DataFrame()
+        self.num_rows = self.num_labelled = self.num_within = 0
+        self.total = self.error = self.amount = 0.0
+
+    @classmethod
+    def of(cls, ledger: Ledger, rule: NumberRule) -> "_Seen":
+        seen = cls(rule)
+        rows = f"select row_id, id, uri, label, {', '.join(field.name for field in DISTRIBUTION)} from row_results"
+        for table in ledger.batches(f"{rows} where code = '' order by row_id", PIECE_ROWS):
+            own = table.select(["id", "uri", "label"]).to_pandas()
+            seen.add(own.join(rule(table).to_pandas()))
+        return seen
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """``id, uri, label`` and the columns of :data:`NUMBER_SCHEMA`."""
+        self.num_rows += len(rows)
+        self.total += float(rows.pred_value.sum())
+        self.histogram += np.histogram(rows.pred_value, self.edges)[0]
+        rows = rows.assign(value=numbers_in(rows.label.to_numpy(object)), width=rows.pred_high - rows.pred_low)
+        self.widest = pd.concat([self.widest, rows[rows.width > 0]]).nlargest(SHOWN, "width")
+        known = rows[rows.value.notna()]
+        known = known.assign(off=(known.pred_value - known.value).abs())
+        self.num_labelled += len(known)
+        self.num_within += int(known.value.between(known.pred_low, known.pred_high).sum())
+        self.error += float(known.off.sum())
+        self.amount += float(known.value.abs().sum())
+        self.furthest = pd.concat([self.furthest, known[known.off > 0]]).nlargest(SHOWN, "off")
+
+    def told(self) -> dict[str, object]:
+        """For ``run.json``: of all rows, and of those whose label in the catalog is a number."""
+        found: dict[str, object] = {"level": self.level, "fitted_on": self.fitted_on}
+        found["mean"] = self.total / self.num_rows if self.num_rows else None
+        found["labelled_rows"] = self.num_labelled
+        if self.num_labelled:
+            found["mae"] = self.error / self.num_labelled
+            found["wape"] = self.error / self.amount if self.amount else None
+            found["coverage"] = self.num_within / self.num_labelled
+        return found
+
+
+def _answers(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    counts = facts["counts"]
+    failed = f"{counts['failed']:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons."
+    answers = [(False, failed) if counts["failed"] else (True, f"All {counts['rows']:,} rows have a prediction.")]
+    if "mae" in told:
+        within = f"{told['coverage']:.1%} lie in their interval, which is made for {told['level']:.0%}"
+        text = f"Of {told['labelled_rows']:,} rows the catalog has a value: predictions are {told['mae']:.4g} off, "
+        answers.append((told["coverage"] > told["level"] - FAR, f"{text}{within}."))
+    drifted = [f"{one.what} (against the {one.reference})" for one in facts["drift"] if one.psi_above_noise >= MUCH]
+    if drifted:
+        answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))
+    return answers
+
+
+def _pictures(rows: pd.DataFrame, section: CatalogSection) -> Sequence[dict[str, object]]:
+    if rows.empty:
+        return ()
+    return [
+        {
+            "picture": picture,
+            "caption": f"{row.pred_value:.4g} ({row.pred_low:.4g} to {row.pred_high:.4g})"
+            f"{f', catalog {row.value:.4g}' if row.value == row.value else ''} · {row.id}",
+            "facts": picture_facts(
+                id=row.id, predicted=row.pred_value, value_of_the_catalog=row.label, address=row.uri
+            ),
+        }
+        for picture, row in zip(thumbnails(rows.uri.tolist(), section), rows.itertuples(), strict=True)
+    ]
