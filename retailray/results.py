@@ -163,6 +163,11 @@ class EvaluateRun(Run):
         return pd.DataFrame.from_dict(self.metrics["per_class"], orient="index").sort_values("f1")
 
     @functools.cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Of a model that predicts numbers a row for every image: value, prediction, interval."""
+        return self.table("predictions")
+
+    @functools.cached_property
     def confusion(self) -> pd.DataFrame:
         """What ``confusion.csv`` holds."""
         return pd.read_csv(io.BytesIO(self.read("confusion.csv")), index_col=0)
@@ -181,7 +186,8 @@ class ScoreRun(Run):
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row for every image that could be scored: the catalog's columns, label, score, decision."""
+        """A row for every image that could be scored: the catalog's columns, label, score, decision (or a number with
+        its interval)."""
         return self.table("predictions")
 
     @functools.cached_property

@@ -38,7 +38,7 @@ def test_the_surface_is_pinned():
         "CheckRun": {"errors", "facts", "findings", "images"},
         "TrainRun": {"bundle", "curves", "history", "verdict"},
         "TuneRun": {"best_config", "bundle", "epochs", "trials", "verdict"},
-        "EvaluateRun": {"confusion", "confusion_plot", "errors", "metrics", "per_class"},
+        "EvaluateRun": {"confusion", "confusion_plot", "errors", "metrics", "per_class", "predictions"},
         "ScoreRun": {"errors", "predictions"},
         "StudyRun": {"facts", "fits", "pairs", "predictions"},
         "RecommendRun": {"errors", "recommendations"},

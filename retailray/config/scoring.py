@@ -52,7 +52,7 @@ class PromoteSection(Section):
         lt=1,
         description=(
             "Largest tolerated drop of top-1 accuracy from the champion, at the lower end of the 95 % confidence "
-            "interval [fraction]."
+            "interval [fraction]; of numbers the largest rise of the mean absolute error, as a share of the champion's."
         ),
     )
     level: Literal["image", "product"] = Field(

@@ -14,8 +14,14 @@ from retailray.data.decoding import COLUMN_PREFIX
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
+from retailray.evaluation.number_comparison import (
+    measure_numbers,
+    predict_both_numbers,
+    predict_numbers,
+    write_number_comparison,
+)
 from retailray.evaluation.products import FIELDS, answers_of_products
-from retailray.evaluation.trained_rows import Side, side_with_labels, warn_of_trained_rows
+from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side, side_of, warn_of_trained_rows
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
 from retailray.models.predictions import predict_catalog
@@ -24,7 +30,6 @@ from retailray.models.thresholds import validation_of
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
-CHALLENGER, CHAMPION = "challenger", "champion"
 FLIPS = 10_000  # random signs behind a p-value
 
 
@@ -38,12 +43,15 @@ def compare(config: CompareConfig) -> dict[str, object]:
         RetailrayError: see :mod:`retailray.errors`.
     """
     watch = events.Stopwatch()
-    sides = {CHALLENGER: side_with_labels(config.model.uri), CHAMPION: side_with_labels(config.compare.baseline)}
+    sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.baseline)}
+    of_numbers = predict_numbers(sides)
     catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
     names = {name: f"{side.meta.name}/{side.meta.version}" for name, side in sides.items()}
     events.emit("start", command="compare", run=run.address, rows=len(catalog), **names)
+    if of_numbers:
+        return _compare_numbers(config, catalog, sides, run, names, watch)
     both = predict_both(config.catalog, catalog, sides, config.cluster, run, batch_size=config.compare.batch_size)
     found = {"rows": len(catalog), "both": len(both), **measure(both, bootstrap=config.compare.bootstrap)}
     if catalog.has_products:
@@ -55,6 +63,30 @@ def compare(config: CompareConfig) -> dict[str, object]:
     write_comparison_report(run, config.catalog, names, found, changed)
     told = {key: found[key] for key in ("rows", "both", "changed", "labelled")}
     told |= {key: value for key, value in found.get("top1", {}).items() if not isinstance(value, list)}
+    publish(run, {"command": "compare", **told, "seconds": watch.seconds})
+    watch.summary("compare", num_images=2 * len(both), **told, report=run.path("report.html"))
+    return found
+
+
+def _compare_numbers(
+    config: CompareConfig,
+    catalog: Catalog,
+    sides: dict[str, Side],
+    run: RunDirectory,
+    names: dict[str, str],
+    watch: events.Stopwatch,
+) -> dict[str, object]:
+    """The same of bundles that predict numbers."""
+    section = config.compare
+    both = predict_both_numbers(config.catalog, catalog, sides, config.cluster, run, batch_size=section.batch_size)
+    found = {"rows": len(catalog), "both": len(both), **measure_numbers(both, bootstrap=section.bootstrap)}
+    found |= {name: {"uri": side.uri, "version": side.meta.version} for name, side in sides.items()}
+    run.write_json("comparison.json", found)
+    changes = both.assign(change=both.challenger - both.champion).drop(columns="row_id")
+    run.write("changes.parquet", parquet_bytes(pa.Table.from_pandas(changes, preserve_index=False)))
+    write_number_comparison(run, config.catalog, names, found, both)
+    told = {key: found[key] for key in ("rows", "both", "labelled")}
+    told |= {key: value for key, value in found.get("mae", {}).items() if not isinstance(value, list)}
     publish(run, {"command": "compare", **told, "seconds": watch.seconds})
     watch.summary("compare", num_images=2 * len(both), **told, report=run.path("report.html"))
     return found

@@ -9,8 +9,9 @@ from retailray.config import PromoteConfig, RollbackConfig
 from retailray.data.catalog import Catalog
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
-from retailray.evaluation.compare import CHALLENGER, CHAMPION, measure, predict_both, products_of_both
-from retailray.evaluation.trained_rows import Side, side_with_labels, trained_rows, warn_of_trained_rows
+from retailray.evaluation.compare import measure, predict_both, products_of_both
+from retailray.evaluation.number_comparison import measure_numbers, predict_both_numbers, predict_numbers
+from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side, side_of, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
 from retailray.reports.run_index import publish
@@ -39,7 +40,8 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
         watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
         return {"version": version, "champion": version, "passed": True, "problems": []}
-    sides = {CHALLENGER: challenger} | ({CHAMPION: side_with_labels(storage.join(folder, now))} if now else {})
+    sides = {CHALLENGER: challenger} | ({CHAMPION: side_of(storage.join(folder, now))} if now else {})
+    measure_of = "mae" if predict_numbers(sides) else "top1"
     decision, run, num_rows = _decide(config, sides, now, watch)
     if decision["problems"]:
         raise GateFailed(
@@ -51,7 +53,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         CHAMPION,
         version,
         reason=config.promote.reason or "promoted",
-        evidence={"run": run.address, "top1": decision["top1"], "labelled": decision["labelled"]},
+        evidence={"run": run.address, measure_of: decision[measure_of], "labelled": decision["labelled"]},
         seen=moves[-1].number if moves else 0,
     )
     move_alias(config.track, folder.rsplit("/", 1)[-1], CHAMPION, version)
@@ -60,15 +62,15 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         num_images=2 * num_rows,
         champion=f"{folder}/{version}",
         before=made.previous,
-        top1=decision["top1"][CHALLENGER],
-        difference=decision["top1"]["difference"],
+        **{measure_of: decision[measure_of][CHALLENGER]},
+        difference=decision[measure_of]["difference"],
     )
     return decision
 
 
 def _registered(address: str, version: str) -> Side:
     """The bundle at an address. Raises ModelError where it is no registered version."""
-    side = side_with_labels(address)
+    side = side_of(address)
     if side.meta.version != version:
         raise ModelError(
             f"model.uri = {address}: not a registered version; `train` registers one as <registry>/<name>/<version> "
@@ -90,6 +92,9 @@ def _decide(
     Raises:
         CatalogError: there are no such rows.
     """
+    of_numbers = sides[CHALLENGER].meta.intervals is not None
+    if of_numbers and (config.promote.min_top1 or config.promote.level != "image"):
+        raise ConfigError(["promote.min_top1 and promote.level are of labels, and these models predict numbers"])
     catalog = rows_of_split(config.catalog, config.split, config.promote.split, key="promote.split")
     if config.promote.level == "product" and not catalog.has_products:
         raise ConfigError(["promote.level = product: the catalog has no products; catalog.group names their column"])
@@ -99,27 +104,46 @@ def _decide(
     events.emit("start", command="promote", **told)
     # without a champion it is compared with itself, which leaves the demands that do not ask for one
     against = sides | {CHAMPION: sides.get(CHAMPION, challenger)}
-    both = predict_both(config.catalog, catalog, against, config.cluster, run, batch_size=config.promote.batch_size)
-    found = measure(both, bootstrap=config.promote.bootstrap)
-    levels = {"image": found}
-    if catalog.has_products:
-        levels["product"] = measure(products_of_both(both, against), bootstrap=config.promote.bootstrap)
-    found = levels[config.promote.level]
-    problems = gate_problems(config, found)
+    if of_numbers:
+        found, num_rows = _measured_numbers(config, catalog, against, run)
+        problems = number_problems(config, found)
+    else:
+        found, num_rows = _measured(config, catalog, against, run)
+        problems = gate_problems(config, found["levels"][config.promote.level])
     decision = {
         "version": challenger.meta.version,
         "champion": now,
         "passed": not problems,
         "problems": problems,
-        "labelled": found["labelled"],
         "trained_on": num_trained,
-        "top1": found.get("top1"),
         "level": config.promote.level,
-        "levels": {name: {"labelled": one["labelled"], "top1": one.get("top1")} for name, one in levels.items()},
+        **found,
     }
     run.write_json("decision.json", decision)
     publish(run, {"command": "promote", **decision, "seconds": watch.seconds})
-    return decision, run, len(both)
+    return decision, run, num_rows
+
+
+def _measured_numbers(
+    config: PromoteConfig, catalog: Catalog, sides: dict[str, Side], run: RunDirectory
+) -> tuple[dict[str, Any], int]:
+    """``labelled`` and ``mae``, and how many rows both could predict."""
+    section = config.promote
+    both = predict_both_numbers(config.catalog, catalog, sides, config.cluster, run, batch_size=section.batch_size)
+    return measure_numbers(both, bootstrap=section.bootstrap), len(both)
+
+
+def _measured(
+    config: PromoteConfig, catalog: Catalog, against: dict[str, Side], run: RunDirectory
+) -> tuple[dict[str, Any], int]:
+    """``labelled`` and ``top1`` of the level that decides and of both ``levels``, and how many rows both predict."""
+    both = predict_both(config.catalog, catalog, against, config.cluster, run, batch_size=config.promote.batch_size)
+    found = measure(both, bootstrap=config.promote.bootstrap)
+    levels = {"image": found}
+    if catalog.has_products:
+        levels["product"] = measure(products_of_both(both, against), bootstrap=config.promote.bootstrap)
+    told = {name: {"labelled": one["labelled"], "top1": one.get("top1")} for name, one in levels.items()}
+    return told[config.promote.level] | {"levels": told}, len(both)
 
 
 def _without_trained_rows(config: PromoteConfig, catalog: Catalog, sides: dict[str, Side]) -> tuple[Catalog, int]:
@@ -165,6 +189,25 @@ def gate_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
         problems.append(
             f"top-1 {top1[CHALLENGER]:.4f} against {top1[CHAMPION]:.4f}: the difference is {low:+.4f} to {high:+.4f} "
             f"(95 %), and promote.max_loss allows {-gate.max_loss:+g}"
+        )
+    return problems
+
+
+def number_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
+    """The same of bundles that predict numbers: ``promote.max_loss`` is a share of the champion's error."""
+    gate, problems = config.promote, []
+    if found["labelled"] < gate.min_rows:
+        problems.append(f"{found['labelled']} rows with a number, promote.min_rows asks for {gate.min_rows}")
+    if not found["labelled"]:
+        return problems
+    mae = found["mae"]
+    # nothing is a share of no error
+    rise = mae["relative_interval"][1] if mae["relative_interval"] else np.inf if mae["difference"] > 0 else 0.0
+    if rise > gate.max_loss:
+        low, high = mae["interval"]
+        problems.append(
+            f"mean absolute error {mae[CHALLENGER]:.4g} against {mae[CHAMPION]:.4g}: the difference is {low:+.4g} to "
+            f"{high:+.4g} (95 %), and promote.max_loss allows {gate.max_loss:.1%} of the champion's error"
         )
     return problems
 

@@ -8,9 +8,10 @@ import numpy as np
 from retailray import events
 from retailray.data.catalog import Catalog
 from retailray.data.fingerprints import fingerprints
-from retailray.errors import ModelError
 from retailray.models.meta import BundleMeta, load_meta, load_training_fingerprints
 from retailray.models.registry import resolve
+
+CHALLENGER, CHAMPION = "challenger", "champion"  # names of the sides of a comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +27,6 @@ def side_of(uri: str) -> Side:
     """The bundle at an address, or that an alias names."""
     address = resolve(uri)
     return Side(address, load_meta(address)[0], load_training_fingerprints(address))
-
-
-def side_with_labels(uri: str) -> Side:
-    """The same. Raises ModelError where it predicts numbers."""
-    side = side_of(uri)
-    if side.meta.intervals is not None:
-        raise ModelError(
-            f"{uri} predicts numbers, and only predictions of labels are compared here; evaluate each model on the "
-            "same rows, and compare mae in their metrics.json"
-        )
-    return side
 
 
 def trained_rows(catalog: Catalog, side: Side) -> np.ndarray:

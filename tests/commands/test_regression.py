@@ -53,6 +53,7 @@ def shop(tmp_path_factory):
     training = {"model.task": "regression", "model.arch": "cnn2", "transform.image_size": SIZE}
     training |= {"transform.resize_size": 36, "train.epochs": 30, "train.batch_size": 16, "transform.augment": "none"}
     training |= {"train.cache_uri": folder / "cache", "train.precision": "float32"}
+    training |= {"model.registry": folder / "models", "model.name": "weights"}
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard):
         assert main(words_of("train", settings | split | training | {"out": folder / "train"})) == 0
@@ -241,17 +242,54 @@ def test_what_cannot_be_trained_says_why(command, changes, words, shop, retailra
     [
         ("score", {"score.target_precision": 0.9}, "score.target_precision: "),
         ("score", {"score.export": "csv"}, "score.export: "),
-        ("compare", {"compare.baseline": "{bundle}"}, "predicts numbers"),
+        ("compare", {"compare.baseline": "{labels}"}, "they cannot be compared"),
         ("evaluate", {"catalog.label": "sku"}, "no label is a number"),
         ("evaluate", {"taxonomy.uri": "x.csv"}, "have no taxonomy"),
     ],
 )
-def test_what_is_of_labels_is_refused(command, changes, words, shop, retailray, tmp_path):
-    changes = {name: str(value).format(bundle=shop["bundle"]) for name, value in changes.items()}
+def test_what_is_of_labels_is_refused(command, changes, words, shop, small_bundle, retailray, tmp_path):
+    changes = {name: str(value).format(labels=small_bundle[0]) for name, value in changes.items()}
     code, _, err = retailray(command, **shop["settings"] | {"model.uri": shop["bundle"], "out": tmp_path} | changes)
     assert code != 0
     assert words in err
     assert not list(tmp_path.glob("run_id=*/_SUCCESS"))
+
+
+def test_the_better_model_is_promoted_and_the_weaker_one_is_not(shop, retailray, tmp_path):
+    """A weekly model must be as good as the one in service, by its errors on rows that neither was trained on."""
+    settings = shop["settings"] | shop["split"]
+    registry = shop["folder"] / "models"
+    good = read_json(f"{shop['bundle']}/bundle.json")["version"]
+    changed = {"train.epochs": 2, "out": tmp_path / "weaker"}
+    code, _, err = retailray("train", **settings | shop["training"] | changed)
+    assert code == 0, err
+    weak = read_json(f"{latest(str(tmp_path / 'weaker'))}/bundle/bundle.json")["version"]
+    gate = settings | {"out": tmp_path / "gate", "promote.min_rows": 50}
+    code, _, err = retailray("promote", **gate | {"model.uri": registry / "weights" / good})
+    assert code == 0, err
+    code, _, err = retailray("promote", **gate | {"model.uri": registry / "weights" / weak})
+    assert code == 4
+    assert "mean absolute error" in err
+    assert "champion stays" in err
+    code, _, err = retailray("promote", **gate | {"model.uri": registry / "weights" / weak, "promote.min_top1": 0.5})
+    assert (code, "of labels" in err) == (2, True)
+    pair = {"model.uri": registry / "weights" / weak, "compare.baseline": registry / "weights@champion"}
+    pair |= {"compare.split": "test", "out": tmp_path / "compared"}
+    code, _, err = retailray("compare", **settings | pair)
+    assert code == 0, err
+    run = latest(str(tmp_path / "compared"))
+    found, rows = read_json(f"{run}/comparison.json"), pd.read_parquet(f"{run}/changes.parquet")
+    truth = truth_of(shop)
+    value = np.array([truth[image] for image in rows.id])
+    known = np.isfinite(value)
+    off = {side: np.abs(rows[side] - value)[known].mean() for side in ("challenger", "champion")}
+    assert found["labelled"] == known.sum()
+    assert found["mae"]["champion"] == pytest.approx(off["champion"])
+    assert found["mae"]["difference"] == pytest.approx(off["challenger"] - off["champion"])
+    assert found["mae"]["relative"] == pytest.approx(off["challenger"] / off["champion"] - 1)
+    low, high = found["mae"]["interval"]
+    assert 0 < low < found["mae"]["difference"] < high
+    assert "The challenger is worse" in Path(run, "report.html").read_text()
 
 
 def test_a_column_of_the_catalog_that_is_named_as_ours_is_refused(shop, retailray, tmp_path):
@@ -276,3 +314,44 @@ def test_a_bundle_without_held_out_rows_says_that_its_interval_is_not_fitted(sho
     run = latest(str(tmp_path / "scores"))
     assert json.loads(Path(run, "run.json").read_text())["values"]["fitted_on"] == 0
     assert "too few validation rows" in Path(run, "report.html").read_text()
+
+
+@pytest.mark.real
+def test_prices_of_real_products_are_read_from_photos(real_data, tmp_path):
+    """The price of a product in a real shop from photos of it: better than any constant, by the source files."""
+    import retailray
+
+    grocery, weights = real_data
+    bought = pd.read_parquet(grocery.parent / "shop/purchases.parquet", columns=["product", "quantity", "value"])
+    bought = bought[(bought.quantity > 0) & (bought.value > 0)]
+    pairs = pd.read_csv(grocery.parent / "shop/photos.csv").drop_duplicates("fine_name").set_index("fine_name")
+    price = pairs["product"].map((bought.value / bought.quantity).groupby(bought["product"]).median()).round(2)
+    tables = {}
+    for split, most in (("train", 8), ("val", 8), ("test", 6)):
+        rows = pd.read_csv(grocery / f"{split}.csv").groupby("fine_name").head(most)
+        rows = rows.assign(price=rows.fine_name.map(price)).dropna(subset="price")
+        rows["image"] = [f"{grocery}/images/{split}/{name}.jpg" for name in rows["name"]]
+        tables[split] = rows[["image", "price"]]
+        tables[split].to_csv(tmp_path / f"{split}.csv", index=False)
+    catalog = {"uri": tmp_path / "train.csv", "validation_uri": tmp_path / "val.csv", "label": "price"}
+    model = {"task": "regression", "arch": "mobilenet_v2", "trainable": "head"}
+    trained = retailray.train(
+        catalog=catalog,
+        model=model | {"weights": weights / "mobilenet_v2-imagenet.pth"},
+        transform={"augment": "none"},
+        train={"epochs": 20, "cache_uri": tmp_path / "cache"},
+        cluster={"engine": "inline"},
+        out=tmp_path / "runs",
+    )
+    found = retailray.evaluate(
+        catalog={"uri": tmp_path / "test.csv", "label": "price"},
+        model=trained,
+        cluster={"engine": "inline"},
+        out=tmp_path / "evaluated",
+    )
+    rows = found.predictions
+    truth = tables["test"].set_index("image").price[rows.image].to_numpy()
+    off, usual = np.abs(rows.pred_value - truth).mean(), np.abs(truth - np.median(truth)).mean()
+    assert found.metrics["mae"] == pytest.approx(off)
+    assert off < 0.55 * usual
+    assert 0.7 < ((rows.pred_low <= truth) & (truth <= rows.pred_high)).mean() < 0.95

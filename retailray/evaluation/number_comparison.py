@@ -1,0 +1,140 @@
+"""Two bundles that predict numbers, on the same rows: whose errors are smaller, and how sure that is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+
+from retailray.config import CatalogSection, ClusterSection
+from retailray.data.catalog import Catalog
+from retailray.data.decoding import CODE
+from retailray.data.numeric_labels import numbers_in
+from retailray.data.row_ids import ROW_ID
+from retailray.errors import CatalogError, ModelError
+from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side
+from retailray.execution import plan_scoring, start_executor
+from retailray.models.metrics import resampled_rows
+from retailray.models.numbers import DISTRIBUTION, NumberRule
+from retailray.models.predictions import predict_catalog
+from retailray.reports.page import picture_facts, render, thumbnails
+from retailray.runs import RunDirectory
+
+PICTURES = 24
+LEVEL = 80  # of the intervals, which are not compared
+
+
+def predict_numbers(sides: Mapping[str, Side]) -> bool:
+    """Whether the bundles predict numbers. Raises ModelError where one does and another does not."""
+    kinds = {side.meta.intervals is not None for side in sides.values()}
+    if len(kinds) > 1:
+        numbers = next(side.uri for side in sides.values() if side.meta.intervals is not None)
+        labels = next(side.uri for side in sides.values() if side.meta.intervals is None)
+        raise ModelError(f"{numbers} predicts numbers and {labels} predicts labels: they cannot be compared")
+    return kinds.pop()
+
+
+def predict_both_numbers(
+    section: CatalogSection,
+    catalog: Catalog,
+    sides: Mapping[str, Side],
+    cluster: ClusterSection,
+    run: RunDirectory,
+    *,
+    batch_size: int,
+) -> pd.DataFrame:
+    """One row for every row that both could predict: ``row_id, id, uri, group``, ``value`` (NaN where the catalog has
+    no number), ``challenger`` and ``champion``: what each predicts."""
+    found = catalog.rows.select(["row_id", "id", "uri", "label", "group"]).to_pandas()
+    found["value"] = numbers_in(found.pop("label").to_numpy(object))
+    with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
+        run.machines = executor.machines
+        plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
+        executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
+        for name, side in sides.items():
+            table = predict_catalog(
+                section, catalog, side.uri, plan, executor, batch_size=batch_size, also=DISTRIBUTION
+            )
+            good = table.filter(pc.equal(table.column(CODE), ""))
+            values = NumberRule.of(side.uri, side.meta, level=LEVEL)(good).column("pred_value").to_numpy()
+            mine = pd.DataFrame({"row_id": good.column(ROW_ID).to_numpy(), name: values})
+            found = found.merge(mine, on="row_id", validate="one_to_one")
+    if found.empty:
+        raise CatalogError(f"{catalog.uri}: no row could be predicted; see `retailray check`")
+    return found
+
+
+def measure_numbers(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, Any]:
+    """``labelled``: rows with a number. ``mae``: the mean absolute error of each side, the ``difference`` (below 0 the
+    challenger is better) and its 95 % ``interval`` by bootstrap over products, both also as shares of the champion's
+    error (``relative``, ``relative_interval``; None where that is 0)."""
+    rows = both[both.value.notna()]
+    found: dict[str, Any] = {"labelled": len(rows)}
+    if rows.empty:
+        return found
+    off = {name: (rows[name] - rows.value).abs().to_numpy() for name in (CHALLENGER, CHAMPION)}
+    more = off[CHALLENGER] - off[CHAMPION]
+    groups = rows.group.to_numpy(object)
+    sums = np.array(
+        [(times @ more, times @ off[CHAMPION], times.sum()) for times in resampled_rows(groups, bootstrap, seed)]
+    )
+    ends = (0.025, 0.975)
+    relative = bool((sums[:, 1] > 0).all())
+    found["mae"] = {
+        CHALLENGER: float(off[CHALLENGER].mean()),
+        CHAMPION: float(off[CHAMPION].mean()),
+        "difference": float(more.mean()),
+        "interval": np.quantile(sums[:, 0] / sums[:, 2], ends).tolist(),
+        "relative": float(more.sum() / off[CHAMPION].sum()) if relative else None,
+        "relative_interval": np.quantile(sums[:, 0] / sums[:, 1], ends).tolist() if relative else None,
+        "products": len(set(groups)),
+    }
+    return found
+
+
+def write_number_comparison(
+    run: RunDirectory, section: CatalogSection, names: Mapping[str, str], found: Mapping[str, Any], both: pd.DataFrame
+) -> None:
+    """Write ``report.html``, with pictures of what would change most. ``both``: see :func:`predict_both_numbers`."""
+    most = np.argsort(-(both.challenger - both.champion).abs().to_numpy(), kind="stable")[:PICTURES]
+    rows = both.iloc[most]
+    pictures = [
+        {
+            "picture": picture,
+            "caption": f"{row.champion:.4g} → {row.challenger:.4g} · {row.id}",
+            "facts": picture_facts(
+                id=row.id,
+                value=None if row.value != row.value else row.value,
+                champion=row.champion,
+                challenger=row.challenger,
+                address=row.uri,
+            ),
+        }
+        for picture, row in zip(thumbnails(rows.uri.tolist(), section), rows.itertuples(), strict=True)
+    ]
+    page = render(
+        "comparison_numbers.html.j2",
+        title="Champion and challenger",
+        subtitle=section.uri,
+        run_id=run.run_id,
+        names=names,
+        found=found,
+        answers=_answers(found),
+        pictures=pictures,
+    )
+    run.write("report.html", page)
+
+
+def _answers(found: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """Who is better: whether that is good, and in a sentence."""
+    if "mae" not in found:
+        return [(False, "No row has a number as label, so nobody knows who is right.")]
+    mae = found["mae"]
+    low, high = mae["interval"]
+    told = f"by {mae['difference']:+.4g} in the mean absolute error ({low:+.4g} to {high:+.4g})"
+    if high < 0:
+        return [(True, f"The challenger is better, {told}.")]
+    if low > 0:
+        return [(False, f"The challenger is worse, {told}.")]
+    return [(False, f"The two cannot be told apart on these rows: they differ {told}.")]
