@@ -109,6 +109,44 @@ def test_a_method_that_is_named_is_used_beside_the_simple_ones(shop, forecast, t
     assert method in set(found.method)
 
 
+def by_statsforecast(past, method):
+    """Four weeks of each product by statsforecast's own frames; nothing of those with fewer than eight weeks."""
+    statsforecast = pytest.importorskip("statsforecast")
+    models = pytest.importorskip("statsforecast.models")
+    make = {"ets": models.AutoETS, "theta": models.AutoTheta}
+    model = make[method](season_length=1) if method in make else models.CrostonSBA()
+    rows = past.T.melt(ignore_index=False, var_name="unique_id", value_name="y").reset_index(names="ds").dropna()
+    rows = rows[rows.groupby("unique_id").y.transform("size") >= 8]
+    found = statsforecast.StatsForecast(models=[model], freq="7D", n_jobs=1).forecast(df=rows, h=4)
+    values = found.drop(columns=["unique_id", "ds"]).iloc[:, 0].clip(lower=0)
+    return values.groupby(found.unique_id).apply(list).to_dict()
+
+
+@pytest.mark.parametrize("method", ["ets", "theta", "croston"])
+def test_forecasts_of_one_series_and_their_errors_are_those_of_statsforecast(shop, forecast, tmp_path, method):
+    """Kinds of fault: the series of another product, a week too many or too few, errors of other weeks."""
+    few = shop[2][shop[2]["product"].isin(sorted(set(shop[2]["product"]))[:8])]
+    few.to_csv(tmp_path / "few.csv", index=False)
+    found, summary, _ = forecast(**{"sales.uri": tmp_path / "few.csv", "forecast.method": method})
+    table = weekly(few)
+    expected = by_statsforecast(table, method)
+    mine = found[found.method == method].sort_values("horizon").groupby("product").forecast.apply(list)
+    assert len(set(mine.index) & set(expected)) >= 6
+    for product in set(mine.index) & set(expected):
+        assert mine[product] == pytest.approx(expected[product], rel=1e-6)
+    error, total = 0.0, 0.0
+    for back in range(1, 7):
+        at = len(table.columns) - 4 * back
+        truth, past = table.iloc[:, at : at + 4], table.iloc[:, :at]
+        old = past.index[past.notna().sum(axis=1) >= 4]
+        then = by_statsforecast(past, method)
+        mean = past.apply(lambda row: [row.dropna().iloc[-8:].mean()] * 4, axis=1)  # of series that are too short
+        for product in old:
+            error += np.abs(truth.loc[product].to_numpy() - then.get(product, mean[product])).sum()
+            total += truth.loc[product].sum()
+    assert summary["measured"][method]["wape"] == pytest.approx(error / total, rel=1e-6)
+
+
 def test_purchases_are_summed_up(shop, forecast, tmp_path):
     """The same forecasts from purchases as from their sums by day."""
     settings = {"forecast.method": "mean"}
