@@ -4,14 +4,18 @@ from retailray import events
 from retailray.config import ExportConfig
 from retailray.errors import ModelError
 from retailray.models.bundle import load_bundle
+from retailray.models.numbers import NumberRule
 from retailray.models.onnx_export import CLOSE, largest_difference, to_onnx
 from retailray.models.registry import resolve_alias
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
+LEVEL = 80  # per cent, of the interval around a number
+
 
 def export(config: ExportConfig) -> str:
-    """Write ``model.onnx`` and ``labels.txt``, after ONNX Runtime has computed what torch computes.
+    """Write ``model.onnx`` and ``labels.txt``, after ONNX Runtime has computed what torch computes; of numbers also
+    ``intervals.json``, with which quantiles follow from the graph's probabilities.
 
     Returns:
         The address of ``model.onnx``.
@@ -35,6 +39,9 @@ def export(config: ExportConfig) -> str:
         )
     run.write("model.onnx", data)
     run.write("labels.txt", "".join(f"{label}\n" for label in bundle.meta.labels))
+    if bundle.meta.intervals is not None:
+        rule = NumberRule.of(config.model.uri, bundle.meta, level=LEVEL)
+        run.write_json("intervals.json", bundle.meta.intervals.model_dump() | {"level": LEVEL, "tail": rule.tail})
     facts: dict[str, object] = {
         "model_uri": config.model.uri,
         "model_name": bundle.meta.name,

@@ -186,11 +186,12 @@ def _labels(vectors: Vectors, wanted: set[str]) -> dict[str, tuple[str, float]]:
     if vectors.run is None:
         return {}
     try:
-        table = Run(vectors.run).table("products" if vectors.level == "product" else "predictions")
+        run = Run(vectors.run)
+        table = run.table("products" if vectors.level == "product" else "predictions")
     except StorageError as error:
         events.emit("warning", note=f"products have no labels: {error}")
         return {}
-    if "pred_label" not in table.columns:
+    if "values" in run.summary:
         events.emit("warning", note=f"products have no labels: the model of {vectors.run} predicts numbers")
         return {}
     table = table[table.pred_label.notna()]

@@ -63,6 +63,8 @@ class TrainConfig(CommandConfig):
             problems.append(f"train.metric {train.metric} is of classes: with model.task regression give mae or loss")
         if train.class_weights != "none":
             problems.append("train.class_weights balanced is of classes: leave it out with model.task regression")
+        if train.label_smoothing:
+            problems.append("train.label_smoothing is of classes: leave it out with model.task regression")
         if self.taxonomy.uri:
             problems.append("taxonomy.uri is of classes: leave it out with model.task regression")
         if self.split.folds:

@@ -1,6 +1,7 @@
 """Labels that are numbers: prices, weights, sales."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,17 @@ def numbers_in(labels: np.ndarray) -> np.ndarray:
     """Labels ``(N,)`` as numbers, float64 ``(N,)``; NaN of those that are no finite number."""
     found = pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce").to_numpy(np.float64)
     return np.where(np.isfinite(found), found, np.nan)
+
+
+def spelled(value: float | None) -> str:
+    """A number for people: about four digits, thousands apart, no exponent where it can be avoided."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = math.floor(math.log10(abs(value))) if value else 0
+    if not -5 < size < 15:
+        return f"{value:.4g}"
+    text = f"{value:,.{max(0, 3 - size)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def with_values(part: Catalog, **told: object) -> Catalog:

@@ -16,7 +16,7 @@ from retailray.data.decoding import COLUMN_PREFIX, error_rows
 from retailray.data.splits import rows_of_split
 from retailray.data.spreadsheets import csv_text
 from retailray.data.taxonomy import Taxonomy
-from retailray.errors import CatalogError
+from retailray.errors import CatalogError, ConfigError
 from retailray.evaluation.levels import level_metrics
 from retailray.evaluation.numbers import evaluate_numbers
 from retailray.evaluation.products import FIELDS, product_metrics
@@ -56,6 +56,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     _warn(config, catalog, side)
     if meta.intervals is not None:
         return evaluate_numbers(config, side, catalog, watch)
+    if "level" in config.evaluate.non_default_fields():
+        raise ConfigError([f"evaluate.level: {config.model.uri} predicts labels, and this setting is of numbers"])
     unknown = _unknown_labels(catalog, meta)
     taxonomy = taxonomy_of_model(config.taxonomy.uri, meta)  # its faults are told before any image is read
     run = RunDirectory(config)

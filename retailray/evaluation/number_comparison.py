@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from retailray.config import CatalogSection, ClusterSection
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CODE
-from retailray.data.numeric_labels import numbers_in
+from retailray.data.numeric_labels import numbers_in, spelled
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, ModelError
 from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side
@@ -102,7 +102,7 @@ def write_number_comparison(
     pictures = [
         {
             "picture": picture,
-            "caption": f"{row.champion:.4g} → {row.challenger:.4g} · {row.id}",
+            "caption": f"{spelled(row.champion)} → {spelled(row.challenger)} · {row.id}",
             "facts": picture_facts(
                 id=row.id,
                 value=None if row.value != row.value else row.value,
@@ -132,7 +132,7 @@ def _answers(found: Mapping[str, Any]) -> list[tuple[bool, str]]:
         return [(False, "No row has a number as label, so nobody knows who is right.")]
     mae = found["mae"]
     low, high = mae["interval"]
-    told = f"by {mae['difference']:+.4g} in the mean absolute error ({low:+.4g} to {high:+.4g})"
+    told = f"by {spelled(mae['difference'])} in the mean absolute error ({spelled(low)} to {spelled(high)})"
     if high < 0:
         return [(True, f"The challenger is better, {told}.")]
     if low > 0:

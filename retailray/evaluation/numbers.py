@@ -13,7 +13,7 @@ from retailray.config import CatalogSection, EvaluateConfig
 from retailray.data.arrow_tables import parquet_bytes
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CODE, error_rows
-from retailray.data.numeric_labels import VALUE, with_values
+from retailray.data.numeric_labels import VALUE, spelled, with_values
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, ConfigError
 from retailray.evaluation.trained_rows import Side
@@ -26,8 +26,6 @@ from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
 
 WORST = 24  # rows with pictures
-USEFUL = 0.9  # of the error of always saying the median: more is nearly as bad
-FAR = 0.05  # between the level of the intervals and their coverage
 
 
 def evaluate_numbers(config: EvaluateConfig, side: Side, catalog: Catalog, watch: events.Stopwatch) -> dict[str, Any]:
@@ -52,9 +50,12 @@ def evaluate_numbers(config: EvaluateConfig, side: Side, catalog: Catalog, watch
     good, errors = _predicted(config, rows, rule, run)
     if good.empty:
         raise CatalogError(f"{config.catalog.uri}: no row could be evaluated: {errors.num_rows} failed")
-    metrics = number_metrics(good, bootstrap=config.evaluate.bootstrap) | {
+    metrics = number_metrics(good, bootstrap=config.evaluate.bootstrap)
+    if rows.has_products:
+        metrics["products"] = _of_products(config, side, good)
+    metrics |= {
         "level": rule.level,
-        "fitted_on": rule.num_rows,
+        "fitted_on": rule.num_products,
         "target": meta.target,
         "num_failed": errors.num_rows,
         "errors_by_code": dict(Counter(errors.column("error_code").to_pylist())),
@@ -65,8 +66,9 @@ def evaluate_numbers(config: EvaluateConfig, side: Side, catalog: Catalog, watch
     }
     _write(run, config, good, errors, metrics)
     summary = {"command": "evaluate", "model_uri": config.model.uri, "seconds": watch.seconds, **metrics}
-    publish(run, {name: value for name, value in summary.items() if name != "by_value"})
+    publish(run, {name: value for name, value in summary.items() if name not in ("by_value", "products")})
     told = {"rows": len(catalog), "evaluated": len(good), "failed": errors.num_rows}
+    told |= {"without_a_number": len(catalog) - len(rows)}
     told |= {"mae": metrics["mae"], "wape": metrics["wape"], "coverage": metrics["coverage"]}
     watch.summary("evaluate", num_images=len(good), **told, report=run.path("report.html"))
     return metrics
@@ -86,9 +88,24 @@ def _predicted(
         also=DISTRIBUTION,
     )
     good = found.filter(pa.compute.equal(found.column(CODE), ""))
-    numbers = rule(good).append_column("row_id", good.column(ROW_ID)).to_pandas()
+    numbers = rule(good)
+    for field in DISTRIBUTION:
+        numbers = numbers.append_column(field, good.column(field.name))
+    numbers = numbers.append_column("row_id", good.column(ROW_ID)).to_pandas()
     told = rows.rows.select(["row_id", "id", "image", "uri", "group", VALUE]).to_pandas()
     return told.merge(numbers, on="row_id", validate="one_to_one"), error_rows(found)
+
+
+def _of_products(config: EvaluateConfig, side: Side, good: pd.DataFrame) -> dict[str, object]:
+    """The same measures of products, each with one prediction from its images; its value is their median."""
+    rule = NumberRule.of(side.uri, side.meta, level=config.evaluate.level, by_product=True)
+    rows = good.sort_values("group", kind="stable")
+    starts = np.flatnonzero((rows.group != rows.group.shift()).to_numpy())
+    table = pa.table({field.name: pa.array(rows[field.name].tolist(), field.type) for field in DISTRIBUTION})
+    products = rule.of_products(table, starts).to_pandas()
+    products["value"] = rows.groupby("group").value.median().to_numpy()
+    products["group"] = rows.group.to_numpy()[starts]
+    return number_metrics(products, bootstrap=config.evaluate.bootstrap) | {"fitted_on": rule.num_products}
 
 
 def _write(
@@ -114,21 +131,37 @@ def _write(
 
 def _answers(metrics: Mapping[str, Any]) -> list[tuple[bool, str]]:
     """Is it good, and what is there to do: whether each is good, and in a sentence."""
-    mae, usual, level = metrics["mae"], metrics["median_mae"], metrics["level"]
-    low, high = metrics["intervals"]["mae"] if metrics["intervals"] else (mae, mae)
-    told = f"Predictions are {mae:.4g} off on average ({low:.4g} to {high:.4g}) on {metrics['num_rows']:,} images."
-    good = high < USEFUL * usual
-    answers = [(good, f"{told} Always saying the median is {usual:.4g} off{'.' if good else ', which is no worse.'}")]
-    within = f"{metrics['coverage']:.1%} of the values lie in their interval, which is made for {level:.0%}"
-    if abs(metrics["coverage"] - level) <= FAR:
-        answers.append((True, f"{within}."))
-    elif not metrics["fitted_on"]:
-        answers.append((False, f"{within}: the bundle has too few validation rows to fit it on."))
+    mae, usual, intervals = metrics["mae"], metrics["median_mae"], metrics["intervals"]
+    low, high = intervals["mae"] if intervals else (mae, mae)
+    told = f" ({spelled(low)} to {spelled(high)})" if intervals else ""
+    first = f"Predictions are {spelled(mae)} off on average{told}, on {metrics['num_rows']:,} images."
+    median = f"Always saying the median of these values is {spelled(usual)} off"
+    if high < usual:
+        answers = [(True, f"{first} {median}.")]
+    elif mae < usual:
+        answers = [(False, f"{first} {median}: on so few products that may be chance.")]
     else:
-        answers.append((False, f"{within}: these rows differ from the validation rows that it was fitted on."))
+        answers = [(False, f"{first} {median}, which is no worse.")]
+    if metrics["num_without_a_number"]:
+        left = f"{metrics['num_without_a_number']:,} rows have no number as label and are left out."
+        answers.append((False, left))
+    answers.append(_of_interval(metrics))
     if metrics["num_failed"]:
         answers.append((False, f"{metrics['num_failed']:,} rows have no prediction: see Errors for the reasons."))
     return answers
+
+
+def _of_interval(metrics: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the intervals hold what they are made for; that they hold more is no fault where values are few."""
+    level, coverage = metrics["level"], metrics["coverage"]
+    low, high = metrics["intervals"]["coverage"] if metrics["intervals"] else (coverage, coverage)
+    told = f"{coverage:.1%} of the values lie in their interval, which is made for {level} %"
+    if 100 * high >= level:
+        more = ": it is wider than it need be" if metrics["intervals"] and 100 * low > level else ""
+        return True, f"{told}{more}."
+    if not metrics["fitted_on"]:
+        return False, f"{told}: the bundle has too few validation products to fit it on."
+    return False, f"{told}: these rows differ from the validation rows that it was fitted on."
 
 
 def _worst(good: pd.DataFrame, section: CatalogSection) -> list[dict[str, object]]:
@@ -138,12 +171,12 @@ def _worst(good: pd.DataFrame, section: CatalogSection) -> list[dict[str, object
     return [
         {
             "picture": picture,
-            "caption": f"{row.value:.4g}, predicted {row.pred_value:.4g} · {row.id}",
+            "caption": f"{spelled(row.value)}, predicted {spelled(row.pred_value)} · {row.id}",
             "facts": picture_facts(
                 id=row.id,
                 value=row.value,
                 predicted=row.pred_value,
-                interval=f"{row.pred_low:.4g} to {row.pred_high:.4g}",
+                interval=f"{spelled(row.pred_low)} to {spelled(row.pred_high)}",
                 address=row.uri,
             ),
         }

@@ -7,6 +7,7 @@ import numpy as np
 from retailray import events, storage
 from retailray.config import PromoteConfig, RollbackConfig
 from retailray.data.catalog import Catalog
+from retailray.data.numeric_labels import spelled
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
 from retailray.evaluation.compare import measure, predict_both, products_of_both
@@ -206,8 +207,9 @@ def number_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
     if rise > gate.max_loss:
         low, high = mae["interval"]
         problems.append(
-            f"mean absolute error {mae[CHALLENGER]:.4g} against {mae[CHAMPION]:.4g}: the difference is {low:+.4g} to "
-            f"{high:+.4g} (95 %), and promote.max_loss allows {gate.max_loss:.1%} of the champion's error"
+            f"mean absolute error {spelled(mae[CHALLENGER])} against {spelled(mae[CHAMPION])}: the difference is "
+            f"{spelled(low)} to {spelled(high)} (95 %), and promote.max_loss allows {gate.max_loss:.1%} of the "
+            "champion's error"
         )
     return problems
 

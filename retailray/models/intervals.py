@@ -1,9 +1,12 @@
 """Numbers as a distribution over intervals: what a model with ``model.task: regression`` predicts.
 
-The range of the training values is cut into intervals of about equally many rows, and the network learns the
+The range of the training values is cut into intervals of about equally many rows (values that are met often are one
+each), and the network learns the
 probability of each (a histogram as in Imani and White 2018, arXiv 1806.04613; Farebrother et al. 2024, arXiv
 2403.03950). Every quantile follows from it: the median is the prediction, two others bound the interval around it.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pydantic
@@ -11,7 +14,8 @@ import pydantic
 MOST = 64  # intervals; also what a ledger keeps of a row (retailray.models.probabilities.KEPT)
 ROWS = 5  # training rows of an interval, on average, at least
 MEDIAN = 0.5
-FEWEST = 20  # held-out rows without which no interval is fitted
+FEWEST = 10  # held-out products without which no interval is fitted
+ROUNDING = 1e-6  # of float32 probabilities: a value at the end of its interval lies in it
 
 
 class Intervals(pydantic.BaseModel):
@@ -45,19 +49,26 @@ class Intervals(pydantic.BaseModel):
         middles = (np.array(self.highs[:-1]) + np.array(self.lows[1:])) / 2
         return np.searchsorted(middles, values).astype(np.int64)
 
-    def quantile(self, probabilities: np.ndarray, level: float) -> np.ndarray:
-        """``(N, K)`` to the smallest values that are not exceeded with probability ``level``, float64 ``(N,)``.
+    def quantiles(self, probabilities: np.ndarray, levels: Sequence[float]) -> list[np.ndarray]:
+        """``(N, K)`` to the smallest values that are not exceeded with each probability, float64 ``(N,)``.
 
         Within an interval all values are taken as equally probable.
         """
         lows, highs = np.array(self.lows), np.array(self.highs)
-        total = probabilities.astype(np.float64).cumsum(1)
-        wanted = level * total[:, -1:]
-        at = np.minimum((total < wanted).sum(1), len(self) - 1)
-        rows = np.arange(len(total))
-        own = probabilities[rows, at].astype(np.float64)
-        inside = np.clip((wanted[:, 0] - (total[rows, at] - own)) / np.where(own > 0, own, 1), 0, 1)
-        return np.asarray(lows[at] + inside * (highs[at] - lows[at]))
+        total = probabilities.cumsum(1, dtype=np.float64)
+        rows, found = np.arange(len(total)), []
+        for level in levels:
+            wanted = level * total[:, -1]
+            at = np.minimum((total < wanted[:, None]).sum(1), len(self) - 1)
+            own = probabilities[rows, at].astype(np.float64)
+            inside = np.clip((wanted - (total[rows, at] - own)) / np.where(own > 0, own, 1), 0, 1)
+            found.append(lows[at] + inside * (highs[at] - lows[at]))
+        return found
+
+    def quantile(self, probabilities: np.ndarray, level: float) -> np.ndarray:
+        """One of :meth:`quantiles`."""
+        [found] = self.quantiles(probabilities, [level])
+        return found
 
     def depth(self, probabilities: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Of values ``(N,)`` the largest ``a`` for which each lies within the quantiles ``a`` and ``1 - a`` of its row
@@ -78,33 +89,63 @@ class Intervals(pydantic.BaseModel):
 
 
 def make_intervals(values: np.ndarray) -> Intervals:
-    """Cut the range of training values, float ``(N,)``; values of which there are few are an interval each."""
+    """Cut the range of training values, float ``(N,)``, in two or more.
+
+    A value of which there are as many rows as an interval should have is one of its own: a price that is met often, or
+    the end of a scale. Where there are few values, all are.
+    """
     most = int(min(MOST, max(2, len(values) // ROWS)))
-    distinct = np.unique(values)
+    distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= most:
         return Intervals(lows=tuple(distinct.tolist()), highs=tuple(distinct.tolist()))
-    inner = np.unique(np.quantile(values, np.linspace(0, 1, most + 1)[1:-1], method="lower"))
-    of = np.searchsorted(inner, distinct)  # values that equal an edge belong to the interval that ends there
-    starts = np.flatnonzero(np.diff(of, prepend=-1))
+    size = len(values) / most
+    starts = _starts(counts, size)
+    while len(starts) > most:  # popular values cut the others into many parts
+        size *= 1.1
+        starts = _starts(counts, size)
     ends = np.append(starts[1:], len(distinct)) - 1
     return Intervals(lows=tuple(distinct[starts].tolist()), highs=tuple(distinct[ends].tolist()))
 
 
-def fit_tail(intervals: Intervals, probabilities: np.ndarray, values: np.ndarray, level: float) -> tuple[float, int]:
-    """The ``tail`` so that the quantiles ``tail`` and ``1 - tail`` hold ``level`` of rows like these.
+def _starts(counts: np.ndarray, size: float) -> np.ndarray:
+    """Where intervals begin in values in their order, of which there are ``counts`` ``(D,)`` rows; int64 ``(K,)``.
 
-    As conformal prediction does (Romano et al. 2019, arXiv 1905.03222): the rows chose nothing else, and of rows drawn
-    alike at least ``level`` lie within.
+    ``size``: rows that an interval should have.
+    """
+    popular = counts >= size
+    part = np.cumsum(popular | np.append(False, popular[:-1]))  # each popular one, and what is between two
+    found = []
+    for number in np.unique(part):
+        members = np.flatnonzero(part == number)
+        rows = counts[members]
+        middle = (rows.cumsum() - rows / 2) / rows.sum()
+        of = np.floor(middle * max(1, round(rows.sum() / size)))
+        found.append(members[np.flatnonzero(np.diff(of, prepend=-1))])
+    starts = np.concatenate(found)
+    return starts if len(starts) > 1 else np.array([0, max(1, int(np.searchsorted(counts.cumsum(), counts.sum() / 2)))])
+
+
+def fit_tail(
+    intervals: Intervals, probabilities: np.ndarray, values: np.ndarray, groups: np.ndarray, level: int
+) -> tuple[float, int]:
+    """The ``tail`` so that the quantiles ``tail`` and ``1 - tail`` hold ``level`` per cent of rows like these.
+
+    As conformal prediction does (Romano et al. 2019, arXiv 1905.03222), by products, whose images are alike: the rows
+    chose nothing else, and of products drawn alike at least that share of the values lies within.
 
     Args:
-        probabilities, values: of held-out rows, ``(N, K)`` and ``(N,)``; fewer than :data:`FEWEST` say nothing.
-        level: a share, such as 0.8.
+        probabilities, values, groups: of held-out rows, ``(N, K)``, ``(N,)`` and ``(N,)``; each product weighs the
+            same, and fewer than :data:`FEWEST` say nothing.
 
     Returns:
-        The tail, and the number of rows that it was fitted on.
+        The tail, and the number of products that it was fitted on.
     """
-    if len(values) < FEWEST:
-        return (1 - level) / 2, 0
-    depths = np.sort(intervals.depth(probabilities, values))
-    outside = int((len(depths) + 1) * (1 - level))  # of the rows, at most
-    return float(min(depths[outside - 1] if outside else 0.0, MEDIAN)), len(values)
+    products, of_row, sizes = np.unique(groups.astype(object), return_inverse=True, return_counts=True)
+    if len(products) < FEWEST:
+        return (100 - level) / 200, 0
+    depths = intervals.depth(probabilities, values)
+    order = np.argsort(depths)
+    outside = (len(products) + 1) * (100 - level) // 100  # of the products, at most
+    reached = np.flatnonzero((1 / sizes[of_row[order]]).cumsum() > outside - 1e-9)
+    tail = depths[order][reached[0]] if outside and len(reached) else 0.0
+    return float(min(max(tail - ROUNDING, 0.0), MEDIAN)), len(products)

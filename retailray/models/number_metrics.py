@@ -19,8 +19,8 @@ def number_metrics(rows: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict
     Returns:
         ``mae``; ``wape`` (sum of absolute errors by sum of absolute values); ``rmse``; ``bias`` (mean of prediction
         less value); ``r2`` (None where all values are the same); ``median_mae``: the error of always saying the median
-        of these rows; ``coverage`` and ``mean_width`` of the intervals; ``num_rows``, ``intervals`` (of ``mae`` and
-        ``wape``) and ``by_value``: a row for each fifth of the rows by value.
+        of these rows; ``coverage`` and ``mean_width`` of the intervals; ``num_rows``, ``intervals`` (of ``mae``,
+        ``wape`` and ``coverage``) and ``by_value``: a row for each fifth of the rows by value.
     """
     value, error = rows.value.to_numpy(float), (rows.pred_value - rows.value).to_numpy(float)
     spread = float(((value - value.mean()) ** 2).sum())
@@ -53,14 +53,14 @@ def _intervals(
     rows: pd.DataFrame, value: np.ndarray, error: np.ndarray, num_resamples: int, seed: int
 ) -> dict[str, list[float]]:
     """95 % percentile intervals; whole products are drawn with replacement, since images of a product are alike."""
-    absolute, amount = np.abs(error), np.abs(value)
+    absolute, amount, covered = np.abs(error), np.abs(value), _covered(rows).astype(float)
     sums = np.array(
         [
-            (times @ absolute, times.sum(), times @ amount)
+            (times @ absolute, times.sum(), times @ amount, times @ covered)
             for times in resampled_rows(rows.group.to_numpy(object), num_resamples, seed)
         ]
     )
-    draws = {"mae": sums[:, 0] / sums[:, 1]}
+    draws = {"mae": sums[:, 0] / sums[:, 1], "coverage": sums[:, 3] / sums[:, 1]}
     if (sums[:, 2] > 0).all():
         draws["wape"] = sums[:, 0] / sums[:, 2]
     return {name: [float(one) for one in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retailray.data.numeric_labels import VALUE
 from retailray.models.intervals import MEDIAN, Intervals, fit_tail
@@ -14,31 +15,45 @@ NUMBER_SCHEMA = pa.schema([(name, pa.float64()) for name in ("pred_value", "pred
 DISTRIBUTION = (CLASSES_FIELD, PROBABILITIES_FIELD)  # the columns that numbers follow from
 
 
+AT_ONCE = 16_384  # rows whose distributions are in memory
+
+
 @dataclasses.dataclass(frozen=True)
 class NumberRule:
-    """How numbers follow from probabilities. ``tail``: what the interval leaves out at each end; ``num_rows``: held-out
-    validation rows that it was fitted on, 0 where they are too few and it is what the model says."""
+    """How numbers follow from probabilities. ``level``: of the interval, in per cent; ``tail``: what it leaves out at
+    each end; ``num_products``: held-out validation products that it was fitted on, 0 where they are too few and it is
+    what the model says."""
 
     intervals: Intervals
-    level: float
+    level: int
     tail: float
-    num_rows: int
+    num_products: int
 
     @classmethod
-    def of(cls, uri: str, meta: BundleMeta, *, level: int) -> "NumberRule":
-        """Fit the interval on the bundle's validation rows that chose nothing else. ``level``: in per cent."""
+    def of(cls, uri: str, meta: BundleMeta, *, level: int, by_product: bool = False) -> "NumberRule":
+        """Fit the interval on the bundle's validation rows that chose nothing else.
+
+        ``by_product``: for the mean of what is said of the images of a product.
+        """
         assert meta.intervals is not None
-        rows, share = load_validation(uri), level / 100
-        held_out = rows.filter(pa.compute.equal(rows.column("role"), THRESHOLDS)) if rows is not None else None
-        if held_out is None or not held_out.num_rows:
-            return cls(meta.intervals, share, (1 - share) / 2, 0)
-        probabilities, values = _distribution(held_out, len(meta.intervals)), held_out.column(VALUE).to_numpy()
-        tail, used = fit_tail(meta.intervals, probabilities, values, share)
-        return cls(meta.intervals, share, tail, used)
+        rows = load_validation(uri)
+        if rows is None:
+            return cls(meta.intervals, level, (100 - level) / 200, 0)
+        rows = rows.filter(pc.equal(rows.column("role"), THRESHOLDS)).sort_by("group")
+        probabilities, values = _distribution(rows, len(meta.intervals)), rows.column(VALUE).to_numpy()
+        groups = rows.column("group").to_numpy().astype(object)
+        if by_product and len(rows):
+            starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
+            probabilities = np.add.reduceat(probabilities, starts, axis=0)
+            values = np.array([np.median(part) for part in np.split(values, starts[1:])])
+            groups = groups[starts]
+        tail, used = fit_tail(meta.intervals, probabilities, values, groups, level)
+        return cls(meta.intervals, level, tail, used)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows with :data:`DISTRIBUTION` to those of :data:`NUMBER_SCHEMA`."""
-        return self._quantiles(_distribution(rows, len(self.intervals)))
+        parts = [rows.slice(at, AT_ONCE) for at in range(0, rows.num_rows, AT_ONCE)] or [rows]
+        return pa.concat_tables([self._quantiles(_distribution(part, len(self.intervals))) for part in parts])
 
     def of_products(self, rows: pa.Table, starts: np.ndarray) -> pa.Table:
         """The same of the mean of what is said of each product's images, which begin at ``starts`` ``(P,)``."""
@@ -47,9 +62,8 @@ class NumberRule:
         return self._quantiles(np.add.reduceat(_distribution(rows, len(self.intervals)), starts, axis=0))
 
     def _quantiles(self, probabilities: np.ndarray) -> pa.Table:
-        levels = dict(zip(NUMBER_SCHEMA.names, (MEDIAN, self.tail, 1 - self.tail), strict=True))
-        found = {name: self.intervals.quantile(probabilities, level) for name, level in levels.items()}
-        return pa.table(found, NUMBER_SCHEMA)
+        found = self.intervals.quantiles(probabilities, (MEDIAN, self.tail, 1 - self.tail))
+        return pa.table(dict(zip(NUMBER_SCHEMA.names, found, strict=True)), NUMBER_SCHEMA)
 
 
 def _distribution(rows: pa.Table, num: int) -> np.ndarray:

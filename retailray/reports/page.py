@@ -15,6 +15,7 @@ from retailray import storage
 from retailray.config import CatalogSection
 from retailray.data.access import access_of
 from retailray.data.images import decode, limits_of, to_jpeg, whole
+from retailray.data.numeric_labels import spelled
 from retailray.data.scaling import Scaling
 from retailray.errors import ERROR_CODES, ImageError
 from retailray.reports.glossary import definitions, linked
@@ -31,6 +32,7 @@ _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("retailray.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 _environment.filters["percent"] = lambda value, digits=1: "–" if value is None else f"{100 * value:.{digits}f} %"
+_environment.filters["number"] = spelled
 _environment.filters["thousands"] = lambda value: f"{value:,}".replace(",", "\u202f")
 
 

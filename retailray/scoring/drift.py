@@ -13,6 +13,7 @@ from retailray.scoring.ledger import PUBLISHED, Ledger
 BINS = 20  # of confidence
 PSEUDO = 0.5  # rows added to every class or bin, so that an empty one is not infinitely far
 LABELS, CONFIDENCE, EMBEDDINGS = "labels", "confidence", "embeddings"
+VALUES = "values"  # of numbers, by the intervals that are most probable
 DECILES = np.linspace(0, 1, 11)[1:-1]  # of every number of an embedding
 NOISE_QUANTILE, DRAWS, EMBEDDING_DRAWS = 0.99, 500, 100
 SAMPLE = 20_000  # embeddings of a run that are compared
@@ -26,7 +27,7 @@ class Drift:
     """One comparison with a reference.
 
     Attributes:
-        what: labels, confidence or embeddings.
+        what: labels, confidence or embeddings; of numbers values and embeddings.
         reference: the previous run or the validation rows.
         rows: of the reference.
         psi: population stability index; below 0.1 is usually called stable, above 0.25 a large change.
@@ -49,7 +50,7 @@ class Drift:
     @property
     def gates(self) -> bool:
         """Whether score.max_drift applies. Validation rows are a selection of labels, so their shares may differ."""
-        return (self.what, self.reference) != (LABELS, VALIDATION)
+        return self.what not in (LABELS, VALUES) or self.reference != VALIDATION
 
 
 def distance(reference: Mapping[Any, int], current: Mapping[Any, int]) -> tuple[float, float, float]:
@@ -130,10 +131,13 @@ class PredictionSummary:
         return sum(self.labels.values())
 
 
-def references(ledger: Ledger, validation: Validation | None) -> dict[str, PredictionSummary]:
+def references(
+    ledger: Ledger, validation: Validation | None, *, with_previous: bool = True
+) -> dict[str, PredictionSummary]:
     """Return what this run is compared with: the previous run, and the rows that the bundle was validated on."""
-    previous = _summarize(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
-    found = {PREVIOUS_RUN: previous}
+    found = {}
+    if with_previous:
+        found[PREVIOUS_RUN] = _summarize(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
     if validation:
         bins = np.minimum((validation.scores * BINS).astype(int), BINS - 1)
         found[VALIDATION] = PredictionSummary(_tally(validation.predicted), _tally(bins), validation.embeddings)
@@ -148,9 +152,10 @@ def outlier_model_of(summaries: Mapping[str, PredictionSummary]) -> OutlierModel
     return None
 
 
-def measure_drift(ledger: Ledger, summaries: Mapping[str, PredictionSummary]) -> list[Drift]:
+def measure_drift(ledger: Ledger, summaries: Mapping[str, PredictionSummary], *, numbers: bool = False) -> list[Drift]:
     """Compare labels, confidences and embeddings, as predicted by the model, with each reference.
 
+    ``numbers``: labels are intervals of numbers then, and confidences say nothing of these.
     An image counts once, even if several rows name it, because the ledger of the previous run has images.
     """
     current = _summarize(ledger, "image_results", "error_code = ''")
@@ -158,8 +163,8 @@ def measure_drift(ledger: Ledger, summaries: Mapping[str, PredictionSummary]) ->
         return []
     found = []
     for name, reference in summaries.items():
-        for what in (LABELS, CONFIDENCE):
-            measured = distance(getattr(reference, what), getattr(current, what))
+        for what, of in {VALUES: LABELS}.items() if numbers else ((LABELS, LABELS), (CONFIDENCE, CONFIDENCE)):
+            measured = distance(getattr(reference, of), getattr(current, of))
             found.append(Drift(what, name, reference.num_rows, *measured))
         if reference.embeddings is not None and current.embeddings is not None:
             measured = embedding_distance(reference.embeddings, current.embeddings)

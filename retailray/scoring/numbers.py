@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from retailray.config import CatalogSection, ScoreConfig
-from retailray.data.numeric_labels import numbers_in
+from retailray.data.fingerprints import fingerprints
+from retailray.data.numeric_labels import numbers_in, spelled
 from retailray.data.text_files import PIECE_ROWS
 from retailray.errors import ConfigError
-from retailray.models.meta import BundleMeta
+from retailray.models.meta import BundleMeta, load_training_fingerprints
 from retailray.models.numbers import DISTRIBUTION, NumberRule
 from retailray.reports import plots
 from retailray.reports.page import error_summary, picture_facts, render, thumbnails
@@ -21,13 +22,15 @@ from retailray.scoring.report import MUCH
 
 SHOWN = 12  # rows with pictures
 BARS = 40  # of the histogram
-FAR = 0.05  # below the level of the intervals: too few values lie in them
+FAR = 5  # per cent below the level of the intervals: too few values lie in them
 
 
 def refuse_settings(config: ScoreConfig) -> None:
     """Raise ConfigError where settings are of labels."""
     given = {
         "score.target_precision": config.score.target_precision is not None,
+        "score.top_k": "top_k" in config.score.non_default_fields(),
+        "score.review_rows": "review_rows" in config.score.non_default_fields(),
         "score.export": config.score.export != "none",
         "catalog.corrections": config.catalog.corrections is not None,
         "taxonomy.uri": config.taxonomy.uri is not None,
@@ -53,7 +56,7 @@ def write_numbers_report(
 
     ``facts``: what else ``run.json`` says, and ``drift``.
     """
-    seen = _Seen.of(ledger, rule)
+    seen = _Seen.of(ledger, rule, load_training_fingerprints(config.model.uri))
     summary, told, stages = summarize(ledger), seen.told(), facts["stages"]
     page = render(
         "score_numbers.html.j2",
@@ -80,24 +83,25 @@ def write_numbers_report(
         errors=error_summary(summary["errors_by_code"], summary["examples"]),  # type: ignore[arg-type]
     )
     run.write("report.html", page)
-    return {"values": told, "errors_by_code": summary["errors_by_code"], "labels": summary["labels"]}
+    return {"values": told, "errors_by_code": summary["errors_by_code"]}
 
 
 class _Seen:
     """What a report tells of values, in memory that does not depend on how many there are."""
 
-    def __init__(self, rule: NumberRule) -> None:
-        self.level, self.fitted_on = rule.level, rule.num_rows
+    def __init__(self, rule: NumberRule, trained_on: np.ndarray | None) -> None:
+        self.level, self.fitted_on, self.trained_on = rule.level, rule.num_products, trained_on
         low, high = rule.intervals.lows[0], rule.intervals.highs[-1]
         self.edges = np.linspace(low, high, BARS + 1)
         self.histogram = np.zeros(BARS, np.int64)
         self.widest = self.furthest = pd.DataFrame()
-        self.num_rows = self.num_labelled = self.num_within = 0
+        self.num_rows = self.num_labelled = self.num_within = self.num_trained = 0
         self.total = self.error = self.amount = 0.0
 
     @classmethod
-    def of(cls, ledger: Ledger, rule: NumberRule) -> "_Seen":
-        seen = cls(rule)
+    def of(cls, ledger: Ledger, rule: NumberRule, trained_on: np.ndarray | None) -> "_Seen":
+        """``trained_on``: fingerprints of the images that the model was trained on, uint64 ``(N,)``; None: unknown."""
+        seen = cls(rule, trained_on)
         rows = f"select row_id, id, uri, label, {', '.join(field.name for field in DISTRIBUTION)} from row_results"
         for table in ledger.batches(f"{rows} where code = '' order by row_id", PIECE_ROWS):
             own = table.select(["id", "uri", "label"]).to_pandas()
@@ -112,6 +116,10 @@ class _Seen:
         rows = rows.assign(value=numbers_in(rows.label.to_numpy(object)), width=rows.pred_high - rows.pred_low)
         self.widest = pd.concat([self.widest, rows[rows.width > 0]]).nlargest(SHOWN, "width")
         known = rows[rows.value.notna()]
+        if self.trained_on is not None and len(known):  # what the model says of them is no evidence
+            trained = np.isin(fingerprints(known.uri.to_numpy(object)), self.trained_on)
+            self.num_trained += int(trained.sum())
+            known = known[~trained]
         known = known.assign(off=(known.pred_value - known.value).abs())
         self.num_labelled += len(known)
         self.num_within += int(known.value.between(known.pred_low, known.pred_high).sum())
@@ -123,7 +131,7 @@ class _Seen:
         """For ``run.json``: of all rows, and of those whose label in the catalog is a number."""
         found: dict[str, object] = {"level": self.level, "fitted_on": self.fitted_on}
         found["mean"] = self.total / self.num_rows if self.num_rows else None
-        found["labelled_rows"] = self.num_labelled
+        found |= {"labelled_rows": self.num_labelled, "trained_on": self.num_trained}
         if self.num_labelled:
             found["mae"] = self.error / self.num_labelled
             found["wape"] = self.error / self.amount if self.amount else None
@@ -136,9 +144,10 @@ def _answers(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[bo
     failed = f"{counts['failed']:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons."
     answers = [(False, failed) if counts["failed"] else (True, f"All {counts['rows']:,} rows have a prediction.")]
     if "mae" in told:
-        within = f"{told['coverage']:.1%} lie in their interval, which is made for {told['level']:.0%}"
-        text = f"Of {told['labelled_rows']:,} rows the catalog has a value: predictions are {told['mae']:.4g} off, "
-        answers.append((told["coverage"] > told["level"] - FAR, f"{text}{within}."))
+        new = " that the model was not trained on" if told["trained_on"] else ""
+        text = f"Of {told['labelled_rows']:,} rows{new} the catalog has a value: predictions are "
+        text += f"{spelled(told['mae'])} off on average, {told['coverage']:.1%} of the values lie in their interval, "
+        answers.append((100 * told["coverage"] > told["level"] - FAR, f"{text}which is made for {told['level']} %."))
     drifted = [f"{one.what} (against the {one.reference})" for one in facts["drift"] if one.psi_above_noise >= MUCH]
     if drifted:
         answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))
@@ -151,8 +160,8 @@ def _pictures(rows: pd.DataFrame, section: CatalogSection) -> Sequence[dict[str,
     return [
         {
             "picture": picture,
-            "caption": f"{row.pred_value:.4g} ({row.pred_low:.4g} to {row.pred_high:.4g})"
-            f"{f', catalog {row.value:.4g}' if row.value == row.value else ''} · {row.id}",
+            "caption": f"{spelled(row.pred_value)} ({spelled(row.pred_low)} to {spelled(row.pred_high)})"
+            f"{f', catalog {spelled(row.value)}' if row.value == row.value else ''} · {row.id}",
             "facts": picture_facts(
                 id=row.id, predicted=row.pred_value, value_of_the_catalog=row.label, address=row.uri
             ),

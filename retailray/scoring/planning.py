@@ -35,7 +35,7 @@ def scoring_key(meta: BundleMeta, weights_digest: str, config: ScoreConfig) -> s
         "labels": meta.labels,
         "transform": meta.transform.model_dump(),
         "temperature": meta.temperature,
-        "top_k": config.score.top_k,
+        "top_k": config.score.top_k,  # of numbers always the same
         "kept_classes": KEPT,
         "precision": config.score.precision,
         "limits": [config.catalog.max_pixels, config.catalog.max_aspect_ratio],

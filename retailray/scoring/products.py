@@ -64,14 +64,13 @@ def write_products(
     """
     decisions: Counter[str] = Counter()
 
-    def answers() -> Iterator[pa.Table]:
-        for rows in _rows_by_product(ledger, len(rules.meta.labels)):
-            table = _combined(rows, rules)
-            ledger.insert("products", table, "select product, pred_label, pred_score, decision, best from piece")
-            decisions.update(table.column("decision").to_pylist())
-            yield table
+    def keep(table: pa.Table) -> None:
+        ledger.insert("products", table, "select product, pred_label, pred_score, decision, best from piece")
+        decisions.update(table.column("decision").to_pylist())
 
-    counts = write_by_product(run, answers(), catalog, ledger, rules.meta, COLUMNS, rows_per_file=rows_per_file)
+    rows = _rows_by_product(ledger, len(rules.meta.labels))
+    answers = _kept((_combined(some, rules) for some in rows), rows_per_file, keep)
+    counts = _write_by_product(run, answers, catalog, ledger, rules.meta, COLUMNS)
     return counts | {"decisions": dict(sorted(decisions.items()))}
 
 
@@ -84,21 +83,25 @@ def write_numbers(
         ``products``, ``answered`` and ``several_images``.
     """
     tables = (_numbers(rows, rule) for rows in _rows_by_product(ledger, len(rule.intervals)))
-    return dict(write_by_product(run, tables, catalog, ledger, meta, NUMBERS, rows_per_file=rows_per_file))
+    return dict(_write_by_product(run, rechunk(tables, rows_per_file), catalog, ledger, meta, NUMBERS))
 
 
-def write_by_product(  # many because it writes for classes and for numbers
+def _kept(tables: Iterator[pa.Table], rows_per_file: int, keep: Callable[[pa.Table], None]) -> Iterator[pa.Table]:
+    for table in rechunk(tables, rows_per_file):
+        keep(table)
+        yield table
+
+
+def _write_by_product(
     run: RunDirectory,
     answers: Iterator[pa.Table],
     catalog: StagedCatalog,
     ledger: Ledger,
     meta: BundleMeta,
     schema: pa.Schema,
-    *,
-    rows_per_file: int,
 ) -> dict[str, int]:
-    """Write ``answers`` (``product`` and the columns of ``schema`` but for the model's) with the user's name of
-    products.
+    """Write ``answers``, a file each (``product`` and the columns of ``schema`` but for the model's), with the user's
+    name of products.
 
     Returns:
         ``products``, ``answered`` and ``several_images`` (how many have them).
@@ -114,7 +117,7 @@ def write_by_product(  # many because it writes for classes and for numbers
     whole = pa.types.is_integer(kind) and not ledger.one(others)
     stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
     counts = Counter[str]()
-    for number, table in enumerate(rechunk(answers, rows_per_file)):
+    for number, table in enumerate(answers):
         num_images = pc.add(table.column("num_images"), table.column("num_failed"))
         counts.update(
             products=table.num_rows,

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -84,14 +85,13 @@ def write_tables(
     # run_id is this run's in all rows, as in the name of the directory, which many readers take for a column;
     # ledger/ has the run that looked at an image
     stamp = {"model_name": meta.name, "model_version": meta.version, "run_id": run.run_id}
-    outcomes = rechunk(ledger.batches(_NUMBERS if rule else _OUTCOMES, PIECE_ROWS), rows_per_file)
+    batches = ledger.batches(_NUMBERS if rule else _OUTCOMES, PIECE_ROWS)
+    outcomes = rechunk((_with_numbers(rows, rule) for rows in batches) if rule else batches, rows_per_file)
     inputs = rechunk(catalog.input_pieces(), rows_per_file)
     for number, (found, own) in enumerate(zip(outcomes, inputs, strict=True)):
         own = in_order_of(found.column("row_id"), own).drop_columns([ROW_ID])
         failed = pc.not_equal(pc.fill_null(found.column("code"), "lost"), "")
         good, errors = found.filter(pc.invert(failed)), found.filter(failed)
-        for field, values in zip(NUMBER_SCHEMA, rule(good).columns, strict=True) if rule else ():
-            good = good.append_column(field, values)
         _write(
             run,
             "predictions",
@@ -108,6 +108,18 @@ def write_tables(
     _fill_gaps(run, catalog, schema)
     _account(run, ledger, catalog, counts)
     return {name: counts[name] for name in ("rows", "scored", "reused", "failed")}
+
+
+def _with_numbers(rows: pa.Table, rule: NumberRule) -> pa.Table:
+    """With what is predicted in place of the probabilities that it follows from; null where a row failed."""
+    good = pc.and_kleene(pc.equal(rows.column("code"), ""), pc.is_valid(rows.column("code")))
+    where = pa.array(np.flatnonzero(pc.fill_null(good, False).to_numpy()))
+    at = pc.index_in(pa.array(np.arange(rows.num_rows)), value_set=where)
+    found = rule(rows.take(where)).take(at)
+    rows = rows.drop_columns([field.name for field in DISTRIBUTION])
+    for field, values in zip(NUMBER_SCHEMA, found.columns, strict=True):
+        rows = rows.append_column(field, values)
+    return rows
 
 
 def _predictions(inputs: pa.Table, found: pa.Table, stamp: dict[str, str], schema: pa.Schema) -> pa.Table:

@@ -17,7 +17,7 @@ from retailray.data.catalog import corrections_of
 from retailray.data.corrections import warn_of_strangers
 from retailray.data.taxonomy import Taxonomy
 from retailray.data.text_files import PIECE_ROWS
-from retailray.errors import GateFailed, StorageError, TooManyRowErrors
+from retailray.errors import ConfigError, GateFailed, StorageError, TooManyRowErrors
 from retailray.models.agreement import known_agreement
 from retailray.models.meta import THRESHOLDS, BundleMeta, Thresholds, load_meta
 from retailray.models.numbers import NumberRule
@@ -47,6 +47,7 @@ from retailray.storage.lease import Lease, acquire_lease, lease_owner
 if TYPE_CHECKING:
     from retailray.scoring.inference import Inferred
 
+NOTHING_CHANGED = {"count": 0, "moves": [], "examples": []}
 CHANGED = 24  # products whose label changed, and kinds of change, in the report
 
 
@@ -65,6 +66,8 @@ def score(config: ScoreConfig) -> str:
     meta, digest = load_meta(config.model.uri)
     if meta.intervals is not None:
         refuse_settings(config)
+    elif "level" in config.score.non_default_fields():
+        raise ConfigError([f"score.level: {config.model.uri} predicts labels, and this setting is of numbers"])
     key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
@@ -125,6 +128,8 @@ class _ScoringRun:
         self.validation = read_validation(config.model.uri, config.score)
         self.said = corrections_of(config.catalog)
         self.before = last_published(config.out)
+        # labels and numbers are not compared
+        self.comparable = self.before is not None and ("values" in self.before[1]) == numbers
 
     def perform(self, folder: Path) -> None:
         """``folder``: on this machine, for the catalog and the ledger."""
@@ -218,13 +223,14 @@ class _ScoringRun:
         """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
         config, run, meta = self.config, self.run, self.meta
         held_out = self.validation.of_role(THRESHOLDS) if self.validation else None
-        found, summaries = summarize(ledger), references(ledger, self.validation)
+        found = summarize(ledger)
+        summaries = references(ledger, self.validation, with_previous=self.comparable)
         findings = Findings(
             curve=acceptance_curve(held_out) if held_out and len(held_out.scores) else None,
             drift=measure_drift(ledger, summaries),
-            changed=changed_labels(ledger, limit=CHANGED),
+            changed=changed_labels(ledger, limit=CHANGED) if self.comparable else NOTHING_CHANGED,
             queue=make_queue(ledger, outlier_model_of(summaries), limit=config.score.review_rows),
-            labels_before=self.before[1]["labels"] if self.before else None,
+            labels_before=self.before[1]["labels"] if self.before and self.comparable else None,
         )
         write_queue(run, findings.queue, meta)
         write_review_page(run, findings.queue, meta.labels, f"{meta.name}/{meta.version}", config.catalog)
@@ -288,16 +294,17 @@ class _NumbersRun(_ScoringRun):
         return self.meta.thresholds, {}
 
     def _answers_of_products(self, ledger: Ledger, catalog: StagedCatalog) -> dict[str, object]:
-        assert self.rule
-        rows_per_file = self.config.score.rows_per_file
-        counts = write_numbers(self.run, ledger, catalog, self.meta, self.rule, rows_per_file=rows_per_file)
+        section = self.config.score
+        rule = NumberRule.of(self.config.model.uri, self.meta, level=section.level, by_product=True)
+        counts = write_numbers(self.run, ledger, catalog, self.meta, rule, rows_per_file=section.rows_per_file)
         events.emit("products", **counts)
         return counts
 
     def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:
         """Write ``report.html``; returns what else ``run.json`` tells."""
         assert self.rule
-        drift = measure_drift(ledger, references(ledger, self.validation))
+        summaries = references(ledger, self.validation, with_previous=self.comparable)
+        drift = measure_drift(ledger, summaries, numbers=True)
         facts["times"]["in all"] = self.watch.seconds
         found = write_numbers_report(self.run, self.meta, self.config, facts | {"drift": drift}, ledger, self.rule)
         return {"drift": [dataclasses.asdict(row) for row in drift], **found}

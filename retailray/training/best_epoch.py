@@ -66,6 +66,8 @@ def measure_of(epoch: Epoch, metric: str) -> float:
 def score_of(epoch: Epoch, metric: str) -> float:
     """More is better. What diverged is never the best, whatever its measure says."""
     value = measure_of(epoch, metric) * (-1 if metric in LESS_IS_BETTER else 1)
+    if metric == "mae":  # which may be a number of any size, as values may
+        value = -math.log1p(-value)
     return value if math.isfinite(epoch["validation_loss"]) else WORST
 
 

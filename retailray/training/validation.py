@@ -47,7 +47,8 @@ def validate(
     hits, guessed, support = network.world.sum(counts)
     found: ValidationMeasures = {"validation_loss": loss_sum / max(count, 1), "validation_rows": int(count)}
     if numbers:
-        return found | {"validation_mae": errors / max(count, 1), "validation_wape": errors / (amount or 1)}
+        wape: ValidationMeasures = {"validation_wape": errors / amount} if amount else {}  # type: ignore[typeddict-item]
+        return found | {"validation_mae": errors / max(count, 1)} | wape
     f1 = 2 * hits / (guessed + support).clamp(min=1)
     macro_f1 = float(f1[support > 0].mean()) if count else 0.0
     return found | {"validation_top1": right / max(count, 1), "validation_macro_f1": macro_f1}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retailray.data.numeric_labels import spelled
 from retailray.training.best_epoch import Epoch
 from retailray.training.numbers import TrueValues
 
@@ -15,6 +16,7 @@ FALLING = 0.01  # in an epoch, of the loss and in itself: it still falls
 FARTHEST = 4  # times the epochs that were seen
 PATIENCE = 3  # epochs without a better one, for advice
 POOR = 0.7  # of the way from chance to certainty: what is less is not learned
+POOR_OF_NUMBERS = 0.1  # of the error of always saying the median: pictures may show no more than a part of a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,9 @@ def _told(last: Epoch, known: TrueValues | None) -> str:
     rows = f"({last['validation_rows']} rows) at the end"
     if known:
         return (
-            f"the mean absolute error is {last['train_mae']:.4g} in training and {last['validation_mae']:.4g} in "
-            f"validation {rows}, where always saying the median, {known.usual:g}, has {known.usual_error:.4g}"
+            f"the mean absolute error is {spelled(last['train_mae'])} in training and "
+            f"{spelled(last['validation_mae'])} in validation {rows}; always saying {spelled(known.usual)}, the "
+            f"median, would be {spelled(known.usual_error)} off"
         )
     return f"top-1 is {last['train_top1']:.3f} in training and {last['validation_top1']:.3f} in validation {rows}"
 
@@ -106,7 +109,7 @@ def verdict(history: Sequence[Epoch], *, num_labels: int, known: TrueValues | No
             f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: at this slope "
             f"about {epochs} in all"
         )
-    elif learned < POOR:
+    elif learned < (POOR_OF_NUMBERS if known else POOR):
         name = "under-fitting"
         more = "Train longer or at higher rates" if last["trainable"] == "all" else "Train more blocks, or longer"
         trend = "does not fall at the end" if len(history) > 1 else "after one epoch is what it is"

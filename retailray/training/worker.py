@@ -8,6 +8,7 @@ from typing import cast
 import torch
 
 from retailray.config import TrainSection
+from retailray.data.numeric_labels import spelled
 from retailray.execution import Reporter, Worker
 from retailray.execution.distributed import DistributedContext
 from retailray.execution.process import prepare_process
@@ -80,7 +81,7 @@ def work(config: FitConfig, worker: Worker) -> dict[str, object]:
 
 def _told(metrics: Epoch) -> str:
     if "validation_mae" in metrics:
-        return f"validation mean absolute error {metrics['validation_mae']:.4g}"
+        return f"validation mean absolute error {spelled(metrics['validation_mae'])}"
     return f"validation top-1 {metrics['validation_top1']:.3f}"
 
 

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from retailray.data.numeric_labels import spelled
+from retailray.evaluation.numbers import _answers
 from tests import oracles
 from tests.commands.helpers import change_meta, events, latest, read_json, read_text, words_of
 from tests.oracles import quantile
@@ -67,6 +69,11 @@ def truth_of(shop):
     found = pd.read_csv(shop["folder"] / "catalog.csv", dtype=str)
     values = pd.to_numeric(found.weight, errors="coerce").replace([np.inf], np.nan)
     return dict(zip(found.image, values, strict=True))
+
+
+def held_out_products(shop):
+    rows = pd.read_parquet(f"{shop['bundle']}/validation.parquet")
+    return rows[rows.role == "thresholds"].group.nunique()
 
 
 @pytest.fixture
@@ -133,14 +140,16 @@ def test_what_is_measured_is_recomputed_from_the_catalog(shop, evaluated):
     assert metrics["num_rows"] == len(table)
     assert metrics["coverage"] == pytest.approx(table.value.between(table.pred_low, table.pred_high).mean())
     assert metrics["mae"] < 0.4 * metrics["median_mae"], "the area of a disc can be seen"
-    assert 0.6 < metrics["coverage"] <= 1
+    assert metrics["intervals"]["coverage"][1] > 0.8
+    assert metrics["fitted_on"] == held_out_products(shop), "products, not images"
+    assert metrics["products"]["num_rows"] == len({image.split("-")[0] for image in table.image})
     assert told[-1]["mae"] == pytest.approx(metrics["mae"], abs=1e-3)
     page = Path(run, "report.html").read_text()
     assert "Predicted and true weight" in page
     assert "Furthest off" in page
 
 
-def test_every_row_is_scored_and_a_second_run_scores_none(shop, retailray, tmp_path):
+def test_every_row_is_scored_and_a_second_run_scores_none(shop, evaluated, retailray, tmp_path):
     """Kinds of fault: a row without a number gets none; another level of the interval costs another night."""
     rows = pd.read_csv(shop["folder"] / "catalog.csv", dtype=str)
     broken = tmp_path / "broken.png"
@@ -161,6 +170,10 @@ def test_every_row_is_scored_and_a_second_run_scores_none(shop, retailray, tmp_p
     assert (table.pred_low <= table.pred_value).all()
     assert (table.pred_value <= table.pred_high).all()
     known = table.assign(value=pd.to_numeric(table.weight, errors="coerce").replace([np.inf], np.nan)).dropna()
+    held_out = {*evaluated[0].image, *pd.read_parquet(f"{shop['bundle']}/validation.parquet").id}
+    is_new = known.image.str.removeprefix(f"{shop['folder']}/").isin(held_out)
+    assert facts["values"]["trained_on"] == (~is_new).sum() > 200, "what the model was trained on is no evidence"
+    known = known[is_new]
     assert facts["values"]["labelled_rows"] == len(known)
     assert facts["values"]["mae"] == pytest.approx((known.value - known.pred_value).abs().mean())
     assert facts["values"]["coverage"] == pytest.approx(known.value.between(known.pred_low, known.pred_high).mean())
@@ -202,7 +215,7 @@ def test_pictures_that_are_streamed_teach_the_same(shop, retailray, tmp_path):
     code, _, err = retailray("train", **shop["settings"] | shop["split"] | training | changed)
     assert code == 0, err
     history = pd.read_csv(f"{latest(str(tmp_path))}/history.csv")
-    usual = float(read_json(f"{latest(str(tmp_path))}/run.json")["verdict_text"].rpartition("has ")[2])
+    usual = float(read_json(f"{latest(str(tmp_path))}/run.json")["verdict_text"].split("would be ")[1].split(" off")[0])
     assert history.validation_mae.min() < 0.6 * usual
 
 
@@ -313,7 +326,82 @@ def test_a_bundle_without_held_out_rows_says_that_its_interval_is_not_fitted(sho
     assert code == 0, err
     run = latest(str(tmp_path / "scores"))
     assert json.loads(Path(run, "run.json").read_text())["values"]["fitted_on"] == 0
-    assert "too few validation rows" in Path(run, "report.html").read_text()
+    assert "too few validation products" in Path(run, "report.html").read_text()
+
+
+def test_numbers_are_not_compared_with_labels_of_the_run_before(shop, small_bundle, retailray, tmp_path):
+    """Kind of fault: a night of labels after one of numbers tells of as many changes as there are rows."""
+    settings = shop["settings"] | {"out": tmp_path, "score.max_drift": 0.2}
+    drift = []
+    for bundle in (shop["bundle"], small_bundle[0], shop["bundle"]):
+        code, _, err = retailray("score", **settings | {"model.uri": bundle})
+        assert code == 0, err
+        drift.append(read_json(f"{latest(str(tmp_path))}/run.json"))
+    assert [one for run in drift for one in run["drift"] if one["reference"] == "previous run"] == []
+    assert drift[1]["labels_changed"] == 0
+    assert {one["what"] for one in drift[2]["drift"]} <= {"values", "embeddings"}
+
+
+@pytest.mark.parametrize("amount", [4e9, 2e11])
+def test_numbers_may_be_large(amount, shop, retailray, tmp_path):
+    """Kind of fault: an error of a thousand million is taken for no number."""
+    table = pd.read_csv(shop["folder"] / "catalog.csv").head(120)
+    weight = pd.to_numeric(table.weight, errors="coerce")
+    table.assign(weight=weight * amount).to_csv(shop["folder"] / "large.csv", index=False)
+    settings = shop["settings"] | shop["training"] | shop["split"] | {"train.epochs": 2, "out": tmp_path}
+    code, _, err = retailray("train", **settings | {"catalog.uri": shop["folder"] / "large.csv"})
+    assert code == 0, err
+    assert read_json(f"{latest(str(tmp_path))}/run.json")["validation_mae"] > 1e9
+
+
+def test_mixed_pictures_and_passes_of_a_few_train_too(shop, retailray, tmp_path):
+    changed = {"train.mixup": 0.2, "train.cutmix": 0.5, "train.device_batch_size": 5, "train.ema_decay": 0.9}
+    changed |= {"train.epochs": 3, "out": tmp_path}
+    code, _, err = retailray("train", **shop["settings"] | shop["split"] | shop["training"] | changed)
+    assert code == 0, err
+    assert np.isfinite(pd.read_csv(f"{latest(str(tmp_path))}/history.csv").validation_mae).all()
+
+
+def test_what_is_exported_says_how_numbers_follow(shop, retailray, tmp_path):
+    pytest.importorskip("onnxruntime")
+    code, _, err = retailray("export", **{"model.uri": shop["bundle"], "out": tmp_path})
+    assert code == 0, err
+    found = read_json(f"{latest(str(tmp_path))}/intervals.json")
+    meta = read_json(f"{shop['bundle']}/bundle.json")
+    assert {name: found[name] for name in ("lows", "highs")} == meta["intervals"]
+    assert 0 <= found["tail"] < 0.5
+
+
+METRICS = {"num_rows": 1_000, "num_failed": 0, "num_without_a_number": 0, "median_mae": 10.0, "level": 80}
+METRICS |= {"fitted_on": 30, "coverage": 0.81, "mae": 12_345.6, "intervals": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["12,346 off on average, on", "no worse", "made for 80 %."]),
+        ({"mae": 8.5, "intervals": {"mae": [8, 9.2], "coverage": [0.7, 0.9]}}, ["(8 to 9.2)", "is 10 off.", "80 %."]),
+        ({"mae": 9.5, "intervals": {"mae": [8, 11], "coverage": [0.7, 0.9]}}, ["may be chance"]),
+        ({"coverage": 0.6, "intervals": {"mae": [8, 9], "coverage": [0.5, 0.7]}}, ["rows differ from the validation"]),
+        ({"coverage": 0.6, "fitted_on": 0}, ["too few validation products"]),
+        ({"coverage": 0.95, "intervals": {"mae": [8, 9], "coverage": [0.93, 0.97]}}, ["wider than it need be"]),
+        ({"num_without_a_number": 50}, ["50 rows have no number as label"]),
+    ],
+)
+def test_the_report_says_what_the_measures_mean(changes, words):
+    """Kinds of fault: noise taken for a difference, intervals that nobody computed, exponents."""
+    said = " ".join(text for _, text in _answers(METRICS | changes))
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (12_345.6, "12,346"), (-0.012345, "-0.01235"), (1.5, "1.5"), (99.999, "100"), (2e11, "200,000,000,000"),
+     (1e-9, "1e-09"), (None, "–"), (float("nan"), "–")],
+)  # fmt: skip
+def test_numbers_are_spelled_for_people(value, text):
+    assert spelled(value) == text
 
 
 @pytest.mark.real
