@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retailray.config.command_configs import ASSORTMENT_COLUMNS
 from retailray.data.synthetic import write_catalog
 from retailray.data.synthetic_products import write_products
 from retailray.data.synthetic_shop import make_shop, write_shop
@@ -80,6 +81,7 @@ def test_figures_and_what_goes_together_are_those_of_pandas(shop, assortment):
         }
     )
     assert len(found) == summary["shown"] == 12
+    assert sorted(found.columns) == sorted(["product", *ASSORTMENT_COLUMNS]), "which are refused for others"
     lines = by_product.size()
     assert sorted(lines[found["product"]]) == sorted(lines.nlargest(12))
     assert lines[found["product"]].is_monotonic_decreasing

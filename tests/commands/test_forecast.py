@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retailray.config.command_configs import FORECAST_COLUMNS
 from retailray.data.synthetic_shop import make_shop, write_shop
 from tests.commands.helpers import latest, read_json
 from tests.oracles import read
@@ -55,7 +56,7 @@ def weekly(sales, *, end=AS_OF):
 def test_the_mean_of_eight_weeks_and_its_errors_are_those_of_pandas(shop, forecast):
     """Kinds of fault: weeks that begin on Sunday, missing weeks left out, a forecast that knows its own period."""
     found, summary, _ = forecast(**{"forecast.method": "mean"})
-    assert list(found.columns) == ["product", "date", "horizon", "forecast", "low", "high", "method"]
+    assert list(found.columns) == ["product", *FORECAST_COLUMNS], "which are refused for others"
     table = weekly(shop[2])
     for product, mine in found[found.method == "mean"].groupby("product"):
         assert mine.date.astype(str).tolist() == ["2025-12-08", "2025-12-15", "2025-12-22", "2025-12-29"]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from retailray.config.command_configs import SHOPPERS_COLUMNS
 from retailray.data.synthetic_shop import make_shop, write_shop
 from tests.commands.helpers import latest, read_json
 from tests.oracles import read
@@ -55,6 +56,12 @@ def audit(found, rows, as_of, shopper="shopper"):
     for name in ("recency_days", "baskets"):
         assert (mine[name][expected.index] == expected[name]).all(), name
     assert (mine.money[expected.index] - expected.money).abs().max() < 0.005
+
+
+def test_columns_of_the_table_are_those_that_are_refused_for_others(shoppers):
+    """Kind of fault: the table gets a column, and a user's own of that name is overwritten."""
+    found, _, _ = shoppers()
+    assert sorted(found.columns) == sorted(["shopper", *SHOPPERS_COLUMNS])
 
 
 def test_figures_and_favourites_are_those_of_pandas(shop, shoppers):
