@@ -114,5 +114,5 @@ def leave(code: int) -> None:
 def _print_usage() -> None:
     print("usage: retailray COMMAND [--config FILE]... [--section.key VALUE]...\n")
     for command in COMMANDS.values():
-        print(f"  {command.name:<10}{command.summary}")
+        print(f"  {command.name:<12}{command.summary}")
     print("\nretailray COMMAND --help lists a command's settings")

@@ -4,13 +4,11 @@ from retailray import events
 from retailray.config import ExportConfig
 from retailray.errors import ModelError
 from retailray.models.bundle import load_bundle
-from retailray.models.numbers import NumberRule
+from retailray.models.numbers import LEVEL, NumberRule
 from retailray.models.onnx_export import CLOSE, largest_difference, to_onnx
 from retailray.models.registry import resolve_alias
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
-
-LEVEL = 80  # per cent, of the interval around a number
 
 
 def export(config: ExportConfig) -> str:
@@ -41,7 +39,8 @@ def export(config: ExportConfig) -> str:
     run.write("labels.txt", "".join(f"{label}\n" for label in bundle.meta.labels))
     if bundle.meta.intervals is not None:
         rule = NumberRule.of(config.model.uri, bundle.meta, level=LEVEL)
-        run.write_json("intervals.json", bundle.meta.intervals.model_dump() | {"level": LEVEL, "tail": rule.tail})
+        fitted = {"level": LEVEL, "tail": rule.tail, "num_products": rule.num_products}
+        run.write_json("intervals.json", bundle.meta.intervals.model_dump() | fitted)
     facts: dict[str, object] = {
         "model_uri": config.model.uri,
         "model_name": bundle.meta.name,

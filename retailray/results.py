@@ -159,7 +159,9 @@ class EvaluateRun(Run):
 
     @functools.cached_property
     def per_class(self) -> pd.DataFrame:
-        """Precision, recall, F1 and rows of every label, the worst F1 first."""
+        """Precision, recall, F1 and rows of every label, the worst F1 first. Raises StorageError of numbers."""
+        if "per_class" not in self.metrics:
+            raise StorageError(f"{self.address}: the model predicts numbers: see predictions and metrics")
         return pd.DataFrame.from_dict(self.metrics["per_class"], orient="index").sort_values("f1")
 
     @functools.cached_property

@@ -161,6 +161,8 @@ def _take(found: Interactions, file: str, records: Records, zone: zoneinfo.ZoneI
     found.bad.counts["rows"] += table.num_rows
     found.bad.counts["excluded"] += int(left_out.sum())
     found.bad.counts["no_product"] += int((kept & (product < 0)).sum())
+    if section.quantity:
+        found.bad.counts["without_quantity"] += int((kept & np.isnan(quantity)).sum())  # one unit each
     found.bad.counts["not_bought"] += int((kept & (quantity <= 0)).sum())
     baskets = _baskets(table, section.basket if found.by_shopper else None, seconds)
     columns = {"shopper": shopper, "product": product, "time": seconds, "basket": baskets}
@@ -241,7 +243,7 @@ def _numbered(values: pd.Series, zone: zoneinfo.ZoneInfo) -> pd.Series:
     """20171204, or seconds or milliseconds since 1970 in UTC, by their size."""
     whole = values.where(values == values.round())
     days = pd.to_datetime(whole.where(whole.between(19000101, 21001231)).astype("Int64").astype("string"),
-                          format="%Y%m%d", errors="coerce")  # fmt: skip
+                          format="%Y%m%d", errors="coerce").astype("datetime64[ns]")  # fmt: skip
     seconds = pd.to_datetime(values.where(values.between(1e8, 1e10)), unit="s", errors="coerce")
     millis = pd.to_datetime(values.where(values.between(1e11, 1e13)), unit="ms", errors="coerce")
     moments = seconds.fillna(millis).dt.tz_localize("UTC").dt.tz_convert(zone).dt.tz_localize(None)

@@ -46,7 +46,7 @@ def with_values(part: Catalog, **told: object) -> Catalog:
             **told,
             labels_that_are_no_numbers=sorted(set(labels[wrong]))[:EXAMPLES],
             rows_left_out=int(wrong.sum()),
-            note="numbers are written as 12.5 or 1e3, without currency, unit or thousands separator",
+            note="numbers are written as 12.5 or 1e3: no decimal comma, currency, unit or thousands separator",
         )
     rows = part.rows.append_column(VALUE, pa.array(values))
     return dataclasses.replace(part, rows=rows).select(known)

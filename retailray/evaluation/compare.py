@@ -15,9 +15,9 @@ from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError
 from retailray.evaluation.comparison_report import write_comparison_report
 from retailray.evaluation.number_comparison import (
+    are_of_numbers,
     measure_numbers,
     predict_both_numbers,
-    predict_numbers,
     write_number_comparison,
 )
 from retailray.evaluation.products import FIELDS, answers_of_products
@@ -44,7 +44,7 @@ def compare(config: CompareConfig) -> dict[str, object]:
     """
     watch = events.Stopwatch()
     sides = {CHALLENGER: side_of(config.model.uri), CHAMPION: side_of(config.compare.baseline)}
-    of_numbers = predict_numbers(sides)
+    of_numbers = are_of_numbers(sides)
     catalog = rows_of_split(config.catalog, config.split, config.compare.split, key="compare.split", needs_label=False)
     warn_of_trained_rows(catalog, sides)
     run = RunDirectory(config)
@@ -86,7 +86,7 @@ def _compare_numbers(
     run.write("changes.parquet", parquet_bytes(pa.Table.from_pandas(changes, preserve_index=False)))
     write_number_comparison(run, config.catalog, names, found, both)
     told = {key: found[key] for key in ("rows", "both", "labelled")}
-    told |= {key: value for key, value in found.get("mae", {}).items() if not isinstance(value, list)}
+    told |= {f"mae_{key}": value for key, value in found.get("mae", {}).items() if not isinstance(value, list)}
     publish(run, {"command": "compare", **told, "seconds": watch.seconds})
     watch.summary("compare", num_images=2 * len(both), **told, report=run.path("report.html"))
     return found

@@ -16,16 +16,15 @@ from retailray.errors import CatalogError, ModelError
 from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side
 from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
-from retailray.models.numbers import DISTRIBUTION, NumberRule
+from retailray.models.numbers import DISTRIBUTION, median_of
 from retailray.models.predictions import predict_catalog
 from retailray.reports.page import picture_facts, render, thumbnails
 from retailray.runs import RunDirectory
 
 PICTURES = 24
-LEVEL = 80  # of the intervals, which are not compared
 
 
-def predict_numbers(sides: Mapping[str, Side]) -> bool:
+def are_of_numbers(sides: Mapping[str, Side]) -> bool:
     """Whether the bundles predict numbers. Raises ModelError where one does and another does not."""
     kinds = {side.meta.intervals is not None for side in sides.values()}
     if len(kinds) > 1:
@@ -57,7 +56,8 @@ def predict_both_numbers(
                 section, catalog, side.uri, plan, executor, batch_size=batch_size, also=DISTRIBUTION
             )
             good = table.filter(pc.equal(table.column(CODE), ""))
-            values = NumberRule.of(side.uri, side.meta, level=LEVEL)(good).column("pred_value").to_numpy()
+            assert side.meta.intervals is not None
+            values = median_of(side.meta.intervals, good).to_numpy()
             mine = pd.DataFrame({"row_id": good.column(ROW_ID).to_numpy(), name: values})
             found = found.merge(mine, on="row_id", validate="one_to_one")
     if found.empty:
@@ -67,8 +67,8 @@ def predict_both_numbers(
 
 def measure_numbers(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict[str, Any]:
     """``labelled``: rows with a number. ``mae``: the mean absolute error of each side, the ``difference`` (below 0 the
-    challenger is better) and its 95 % ``interval`` by bootstrap over products, both also as shares of the champion's
-    error (``relative``, ``relative_interval``; None where that is 0)."""
+    challenger is better) with its 95 % ``interval`` by bootstrap over products, and as a share of the champion's error
+    (``relative``; None where that is 0)."""
     rows = both[both.value.notna()]
     found: dict[str, Any] = {"labelled": len(rows)}
     if rows.empty:
@@ -76,18 +76,14 @@ def measure_numbers(both: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dic
     off = {name: (rows[name] - rows.value).abs().to_numpy() for name in (CHALLENGER, CHAMPION)}
     more = off[CHALLENGER] - off[CHAMPION]
     groups = rows.group.to_numpy(object)
-    sums = np.array(
-        [(times @ more, times @ off[CHAMPION], times.sum()) for times in resampled_rows(groups, bootstrap, seed)]
-    )
-    ends = (0.025, 0.975)
-    relative = bool((sums[:, 1] > 0).all())
+    draws = [(times @ more) / times.sum() for times in resampled_rows(groups, bootstrap, seed)]
+    before = float(off[CHAMPION].sum())
     found["mae"] = {
         CHALLENGER: float(off[CHALLENGER].mean()),
         CHAMPION: float(off[CHAMPION].mean()),
         "difference": float(more.mean()),
-        "interval": np.quantile(sums[:, 0] / sums[:, 2], ends).tolist(),
-        "relative": float(more.sum() / off[CHAMPION].sum()) if relative else None,
-        "relative_interval": np.quantile(sums[:, 0] / sums[:, 1], ends).tolist() if relative else None,
+        "interval": np.quantile(draws, (0.025, 0.975)).tolist(),
+        "relative": float(more.sum()) / before if before else None,
         "products": len(set(groups)),
     }
     return found

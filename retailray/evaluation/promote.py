@@ -11,7 +11,7 @@ from retailray.data.numeric_labels import spelled
 from retailray.data.splits import rows_of_split
 from retailray.errors import CatalogError, ConfigError, GateFailed, ModelError
 from retailray.evaluation.compare import measure, predict_both, products_of_both
-from retailray.evaluation.number_comparison import measure_numbers, predict_both_numbers, predict_numbers
+from retailray.evaluation.number_comparison import are_of_numbers, measure_numbers, predict_both_numbers
 from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side, side_of, trained_rows, warn_of_trained_rows
 from retailray.models.meta import load_meta
 from retailray.models.registry import history, move, parse_alias, resolve
@@ -42,7 +42,7 @@ def promote(config: PromoteConfig) -> dict[str, object]:
         watch.summary("promote", num_images=0, champion=address, before=version, note="it is the champion already")
         return {"version": version, "champion": version, "passed": True, "problems": []}
     sides = {CHALLENGER: challenger} | ({CHAMPION: side_of(storage.join(folder, now))} if now else {})
-    measure_of = "mae" if predict_numbers(sides) else "top1"
+    measure_of = "mae" if are_of_numbers(sides) else "top1"
     decision, run, num_rows = _decide(config, sides, now, watch)
     if decision["problems"]:
         raise GateFailed(
@@ -202,9 +202,7 @@ def number_problems(config: PromoteConfig, found: dict[str, Any]) -> list[str]:
     if not found["labelled"]:
         return problems
     mae = found["mae"]
-    # nothing is a share of no error
-    rise = mae["relative_interval"][1] if mae["relative_interval"] else np.inf if mae["difference"] > 0 else 0.0
-    if rise > gate.max_loss:
+    if mae["interval"][1] > gate.max_loss * mae[CHAMPION]:
         low, high = mae["interval"]
         problems.append(
             f"mean absolute error {spelled(mae[CHALLENGER])} against {spelled(mae[CHAMPION])}: the difference is "

@@ -6,6 +6,7 @@ probability of each (a histogram as in Imani and White 2018, arXiv 1806.04613; F
 2403.03950). Every quantile follows from it: the median is the prediction, two others bound the interval around it.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,11 @@ class Intervals(pydantic.BaseModel):
         """A text for each, all different."""
         pairs = zip(self.lows, self.highs, strict=True)
         return [f"{low!r}" if low == high else f"{low!r} to {high!r}" for low, high in pairs]
+
+    @property
+    def digest(self) -> str:
+        """Differs where intervals differ."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     def index_of(self, values: np.ndarray) -> np.ndarray:
         """The interval of each value ``(N,)``, int64; of values between two the nearer one."""
@@ -135,17 +141,18 @@ def fit_tail(
 
     Args:
         probabilities, values, groups: of held-out rows, ``(N, K)``, ``(N,)`` and ``(N,)``; each product weighs the
-            same, and fewer than :data:`FEWEST` say nothing.
+            same, and fewer than :data:`FEWEST`, or than ``level`` needs (19 for 95), say nothing.
 
     Returns:
         The tail, and the number of products that it was fitted on.
     """
     products, of_row, sizes = np.unique(groups.astype(object), return_inverse=True, return_counts=True)
-    if len(products) < FEWEST:
+    outside = (len(products) + 1) * (100 - level) / 100  # products whose values may lie without, at most
+    if len(products) < FEWEST or outside < 1:
         return (100 - level) / 200, 0
     depths = intervals.depth(probabilities, values)
     order = np.argsort(depths)
-    outside = (len(products) + 1) * (100 - level) // 100  # of the products, at most
-    reached = np.flatnonzero((1 / sizes[of_row[order]]).cumsum() > outside - 1e-9)
-    tail = depths[order][reached[0]] if outside and len(reached) else 0.0
+    depths, weights = depths[order], (1 / sizes[of_row])[order]
+    less = np.append(0, weights.cumsum())[np.searchsorted(depths, depths)]  # weight of what lies less deep
+    tail = depths[less <= outside - 1 + 1e-9].max()
     return float(min(max(tail - ROUNDING, 0.0), MEDIAN)), len(products)

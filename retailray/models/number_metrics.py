@@ -23,7 +23,7 @@ def number_metrics(rows: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> dict
         ``wape`` and ``coverage``) and ``by_value``: a row for each fifth of the rows by value.
     """
     value, error = rows.value.to_numpy(float), (rows.pred_value - rows.value).to_numpy(float)
-    spread = float(((value - value.mean()) ** 2).sum())
+    spread = float(((value - value.mean()) ** 2).sum()) if value.min() < value.max() else 0.0
     found = _errors(value, error) | {
         "rmse": float(np.sqrt((error**2).mean())),
         "r2": 1 - float((error**2).sum()) / spread if spread else None,

@@ -12,7 +12,7 @@ GLOSSARY = {
     "precision": "Of the rows that are given a label, the share that has it.",
     "recall": "Of the rows that have a label, the share that is given it; of purchases, the share recommended.",
     "NDCG": "How much of what was bought is recommended, the first places counting more; at best 1.",
-    "coverage": "Share of all products that are recommended to anybody.",
+    "coverage": "Share of all products that are recommended; of forecasts, of the sales within their interval.",
     "novelty": "How little one expects the recommended products in a basket: -log2 of their share of all purchases.",
     "mean absolute error": "How far predictions are from the true values, on average, in the unit of these.",
     "WAPE": "Sum of absolute errors by sum of absolute true values.",

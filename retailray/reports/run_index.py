@@ -31,7 +31,12 @@ FIGURES: dict[str, dict[str, str]] = {
         "images": "num_rows",
         "model": "model_version",
     },
-    "compare": {"difference": "difference", "labels changed": "changed", "rows": "rows"},
+    "compare": {
+        "difference": "difference",
+        "difference of errors": "mae_difference",
+        "labels changed": "changed",
+        "rows": "rows",
+    },
     "promote": {"version": "version", "passed": "passed"},
     "score": {
         "rows": "counts.rows",

@@ -131,13 +131,10 @@ class PredictionSummary:
         return sum(self.labels.values())
 
 
-def references(
-    ledger: Ledger, validation: Validation | None, *, with_previous: bool = True
-) -> dict[str, PredictionSummary]:
+def references(ledger: Ledger, validation: Validation | None) -> dict[str, PredictionSummary]:
     """Return what this run is compared with: the previous run, and the rows that the bundle was validated on."""
-    found = {}
-    if with_previous:
-        found[PREVIOUS_RUN] = _summarize(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
+    previous = _summarize(ledger, "known", f"origin = {PUBLISHED}", comparable="usable")
+    found = {PREVIOUS_RUN: previous}
     if validation:
         bins = np.minimum((validation.scores * BINS).astype(int), BINS - 1)
         found[VALIDATION] = PredictionSummary(_tally(validation.predicted), _tally(bins), validation.embeddings)

@@ -216,6 +216,10 @@ class Ledger:
             num_bytes=one("select sum(size) from todo"),
         )
 
+    def forget_published(self) -> None:
+        """After :meth:`plan`: leave the previous run, of whose results none is usable, out of all comparisons."""
+        self._db.execute(f"delete from known where origin = {PUBLISHED}")
+
     def todo(self, batch_rows: int) -> Iterator[pa.Table]:
         """``uri, identity, size, known_sha256`` of the images to score, in the catalog's order."""
         return self.batches("select uri, identity, size, known_sha256 from todo order by first_row", batch_rows)

@@ -22,7 +22,7 @@ from retailray.scoring.report import MUCH
 
 SHOWN = 12  # rows with pictures
 BARS = 40  # of the histogram
-FAR = 5  # per cent below the level of the intervals: too few values lie in them
+CHANCE = 3  # standard deviations; images of a product are alike, so that one of rows is too small
 
 
 def refuse_settings(config: ScoreConfig) -> None:
@@ -90,7 +90,7 @@ class _Seen:
     """What a report tells of values, in memory that does not depend on how many there are."""
 
     def __init__(self, rule: NumberRule, trained_on: np.ndarray | None) -> None:
-        self.level, self.fitted_on, self.trained_on = rule.level, rule.num_products, trained_on
+        self.rule, self.trained_on = rule, trained_on
         low, high = rule.intervals.lows[0], rule.intervals.highs[-1]
         self.edges = np.linspace(low, high, BARS + 1)
         self.histogram = np.zeros(BARS, np.int64)
@@ -129,9 +129,11 @@ class _Seen:
 
     def told(self) -> dict[str, object]:
         """For ``run.json``: of all rows, and of those whose label in the catalog is a number."""
-        found: dict[str, object] = {"level": self.level, "fitted_on": self.fitted_on}
+        found: dict[str, object] = {"level": self.rule.level, "fitted_on": self.rule.num_products}
+        found["intervals"] = self.rule.intervals.digest
         found["mean"] = self.total / self.num_rows if self.num_rows else None
-        found |= {"labelled_rows": self.num_labelled, "trained_on": self.num_trained}
+        found |= {"labelled_rows": self.num_labelled}
+        found["trained_on"] = self.num_trained if self.trained_on is not None else None
         if self.num_labelled:
             found["mae"] = self.error / self.num_labelled
             found["wape"] = self.error / self.amount if self.amount else None
@@ -145,9 +147,13 @@ def _answers(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[bo
     answers = [(False, failed) if counts["failed"] else (True, f"All {counts['rows']:,} rows have a prediction.")]
     if "mae" in told:
         new = " that the model was not trained on" if told["trained_on"] else ""
+        if told["trained_on"] is None:
+            new = " (nobody knows which of them the model was trained on)"
         text = f"Of {told['labelled_rows']:,} rows{new} the catalog has a value: predictions are "
         text += f"{spelled(told['mae'])} off on average, {told['coverage']:.1%} of the values lie in their interval, "
-        answers.append((100 * told["coverage"] > told["level"] - FAR, f"{text}which is made for {told['level']} %."))
+        wanted = told["level"] / 100
+        chance = CHANCE * (wanted * (1 - wanted) / told["labelled_rows"]) ** 0.5
+        answers.append((told["coverage"] > wanted - chance, f"{text}which is made for {told['level']} %."))
     drifted = [f"{one.what} (against the {one.reference})" for one in facts["drift"] if one.psi_above_noise >= MUCH]
     if drifted:
         answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))

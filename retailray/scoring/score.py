@@ -47,7 +47,6 @@ from retailray.storage.lease import Lease, acquire_lease, lease_owner
 if TYPE_CHECKING:
     from retailray.scoring.inference import Inferred
 
-NOTHING_CHANGED = {"count": 0, "moves": [], "examples": []}
 CHANGED = 24  # products whose label changed, and kinds of change, in the report
 
 
@@ -128,8 +127,7 @@ class _ScoringRun:
         self.validation = read_validation(config.model.uri, config.score)
         self.said = corrections_of(config.catalog)
         self.before = last_published(config.out)
-        # labels and numbers are not compared
-        self.comparable = self.before is not None and ("values" in self.before[1]) == numbers
+        self.comparable = self.before is not None and _is_comparable(self.before[1], meta)
 
     def perform(self, folder: Path) -> None:
         """``folder``: on this machine, for the catalog and the ledger."""
@@ -137,6 +135,8 @@ class _ScoringRun:
         resumed, reserved = run.run_id if run.resumed else None, self.schema.names
         known = {"resumed": resumed, "before": self.before, "reserved": reserved}
         catalog, ledger, plan = make_plan(config, self.key, folder, **known)
+        if self.before and not self.comparable:
+            ledger.forget_published()
         check_export(config.score.export, catalog)
         run.write_json(PLAN, {"scoring_key": self.key, **dataclasses.asdict(plan)})
         events.emit("plan", **plan_fields(plan))
@@ -223,12 +223,11 @@ class _ScoringRun:
         """Write ``review/`` and ``report.html``; returns what else ``run.json`` tells."""
         config, run, meta = self.config, self.run, self.meta
         held_out = self.validation.of_role(THRESHOLDS) if self.validation else None
-        found = summarize(ledger)
-        summaries = references(ledger, self.validation, with_previous=self.comparable)
+        found, summaries = summarize(ledger), references(ledger, self.validation)
         findings = Findings(
             curve=acceptance_curve(held_out) if held_out and len(held_out.scores) else None,
             drift=measure_drift(ledger, summaries),
-            changed=changed_labels(ledger, limit=CHANGED) if self.comparable else NOTHING_CHANGED,
+            changed=changed_labels(ledger, limit=CHANGED),
             queue=make_queue(ledger, outlier_model_of(summaries), limit=config.score.review_rows),
             labels_before=self.before[1]["labels"] if self.before and self.comparable else None,
         )
@@ -303,11 +302,16 @@ class _NumbersRun(_ScoringRun):
     def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:
         """Write ``report.html``; returns what else ``run.json`` tells."""
         assert self.rule
-        summaries = references(ledger, self.validation, with_previous=self.comparable)
-        drift = measure_drift(ledger, summaries, numbers=True)
+        drift = measure_drift(ledger, references(ledger, self.validation), numbers=True)
         facts["times"]["in all"] = self.watch.seconds
         found = write_numbers_report(self.run, self.meta, self.config, facts | {"drift": drift}, ledger, self.rule)
         return {"drift": [dataclasses.asdict(row) for row in drift], **found}
+
+
+def _is_comparable(before: dict[str, Any], meta: BundleMeta) -> bool:
+    """Whether the predictions of a run are of the same kind: of labels, or of numbers cut into the same intervals."""
+    digest = before.get("values", {}).get("intervals")
+    return digest == (meta.intervals.digest if meta.intervals is not None else None)
 
 
 def _gate(config: ScoreConfig, drift: list[dict[str, Any]], run: RunDirectory) -> None:

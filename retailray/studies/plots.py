@@ -39,7 +39,7 @@ def accuracy_bars(accuracies: Mapping[str, Accuracy], *, winner: str | None, bas
 def learning_curves(histories: Sequence[Sequence[Epoch]], best_epochs: Sequence[int]) -> Chart:
     """Accuracy and loss of one model, training and validation; a line for every seed, a dot where it was kept."""
     chart = Chart(2, width=9.6, height=2.4)
-    for axes, (metric, title) in zip(chart.axes, METRICS.items(), strict=True):
+    for axes, metric in zip(chart.axes, ("top1", "loss"), strict=True):
         for number, (history, best) in enumerate(zip(histories, best_epochs, strict=True)):
             epochs = [row["epoch"] for row in history]
             for split, colour in (("train", GREY), ("validation", ACCENT)):
@@ -50,7 +50,7 @@ def learning_curves(histories: Sequence[Sequence[Epoch]], best_epochs: Sequence[
                 chart.tell_points(axes, epochs, values, told)
             kept = history[best - 1][f"validation_{metric}"]  # type: ignore[literal-required]
             axes.plot([best], [kept], "o", color=SECOND, markersize=4, label=None if number else "kept epoch")
-        axes.set_title(title)
+        axes.set_title(METRICS[metric])
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ from retailray import events
 from retailray.config import TrainConfig
 from retailray.data.catalog import Catalog
 from retailray.data.labels import labels_in_several_spellings
-from retailray.data.numeric_labels import VALUE, with_values
+from retailray.data.numeric_labels import EXAMPLES, VALUE, with_values
 from retailray.data.splits import hash_unit, read_splits
 from retailray.errors import CatalogError
 from retailray.models.meta import EPOCH, ROLES, TEMPERATURE, THRESHOLDS
@@ -26,18 +26,25 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
     """
     splits = read_splits(config.catalog, config.split)
     regression = config.model.task == "regression"
+    given: dict[str, list[str]] = {}  # some labels, where numbers are asked for
     for name, part in splits.items():
         labelled = part.column("label") != ""
         if not labelled.all():
             events.emit("warning", split=name, unlabelled_rows_left_out=int((~labelled).sum()))
         splits[name] = part.select(labelled)
         if regression:
+            given[name] = sorted(set(splits[name].column("label")))[:EXAMPLES]
             splits[name] = with_values(splits[name], split=name)
     for name, advice in (
         ("train", "catalog.label names the column"),
         ("validation", "raise split.validation, or give catalog.validation_uri or catalog.split"),
     ):
         if name not in splits or not len(splits[name]):
+            if regression and name in given and given[name]:
+                raise CatalogError(
+                    f"{config.catalog.uri}: catalog.label names no number in any of the {name} rows, but "
+                    f"{', '.join(map(repr, given[name]))}: model.task regression learns numbers, written as 12.5 or 1e3"
+                )
             what = "with a number as label" if regression else "labelled"
             raise CatalogError(f"{config.catalog.uri}: no {name} rows {what}; {advice}")
     splits = {name: splits[name] for name in ("train", "validation")}

@@ -14,6 +14,7 @@ from retailray.data.taxonomy import Taxonomy, taxonomy_of
 from retailray.errors import CatalogError
 from retailray.execution import Executor, Plan, plan_training, start_executor
 from retailray.models.bundle import state_to_bytes
+from retailray.models.numbers import LEVEL, NumberRule
 from retailray.models.weights import Pretrained, pretrained_model
 from retailray.reports.run_index import publish
 from retailray.runs import RunDirectory
@@ -99,8 +100,20 @@ def train(config: TrainConfig) -> str:
         )
     trained = _trained(task, result, folds)
     bundle = trained.save(run)
+    if task.known:
+        _warn_of_few(NumberRule.of(bundle, trained.meta, level=LEVEL))
     _publish(trained, run, result, bundle, watch, num_workers=plan.num_actors, prepared_s=prepared_s)
     return bundle
+
+
+def _warn_of_few(rule: NumberRule) -> None:
+    """Say where too few validation products are left to fit an interval around predicted numbers on."""
+    if not rule.num_products:
+        note = (
+            "the intervals around predictions are not fitted: fewer than ten validation products are left for that, "
+            "three tenths of them; raise split.validation, or give more labelled products"
+        )
+        events.emit("warning", note=note)
 
 
 def _plan(task: Task, executor: Executor) -> Plan:

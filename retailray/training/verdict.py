@@ -35,12 +35,12 @@ class Verdict:
     lowest: int
 
 
-def _stopped(history: Sequence[Epoch], lowest: int) -> str:
-    """What early stopping by the loss would have done."""
+def _stopped(history: Sequence[Epoch], lowest: int, metric: str) -> str:
+    """What early stopping by a measure would have done."""
     end = lowest + PATIENCE
     if len({row["phase"] for row in history}) > 1 or end >= len(history):
         return ""
-    return f" (early stopping by train.metric loss with train.patience {PATIENCE} ends after epoch {end})"
+    return f" (early stopping by train.metric {metric} with train.patience {PATIENCE} ends after epoch {end})"
 
 
 def _epochs_until_flat(epochs: int, slope: float, flat: float) -> int:
@@ -74,8 +74,27 @@ def _learned(last: Epoch, num_labels: int, known: TrueValues | None) -> float:
     Training rows may be mixed and augmented beyond recognition, and validation rows are not.
     """
     if known:
-        return 1 - min(last["train_mae"], last["validation_mae"]) / max(known.usual_error, 1e-12)
+        error = min(last["train_mae"], last["validation_mae"])
+        return 1 - error / known.usual_error if known.usual_error else 1.0
     return (max(last["train_top1"], last["validation_top1"]) - 1 / num_labels) / (1 - 1 / num_labels)
+
+
+def _curve(history: Sequence[Epoch], known: TrueValues | None) -> tuple[str, np.ndarray, np.ndarray]:
+    """What is judged: its name, and its values on validation and training rows, float ``(E,)``.
+
+    Of numbers errors, as shares of that of always saying the median: what is published is the median, which can get
+    better while the probabilities around it get worse.
+    """
+    if known:
+        usual = known.usual_error or 1.0
+        names, scale = ("validation_mae", "train_mae"), 1 / usual
+        what = "the validation error, as a share of that of always saying the median,"
+    else:
+        names, scale, what = ("validation_loss", "train_loss"), 1.0, "validation loss"
+    rows = [(row[names[0]], row[names[1]]) for row in history]  # type: ignore[literal-required]
+    of_validation, of_training = scale * np.array(rows, float).T
+    diverged = ~np.isfinite([row["validation_loss"] for row in history])
+    return what, np.where(diverged, np.nan, of_validation), of_training
 
 
 def verdict(history: Sequence[Epoch], *, num_labels: int, known: TrueValues | None = None) -> Verdict:
@@ -84,7 +103,7 @@ def verdict(history: Sequence[Epoch], *, num_labels: int, known: TrueValues | No
     Over-fitting: the validation loss has risen since its lowest by over :data:`RISEN`, while the training loss fell.
     Under-fitting: the training accuracy stays below :data:`POOR` of what chance leaves, and the loss falls no more.
     """
-    losses = np.array([row["validation_loss"] for row in history], float)
+    what, losses, of_training = _curve(history, known)
     last = history[-1]
     gap = last["validation_mae"] - last["train_mae"] if known else last["train_top1"] - last["validation_top1"]
     if not np.isfinite(losses).all():
@@ -95,25 +114,25 @@ def verdict(history: Sequence[Epoch], *, num_labels: int, known: TrueValues | No
     told, learned = _told(last, known), _learned(last, num_labels, known)
     falls = slope < -FALLING * max(1.0, losses[-1])
     risen = losses[-1] - losses[at] > RISEN * max(1.0, losses[at])
-    if risen and last["train_loss"] < history[at]["train_loss"]:
+    if risen and of_training[-1] < of_training[at]:
         name = "over-fitting"
+        stopped = _stopped(history, lowest, "mae" if known else "loss")
         text = (
-            f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}), and {since} epochs later it is "
-            f"{losses[-1]:.3f}{_stopped(history, lowest)}; {told}. More pictures, more augmentation or fewer trained "
-            "blocks would help"
+            f"{what} was lowest in epoch {lowest} ({losses[at]:.3f}), and {since} epochs later it is "
+            f"{losses[-1]:.3f}{stopped}; {told}. More pictures, more augmentation or fewer trained blocks would help"
         )
     elif falls:
         name = "still improving"
         epochs = _epochs_until_flat(len(history), -slope, FALLING * max(1.0, losses[-1]))
         text = (
-            f"validation loss still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: at this slope "
+            f"{what} still falls, by {-slope:.3f} an epoch; {told}. More epochs would help: at this slope "
             f"about {epochs} in all"
         )
     elif learned < (POOR_OF_NUMBERS if known else POOR):
         name = "under-fitting"
         more = "Train longer or at higher rates" if last["trainable"] == "all" else "Train more blocks, or longer"
         trend = "does not fall at the end" if len(history) > 1 else "after one epoch is what it is"
-        text = f"validation loss {trend} ({losses[-1]:.3f}); {told}. {more}"
+        text = f"{what} {trend} ({losses[-1]:.3f}); {told}. {more}"
     else:
-        name, text = "good fit", f"validation loss was lowest in epoch {lowest} ({losses[at]:.3f}); {told}"
+        name, text = "good fit", f"{what} was lowest in epoch {lowest} ({losses[at]:.3f}); {told}"
     return Verdict(name, text, float(gap), slope, lowest)

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from retailray.config import PromoteConfig
 from retailray.data.numeric_labels import spelled
+from retailray.evaluation.number_comparison import measure_numbers
 from retailray.evaluation.numbers import _answers
+from retailray.evaluation.promote import number_problems
 from tests import oracles
 from tests.commands.helpers import change_meta, events, latest, read_json, read_text, words_of
 from tests.oracles import quantile
@@ -229,7 +232,8 @@ def test_the_card_speaks_of_numbers(shop):
 @pytest.mark.parametrize(
     ("command", "changes", "words"),
     [
-        ("train", {"catalog.label": "sku"}, "with a number as label"),
+        ("train", {"catalog.label": "sku"}, "names no number"),
+        ("train", {"train.label_smoothing": 0.1}, "is of classes"),
         ("train", {"catalog.label": "one"}, "one value only (5)"),
         ("train", {"train.metric": "top1"}, "is of classes"),
         ("train", {"split.folds": 3}, "split.folds measures classes"),
@@ -305,6 +309,40 @@ def test_the_better_model_is_promoted_and_the_weaker_one_is_not(shop, retailray,
     assert "The challenger is worse" in Path(run, "report.html").read_text()
 
 
+def test_another_model_of_numbers_is_no_drift(shop, retailray, tmp_path):
+    """Kind of fault: two models cut values into other intervals, and a night ends with drift of all of them."""
+    table = pd.read_csv(shop["folder"] / "catalog.csv")
+    table.assign(weight=pd.to_numeric(table.weight, errors="coerce") + 0.25).to_csv(
+        shop["folder"] / "moved.csv", index=False
+    )
+    changed = {"train.epochs": 2, "catalog.uri": shop["folder"] / "moved.csv", "out": tmp_path / "train"}
+    code, _, err = retailray("train", **shop["settings"] | shop["split"] | shop["training"] | changed)
+    assert code == 0, err
+    settings = shop["settings"] | {"score.max_drift": 0.5, "out": tmp_path / "scores"}
+    for bundle in (shop["bundle"], f"{latest(str(tmp_path / 'train'))}/bundle"):
+        code, _, err = retailray("score", **settings | {"model.uri": bundle})
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(("worse", "allowed", "passes"), [(0.99, 0.01, False), (1.001, 0.5, False), (0.0, 0.5, True)])
+def test_a_rise_of_errors_is_judged_by_its_interval(worse, allowed, passes):
+    """Kind of fault: where a champion is nearly always exact, only the sign of the difference counts."""
+    products = pd.DataFrame({"value": np.arange(30.0), "group": np.arange(30).astype(str)})
+    champion = products.value + np.where(products.index < 3, 1.0, 0)
+    challenger = products.value + np.where(products.index > 26, worse, 0)
+    both = products.assign(champion=champion, challenger=challenger)
+    found = measure_numbers(both, bootstrap=500)
+    config = PromoteConfig(
+        out="o",
+        catalog={"uri": "c"},
+        model={"uri": "m"},
+        promote={"max_loss": allowed, "min_rows": 10},
+    )
+    limit = allowed * 0.1  # of the champion's error
+    assert (found["mae"]["interval"][1] <= limit) == passes
+    assert (number_problems(config, found) == []) == passes
+
+
 def test_a_column_of_the_catalog_that_is_named_as_ours_is_refused(shop, retailray, tmp_path):
     table = pd.read_csv(shop["folder"] / "catalog.csv", dtype=str).assign(pred_value="7")
     table.to_csv(shop["folder"] / "taken.csv", index=False)
@@ -339,6 +377,9 @@ def test_numbers_are_not_compared_with_labels_of_the_run_before(shop, small_bund
         drift.append(read_json(f"{latest(str(tmp_path))}/run.json"))
     assert [one for run in drift for one in run["drift"] if one["reference"] == "previous run"] == []
     assert drift[1]["labels_changed"] == 0
+    queue = Path(sorted(tmp_path.glob("run_id=*"))[1], "review/queue.jsonl").read_text().splitlines()
+    assert queue
+    assert not [line for line in queue if "changed" in json.loads(line)["data"]["reasons"]]
     assert {one["what"] for one in drift[2]["drift"]} <= {"values", "embeddings"}
 
 

@@ -131,20 +131,35 @@ def test_pictures_that_all_say_the_same_lose_no_value_of_the_interval():
         assert ((low <= values) & (values <= high)).mean() >= 0.8
 
 
-@pytest.mark.parametrize(("products", "images"), [(12, 3), (20, 10), (40, 5)])
+@pytest.mark.parametrize("products", [10, 14, 40])
+@pytest.mark.parametrize("images", [(1, 1), (3, 3), (1, 10)])
 def test_images_of_a_product_count_as_one(products, images):
-    """Kind of fault: thirty photos of three products promise what thirty products would."""
+    """Kind of fault: thirty photos of three products promise what thirty products would, or ten of one count most."""
     rng, found, shares = np.random.default_rng(1), make_intervals(VALUES["continuous"]), []
-    said = np.full((products * images, len(found)), 1 / len(found))
-    for _ in range(400):
-        values = np.repeat(draws_of(found, said[0], rng, products), images)
-        groups = np.repeat(np.arange(products), images).astype(str)
-        tail, used = fit_tail(found, said, values, groups, 80)
+    for _ in range(600):
+        sizes = rng.choice(images, products)
+        of = np.repeat(np.arange(products), sizes)
+        said = np.full((len(of), len(found)), 1 / len(found))
+        together = rng.uniform(size=products)[of]  # images of a product are alike, and not the same
+        place = np.where(rng.uniform(size=len(of)) < 0.8, together, rng.uniform(size=len(of)))
+        values = np.array([found.quantile(said[:1], one)[0] for one in place])
+        tail, used = fit_tail(found, said, values, of.astype(str), 80)
         assert used == products
         low, high = found.quantiles(said[:1], [tail, 1 - tail])
-        fresh = draws_of(found, said[0], rng, 100)
+        fresh = draws_of(found, said[0], rng, 50)
         shares.append(((low <= fresh) & (fresh <= high)).mean())
     assert 0.79 < np.mean(shares) < 0.9
+
+
+@pytest.mark.parametrize(("level", "needed"), [(80, FEWEST), (95, 19), (99, 99)])
+def test_a_high_level_needs_more_products(level, needed):
+    """Kind of fault: of ten products all lie within the smallest and the largest value, which is said to be fitted."""
+    found = make_intervals(VALUES["continuous"])
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(found)), needed)
+    groups = np.arange(needed).astype(str)
+    values = np.random.default_rng(1).choice(VALUES["continuous"], needed)
+    assert fit_tail(found, shares, values, groups, level)[1] == needed
+    assert fit_tail(found, shares[1:], values[1:], groups[1:], level) == (pytest.approx((100 - level) / 200), 0)
 
 
 def test_too_few_held_out_products_fit_nothing():

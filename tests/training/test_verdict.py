@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from retailray.models.intervals import make_intervals
+from retailray.training.numbers import TrueValues
 from retailray.training.verdict import verdict
 
 
@@ -96,3 +98,32 @@ def test_advice_follows_the_slope(first):
     assert found.name == "still improving"
     advised = int(found.text.split("about ")[1].split()[0])
     assert advised == pytest.approx(23, abs=2)
+
+
+def numbers(train_mae, validation_mae, validation_loss):
+    facts = {"validation_rows": 40, "trainable": "all", "phase": 1, "train_loss": 1.0}
+    measures = zip(train_mae, validation_mae, validation_loss, strict=True)
+    return [
+        {"epoch": at, **facts, "train_mae": one, "validation_mae": two, "validation_loss": loss}
+        for at, (one, two, loss) in enumerate(measures, 1)
+    ]
+
+
+KNOWN = TrueValues(make_intervals(np.arange(40.0)), np.arange(40), np.arange(40.0), usual=20.0, usual_error=10.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "validation", "loss"),
+    [
+        ("still improving", line(8, 1), line(9, 3), [*line(2, 1, 4), *line(1.1, 3, 6)]),  # the loss alone gets worse
+        ("over-fitting", line(8, 1), [*line(9, 4, 5), *line(4.2, 6, 5)], line(2, 1)),
+        ("good fit", [*line(9, 8, 5), *[8.0] * 5], [*line(9.5, 8.5, 5), *[8.5] * 5], line(2, 1.9)),  # noise remains
+        ("under-fitting", [9.9] * 10, [9.95] * 10, [2.0] * 10),
+        ("diverged", line(8, 1), line(9, 3), [1.0, np.nan, *line(1, 1, 8)]),
+    ],
+)
+def test_numbers_are_judged_by_their_errors(name, train, validation, loss):
+    """Kind of fault: the median gets better while probabilities around it get worse, and training is stopped."""
+    found = verdict(numbers(train, validation, loss), num_labels=40, known=KNOWN)
+    assert found.name == name
+    assert ("train.metric loss" in found.text, "10 off" in found.text) == (False, name != "diverged")
