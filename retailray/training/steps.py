@@ -113,6 +113,8 @@ class PhaseSteps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward, pass by pass; what enters the trained blocks to logits ``(B, C)`` and losses ``(B,)``.
 
+        Losses are cross-entropies, to which the ranked probability score is added where labels are numbers.
+
         The gradients of all passes add up to those of the mean loss over the global batch.
         """
         # DistributedDataParallel averages gradients over workers; the batch's mean wants their sum
@@ -126,7 +128,8 @@ class PhaseSteps:
                 losses = nn.functional.cross_entropy(
                     logits, wanted, reduction="none", label_smoothing=self.train.label_smoothing
                 )
-                ((losses * weights).sum() * scale).backward()
+                more = self.numbers.ranked_score(logits, wanted) if self.numbers else 0.0
+                (((losses + more) * weights).sum() * scale).backward()
             found.append((logits.detach(), losses.detach()))
         logits, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
         return logits, losses
