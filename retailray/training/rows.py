@@ -45,8 +45,8 @@ def labelled_splits(config: TrainConfig) -> dict[str, Catalog]:
                     f"{config.catalog.uri}: catalog.label names no number in any of the {name} rows, but "
                     f"{', '.join(map(repr, given[name]))}: model.task regression learns numbers, written as 12.5 or 1e3"
                 )
-            what = "with a number as label" if regression else "labelled"
-            raise CatalogError(f"{config.catalog.uri}: no {name} rows {what}; {advice}")
+            what = f"{name} rows with a number as label" if regression else f"labelled {name} rows"
+            raise CatalogError(f"{config.catalog.uri}: no {what}; {advice}")
     splits = {name: splits[name] for name in ("train", "validation")}
     if not regression:
         _look_at_labels(config, splits)
