@@ -139,8 +139,9 @@ def _value(run: dict[str, Any], path: str) -> Any:
     value: Any = run
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    # a decision that no row has is not named
-    return 0 if value is None and path.startswith("decisions.") and run["command"] else value
+    # a decision that no row has is not named; of numbers there are none
+    decided = path.startswith("decisions.") and run["command"] and "values" not in run
+    return 0 if value is None and decided else value
 
 
 def _text(value: object, path: str) -> str:
