@@ -83,8 +83,8 @@ class Measure:
         """How far probabilities lie from the wanted ones ``(B, K)``, further where they lie in intervals further away:
         the ranked probability score (Epstein 1969), float ``(B,)``.
 
-        Cross-entropy alone does not know that intervals have an order; measured on frozen features of photos, prices
-        are 5 % and a colour is 3 % less far off with both.
+        Cross-entropy alone does not know that intervals have an order (benchmarks/RESULTS.md: a colour is 10 % less far
+        off with both, prices are as far).
         """
         return (logits.softmax(1).cumsum(1) - wanted.cumsum(1)).square().sum(1)
 
