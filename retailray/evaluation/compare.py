@@ -22,9 +22,8 @@ from retailray.evaluation.number_comparison import (
 )
 from retailray.evaluation.products import FIELDS, answers_of_products
 from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side, side_of, warn_of_trained_rows
-from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
-from retailray.models.predictions import predict_catalog
+from retailray.models.predictions import predict_with_each
 from retailray.models.products import choose_for
 from retailray.models.thresholds import validation_of
 from retailray.reports.run_index import publish
@@ -104,20 +103,13 @@ def predict_both(
     """One row for every row that both could predict: ``row_id, id, uri, label, group``, and label and score by each
     side; where the catalog has products, with the columns of which their labels are made."""
     frames = []
-    with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
-        run.machines = executor.machines
-        plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
-        executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
-        for name, side in sides.items():
-            also = FIELDS if catalog.has_products else ()
-            table = predict_catalog(section, catalog, side.uri, plan, executor, batch_size=batch_size, also=also)
-            frame = (
-                table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX)).set_index("row_id")
-            )
-            good = frame[frame.error_code == ""]
-            names = {"pred_label": f"{name}_label", "pred_score": f"{name}_score"}
-            names |= {field.name: f"{name}_{field.name}" for field in also}
-            frames.append(good[list(names)].rename(columns=names))
+    uris, also = {name: side.uri for name, side in sides.items()}, FIELDS if catalog.has_products else ()
+    for name, table in predict_with_each(section, cluster, catalog, uris, run, batch_size=batch_size, also=also):
+        frame = table.to_pandas().rename(columns=lambda column: column.removeprefix(COLUMN_PREFIX)).set_index("row_id")
+        good = frame[frame.error_code == ""]
+        names = {"pred_label": f"{name}_label", "pred_score": f"{name}_score"}
+        names |= {field.name: f"{name}_{field.name}" for field in also}
+        frames.append(good[list(names)].rename(columns=names))
     rows = catalog.rows.select(["row_id", "id", "uri", "label", "group"]).to_pandas().set_index("row_id")
     both = rows.join(frames, how="inner").sort_index().reset_index()
     if both.empty:

@@ -14,10 +14,9 @@ from retailray.data.numeric_labels import numbers_in, spelled
 from retailray.data.row_ids import ROW_ID
 from retailray.errors import CatalogError, ModelError
 from retailray.evaluation.trained_rows import CHALLENGER, CHAMPION, Side
-from retailray.execution import plan_scoring, start_executor
 from retailray.models.metrics import resampled_rows
 from retailray.models.numbers import DISTRIBUTION, median_of
-from retailray.models.predictions import predict_catalog
+from retailray.models.predictions import predict_with_each
 from retailray.reports.page import picture_facts, render, thumbnails
 from retailray.runs import RunDirectory
 
@@ -47,19 +46,15 @@ def predict_both_numbers(
     no number), ``challenger`` and ``champion``: what each predicts."""
     found = catalog.rows.select(["row_id", "id", "uri", "label", "group"]).to_pandas()
     found["value"] = numbers_in(found.pop("label").to_numpy(object))
-    with start_executor(cluster, num_images=len(catalog) * len(sides)) as executor:
-        run.machines = executor.machines
-        plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
-        executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
-        for name, side in sides.items():
-            table = predict_catalog(
-                section, catalog, side.uri, plan, executor, batch_size=batch_size, also=DISTRIBUTION
-            )
-            good = table.filter(pc.equal(table.column(CODE), ""))
-            assert side.meta.intervals is not None
-            values = median_of(side.meta.intervals, good).to_numpy()
-            mine = pd.DataFrame({"row_id": good.column(ROW_ID).to_numpy(), name: values})
-            found = found.merge(mine, on="row_id", validate="one_to_one")
+    uris = {name: side.uri for name, side in sides.items()}
+    for name, table in predict_with_each(
+        section, cluster, catalog, uris, run, batch_size=batch_size, also=DISTRIBUTION
+    ):
+        good, intervals = table.filter(pc.equal(table.column(CODE), "")), sides[name].meta.intervals
+        assert intervals is not None
+        values = median_of(intervals, good).to_numpy()
+        mine = pd.DataFrame({"row_id": good.column(ROW_ID).to_numpy(), name: values})
+        found = found.merge(mine, on="row_id", validate="one_to_one")
     if found.empty:
         raise CatalogError(f"{catalog.uri}: no row could be predicted; see `retailray check`")
     return found

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from retailray import events
 from retailray.config import CatalogSection, EvaluateConfig
-from retailray.data.arrow_tables import parquet_bytes
+from retailray.data.arrow_tables import parquet_bytes, run_starts
 from retailray.data.catalog import Catalog
 from retailray.data.decoding import CODE, error_rows
 from retailray.data.numeric_labels import VALUE, spelled, with_values
@@ -100,7 +100,7 @@ def _of_products(config: EvaluateConfig, side: Side, good: pd.DataFrame) -> dict
     """The same measures of products, each with one prediction from its images; its value is their median."""
     rule = NumberRule.of(side.uri, side.meta, level=config.evaluate.level, by_product=True)
     rows = good.sort_values("group", kind="stable")
-    starts = np.flatnonzero((rows.group != rows.group.shift()).to_numpy())
+    starts = run_starts(pa.array(rows.group))
     table = pa.table({field.name: pa.array(rows[field.name].tolist(), field.type) for field in DISTRIBUTION})
     products = rule.of_products(table, starts).to_pandas()
     products["value"] = rows.groupby("group").value.median().to_numpy()

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retailray.data.arrow_tables import run_starts
 from retailray.data.numeric_labels import VALUE
 from retailray.models.intervals import MEDIAN, Intervals, fit_tail
 from retailray.models.meta import THRESHOLDS, BundleMeta, load_validation
@@ -44,7 +45,7 @@ class NumberRule:
         probabilities, values = _distribution(rows, len(meta.intervals)), rows.column(VALUE).to_numpy()
         groups = rows.column("group").to_numpy().astype(object)
         if by_product and len(rows):
-            starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
+            starts = run_starts(rows.column("group").combine_chunks())
             probabilities = np.add.reduceat(probabilities, starts, axis=0)
             values = np.array([np.median(part) for part in np.split(values, starts[1:])])
             groups = groups[starts]

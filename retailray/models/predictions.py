@@ -1,5 +1,7 @@
 """What a bundle says of the rows of a catalog, in the driver: for catalogs of labelled rows, which fit there."""
 
+from collections.abc import Iterator, Mapping
+
 import pyarrow as pa
 
 from retailray.config import CatalogSection, ClusterSection
@@ -30,13 +32,36 @@ def predict_rows(  # many because it hands on what predict_catalog takes
     mirrored: bool = False,
 ) -> pa.Table:
     """:func:`predict_catalog` with an executor of its own, for commands that do nothing else with one."""
-    with start_executor(cluster, num_images=len(catalog)) as executor:
+    tables = predict_with_each(
+        section, cluster, catalog, {uri: uri}, run, batch_size=batch_size, also=also, mirrored=mirrored
+    )
+    [(_, table)] = tables
+    return table
+
+
+def predict_with_each(  # many because it hands on what predict_catalog takes
+    section: CatalogSection,
+    cluster: ClusterSection,
+    catalog: Catalog,
+    uris: Mapping[str, str],
+    run: RunDirectory,
+    *,
+    batch_size: int,
+    also: tuple[pa.Field, ...] = (UNCALIBRATED,),
+    mirrored: bool = False,
+) -> Iterator[tuple[str, pa.Table]]:
+    """The same with several bundles, one after the other, on one executor: the name of each and its table."""
+    with start_executor(cluster, num_images=len(catalog) * len(uris)) as executor:
         run.machines = executor.machines
         plan = plan_scoring(executor.capacity, cluster, num_images=len(catalog), batch_size=batch_size)
         executor.wait_until_free(plan, deadline_s=cluster.resource_timeout_s)
-        return predict_catalog(
-            section, catalog, uri, plan, executor, batch_size=batch_size, also=also, mirrored=mirrored
-        )
+        for name, uri in uris.items():
+            yield (
+                name,
+                predict_catalog(
+                    section, catalog, uri, plan, executor, batch_size=batch_size, also=also, mirrored=mirrored
+                ),
+            )
 
 
 def predict_catalog(  # many because predict_rows adds an executor to it

@@ -18,7 +18,7 @@ from retailray.reports.page import error_summary, picture_facts, render, thumbna
 from retailray.runs import RunDirectory
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.publishing import summarize
-from retailray.scoring.report import MUCH
+from retailray.scoring.report import of_drift, of_rows
 
 SHOWN = 12  # rows with pictures
 BARS = 40  # of the histogram
@@ -52,7 +52,7 @@ def write_numbers_report(
     ledger: Ledger,
     rule: NumberRule,
 ) -> dict[str, object]:
-    """Write ``report.html``; returns what ``run.json`` tells of the values.
+    """Write ``report.html``; returns what ``run.json`` says about the values.
 
     ``facts``: what else ``run.json`` says, and ``drift``.
     """
@@ -87,7 +87,7 @@ def write_numbers_report(
 
 
 class _Seen:
-    """What a report tells of values, in memory that does not depend on how many there are."""
+    """What a report says about values; its memory use does not depend on how many there are."""
 
     def __init__(self, rule: NumberRule, trained_on: np.ndarray | None) -> None:
         self.rule, self.trained_on = rule, trained_on
@@ -142,9 +142,7 @@ class _Seen:
 
 
 def _answers(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    counts = facts["counts"]
-    failed = f"{counts['failed']:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons."
-    answers = [(False, failed) if counts["failed"] else (True, f"All {counts['rows']:,} rows have a prediction.")]
+    answers = [of_rows(facts["counts"])]
     if "mae" in told:
         new = " that the model was not trained on" if told["trained_on"] else ""
         if told["trained_on"] is None:
@@ -154,10 +152,7 @@ def _answers(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[bo
         wanted = told["level"] / 100
         chance = CHANCE * (wanted * (1 - wanted) / told["labelled_rows"]) ** 0.5
         answers.append((told["coverage"] > wanted - chance, f"{text}which is made for {told['level']} %."))
-    drifted = [f"{one.what} (against the {one.reference})" for one in facts["drift"] if one.psi_above_noise >= MUCH]
-    if drifted:
-        answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))
-    return answers
+    return answers + of_drift(facts["drift"])
 
 
 def _pictures(rows: pd.DataFrame, section: CatalogSection) -> Sequence[dict[str, object]]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -112,10 +111,8 @@ def write_tables(
 
 def _with_numbers(rows: pa.Table, rule: NumberRule) -> pa.Table:
     """With what is predicted in place of the probabilities that it follows from; null where a row failed."""
-    good = pc.and_kleene(pc.equal(rows.column("code"), ""), pc.is_valid(rows.column("code")))
-    where = pa.array(np.flatnonzero(pc.fill_null(good, False).to_numpy()))
-    at = pc.index_in(pa.array(np.arange(rows.num_rows)), value_set=where)
-    found = rule(rows.take(where)).take(at)
+    good = pc.fill_null(pc.equal(rows.column("code"), ""), False).to_numpy()
+    found = rule(rows.filter(pa.array(good))).take(pa.array(good.cumsum() - 1, mask=~good))
     rows = rows.drop_columns([field.name for field in DISTRIBUTION])
     for field, values in zip(NUMBER_SCHEMA, found.columns, strict=True):
         rows = rows.append_column(field, values)

@@ -84,21 +84,33 @@ def write_score_report(
     run.write("report.html", page)
 
 
+def of_rows(counts: Mapping[str, int]) -> tuple[bool, str]:
+    """Whether all rows have a prediction, and in a sentence."""
+    if counts["failed"]:
+        told = f"{counts['failed']:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons."
+        return False, told
+    return True, f"All {counts['rows']:,} rows have a prediction."
+
+
+def of_drift(drift: Sequence[Drift]) -> list[tuple[bool, str]]:
+    """What changed much, in a sentence; nothing where nothing did."""
+    drifted = [f"{one.what} (against the {one.reference})" for one in drift if one.psi_above_noise >= MUCH]
+    told = f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."
+    return [(False, told)] if drifted else []
+
+
 def _answers(facts: Mapping[str, Any], findings: Findings) -> list[tuple[bool, str]]:
     """Is it good, what changed, what is there to do: whether each is good, and in a sentence."""
     counts, decisions = facts["counts"], facts["decisions"]
-    failed, waiting = counts["failed"], sum(decisions.get(name, 0) for name in ("review", "abstain"))
-    said = [(False, f"{failed:,} of {counts['rows']:,} rows have no prediction: see Errors for the reasons.")]
-    answers = said if failed else [(True, f"All {counts['rows']:,} rows have a prediction.")]
+    waiting = sum(decisions.get(name, 0) for name in ("review", "abstain"))
+    answers = [of_rows(counts)]
     if findings.labels_before is None:
         answers.append((True, "This is the first run: there is nothing to compare it with."))
     elif count := findings.changed["count"]:
         answers.append((False, f"{count:,} rows have another label than in the previous run."))
     else:
         answers.append((True, "No row has another label than in the previous run."))
-    drifted = [f"{one.what} (against the {one.reference})" for one in findings.drift if one.psi_above_noise >= MUCH]
-    if drifted:
-        answers.append((False, f"Much change, beyond chance, of {', '.join(drifted)}: look at Drift before use."))
+    answers += of_drift(findings.drift)
     if waiting:
         answers.append((False, f"{waiting:,} predictions wait for a person: go through them at To review."))
     else:

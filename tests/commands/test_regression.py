@@ -369,7 +369,7 @@ def test_a_bundle_without_held_out_rows_says_that_its_interval_is_not_fitted(sho
 
 
 def test_numbers_are_not_compared_with_labels_of_the_run_before(shop, small_bundle, retailray, tmp_path):
-    """Kind of fault: a night of labels after one of numbers tells of as many changes as there are rows."""
+    """Kind of fault: a run with labels after a run with numbers reports every row as changed."""
     settings = shop["settings"] | {"out": tmp_path, "score.max_drift": 0.2}
     drift = []
     for bundle in (shop["bundle"], small_bundle[0], shop["bundle"]):
