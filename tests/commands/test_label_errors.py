@@ -141,15 +141,15 @@ def test_too_few_labels_are_told(shop, check, tmp_path, kept, words):
 
 @pytest.mark.real
 def test_flipped_labels_of_real_photos_are_found(real_data, retailray, tmp_path):
-    """5 % of the labels of real photos flipped within their group: aims 0.87 (found) and 0.85 (the right one), mean of
-    three seeds in benchmarks/label_errors.py; of one seed, a little less."""
+    """5 % of the labels of 21 classes that are hard to tell apart flipped within their group; of all 81 classes
+    benchmarks/label_errors.py, which has aims of 0.87 (found) and 0.85 (the right one)."""
     photos, weights = real_data
     rows = pd.read_csv(photos / "train.csv")
+    rows = rows[rows.coarse_name.isin(["Apple", "Juice", "Milk"])].reset_index(drop=True)
     rows["image"] = [f"{photos}/images/train/{name}.jpg" for name in rows.name]
     generator = np.random.default_rng(0)
     members = rows.drop_duplicates("fine_name").groupby("coarse_name").fine_name.apply(list)
-    several = np.flatnonzero([len(members[group]) > 1 for group in rows.coarse_name])
-    changed = generator.choice(several, 132, replace=False)
+    changed = generator.choice(len(rows), 35, replace=False)
     rows["label"] = rows.fine_name
     for row in changed:
         others = [name for name in members[rows.coarse_name[row]] if name != rows.fine_name[row]]
@@ -160,11 +160,11 @@ def test_flipped_labels_of_real_photos_are_found(real_data, retailray, tmp_path)
                 "check.samples": 0, "out": tmp_path / "out"}  # fmt: skip
     code, _, err = retailray("check", **settings)
     assert code == 0, err
-    first = pd.read_parquet(f"{latest(str(tmp_path / 'out'))}/label_errors.parquet").head(132)
+    first = pd.read_parquet(f"{latest(str(tmp_path / 'out'))}/label_errors.parquet").head(len(changed))
     truth = rows.set_index("name").fine_name[first.id].to_numpy()
     wrong = first.label != truth
-    assert wrong.mean() >= 0.85
-    assert (wrong & (first.suggested == truth)).mean() >= 0.8
+    assert wrong.mean() >= 0.9
+    assert (wrong & (first.suggested == truth)).mean() >= 0.85
 
 
 def test_on_ray_and_a_store_the_order_is_the_same(shop, model, check, ray_session_cpus, retailray, s3_endpoint):
