@@ -22,6 +22,7 @@ INFERENCE_CODE = (
     "data/images.py",
     "data/scaling.py",
     "data/decoding.py",
+    "models/int8.py",
     "models/predictor.py",
     "models/predicting.py",
     "scoring/chunks.py",

@@ -162,8 +162,22 @@ def predict(bundle, paths, *, reduced=False):
     return found, meta
 
 
-def shares_of_numbers(bundle, paths):
-    """Calibrated shares of the intervals, ``(N, K)``, of a bundle of cnn2 by torch's layers alone."""
+def predict_int8(bundle, paths):
+    """The same of the network in 8-bit integers, ``(N, C)``, by OpenVINO on the bundle's two files."""
+    import openvino
+
+    with open(f"{bundle}/bundle.json") as file:
+        meta = json.load(file)
+    network = openvino.Core().compile_model(f"{bundle}/int8.xml", "CPU")
+    mean, std = (np.array(meta["transform"][name])[:, None, None] for name in ("mean", "std"))
+    images = [(pixels(path, meta["transform"]) * std + mean) * 255 for path in paths]
+    logits = network([np.rint(np.stack(images)).astype(np.uint8)])[1] / meta["temperature"]
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True), meta
+
+
+def shares_of_cnn2(bundle, paths):
+    """Calibrated shares of the labels or intervals, ``(N, K)``, of a bundle of cnn2 by torch's layers alone."""
     import safetensors.torch
     import torch
 

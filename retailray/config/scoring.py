@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from retailray.config.base import Section, normalized
 
@@ -128,11 +128,12 @@ class ScoreSection(Section):
         True, description="Move LATEST to this run even if more rows fail than score.max_error_rate."
     )
     rows_per_file: int = Field(100_000, ge=1, description="Rows per Parquet file.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description=(
             "Number format of the forward pass. auto: bfloat16 if the first run measures it to be faster; later runs "
-            "use the same."
+            "use the same. int8: 8-bit integers on CPUs, with retailray[int8], if the validation images of the bundle "
+            "are predicted as well (see docs/scoring.md)."
         ),
     )
     compile: Literal["auto", "on", "off"] = Field(
@@ -184,6 +185,12 @@ class ScoreSection(Section):
     memory_gb: float = Field(
         0.25, ge=0.1, description="Memory for joins on the driver; larger joins spill to its disk [GB]."
     )
+
+    @model_validator(mode="after")
+    def _int8_is_not_compiled(self) -> "ScoreSection":
+        if self.precision == "int8" and self.compile == "on":
+            raise ValueError("score.compile on would be ignored: with score.precision int8 OpenVINO predicts")
+        return self
 
 
 class NightlySection(Section):

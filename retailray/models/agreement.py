@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from retailray.models.predicting import PredictorSettings
     from retailray.models.predictor import Predictor
 
-PRECISION = "precision.txt"  # float32 or bfloat16
+PRECISION = "precision.txt"  # float32, bfloat16 or int8
 FORWARD_PASS = "forward_pass.txt"  # one of:
 COMPILED, NOT_COMPILED, PARTLY = "compiled", "not compiled", "not compiled in every process"
 

@@ -19,8 +19,11 @@ from retailray.data.arrow_tables import parquet_bytes
 from retailray.errors import ModelError
 from retailray.models.backbones import Backbone, backbone_of, load_state
 from retailray.models.card import model_card
+from retailray.models.int8 import Int8Network
 from retailray.models.meta import (
     CARD_NAME,
+    INT8_NETWORK_NAME,
+    INT8_NUMBERS_NAME,
     MANIFEST_NAME,
     META_NAME,
     TRAINING_NAME,
@@ -31,6 +34,7 @@ from retailray.models.meta import (
     Thresholds,
     load_meta,
     read_manifest,
+    verified,
 )
 from retailray.models.registry import resolve
 
@@ -49,10 +53,12 @@ __all__ = [
 
 
 class Bundle(NamedTuple):
-    """``state`` holds the tensors of ``model.safetensors`` on the CPU."""
+    """``state`` holds the tensors of ``model.safetensors`` on the CPU; ``int8`` is the network that predicts in its
+    place on CPUs, where there is one (:mod:`retailray.scoring.int8`)."""
 
     meta: BundleMeta
     state: dict[str, torch.Tensor]
+    int8: Int8Network | None = None
 
     def build(self) -> nn.Module:
         """The model in eval mode, float32, on the CPU."""
@@ -85,11 +91,12 @@ def save_bundle(
     *,
     validation: pa.Table | None = None,
     training_rows: pa.Table | None = None,
+    int8: Int8Network | None = None,
 ) -> None:
     """Write a bundle to a new directory.
 
     ``validation``: see :func:`retailray.models.meta.load_validation`. ``training_rows``: ``image`` (uint64), see
-    :func:`retailray.models.meta.load_training_fingerprints`.
+    :func:`retailray.models.meta.load_training_fingerprints`. ``int8``: see :class:`Bundle`.
 
     Raises:
         ModelError: there is a bundle already; versions are immutable.
@@ -106,6 +113,7 @@ def save_bundle(
             for name, table in ((VALIDATION_NAME, validation), (TRAINING_NAME, training_rows))
             if table is not None
         },
+        **(dict(zip((INT8_NETWORK_NAME, INT8_NUMBERS_NAME), int8, strict=True)) if int8 else {}),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(address, name), data)
@@ -129,12 +137,15 @@ def load_bundle(address: str) -> Bundle:
         StorageError: the address cannot be reached.
     """
     address = resolve(address)  # once: it may be moved at any time
-    meta, digest = load_meta(address)
-    data = storage.read_bytes(storage.join(address, WEIGHTS_NAME))
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ModelError(f"{address}: {WEIGHTS_NAME} is not what MANIFEST says: it was changed or damaged")
+    meta, _ = load_meta(address)
+    sums = read_manifest(address)
+    data = verified(address, WEIGHTS_NAME, sums)
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ModelError(f"{address}: {WEIGHTS_NAME} cannot be read: {error}") from error
-    return Bundle(meta, state)
+    if INT8_NUMBERS_NAME not in sums:
+        return Bundle(meta, state)
+    return Bundle(
+        meta, state, Int8Network(*(verified(address, name, sums) for name in (INT8_NETWORK_NAME, INT8_NUMBERS_NAME)))
+    )

@@ -69,6 +69,8 @@ def compile_if_it_pays(predictor: "Predictor", mode: str, *, num_images: int, ba
         num_images: that this predictor will see. batch_size: of its batches.
     """
     rows = predictor.rows_at_once or batch_size
+    if predictor.precision == "int8":
+        return Decision(False, "a network in 8-bit integers runs in OpenVINO")
     if mode == "off":
         predictor.compiled = None
         return Decision(False, "score.compile is off")

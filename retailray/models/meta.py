@@ -19,6 +19,7 @@ from retailray.models.registry import resolve
 SCHEMA_VERSION = 1
 META_NAME, WEIGHTS_NAME, MANIFEST_NAME, CARD_NAME = "bundle.json", "model.safetensors", "MANIFEST", "README.md"
 VALIDATION_NAME, TRAINING_NAME = "validation.parquet", "training_rows.parquet"
+INT8_NETWORK_NAME, INT8_NUMBERS_NAME = "int8.xml", "int8.bin"  # see retailray.models.int8
 EPOCH, TEMPERATURE, THRESHOLDS = ROLES = ("epoch", "temperature", "thresholds")  # what a validation row is used for
 EMBEDDING = "embedding"  # a column: see retailray.models.embedding
 
@@ -103,7 +104,7 @@ def load_meta(address: str) -> tuple[BundleMeta, str]:
     address = resolve(address)
     storage.check_readable(address)
     sums = read_manifest(address)
-    data = _verified(address, META_NAME, sums)
+    data = verified(address, META_NAME, sums)
     try:
         meta = BundleMeta.model_validate_json(data)
         digest = sums[WEIGHTS_NAME]
@@ -122,7 +123,7 @@ def load_validation(address: str) -> pa.Table | None:
     sums = read_manifest(address)
     if VALIDATION_NAME not in sums:
         return None
-    return pa.parquet.read_table(io.BytesIO(_verified(address, VALIDATION_NAME, sums)))
+    return pa.parquet.read_table(io.BytesIO(verified(address, VALIDATION_NAME, sums)))
 
 
 def load_training_fingerprints(address: str) -> np.ndarray | None:
@@ -132,7 +133,7 @@ def load_training_fingerprints(address: str) -> np.ndarray | None:
     sums = read_manifest(address)
     if TRAINING_NAME not in sums:
         return None
-    return pa.parquet.read_table(io.BytesIO(_verified(address, TRAINING_NAME, sums))).column("image").to_numpy()
+    return pa.parquet.read_table(io.BytesIO(verified(address, TRAINING_NAME, sums))).column("image").to_numpy()
 
 
 def read_manifest(address: str) -> dict[str, str]:
@@ -146,7 +147,8 @@ def read_manifest(address: str) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in manifest.splitlines())}
 
 
-def _verified(address: str, name: str, sums: dict[str, str]) -> bytes:
+def verified(address: str, name: str, sums: dict[str, str]) -> bytes:
+    """The bytes of a bundle's file. Raises ModelError where they are not those of MANIFEST. StorageError."""
     data = storage.read_bytes(storage.join(address, name))
     if hashlib.sha256(data).hexdigest() != sums.get(name):
         raise ModelError(f"{address}: {name} is not what MANIFEST says: it was changed or damaged")

@@ -38,7 +38,7 @@ class PredictorSettings:
 
     Attributes:
         uri: of the bundle.
-        precision: float32, bfloat16 or auto.
+        precision: float32, bfloat16, int8 or auto.
         compile: whether the forward pass is compiled: auto, on or off (:mod:`retailray.models.compiling`).
         num_images: that one actor will see, about. batch_size: of its batches.
         agreement: where the first actor stores the precision that it measured and whether it has compiled.

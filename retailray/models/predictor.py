@@ -8,16 +8,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from retailray.errors import ModelError
 from retailray.models.backbones import described
 from retailray.models.bundle import Bundle
 from retailray.models.embedding import pooled
 from retailray.models.inference import fold_batch_norms
+from retailray.models.int8 import Int8Pass
 from retailray.models.precision import autocast, choose_precision, under_autocast
 
 # images of a forward pass of one thread, beside which others predict: what their layers compute stays in the caches.
 # With two such at work on two cores, 64 images at a time are a tenth to a third slower (benchmarks/RESULTS.md); one
 # predictor of two threads is as fast with either
 ROWS_OF_A_THREAD = 16
+
+
+INT8 = "int8"  # beside float32 and bfloat16
 
 
 class Normalize(torch.nn.Module):
@@ -48,8 +53,42 @@ class _Pass(nn.Module):
         return features, self.head(features)
 
 
+def forward_pass(bundle: Bundle) -> _Pass:
+    """A bundle's network on the CPU, in eval mode, channels_last, its BatchNorms folded."""
+    transform = bundle.meta.transform
+    chain = bundle.backbone.blocks(bundle.build())
+    body = fold_batch_norms(chain.run(0, len(chain.blocks)))
+    network = nn.Sequential(body, copy.deepcopy(chain.head)).eval().to(memory_format=torch.channels_last)
+    return _Pass(Normalize(transform.mean, transform.std), *network).eval()
+
+
+class _Pooled(nn.Module):
+    """The same with features that are averaged over positions, ``(B, D)``."""
+
+    def __init__(self, whole: _Pass) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, logits = self.whole(images)
+        return features.flatten(2).mean(2) if features.ndim > 2 else features, logits
+
+
+def pooled_pass(bundle: Bundle) -> nn.Module:
+    """:func:`forward_pass` as it is quantised: uint8 ``(B, 3, H, W)`` to features ``(B, D)`` and logits ``(B, C)``."""
+    return _Pooled(forward_pass(bundle)).eval()
+
+
+def _int8_pass(bundle: Bundle, device: torch.device) -> Int8Pass:
+    if bundle.int8 is None or device.type != "cpu":
+        what = "is for CPUs" if bundle.int8 else f"{bundle.meta.name}/{bundle.meta.version} has no such network"
+        raise ModelError(f"precision int8: {what}")
+    return Int8Pass(bundle.int8, threads=torch.get_num_threads())
+
+
 class Predictor:
-    """A model in eval mode, channels_last, its BatchNorms folded, in the precision that is faster here.
+    """A bundle's :func:`forward_pass` in the precision that is faster here; on CPUs its network in 8-bit integers,
+    where it has one.
 
     ``rows_at_once``: of a forward pass; 0: a batch as it comes. ``compiled``: its forward pass as inductor has compiled
     it, if it has (:mod:`retailray.models.compiling`).
@@ -62,17 +101,17 @@ class Predictor:
         transform = bundle.meta.transform
         self.size_px = transform.crop_size
         self.what = f"{described(bundle.backbone)}, prediction"
-        chain = bundle.backbone.blocks(bundle.build())
-        body = fold_batch_norms(chain.run(0, len(chain.blocks)))
-        network = nn.Sequential(body, copy.deepcopy(chain.head)).eval()
-        body, head = network.to(self.device).to(memory_format=torch.channels_last)
-        self.eager = _Pass(Normalize(transform.mean, transform.std).to(self.device), body, head).eval()
         self.compiled: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
-        self.compiled_rows = 0
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        self.rows_at_once = ROWS_OF_A_THREAD if alone else 0
+        self.compiled_rows = self.rows_at_once = 0
+        self.eager: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+        if precision == INT8 or (precision == "auto" and bundle.int8 and self.device.type == "cpu"):
+            self.precision, self.eager = INT8, _int8_pass(bundle, self.device)
+            return
+        self.eager = own = forward_pass(bundle).to(self.device)
+        if self.device.type == "cpu" and torch.get_num_threads() == 1:
+            self.rows_at_once = ROWS_OF_A_THREAD
         if precision == "auto":
-            passes = under_autocast(network, self.device)
+            passes = under_autocast(nn.Sequential(own.body, own.head), self.device)
             precision = choose_precision(passes, what=self.what, size_px=self.size_px, device=self.device)
         self.precision = precision
 

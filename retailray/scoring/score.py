@@ -32,6 +32,7 @@ from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlie
 from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
+from retailray.scoring.int8 import with_int8
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.numbers import refuse_settings, write_numbers_report
 from retailray.scoring.planning import embeddings_of, keep_agreement, make_plan, plan_fields, scoring_key
@@ -67,6 +68,8 @@ def score(config: ScoreConfig) -> str:
         refuse_settings(config)
     elif "level" in config.score.non_default_fields():
         raise ConfigError([f"score.level: {config.model.uri} predicts labels, and this setting is of numbers"])
+    if config.score.precision == "int8":
+        config, meta, digest = with_int8(config, meta, digest)
     key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
@@ -217,6 +220,7 @@ class _ScoringRun:
             "not_deduplicated": inferred.not_deduplicated if inferred else 0,
             "stages": inferred.stages() if inferred else [],
             "cost": _cost(self.config, inferred, seconds),
+            **({"int8": self.meta.data["int8"]} if self.config.score.precision == "int8" else {}),
         }
 
     def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 Of 21 classes that are hard to tell apart, to be done in a minute; ``benchmarks/quality.py`` trains on all 81.
 """
 
+import importlib.util
 import shutil
 
 import numpy as np
@@ -119,6 +120,21 @@ def test_fine_tuning_beats_a_linear_probe_and_is_calibrated(shop, bundle, retail
     assert metrics["top1"] >= FINE_TUNED_TOP1, metrics["top1"]
     assert metrics["top5"] > 0.95
     assert metrics["ece"] < 0.06
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="pip install 'retailray[int8]'")
+def test_8_bits_classify_photos_as_well(shop, bundle, retailray):
+    """Top-1 of test photos within 0.3 points of the same bundle's in float32 or bfloat16, or two photos."""
+    settings = {**shop, "catalog.uri": f"{SHOP}/test.csv", "model.uri": bundle, "out": f"{SHOP}/scores-int8"}
+    code, _, err = retailray("score", **settings, **{"score.precision": "int8"})
+    assert code == 0, err
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    run = latest(f"{SHOP}/scores-int8")
+    table = pyarrow.dataset.dataset(f"{run}/predictions".removeprefix("s3://"), filesystem=fs).to_table().to_pandas()
+    assert len(table) == NUM["test"]
+    assert read_json(f"{run}/run.json")["forward_pass"] == "int8, not compiled"
+    plain = read_json(f"{latest(f'{SHOP}/evaluate')}/metrics.json")["top1"]
+    assert (table.pred_label == table.fine_name).mean() >= plain - max(0.003, 2.5 / NUM["test"])
 
 
 def test_three_photos_of_a_product_tell_more_than_one(shop, bundle, retailray):

@@ -127,7 +127,7 @@ def test_predictions_are_what_torch_makes_of_the_files(shop, evaluated):
     table, _, _, _ = evaluated
     meta = read_json(f"{shop['bundle']}/bundle.json")
     some = table.sample(20, random_state=0)
-    found = oracles.shares_of_numbers(shop["bundle"], [shop["folder"] / image for image in some.image])
+    found = oracles.shares_of_cnn2(shop["bundle"], [shop["folder"] / image for image in some.image])
     for row, shares in zip(some.itertuples(), found, strict=True):
         # probabilities may differ by what bfloat16 rounds away
         low, high = (quantile(shares, meta["intervals"], 0.5 + far) for far in (-TOLERANCE, TOLERANCE))
