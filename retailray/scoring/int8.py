@@ -117,7 +117,7 @@ def _make(uri: str, meta: BundleMeta, address: str) -> None:  # long because eac
         torch.from_numpy(found.row_ids),
         roles,
     )
-    measured = _measures({"float32": single.logits, "int8": found.logits}, targets, temperature=meta.temperature)
+    measured = _measures(single.logits, found.logits, targets, temperature=meta.temperature)
     _refuse_a_worse_one(uri, measured)
     used = in_order_of(pa.array(found.row_ids), rows.catalog.rows, key="row_id")
     training = load_training_fingerprints(uri)
@@ -195,15 +195,18 @@ def _predict(predictor: "Predictor", rows: _Rows, spec: DecodeSpec) -> _Predicte
     return _Predicted(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _measures(networks: dict[str, np.ndarray], targets: np.ndarray, *, temperature: float) -> dict[str, float]:
-    """Of the logits ``(M, C)`` of each network, at one temperature: top-1 accuracy and mean probability of the right
-    label."""
+def _measures(single: np.ndarray, int8: np.ndarray, targets: np.ndarray, *, temperature: float) -> dict[str, float]:
+    """Of the logits ``(M, C)`` of both networks, at one temperature: top-1 accuracy, mean probability of the right
+    label, and the standard errors of their differences, which come of the same images."""
     found: dict[str, float] = {"rows": len(targets)}
-    for name, logits in networks.items():
+    each = []
+    for name, logits in (("float32", single), ("int8", int8)):
         powers = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
         right = powers[np.arange(len(targets)), targets] / powers.sum(1)
-        found[f"{name}_top1"] = float((logits.argmax(1) == targets).mean())
-        found[f"{name}_probability"] = float(right.mean())
+        each.append(((logits.argmax(1) == targets).astype(float), right))
+        found |= {f"{name}_top1": float(each[-1][0].mean()), f"{name}_probability": float(right.mean())}
+    for at, name in enumerate(("top1", "probability")):
+        found[f"{name}_standard_error"] = float((each[0][at] - each[1][at]).std() / len(targets) ** 0.5)
     return found
 
 
@@ -214,13 +217,16 @@ def _refuse_a_worse_one(uri: str, measured: dict[str, float]) -> None:
             f"score.precision = int8: {uri} has {num} validation images that can be read, and {FEWEST_ROWS} are needed "
             "to tell whether it predicts as well; leave score.precision out"
         )
-    top1 = measured["float32_top1"] - measured["int8_top1"]
-    probability = measured["float32_probability"] - measured["int8_probability"]
-    # a single row of a few hundred is more than the limit, and says nothing
-    if not (top1 <= max(MOST_LOSS, 1.5 / num) and probability <= MOST_LOSS):  # nor where they are no numbers
+    within = [
+        measured[f"float32_{name}"] - measured[f"int8_{name}"] <= MOST_LOSS + measured[f"{name}_standard_error"]
+        for name in ("top1", "probability")  # nor where they are no numbers
+    ]
+    if not all(within):
         raise ModelError(
             f"score.precision = int8: on {num} validation images of {uri} top-1 accuracy falls from "
             f"{measured['float32_top1']:.4f} in float32 to {measured['int8_top1']:.4f}, and the mean probability of "
             f"the right label from {measured['float32_probability']:.4f} to {measured['int8_probability']:.4f}; "
-            f"{100 * MOST_LOSS:g} points are allowed. Nothing was scored; leave score.precision out"
+            f"{100 * MOST_LOSS:g} points are allowed, and what chance explains (a standard error of "
+            f"{measured['top1_standard_error']:.4f} and {measured['probability_standard_error']:.4f}). Nothing was "
+            "scored; leave score.precision out"
         )

@@ -99,6 +99,10 @@ def test_what_it_measures_is_what_both_networks_say(shop, score, tmp_path):
     assert told["float32_probability"] == pytest.approx(shares[np.arange(len(truth)), truth].mean(), abs=0.002)
     assert told["int8_top1"] == pytest.approx((kept.pred_label == kept.label).mean())
     assert told["int8_top1"] > 2 / len(meta["labels"])
+    images = [shop[0] / name for name in names]
+    int8 = oracles.predict_int8(bundle, images)[0].argmax(1) == truth
+    changed = int8.astype(float) - (shares.argmax(1) == truth)
+    assert told["top1_standard_error"] == pytest.approx(changed.std() / len(truth) ** 0.5, abs=0.005)
 
 
 def test_it_is_made_once_and_a_second_run_scores_nothing(score, tmp_path):
