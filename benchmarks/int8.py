@@ -1,6 +1,6 @@
 """What do 8-bit integers bring, and what do they cost, on real photos?
 
-    RETAILRAY_REAL_DATA=../shared python -m benchmarks.int8 [--repetitions 3]
+    RETAILRAY_REAL_DATA=../shared python -m benchmarks.int8 [--repetitions 3] [--bundle DIRECTORY]
 
 mobilenet_v2, trained on train.csv (2,640 photos, 81 classes); test.csv (2,485) scored with score.precision auto and
 int8 in turns, every row anew, seconds from the shell's prompt. The network in 8 bits is made before, in its own row.
@@ -41,10 +41,11 @@ def score(folder: Path, bundle: str, precision: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--bundle", help="of an earlier run, in place of training one")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     recipe = RECIPE | {"train.phases": json.dumps(RECIPE["train.phases"]), "train.num_views": 1}
-    bundle = run("train", **settings(**recipe), out=folder / "train")[-1]["bundle"]
+    bundle = arguments.bundle or run("train", **settings(**recipe), out=folder / "train")[-1]["bundle"]
     first = {precision: score(folder, bundle, precision) for precision in ("auto", "int8")}
     again = [{name: score(folder, bundle, name) for name in first} for _ in range(arguments.repetitions)]
     rows = [
