@@ -25,6 +25,11 @@ def export(config: ExportConfig) -> str:
     watch = events.Stopwatch()
     config = resolve_alias(config)
     bundle = load_bundle(config.model.uri)
+    if bundle.int8 is not None:
+        raise ModelError(
+            f"{config.model.uri} is calibrated for its network in 8-bit integers, which is not written as ONNX; export "
+            f"the bundle that it was made of: {bundle.meta.data.get('int8_of')}"
+        )
     run = RunDirectory(config)
     name = f"{bundle.meta.name}/{bundle.meta.version}"
     events.emit("start", command="export", run=run.address, model=name, arch=bundle.meta.arch)

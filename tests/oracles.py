@@ -170,13 +170,13 @@ def predict_int8(bundle, paths):
         meta = json.load(file)
     network = openvino.Core().compile_model(f"{bundle}/int8.xml", "CPU")
     mean, std = (np.array(meta["transform"][name])[:, None, None] for name in ("mean", "std"))
-    images = [(pixels(path, meta["transform"]) * std + mean) * 255 for path in paths]
+    images = [(pixels(path, meta["transform"], reduced=True) * std + mean) * 255 for path in paths]
     logits = network([np.rint(np.stack(images)).astype(np.uint8)])[1] / meta["temperature"]
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True), meta
 
 
-def shares_of_cnn2(bundle, paths):
+def shares_of_cnn2(bundle, paths, *, reduced=False):
     """Calibrated shares of the labels or intervals, ``(N, K)``, of a bundle of cnn2 by torch's layers alone."""
     import safetensors.torch
     import torch
@@ -198,9 +198,11 @@ def shares_of_cnn2(bundle, paths):
         layer.load_state_dict({"weight": weight[f"{name}.weight"], "bias": weight[f"{name}.bias"]})
         layers += [layer, torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1]).eval()
-    images = torch.from_numpy(np.stack([pixels(path, meta["transform"]) for path in paths]).astype(np.float32))
+    images = torch.from_numpy(
+        np.stack([pixels(path, meta["transform"], reduced=reduced) for path in paths]).astype(np.float32)
+    )
     with torch.inference_mode():
-        return (model(images) / meta["temperature"]).softmax(1).numpy()
+        return (model(torch.from_numpy(images.astype(np.float32))) / meta["temperature"]).softmax(1).numpy()
 
 
 def quantile(shares, intervals, level):

@@ -38,7 +38,9 @@ def openvino() -> Any:
             import openvino
     except ImportError as error:
         way = "pip install 'retailray[int8]'"
-        raise ModelError(f"score.precision = int8 needs packages that are not installed: {way} ({error})") from error
+        raise ModelError(
+            f"8-bit integers (score.precision int8) need packages that are not installed: {way} ({error})"
+        ) from error
     return openvino
 
 
@@ -69,7 +71,9 @@ def quantize(network: nn.Module, images: np.ndarray) -> Int8Network:
             )
     except Exception as error:  # whatever a network's own code raises where it is traced
         first = str(error).strip().splitlines()
-        raise ModelError(f"the network cannot be quantised: {first[0] if first else error!r}") from error
+        raise ModelError(
+            f"score.precision = int8: the network cannot be quantised, leave it out: {first[0] if first else error!r}"
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, INT8_NETWORK_NAME)
         ov.save_model(quantized, path, compress_to_fp16=False)

@@ -80,15 +80,17 @@ def pooled_pass(bundle: Bundle) -> nn.Module:
 
 
 def _int8_pass(bundle: Bundle, device: torch.device) -> Int8Pass:
-    if bundle.int8 is None or device.type != "cpu":
-        what = "is for CPUs" if bundle.int8 else f"{bundle.meta.name}/{bundle.meta.version} has no such network"
-        raise ModelError(f"precision int8: {what}")
+    name = f"{bundle.meta.name}/{bundle.meta.version}"
+    if bundle.int8 is None:
+        raise ModelError(f"{name} has no network in 8-bit integers, and the run has predicted with one")
+    if device.type != "cpu":
+        raise ModelError(f"{name} has a network in 8-bit integers, which is for CPUs: set cluster.use_gpu to false")
     return Int8Pass(bundle.int8, threads=torch.get_num_threads())
 
 
 class Predictor:
-    """A bundle's :func:`forward_pass` in the precision that is faster here; on CPUs its network in 8-bit integers,
-    where it has one.
+    """A bundle's :func:`forward_pass` in the precision that is faster here; where it has a network in 8-bit integers,
+    which is for CPUs, that one.
 
     ``rows_at_once``: of a forward pass; 0: a batch as it comes. ``compiled``: its forward pass as inductor has compiled
     it, if it has (:mod:`retailray.models.compiling`).
@@ -104,7 +106,7 @@ class Predictor:
         self.compiled: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
         self.compiled_rows = self.rows_at_once = 0
         self.eager: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-        if precision == INT8 or (precision == "auto" and bundle.int8 and self.device.type == "cpu"):
+        if precision == INT8 or (precision == "auto" and bundle.int8):
             self.precision, self.eager = INT8, _int8_pass(bundle, self.device)
             return
         self.eager = own = forward_pass(bundle).to(self.device)

@@ -85,7 +85,7 @@ def _calibrated(config: BundleConfig, meta: BundleMeta, found: Calibrated) -> Bu
                 "source": config.bundle.source,
                 "calibrated": bool(found.calibration.num_rows()[TEMPERATURE]),
                 "calibrated_on": config.catalog.uri,
-                "calibration_catalog": config.catalog.model_dump(mode="json"),
+                "calibration_catalog": config.catalog.model_dump(mode="json", exclude={"http_headers"}),
                 "validation_rows_used_for": found.calibration.num_rows(),
             },
         }

@@ -7,7 +7,6 @@ join, count, publish. A first run, a resumed run and a run on a catalog with few
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlie
 from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
-from retailray.scoring.int8 import with_int8
+from retailray.scoring.int8 import wants_int8, with_int8
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.numbers import refuse_settings, write_numbers_report
 from retailray.scoring.planning import embeddings_of, keep_agreement, make_plan, plan_fields, scoring_key
@@ -68,15 +67,17 @@ def score(config: ScoreConfig) -> str:
         refuse_settings(config)
     elif "level" in config.score.non_default_fields():
         raise ConfigError([f"score.level: {config.model.uri} predicts labels, and this setting is of numbers"])
-    if config.score.precision == "int8":
-        config, meta, digest = with_int8(config, meta, digest)
-    key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
+    int8 = wants_int8(config)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
-            columns = output_schema(config.catalog, with_paths=taxonomy is not None, numbers=meta.intervals is not None)
-            return _print_plan(config, key, folder, watch, reserved=columns.names)
+            if int8:
+                config, meta, digest = with_int8(config, meta, digest)
+            return _print_plan(config, meta, scoring_key(meta, digest, config), folder, watch)
         with acquire_lease(config.out) as lease:
+            if int8:
+                config, meta, digest = with_int8(config, meta, digest)
+            key, taxonomy = scoring_key(meta, digest, config), taxonomy_of_run(config, meta)
             run = RunDirectory(config, run_id=interrupted(config, key))
             lease.run_id = run.run_id
             name = f"{meta.name}/{meta.version}"
@@ -94,9 +95,9 @@ def embed(config: EmbedConfig) -> str:
     return score(config.model_copy(update={"score": section}))
 
 
-def _print_plan(
-    config: ScoreConfig, key: str, folder: Path, watch: events.Stopwatch, *, reserved: Sequence[str]
-) -> str:
+def _print_plan(config: ScoreConfig, meta: BundleMeta, key: str, folder: Path, watch: events.Stopwatch) -> str:
+    with_paths = taxonomy_of_run(config, meta) is not None
+    reserved = output_schema(config.catalog, with_paths=with_paths, numbers=meta.intervals is not None).names
     before, resumed = last_published(config.out), interrupted(config, key)
     if resumed and lease_owner(config.out):
         events.emit("warning", run_id=resumed, note="this run is active; its committed results are not counted")
@@ -220,7 +221,7 @@ class _ScoringRun:
             "not_deduplicated": inferred.not_deduplicated if inferred else 0,
             "stages": inferred.stages() if inferred else [],
             "cost": _cost(self.config, inferred, seconds),
-            **({"int8": self.meta.data["int8"]} if self.config.score.precision == "int8" else {}),
+            **({"int8": self.meta.data["int8"]} if "int8_of" in self.meta.data else {}),
         }
 
     def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:
