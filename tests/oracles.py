@@ -198,9 +198,7 @@ def shares_of_cnn2(bundle, paths, *, reduced=False):
         layer.load_state_dict({"weight": weight[f"{name}.weight"], "bias": weight[f"{name}.bias"]})
         layers += [layer, torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1]).eval()
-    images = torch.from_numpy(
-        np.stack([pixels(path, meta["transform"], reduced=reduced) for path in paths]).astype(np.float32)
-    )
+    images = np.stack([pixels(path, meta["transform"], reduced=reduced) for path in paths])
     with torch.inference_mode():
         return (model(torch.from_numpy(images.astype(np.float32))) / meta["temperature"]).softmax(1).numpy()
 

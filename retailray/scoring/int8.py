@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from retailray.models.int8 import Int8Network
 
 FOLDER = "_int8"  # in the output folder; catalogs that are folders leave such names out
+MADE_OF = "int8_of"  # in what a bundle with such a network says of its data: the bundle that it was made of
 RECIPE = 1  # of networks that are kept: another number makes them anew
 COMPARED = 2_000  # validation images that float32 predicts too
 FEWEST = 50  # of these
@@ -47,13 +48,13 @@ MOST_LOSS = 0.003  # of top-1, and of the mean probability of the right label
 MOST_STRANGE = 0.05  # of these images, whose label in float32 is not the one that validation.parquet has
 
 
-def wants_int8(config: ScoreConfig) -> bool:
+def wants_int8(config: ScoreConfig, meta: BundleMeta) -> bool:
     """Whether a network in 8-bit integers is to predict: it is asked for, or the bundle is one with such a network.
 
     Raises:
         ConfigError: another number format is asked for of such a bundle.
     """
-    ready = INT8_NUMBERS_NAME in read_manifest(config.model.uri)
+    ready = MADE_OF in meta.data
     if ready and config.score.precision in ("float32", "bfloat16"):
         raise ConfigError(
             [
@@ -80,7 +81,7 @@ def with_int8(config: ScoreConfig, meta: BundleMeta, digest: str) -> tuple[Score
     if meta.intervals is not None:
         raise ConfigError([f"score.precision int8 is for labels, and {config.model.uri} predicts numbers"])
     address = config.model.uri
-    if INT8_NUMBERS_NAME not in read_manifest(address):
+    if MADE_OF not in meta.data:
         facts = f"{RECIPE} {meta.model_dump_json()} {digest}"
         address = storage.join(config.out, FOLDER, hashlib.sha256(facts.encode()).hexdigest()[:16])
         if not storage.exists(storage.join(address, MANIFEST_NAME)):
@@ -128,8 +129,10 @@ def _make(uri: str, meta: BundleMeta, address: str) -> None:
     events.emit("int8", model=name, validation_images=len(rows.catalog), into=address, note="CPUs predict")
     prepare_process(joblib.cpu_count())
     bundle, spec = load_bundle(uri), DecodeSpec(meta.transform.scaling, limits_of(rows.section))
-    some = np.concatenate([pixels for _, pixels in _images(rows, np.arange(min(IMAGES, len(rows.catalog))), spec)])
-    int8 = quantize(pooled_pass(bundle), some)
+    some = [pixels for _, pixels in _images(rows, np.arange(min(IMAGES, len(rows.catalog))), spec)]
+    if not some:
+        _refuse_few(uri, 0)
+    int8 = quantize(pooled_pass(bundle), np.concatenate(some))
     found = _predict(bundle, int8, rows, spec)
     num = len(found.single)
     _refuse_few(uri, num)
@@ -140,7 +143,7 @@ def _make(uri: str, meta: BundleMeta, address: str) -> None:
     groups = rows.catalog.rows.set_column(rows.catalog.rows.column_names.index("group"), "group", rows.kept["group"])
     used = in_order_of(pa.array(rows.catalog.column("row_id")[found.at]), groups, key="row_id")
     training = load_training_fingerprints(uri)
-    changed = {"temperature": calibration.temperature, "data": meta.data | {"int8_of": uri, "int8": measured}}
+    changed = {"temperature": calibration.temperature, "data": meta.data | {MADE_OF: uri, "int8": measured}}
     save_bundle(
         address,
         meta.model_copy(update=changed),
@@ -211,8 +214,6 @@ def _predict(bundle: "Bundle", int8: "Int8Network", rows: _Rows, spec: DecodeSpe
         parts.append((at, *new.outputs(pixels)))
         if sum(len(one) for one in single) < COMPARED:
             single.append(old.logits(pixels))
-    if not parts:
-        _refuse_few(bundle.meta.name, 0)
     at, logits, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return _Predicted(at, logits, features, np.concatenate(single))
 

@@ -31,7 +31,7 @@ from retailray.scoring.drift import Drift, changed_labels, measure_drift, outlie
 from retailray.scoring.embeddings import write_embeddings
 from retailray.scoring.exports import check_export, write_export
 from retailray.scoring.formats import SCORED, TODO
-from retailray.scoring.int8 import wants_int8, with_int8
+from retailray.scoring.int8 import MADE_OF, wants_int8, with_int8
 from retailray.scoring.ledger import Ledger
 from retailray.scoring.numbers import refuse_settings, write_numbers_report
 from retailray.scoring.planning import embeddings_of, keep_agreement, make_plan, plan_fields, scoring_key
@@ -67,7 +67,7 @@ def score(config: ScoreConfig) -> str:
         refuse_settings(config)
     elif "level" in config.score.non_default_fields():
         raise ConfigError([f"score.level: {config.model.uri} predicts labels, and this setting is of numbers"])
-    int8 = wants_int8(config)
+    int8 = wants_int8(config, meta)
     folder = Path(tempfile.mkdtemp(prefix="retailray-"))
     try:
         if config.score.plan_only:
@@ -221,7 +221,7 @@ class _ScoringRun:
             "not_deduplicated": inferred.not_deduplicated if inferred else 0,
             "stages": inferred.stages() if inferred else [],
             "cost": _cost(self.config, inferred, seconds),
-            **({"int8": self.meta.data["int8"]} if "int8_of" in self.meta.data else {}),
+            **({"int8": self.meta.data["int8"]} if MADE_OF in self.meta.data else {}),
         }
 
     def _report(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, object]:

@@ -281,6 +281,16 @@ def test_few_validation_images_are_refused(shop, score, tmp_path):
     assert "and 50 are needed to tell whether it predicts as well" in score(code=1, **{"model.uri": bundle})
 
 
+def test_images_that_are_gone_are_told(shop, score, tmp_path):
+    """Kind of fault: nothing to begin with ends in a fault of numpy's."""
+    bundle = tmp_path / "changed"
+    shutil.copytree(shop[1], bundle)
+    (tmp_path / "shop").mkdir()
+    shutil.copy(shop[0] / "catalog.csv", tmp_path / "shop")
+    change_meta(bundle, lambda meta: _of_another_catalog(meta, tmp_path / "shop/catalog.csv"))
+    assert "0 validation images are found that can be read" in score(code=1, **{"model.uri": bundle})
+
+
 def _of_another_catalog(meta, uri):
     return meta | {"config": meta["config"] | {"catalog": meta["config"]["catalog"] | {"uri": str(uri)}}}
 
